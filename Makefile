@@ -1,0 +1,45 @@
+# make demo   set up and run the main job: simulate five companies, attack the run, write the report
+# make test   set up and run lint, types and tests
+# make setup  only the set-up; a second make does not install again
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export FLWR_TELEMETRY_ENABLED = 0
+export FLWR_DISABLE_UPDATE_CHECK = 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
+export RAY_USAGE_STATS_ENABLED = 0
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test lint slow setup clean
+
+demo: $(READY)
+	$(BIN)/fedblocks simulate digits --runs-dir runs
+	$(BIN)/fedblocks audit --runs-dir runs
+	$(BIN)/fedblocks report --runs-dir runs
+
+test: lint
+	$(BIN)/python -m pytest
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+# The folder may have any name; mypy wants the package's, so it looks through a link.
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/typecheck && ln -sfn ../.. $(VENV)/typecheck/fedblocks
+	MYPYPATH=$(VENV)/typecheck $(BIN)/mypy -p fedblocks
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 11) <= v <= (3, 13)) and "fedblocks needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

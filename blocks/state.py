@@ -1,0 +1,92 @@
+"""Block state: which tensors belong to block b, which are shared, and how they are kept on disk.
+
+The block is the unit of transfer: a company receives the shared state once and afterwards only the
+state of the block it trains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import RunError
+from .denoiser import Denoiser
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A model's state dict cut into the shared part and one part per block; names as in the model."""
+
+    shared: State
+    blocks: tuple[State, ...]
+
+
+def split(model: Denoiser) -> ModelState:
+    """Cut a model's state: every tensor is in exactly one part. Tensors are copies on the CPU."""
+    shared: State = {}
+    blocks: tuple[State, ...] = tuple({} for _ in model.blocks)
+    for name, tensor in model.state_dict().items():
+        part = blocks[int(name.split(".", 2)[1])] if name.startswith("blocks.") else shared
+        part[name] = tensor.detach().cpu().clone()
+    return ModelState(shared, blocks)
+
+
+def merge(model: Denoiser, *parts: State) -> None:
+    """Load parts back into the model, in place; a name or shape the model does not have is refused."""
+    own = model.state_dict()
+    for part in parts:
+        for name, tensor in part.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise RunError(
+                    f"{name}: this model has no tensor of that name and shape {tuple(tensor.shape)}"
+                )
+            own[name].copy_(tensor)
+
+
+def block_parameters(block: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The trainable parameters of a block in the fixed order in which updates are flattened."""
+    return [(name, p) for name, p in sorted(block.named_parameters()) if p.requires_grad]
+
+
+def digest(*parts: State) -> bytes:
+    """SHA-256 over names, shapes, types and bytes of the tensors, in sorted order."""
+    h = hashlib.sha256()
+    for name, tensor in sorted(item for part in parts for item in part.items()):
+        header = f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|"
+        h.update(len(header).to_bytes(4, "big") + header.encode())
+        h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return h.digest()
+
+
+def save_state(state: ModelState, folder: Path) -> None:
+    """Write shared.safetensors and block-<b>.safetensors into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state.shared, folder / "shared.safetensors")
+    for b, block in enumerate(state.blocks):
+        save_file(block, folder / f"block-{b}.safetensors")
+
+
+def load_state(folder: Path) -> ModelState:
+    """Read what `save_state` wrote."""
+    if not (folder / "shared.safetensors").is_file():
+        raise RunError(f"{folder}: no model state here (shared.safetensors is missing)")
+    count = len(list(folder.glob("block-*.safetensors")))
+    blocks = tuple(load_file(folder / f"block-{b}.safetensors") for b in range(count))
+    return ModelState(load_file(folder / "shared.safetensors"), blocks)
+
+
+def flatten(tensors: list[Tensor]) -> Tensor:
+    """Concatenate to one vector (P,)."""
+    return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def unflatten(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """Cut a vector (P,) back into tensors shaped as `like`."""
+    return [v.view_as(t) for v, t in zip(vector.split([t.numel() for t in like]), like, strict=True)]

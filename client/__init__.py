@@ -1,0 +1,5 @@
+"""The company's side: the Flower ClientApp and what it stands on.
+
+`protocol` lists every message a company answers, `company` is its home folder, `policy` its own rules,
+`data` its connectors, `training` what it does with one block, `app` the handlers.
+"""

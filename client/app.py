@@ -1,0 +1,156 @@
+"""The company's Flower ClientApp: four handlers, one for each phase of `protocol`.
+
+Every handler answers with a fixed code when anything goes wrong: Flower would otherwise send the text of an
+exception, which may quote private data, to the coordinator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from ..blocks.state import digest, merge
+from ..config import Plan, validated_json
+from ..errors import InputError, ProtocolError
+from ..privacy.secure_aggregation import ChannelKeys, CompanySession
+from .company import Company
+from .protocol import (
+    JoinReply,
+    JoinRequest,
+    KeysReply,
+    KeysRequest,
+    TrainReply,
+    TrainRequest,
+    UnmaskReply,
+    UnmaskRequest,
+    refusal,
+)
+from .training import codec, mechanism, model_of, train_block
+
+app = ClientApp()
+
+Handler = Callable[[Message, Context, Company], RecordDict]
+
+
+def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
+    """Answer with the handler's record, or with a refusal code; the reason goes to the company's log."""
+
+    def answer(message: Message, context: Context) -> Message:
+        company = None
+        try:
+            company = Company.of(context)
+            record = handler(message, context, company)
+        except Exception as error:
+            if company is not None:
+                company.log(f"refused {message.metadata.message_type}", error=error)
+            record = refusal(error)
+        return Message(record, reply_to=message)
+
+    return answer
+
+
+@app.query("join")
+@guarded
+def join(message: Message, context: Context, company: Company) -> RecordDict:
+    """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
+    request = JoinRequest.from_record(message.content)
+    plan = request.plan
+    company.policy.check(plan)
+    if plan.private:
+        with company.ledger() as ledger:
+            ledger.check_plan([mechanism(plan).event])
+    merge(model_of(plan.model, plan.noise, company.policy.device), request.shared)
+    company.save_shared(request.shared)
+    channel = ChannelKeys.generate()
+    context.state["run"] = ConfigRecord(
+        {"plan": plan.model_dump_json(), "channel": channel.to_bytes(), "shared": digest(request.shared)}
+    )
+    company.log(f"joined run {plan.run}")
+    return JoinReply(company.name, channel.public).to_record()
+
+
+@app.query("keys")
+@guarded
+def keys(message: Message, context: Context, company: Company) -> RecordDict:
+    """Begin a round's secure sum: fresh keys, shares for every peer."""
+    request = KeysRequest.from_record(message.content)
+    plan = _plan(context)
+    session = request.session
+    if session.run != plan.run or session.settings_digest != plan.digest():
+        raise ProtocolError("bad_session", "the session is not of the run that was joined")
+    channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
+    party = CompanySession.start(
+        session, company.name, channel, request.channels, company.policy.minimum_cohort
+    )
+    context.state.config_records["run"]["channel"] = channel.to_bytes()
+    context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    return KeysReply(party.advert()).to_record()
+
+
+@app.train("block")
+@guarded
+def train(message: Message, context: Context, company: Company) -> RecordDict:
+    """Charge the ledger, train the block, mask the update."""
+    request = TrainRequest.from_record(message.content)
+    plan = _plan(context)
+    party = CompanySession.from_bytes(_stored(context, "session", "session"))
+    session = party.session
+    if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
+        raise ProtocolError("wrong_session", "the session is for another block")
+    model = model_of(plan.model, plan.noise, company.policy.device)
+    merge(model, company.load_shared(), request.state)
+    received, shared = digest(request.state), digest(company.load_shared())
+    if received != session.model_digest or shared != _stored(context, "run", "shared"):
+        raise ProtocolError("wrong_session", "the model received is not the one the session is for")
+    party.check_adverts(request.adverts)
+
+    release, randomness = company.randomness(session.round, session.label, received.hex(), shared.hex())
+    if plan.private:
+        with company.ledger() as ledger:
+            ledger.charge(
+                run=plan.run,
+                round=session.round,
+                block=session.label,
+                release_id=release,
+                event=mechanism(plan).event,
+            )
+    update = train_block(model, request.block, company.data(), plan, randomness)
+    residues = codec(plan, len(session.cohort)).encode(update)
+    masked = party.mask(residues, request.adverts)
+    context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    company.log(f"trained {session.label} in round {session.round}")
+    return TrainReply(masked).to_record()
+
+
+@app.query("unmask")
+@guarded
+def unmask(message: Message, context: Context, company: Company) -> RecordDict:
+    """Release the shares that open this round's sum, once."""
+    survivors = UnmaskRequest.from_record(message.content).survivors
+    party = CompanySession.from_bytes(_stored(context, "session", "session"))
+    if survivors.session != party.session.digest():
+        raise ProtocolError("wrong_session", "the survivors are of another session")
+    shares = party.unmask(survivors.names)
+    context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    return UnmaskReply(shares).to_record()
+
+
+def _plan(context: Context) -> Plan:
+    values = context.state.config_records.get("run")
+    value = None if values is None else values.get("plan")
+    if not isinstance(value, str):
+        raise ProtocolError("wrong_phase", "this company has not joined the run")
+    try:
+        return validated_json(Plan, value)
+    except InputError as error:
+        raise ProtocolError("malformed", str(error)) from None
+
+
+def _stored(context: Context, record: str, name: str) -> bytes:
+    values = context.state.config_records.get(record)
+    value = None if values is None else values.get(name)
+    if not isinstance(value, bytes):
+        raise ProtocolError("wrong_phase", f"no {record} has begun")
+    return value

@@ -1,0 +1,103 @@
+"""A company's home folder: its policy, its data, its ledger and its log.
+
+company-0/
+    policy.toml           the company's rules
+    data.npz              training examples, already at the model's size
+    ledger.sqlite         every release, charged before it is made
+    shared.safetensors    the shared state, received once a run
+    company.log           what happened and why; texts of errors stay here
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context
+from safetensors.torch import load_file, save_file
+
+from ..blocks.state import State
+from ..errors import InputError
+from ..privacy.ledger import Ledger
+from ..privacy.randomness import Randomness
+from .data import LabelledImages
+from .policy import Policy, load_policy
+
+COMPANIES = "companies"
+
+
+@dataclass(frozen=True)
+class Company:
+    """One company, as its own machine sees it."""
+
+    home: Path
+    policy: Policy
+
+    @classmethod
+    def of(cls, context: Context) -> Company:
+        """Where this node's home lies: `company-home` in the node's own configuration, or, in a simulation,
+        the folder of its partition in the run folder. Never anything a message says."""
+        home = context.node_config.get("company-home")
+        if home is None:
+            run_dir, partition = context.run_config.get("run-dir"), context.node_config.get("partition-id")
+            if not run_dir or partition is None:
+                raise InputError("company-home", home, "not set in this node's configuration")
+            home = str(Path(str(run_dir)) / COMPANIES / f"company-{partition}")
+        return cls(Path(str(home)), _policy(Path(str(home)) / "policy.toml"))
+
+    @property
+    def name(self) -> str:
+        return self.policy.company
+
+    def data(self) -> LabelledImages:
+        return _data(self.home / "data.npz")
+
+    def save_shared(self, shared: State) -> None:
+        save_file(shared, self.home / "shared.safetensors")
+
+    def load_shared(self) -> State:
+        return load_file(self.home / "shared.safetensors")
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        path, policy = self.home / "ledger.sqlite", self.policy
+        with Ledger.open(path, self.name, policy.epsilon_ceiling, policy.delta) as ledger:
+            yield ledger
+
+    def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
+        """A release's identity and its randomness.
+
+        From the operating system, so that every release is new. In a simulation both follow from the seed
+        and the labels: the same labels give the same bits, which is then one release and charged once.
+        """
+        seed = self.policy.simulation_seed
+        if seed is None:
+            return secrets.token_hex(16), Randomness.from_entropy()
+        identity = Randomness.from_seed(seed, "release", self.name, *labels).bytes(16).hex()
+        return identity, Randomness.from_seed(seed, "noise", self.name, *labels)
+
+    def log(self, text: str, *, error: Exception | None = None) -> None:
+        """Append to the company's own log."""
+        logger = logging.getLogger(f"fedblocks.company.{self.home}")
+        if not logger.handlers:
+            logger.propagate = False
+            logger.setLevel(logging.INFO)
+            handler = logging.FileHandler(self.home / "company.log", encoding="utf-8", delay=True)
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            logger.addHandler(handler)
+        logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
+
+
+@lru_cache(maxsize=128)
+def _policy(path: Path) -> Policy:
+    return load_policy(path)
+
+
+@lru_cache(maxsize=128)
+def _data(path: Path) -> LabelledImages:
+    return LabelledImages.load(path)

@@ -1,0 +1,51 @@
+"""The company's own rules. The coordinator proposes; this file decides.
+
+`policy.toml` lies in the company's home folder and is written by the company. A plan that breaks a rule is
+refused before anything is spent.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..config import Plan, validated
+from ..errors import InputError, PrivacyError
+
+
+class Policy(BaseModel):
+    """Ceilings and floors of one company."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    company: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    epsilon_ceiling: float = Field(ge=0)
+    delta: float = Field(gt=0, lt=1)
+    minimum_cohort: int = Field(3, ge=3)
+    i_accept_no_dp: bool = False
+    device: str = "cpu"
+    simulation_seed: int | None = Field(
+        None, description="simulations only: whoever knows it can subtract the noise"
+    )
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan that this company's rules do not allow."""
+        if not plan.private and not self.i_accept_no_dp:
+            raise PrivacyError("the plan adds no noise and this company's policy does not accept that")
+        if plan.delta > self.delta:
+            raise PrivacyError(f"delta={plan.delta} is above this company's delta={self.delta}")
+        if plan.secure_aggregation.minimum_cohort < self.minimum_cohort:
+            offered = plan.secure_aggregation.minimum_cohort
+            raise PrivacyError(f"minimum_cohort={offered} is below this company's {self.minimum_cohort}")
+
+
+def load_policy(path: Path) -> Policy:
+    """Read policy.toml."""
+    try:
+        return validated(Policy, tomllib.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        raise InputError("policy", str(path), "no such file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("policy", str(path), f"not valid TOML: {error}") from None

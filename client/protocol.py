@@ -1,0 +1,210 @@
+"""The messages of a run: what a company's app is asked and what it answers.
+
+Four phases, each one Flower message out and one back:
+
+    join      once a run: plan and shared state -> company name and channel key
+    keys      every round: session -> mask key and encrypted shares
+    train     every round: block state and adverts -> masked update
+    unmask    every round: survivors -> shares of the masks to remove
+
+A company that refuses answers with a fixed code and nothing else. Decoders check names, types and sizes
+and raise ProtocolError("malformed"), whoever sent the message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from ..blocks.state import State
+from ..config import Plan, validated_json
+from ..errors import FedblocksError, ProtocolError
+from ..privacy.secure_aggregation import Advert, Session, Survivors, UnmaskShares
+
+JOIN, KEYS, TRAIN, UNMASK = "query.join", "query.keys", "train.block", "query.unmask"
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    plan: Plan
+    shared: State
+
+    def to_record(self) -> RecordDict:
+        return _record({"plan": self.plan.model_dump_json()}, self.shared)
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> JoinRequest:
+        return cls(validated_json(Plan, _field(record, "plan", str)), _state(record))
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    company: str
+    channel: bytes
+
+    def to_record(self) -> RecordDict:
+        return _record({"company": self.company, "channel": self.channel})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> JoinReply:
+        return cls(_field(record, "company", str), _field(record, "channel", bytes))
+
+
+@dataclass(frozen=True)
+class KeysRequest:
+    session: Session
+    channels: dict[str, bytes]
+
+    def to_record(self) -> RecordDict:
+        names = sorted(self.channels)
+        return _record(
+            {
+                "session": self.session.to_bytes(),
+                "companies": names,
+                "channels": [self.channels[name] for name in names],
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> KeysRequest:
+        session = Session.from_bytes(_field(record, "session", bytes))
+        return cls(session, _named(record, "companies", "channels"))
+
+
+@dataclass(frozen=True)
+class KeysReply:
+    advert: Advert
+
+    def to_record(self) -> RecordDict:
+        return _record({"advert": self.advert.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> KeysReply:
+        return cls(Advert.from_bytes(_field(record, "advert", bytes)))
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    block: int
+    state: State
+    adverts: dict[str, Advert]
+
+    def to_record(self) -> RecordDict:
+        names = sorted(self.adverts)
+        values: dict[str, Any] = {
+            "block": self.block,
+            "companies": names,
+            "adverts": [self.adverts[name].to_bytes() for name in names],
+        }
+        return _record(values, self.state)
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> TrainRequest:
+        adverts = {
+            name: Advert.from_bytes(advert) for name, advert in _named(record, "companies", "adverts").items()
+        }
+        return cls(_field(record, "block", int), _state(record), adverts)
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    masked: npt.NDArray[np.uint32]
+
+    def to_record(self) -> RecordDict:
+        return RecordDict({"masked": ArrayRecord({"masked": Array(self.masked)})})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> TrainReply:
+        arrays = record.array_records.get("masked")
+        if arrays is None or set(arrays) != {"masked"}:
+            raise ProtocolError("malformed", "no masked vector")
+        vector = _numpy(arrays["masked"])
+        if vector.dtype != np.uint32 or vector.ndim != 1:
+            raise ProtocolError("malformed", "the masked vector is not a uint32 vector")
+        return cls(vector)
+
+
+@dataclass(frozen=True)
+class UnmaskRequest:
+    survivors: Survivors
+
+    def to_record(self) -> RecordDict:
+        return _record({"survivors": self.survivors.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> UnmaskRequest:
+        return cls(Survivors.from_bytes(_field(record, "survivors", bytes)))
+
+
+@dataclass(frozen=True)
+class UnmaskReply:
+    shares: UnmaskShares
+
+    def to_record(self) -> RecordDict:
+        return _record({"shares": self.shares.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> UnmaskReply:
+        return cls(UnmaskShares.from_bytes(_field(record, "shares", bytes)))
+
+
+def refusal(error: Exception) -> RecordDict:
+    """The only thing a failing handler may say: a fixed code, never a text."""
+    return _record({"refused": error.code if isinstance(error, FedblocksError) else FedblocksError.code})
+
+
+def refused(record: RecordDict) -> str | None:
+    """The code of a refusal, or none if the message is an answer."""
+    values = record.config_records.get("message")
+    code = None if values is None else values.get("refused")
+    return str(code)[:64] if code is not None else None
+
+
+def _record(values: dict[str, Any], state: State | None = None) -> RecordDict:
+    record = RecordDict({"message": ConfigRecord(values)})
+    if state is not None:
+        record["state"] = ArrayRecord(state)
+    return record
+
+
+def _field(record: RecordDict, name: str, kind: type[V]) -> V:
+    values = record.config_records.get("message")
+    value = None if values is None else values.get(name)
+    if type(value) is not kind:
+        raise ProtocolError("malformed", f"field {name} is not {kind.__name__}")
+    return value
+
+
+def _list(record: RecordDict, name: str, kind: type[V]) -> list[V]:
+    values = _field(record, name, list)
+    if not all(type(value) is kind for value in values):
+        raise ProtocolError("malformed", f"field {name} is not a list of {kind.__name__}")
+    return list(values)
+
+
+def _named(record: RecordDict, keys: str, values: str) -> dict[str, bytes]:
+    names, items = _list(record, keys, str), _list(record, values, bytes)
+    if len(set(names)) != len(names) or len(names) != len(items):
+        raise ProtocolError("malformed", f"{keys} and {values} do not pair up")
+    return dict(zip(names, items, strict=True))
+
+
+def _state(record: RecordDict) -> State:
+    arrays = record.array_records.get("state")
+    if arrays is None:
+        raise ProtocolError("malformed", "no state")
+    return {name: torch.from_numpy(_numpy(array).copy()) for name, array in arrays.items()}
+
+
+def _numpy(array: Array) -> npt.NDArray[Any]:
+    try:
+        return array.numpy()
+    except (TypeError, ValueError, OSError) as error:
+        raise ProtocolError("malformed", f"an array cannot be read: {error}") from None

@@ -1,0 +1,71 @@
+"""Local training of one block, and its update made ready for the secure sum."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
+from ..config import ModelSettings, NoiseSettings, Plan
+from ..privacy.dp_sgd import DPSGD, clip_to_norm
+from ..privacy.quantisation import FixedPoint
+from ..privacy.randomness import Randomness
+from .data import LabelledImages
+
+
+@lru_cache(maxsize=4)
+def model_of(model: ModelSettings, noise: NoiseSettings, device: str) -> Denoiser:
+    """The model of these settings; its state is whatever was merged into it last."""
+    return build_model(model, noise).to(device)
+
+
+def mechanism(plan: Plan) -> DPSGD:
+    """The DP-SGD of one round of this plan."""
+    t = plan.training
+    return DPSGD(
+        sampling_rate=t.sampling_rate,
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=plan.max_grad_norm,
+        expected_batch_size=t.expected_batch_size,
+        learning_rate=t.local_learning_rate,
+        steps=t.local_steps,
+        noise_draws=t.noise_draws,
+    )
+
+
+def block_size(model: Denoiser, block: int) -> int:
+    """Number of values in an update of this block."""
+    model.freeze_all_but(block)
+    return sum(p.numel() for _, p in block_parameters(model.blocks[block]))
+
+
+def codec(plan: Plan, parties: int) -> FixedPoint:
+    """How updates become integers; the same on both sides."""
+    return FixedPoint(bound=plan.company_clip, parties=parties, bits=plan.secure_aggregation.bits)
+
+
+def train_block(
+    model: Denoiser, block: int, data: LabelledImages, plan: Plan, randomness: Randomness
+) -> npt.NDArray[np.float64]:
+    """The block's update (P,) after the round's local steps, clipped to the company bound.
+
+    The block's inputs are encoded once by the frozen shared parts, which no gradient reaches.
+    """
+    active = model.freeze_all_but(block)
+    objective = BlockObjective(weight=plan.noise.weight)
+    device = model.device
+    generator = torch.Generator().manual_seed(int(randomness.integers(2**63 - 1, 1)[0]))
+
+    def losses(indices: Tensor, draws: int) -> Tensor:
+        with torch.no_grad():
+            context = model.encode(data.images[indices].to(device)).repeat_interleave(draws, dim=0)
+        labels = data.labels[indices].to(device).repeat_interleave(draws)  # (n draws,)
+        sigma, eps = objective.draw(model, block, len(labels), context.shape[-1], generator)
+        return objective.at(model, block, context, labels, sigma.to(device), eps.to(device))
+
+    update = mechanism(plan).train(active, losses, examples=len(data), randomness=randomness)
+    return clip_to_norm(update, plan.company_clip).cpu().numpy()

@@ -1,0 +1,332 @@
+"""Settings of a run: TOML presets, validated before anything is spent.
+
+A preset is read, overrides (`--set privacy.epsilon=3`) are laid over it, and the result is frozen.
+`Plan` is the part of the settings that a coordinator offers to companies: each company checks it against
+its own policy and would refuse anything its own rules do not allow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import InputError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def _rule(holds: bool, field: str, value: object, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{field}={value!r}: {rule}")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, raw: Any) -> Any:
+        """TOML has no null: "none" stands for it."""
+        if not isinstance(raw, dict):
+            return raw
+        return {key: None if value == "none" else value for key, value in raw.items()}
+
+
+class ModelSettings(_Part):
+    """A ViT classifier cut into `blocks` blocks of `layers / blocks` layers."""
+
+    family: Literal["vit"] = "vit"
+    image_size: int = Field(8, ge=2, le=512)
+    channels: int = Field(1, ge=1, le=16)
+    patch_size: int = Field(2, ge=1)
+    hidden_size: int = Field(32, ge=4, le=4096)
+    layers: int = Field(6, ge=1, le=256)
+    blocks: int = Field(3, ge=1, le=64)
+    heads: int = Field(4, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0, le=16)
+    classes: int = Field(10, ge=2)
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModelSettings:
+        _rule(self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "must divide image_size")
+        _rule(self.hidden_size % self.heads == 0, "heads", self.heads, "must divide hidden_size")
+        _rule(self.layers % self.blocks == 0, "layers", self.layers, "must be a multiple of blocks")
+        _rule(self.classes <= self.hidden_size, "classes", self.classes, "must not exceed hidden_size")
+        return self
+
+
+class NoiseSettings(_Part):
+    """Denoising noise of the blocks (not the privacy noise); names as in EDM."""
+
+    P_mean: float = 1.0
+    P_std: float = Field(1.2, gt=0)
+    sigma_min: float = Field(0.002, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    sigma_data: float = Field(0.5, gt=0)
+    overlap: float = Field(0.05, ge=0, lt=1)
+    weight: Literal["unit", "edm"] = "unit"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NoiseSettings:
+        _rule(self.sigma_min < self.sigma_max, "sigma_min", self.sigma_min, "must be below sigma_max")
+        return self
+
+
+class DataSource(_Part):
+    """Labelled images: a built-in set, or a path to .npz, .csv, .parquet or a folder of class folders."""
+
+    source: str
+    label: str = Field("label", description="label column of a CSV or Parquet table")
+
+
+class DataSettings(_Part):
+    public: DataSource = DataSource(source="digits")
+    private: DataSource = DataSource(source="mnist-5k")
+    match_contrast: bool = True
+
+
+class PretrainingSettings(_Part):
+    """Public pretraining of all blocks and of the shared parts."""
+
+    steps: int = Field(500, ge=0)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class DropoutSettings(_Part):
+    """Injected failures: at every round each company is lost with probability `rate` in phase `phase`."""
+
+    rate: float = Field(0.0, ge=0, lt=1)
+    phase: Literal["keys", "train", "unmask"] = "train"
+
+
+class CompanySettings(_Part):
+    """Simulated companies; `alpha` is the Dirichlet concentration of their label shares."""
+
+    count: int = Field(5, ge=1, le=100)
+    alpha: float = Field(1.0, gt=0)
+    holdout: float = Field(0.2, gt=0, lt=1)
+    dropout: DropoutSettings = DropoutSettings()
+
+
+class TrainingSettings(_Part):
+    """What every company does in a round, and how the coordinator applies the sum."""
+
+    rounds: int = Field(60, ge=1)
+    assignment: Literal["sequential"] = "sequential"
+    local_steps: int = Field(1, ge=1)
+    local_learning_rate: float = Field(1.0, gt=0)
+    sampling_rate: float = Field(0.5, gt=0, le=1)
+    expected_batch_size: float = Field(
+        400.0, gt=0, description="public divisor of every company's gradient sums, so that sizes stay private"
+    )
+    noise_draws: int = Field(2, ge=1)
+    server_optimizer: Literal["fedavg", "fedadam"] = "fedadam"
+    server_learning_rate: float = Field(0.01, gt=0)
+    server_betas: tuple[float, float] = (0.9, 0.99)
+    evaluate_every: int = Field(1, ge=1)
+    message_timeout: float = Field(600.0, gt=0, description="seconds to wait for a phase's replies")
+
+
+class PrivacySettings(_Part):
+    """Example-level differential privacy of each company, add/remove adjacency.
+
+    `epsilon` none needs `i_accept_no_dp = true`; the report then opens with that.
+    `noise_multiplier` is calibrated from epsilon when it is not given.
+    """
+
+    epsilon: float | None = Field(8.0, gt=0)
+    delta: float = Field(1e-5, gt=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    noise_multiplier: float | None = Field(None, gt=0)
+    company_clip: float | None = Field(None, gt=0)
+    i_accept_no_dp: bool = False
+
+    @model_validator(mode="after")
+    def _accepted(self) -> PrivacySettings:
+        _rule(
+            self.epsilon is not None or self.i_accept_no_dp,
+            "epsilon",
+            self.epsilon,
+            "a run without differential privacy needs i_accept_no_dp = true",
+        )
+        _rule(
+            self.epsilon is not None or self.noise_multiplier is None,
+            "noise_multiplier",
+            self.noise_multiplier,
+            "needs an epsilon to be accounted against",
+        )
+        return self
+
+
+class SecureAggregationSettings(_Part):
+    """`threshold` none means the smallest allowed, floor(2n/3) + 1."""
+
+    minimum_cohort: int = Field(3, ge=3)
+    threshold: int | None = Field(None, ge=2)
+    bits: int = Field(32, ge=16, le=32)
+
+
+class AuditSettings(_Part):
+    """Budget of the leakage audit; `block` none means the last one trained."""
+
+    targets: int = Field(6, ge=2)
+    aggregates: int = Field(2, ge=1)
+    block: int | None = Field(None, ge=0)
+
+
+class Settings(_Part):
+    """Everything that decides a run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    seed: int = Field(0, ge=0, lt=2**63)
+    device: str = "cpu"
+    threads: int = Field(1, ge=1, description="CPU threads; more change the rounding, and slow small models")
+    model: ModelSettings = ModelSettings()
+    noise: NoiseSettings = NoiseSettings()
+    data: DataSettings = DataSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+    companies: CompanySettings = CompanySettings()
+    training: TrainingSettings = TrainingSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
+    audit: AuditSettings = AuditSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Settings:
+        n, least = self.companies.count, self.secure_aggregation.minimum_cohort
+        _rule(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
+        t = self.secure_aggregation.threshold
+        floor = 2 * n // 3 + 1
+        _rule(t is None or floor <= t <= n, "secure_aggregation.threshold", t, f"expected {floor} to {n}")
+        b = self.audit.block
+        _rule(
+            b is None or b < self.model.blocks, "audit.block", b, f"the model has {self.model.blocks} blocks"
+        )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """DP-SGD steps of one company over the run: `sequential` trains the whole cohort every round."""
+        return self.training.rounds * self.training.local_steps
+
+
+class Plan(_Part):
+    """What the coordinator offers: enough to train, mask and account; nothing about where data lies."""
+
+    run: str = Field(min_length=1, max_length=128)
+    model: ModelSettings
+    noise: NoiseSettings
+    training: TrainingSettings
+    delta: float = Field(gt=0, lt=1)
+    max_grad_norm: float = Field(gt=0)
+    noise_multiplier: float = Field(ge=0)
+    company_clip: float = Field(gt=0)
+    secure_aggregation: SecureAggregationSettings
+
+    @property
+    def private(self) -> bool:
+        return self.noise_multiplier > 0
+
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical JSON; companies sign up to exactly this plan."""
+        return hashlib.sha256(self.model_dump_json().encode()).digest()
+
+    def default_company_clip(self, parameters: int) -> float:
+        """A bound that an honest update of `parameters` values passes but for a negligible chance.
+
+        The norm of the noise over the local steps concentrates at z C sqrt(steps P); 1.1 covers its tail.
+        """
+        t = self.training
+        noise = self.noise_multiplier * self.max_grad_norm * math.sqrt(t.local_steps * parameters)
+        # The sum of clipped gradients stays below this for batches of up to twice the expected size.
+        signal = 2 * t.expected_batch_size * self.max_grad_norm * t.local_steps
+        return t.local_learning_rate * (1.1 * noise + signal) / t.expected_batch_size
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    folder = resources.files("fedblocks.experiments.presets")
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
+    """Read a preset by name or a TOML file by path, and lay `key=value` overrides over it.
+
+    Values are read as TOML where they are TOML, else as text: `--set name=mine`.
+    """
+    if preset in preset_names():
+        text = resources.files("fedblocks.experiments.presets").joinpath(f"{preset}.toml").read_text("utf-8")
+    elif Path(preset).is_file():
+        text = Path(preset).read_text("utf-8")
+    else:
+        raise InputError("preset", preset, f"no such preset or file; presets: {', '.join(preset_names())}")
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("preset", preset, f"not valid TOML: {error}") from None
+    for override in overrides:
+        _apply_override(raw, override)
+    return validated(Settings, raw)
+
+
+def validated(kind: type[T], raw: object) -> T:
+    """Validate with pydantic and turn the first complaint into one line naming field, value and rule."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def validated_json(kind: type[T], text: str) -> T:
+    """As `validated`, from JSON text."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def _readable(error: ValidationError) -> InputError:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":  # raised by `_rule`: already names field, value and rule
+        name, _, rest = str(first["ctx"]["error"]).partition("=")
+        value, _, rule = rest.partition(": ")
+        return InputError(f"{field}.{name}".lstrip("."), _literal(value), rule)
+    rule = {"extra_forbidden": "unknown field"}.get(
+        first["type"], first["msg"][:1].lower() + first["msg"][1:]
+    )
+    return InputError(field or "settings", first["input"], rule)
+
+
+def _literal(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.strip("'")
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError("--set", override, "expected key=value, as in --set privacy.epsilon=3")
+    try:
+        value: object = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    table = raw
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise InputError("--set", override, f"{parent} is a value, not a table")
+    table[last] = value

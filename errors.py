@@ -1,0 +1,71 @@
+"""One exception tree for the package.
+
+    FedblocksError
+    ├── InputError            what the user gave cannot be used; nothing was written (exit code 2)
+    ├── RunError              a run folder is missing, incomplete or already finished (exit code 2)
+    ├── PrivacyError          a guarantee would be broken
+    │   ├── BudgetExceeded    a release would pass the company's epsilon ceiling
+    │   ├── LedgerError       the ledger is damaged or does not fit the run
+    │   └── UnsupportedLayer  a parameter whose per-example gradient cannot be had
+    └── ProtocolError         a message breaks the secure aggregation protocol; `code` says how
+
+Only `code` may leave a company; the text of an exception stays in its own log.
+"""
+
+
+class FedblocksError(Exception):
+    """Base of every error that fedblocks raises on purpose."""
+
+    code = "internal"
+
+
+class InputError(FedblocksError):
+    """What the user gave cannot be used: names the field, the value and the rule."""
+
+    code = "bad_input"
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        shown = repr(value)
+        super().__init__(f"{field}={shown if len(shown) <= 80 else shown[:77] + '...'}: {rule}")
+
+
+class RunError(FedblocksError):
+    """A run folder is missing, incomplete or not in a state for what was asked."""
+
+    code = "bad_run"
+
+
+class PrivacyError(FedblocksError):
+    """A privacy guarantee would be broken."""
+
+    code = "privacy"
+
+
+class BudgetExceeded(PrivacyError):
+    """A release would pass the company's epsilon ceiling; nothing was charged."""
+
+    code = "budget_exceeded"
+
+
+class LedgerError(PrivacyError):
+    """The ledger is damaged or does not fit the run."""
+
+    code = "ledger"
+
+
+class UnsupportedLayer(PrivacyError):
+    """A trainable parameter whose per-example gradient cannot be had."""
+
+    code = "unsupported_layer"
+
+
+class ProtocolError(FedblocksError):
+    """A message breaks the secure aggregation protocol.
+
+    `code` is one of the fixed words of `privacy.secure_aggregation`; it may cross the wire,
+    the text may not.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        self.code = code
+        super().__init__(f"{code}: {text}")

@@ -1,0 +1,5 @@
+"""Runs on one machine: presets, preparation, simulation and benchmarks.
+
+`preparation` makes a run folder (public model, companies' homes), `simulation` runs it in this process,
+`partition` deals private data to companies, `presets` are the settings, `bench` measures against peers.
+"""

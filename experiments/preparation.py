@@ -1,0 +1,158 @@
+"""Everything that happens before round one: data, public model, calibrated noise, companies' homes."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+import torch
+
+from ..blocks import BlockObjective, Denoiser, build_model, pretrain, split
+from ..client.data import LabelledImages, load_images
+from ..client.policy import Policy
+from ..client.training import block_size
+from ..config import Plan, Settings
+from ..errors import InputError
+from ..privacy.accounting import noise_multiplier_for
+from ..server.checkpoint import Checkpoint
+from ..server.run_folder import RunFolder
+from .partition import deal
+
+PUBLIC_TEST_SHARE = 0.2
+
+OnStep = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All data of a simulation, checked: nothing has been written yet."""
+
+    public_train: LabelledImages
+    public_test: LabelledImages
+    companies: list[LabelledImages]
+    heldout: LabelledImages
+
+
+def read_inputs(settings: Settings) -> Inputs:
+    """Load, check and deal the data; the same settings give the same parts."""
+    contrast = settings.data.match_contrast
+    public = load_images("data.public.source", settings.data.public, settings.model, contrast)
+    private = load_images("data.private.source", settings.data.private, settings.model, contrast)
+    rng = np.random.default_rng([settings.seed, 1])
+    order = rng.permutation(len(public))
+    test = int(len(public) * PUBLIC_TEST_SHARE)
+    if test == 0:
+        raise InputError(
+            "data.public.source", settings.data.public.source, "too few examples to hold some out"
+        )
+    companies, heldout = [], []
+    parts = deal(private.labels.numpy(), settings.companies.count, settings.companies.alpha, settings.seed)
+    for part in parts:
+        mixed = rng.permutation(part)
+        out = max(1, int(len(mixed) * settings.companies.holdout))
+        heldout.append(mixed[:out])
+        companies.append(private[mixed[out:]])
+    return Inputs(public[order[test:]], public[order[:test]], companies, private[np.concatenate(heldout)])
+
+
+def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
+    """The plan with everything left open filled in: noise calibrated, company bound, threshold."""
+    t, p = settings.training, settings.privacy
+    noise_multiplier = 0.0
+    if p.epsilon is not None:
+        noise_multiplier = p.noise_multiplier or noise_multiplier_for(
+            p.epsilon, p.delta, t.sampling_rate, settings.total_steps
+        )
+    plan = Plan(
+        run=run,
+        model=settings.model,
+        noise=settings.noise,
+        training=t,
+        delta=p.delta,
+        max_grad_norm=p.max_grad_norm,
+        noise_multiplier=noise_multiplier,
+        company_clip=p.company_clip or 1.0,
+        secure_aggregation=settings.secure_aggregation,
+    )
+    if p.company_clip is None:
+        bound = plan.default_company_clip(max(block_size(model, b) for b in range(settings.model.blocks)))
+        plan = plan.model_copy(update={"company_clip": bound})
+    return plan
+
+
+def new_run(runs: Path, settings: Settings) -> Path:
+    """A fresh folder's path; nothing is made yet."""
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return runs / f"{settings.name}-{stamp}-{secrets.token_hex(2)}"
+
+
+def prepare(
+    settings: Settings, folder: Path, *, inputs: Inputs | None = None, on_step: OnStep = lambda step: None
+) -> RunFolder:
+    """Make the run folder: check everything, pretrain on public data, write companies' homes.
+
+    The folder appears under its name only when it is whole.
+    """
+    inputs = inputs or read_inputs(settings)
+    model = public_model(settings, inputs.public_train, on_step)
+    plan = make_plan(settings, model, folder.name)
+
+    temporary = RunFolder(folder.with_name(f".{folder.name}.tmp"))
+    temporary.path.mkdir(parents=True)
+    try:
+        temporary.write_settings(settings, plan)
+        Checkpoint(0, split(model)).save(_made(temporary.checkpoints))
+        inputs.public_test.save(_made(temporary.evaluation) / "public.npz")
+        inputs.heldout.save(temporary.evaluation / "heldout.npz")
+        inputs.public_train.save(temporary.path / "public_train.npz")
+        for i, data in enumerate(inputs.companies):
+            write_home(temporary.companies / f"company-{i}", f"company-{i}", settings, data)
+        return RunFolder(temporary.path.rename(folder).resolve())
+    except BaseException:
+        shutil.rmtree(temporary.path, ignore_errors=True)
+        raise
+
+
+def public_model(settings: Settings, public: LabelledImages, on_step: OnStep) -> Denoiser:
+    """A fresh model trained on public data; a function of settings and data alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = build_model(settings.model, settings.noise).to(settings.device)
+    data = public.to(settings.device)
+    pretrain(
+        model,
+        data.images,
+        data.labels,
+        objective=BlockObjective(weight=settings.noise.weight),
+        generator=torch.Generator().manual_seed(settings.seed),
+        on_step=on_step,
+        **settings.pretraining.model_dump(),
+    )
+    return model
+
+
+def write_home(home: Path, company: str, settings: Settings, data: LabelledImages) -> None:
+    """A simulated company's home: its data, and the policy that a willing company would write."""
+    _made(home)
+    data.save(home / "data.npz")
+    policy = Policy(
+        company=company,
+        epsilon_ceiling=settings.privacy.epsilon or 0.0,
+        delta=settings.privacy.delta,
+        minimum_cohort=settings.secure_aggregation.minimum_cohort,
+        i_accept_no_dp=settings.privacy.i_accept_no_dp,
+        device=settings.device,
+        simulation_seed=settings.seed,
+    )
+    (home / "policy.toml").write_text(tomli_w.dumps(policy.model_dump(exclude_none=True)), "utf-8")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,1 @@
+"""Presets in TOML: `fedblocks simulate NAME`."""

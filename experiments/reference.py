@@ -1,0 +1,41 @@
+"""The same run without noise, to see what privacy costs: same public model, data, cohort and seeds."""
+
+from __future__ import annotations
+
+import shutil
+
+import tomli_w
+
+from ..client.policy import load_policy
+from ..config import PrivacySettings
+from ..server.checkpoint import Checkpoint
+from ..server.run_folder import RunFolder
+
+
+def prepare_reference(run: RunFolder) -> RunFolder:
+    """runs/<id>/reference: the twin of a run, or the one that is there already."""
+    twin = RunFolder(run.path / "reference")
+    if (twin.path / "plan.json").is_file():
+        return twin
+    shutil.rmtree(twin.path, ignore_errors=True)
+    for folder in (twin.checkpoints, twin.companies):
+        folder.mkdir(parents=True)
+    shutil.copytree(run.evaluation, twin.evaluation)
+    public = Checkpoint.load(run.checkpoints, 0)
+    public.save(twin.checkpoints)
+    for home in run.companies.iterdir():
+        own = twin.companies / home.name
+        own.mkdir()
+        shutil.copy(home / "data.npz", own / "data.npz")
+        policy = load_policy(home / "policy.toml").model_copy(update={"i_accept_no_dp": True})
+        (own / "policy.toml").write_text(tomli_w.dumps(policy.model_dump(exclude_none=True)), "utf-8")
+    settings = run.settings()
+    privacy = PrivacySettings(
+        epsilon=None,
+        i_accept_no_dp=True,
+        delta=settings.privacy.delta,
+        max_grad_norm=settings.privacy.max_grad_norm,
+    )
+    plan = run.plan().model_copy(update={"noise_multiplier": 0.0, "run": f"{run.path.name}-reference"})
+    twin.write_settings(settings.model_copy(update={"privacy": privacy}), plan)
+    return twin

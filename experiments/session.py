@@ -1,0 +1,101 @@
+"""Long jobs as a person sees them: progress bars with time left, and a way back after Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..config import Settings
+from ..server.run_folder import RunFolder
+from .preparation import new_run, prepare, read_inputs
+from .reference import prepare_reference
+from .simulation import simulate
+
+
+@contextmanager
+def progress_on(console: Console) -> Iterator[Progress]:
+    """Bars on a terminal; on anything else only their last state."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> RunFolder:
+    """Check the inputs, then prepare a new run under `runs`."""
+    torch.set_num_threads(settings.threads)
+    inputs = read_inputs(settings)
+    with progress_on(console) as progress:
+        task = progress.add_task("Public pretraining", total=settings.pretraining.steps, note="")
+        return prepare(
+            settings,
+            new_run(runs, settings),
+            inputs=inputs,
+            on_step=lambda s: progress.update(task, completed=s),
+        )
+
+
+def continue_with_progress(run: RunFolder, console: Console, *, with_reference: bool) -> dict[str, Any]:
+    """Run to the end from wherever the run stands; with its noise-free twin if asked for."""
+    torch.set_num_threads(run.settings().threads)
+    try:
+        with progress_on(console) as progress:
+            result = _simulate(run, progress, "Private rounds")
+            if with_reference:
+                twin = prepare_reference(run)
+                result["accuracy_non_private"] = _simulate(twin, progress, "Reference without noise")[
+                    "accuracy"
+                ]
+                run.write_json("result.json", result)
+            return result
+    except KeyboardInterrupt:
+        console.print(
+            f"Interrupted; nothing is lost. Go on with: fedblocks simulate --resume {escape(str(run.path))}"
+        )
+        raise
+
+
+def _simulate(run: RunFolder, progress: Progress, title: str) -> dict[str, Any]:
+    task = progress.add_task(title, total=run.settings().training.rounds, note="")
+
+    def on_round(row: dict[str, Any]) -> None:
+        accuracy = row.get("accuracy", {}).get("heldout")
+        note = f"accuracy {accuracy[-1]:.1%}" if accuracy else ""
+        progress.update(task, completed=row["round"], note=note)
+
+    return simulate(run, on_round)
+
+
+def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Console) -> dict[str, Any]:
+    """Audit a run; `overrides` replace fields of its audit settings."""
+    from .auditing import audit_run
+
+    with progress_on(console) as progress:
+        task: TaskID = progress.add_task("Audit", total=100, note="")
+        return audit_run(
+            run,
+            overrides,
+            on_progress=lambda done, note: progress.update(task, completed=round(100 * done), note=note),
+        )

@@ -1,0 +1,55 @@
+"""A whole multi-company run in this process, and its summary."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..client.app import app as client_app
+from ..client.company import Company
+from ..client.policy import load_policy
+from ..server.coordinator import OnRound, coordinate
+from ..server.grid import InProcessGrid
+from ..server.run_folder import RunFolder
+
+
+def simulate(run: RunFolder, on_round: OnRound = lambda row: None) -> dict[str, Any]:
+    """Run, or go on with, a prepared run through the in-process grid; returns and writes its summary."""
+    started = time.perf_counter()
+    settings = run.settings()
+    grid = InProcessGrid(client_app, settings.companies.count, {"run-dir": str(run.path)})
+    coordinate(grid, run, on_round)
+    result = summary(run)
+    result["seconds"] = round(time.perf_counter() - started, 2)
+    run.write_json("result.json", result)
+    return result
+
+
+def summary(run: RunFolder) -> dict[str, Any]:
+    """What a finished run achieved and what it cost; every figure is read back from the run's own files."""
+    rows = [row for row in run.metrics() if "accuracy" in row]
+    first, last = rows[0]["accuracy"], rows[-1]["accuracy"]
+    plan = run.plan()
+    return {
+        "run": run.path.name,
+        "folder": str(run.path),
+        "rounds": rows[-1]["round"],
+        "accuracy_public_model": first["heldout"][-1],
+        "accuracy": last["heldout"][-1],
+        "accuracy_by_block": last["heldout"],
+        "accuracy_on_public_data": last["public"][-1],
+        "epsilon": epsilon_by_company(run) if plan.private else {},
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
+    }
+
+
+def epsilon_by_company(run: RunFolder) -> dict[str, float]:
+    """What each simulated company's own ledger says it has spent."""
+    spent = {}
+    for home in sorted(run.companies.iterdir()):
+        company = Company(home, load_policy(home / "policy.toml"))
+        with company.ledger() as ledger:
+            spent[company.name] = ledger.spent().epsilon
+    return spent

@@ -1,0 +1,86 @@
+"""DP-SGD on one block (Abadi et al. 2016, algorithm 1), with Poisson sampling as accounted.
+
+Every example joins a step with probability q on its own; a step without examples still adds its noise,
+because the account assumes that it does. The divisor is a public constant, not the batch's size: the
+number of examples that a company holds is private too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import PrivacyError
+from .accounting import GaussianSteps
+from .clipping import ClippedSum, PerExampleClipping
+from .randomness import Randomness
+
+Losses = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPSGD:
+    """One release: `steps` noisy steps, of which only the sum leaves. noise_multiplier 0 means no privacy."""
+
+    sampling_rate: float
+    noise_multiplier: float
+    max_grad_norm: float
+    expected_batch_size: float
+    learning_rate: float
+    steps: int
+    noise_draws: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sampling_rate <= 1:
+            raise PrivacyError(f"Expected 0 < sampling_rate={self.sampling_rate} <= 1.")
+        if not self.noise_multiplier >= 0:
+            raise PrivacyError(f"Expected noise_multiplier={self.noise_multiplier} >= 0.")
+        if not self.expected_batch_size > 0:
+            raise PrivacyError(f"Expected expected_batch_size={self.expected_batch_size} > 0.")
+
+    @property
+    def event(self) -> GaussianSteps:
+        """What the ledger is charged for this release."""
+        return GaussianSteps(
+            sampling_rate=self.sampling_rate, noise_multiplier=self.noise_multiplier, steps=self.steps
+        )
+
+    def train(self, block: nn.Module, losses: Losses, *, examples: int, randomness: Randomness) -> Tensor:
+        """Take the steps on `block`, in place, and return its update (P,) in float64.
+
+        `losses(indices, draws)` returns the losses of the named examples, the draws of one example side by
+        side: (len(indices) * draws,).
+        """
+        with PerExampleClipping(block, max_grad_norm=self.max_grad_norm) as clipping:
+            start = nn.utils.parameters_to_vector(clipping.parameters).detach().double()
+            position = start.clone()
+            for _ in range(self.steps):
+                batch = torch.from_numpy(np.flatnonzero(randomness.bernoulli(examples, self.sampling_rate)))
+
+                def of_part(part: slice, batch: Tensor = batch) -> Tensor:
+                    return losses(batch[part], self.noise_draws)
+
+                clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
+                noisy = add_gaussian_noise(clipped, self.noise_multiplier, randomness)
+                position -= self.learning_rate / self.expected_batch_size * noisy
+                nn.utils.vector_to_parameters(position.float(), clipping.parameters)
+        return position - start
+
+
+def add_gaussian_noise(clipped: ClippedSum, noise_multiplier: float, randomness: Randomness) -> Tensor:
+    """The Gaussian mechanism: standard deviation is noise_multiplier times the sum's own sensitivity. (P,)"""
+    noise = torch.from_numpy(randomness.normal(clipped.vector.numel()))
+    total = clipped.vector.double()
+    return total + noise_multiplier * clipped.sensitivity * noise.to(total.device)
+
+
+def clip_to_norm(vector: Tensor, bound: float) -> Tensor:
+    """Scale to L2 norm <= bound; bounds one company's influence on the sum. Not finite is refused."""
+    norm = float(vector.norm())
+    if not np.isfinite(norm):
+        raise PrivacyError("an update is not finite; it is not sent")
+    return vector * (bound / norm) if norm > bound else vector

@@ -1,0 +1,205 @@
+"""A company's ledger: every release that leaves, charged on disk before the training that makes it.
+
+Purpose: the company's own record of what it has spent over all runs, rounds and blocks; it survives crashes
+and never under-counts. Releases are data (`GaussianSteps`): the epsilon that counts is recomputed from all
+events at each charge (composition as in `accounting.py`), never read back from a row.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import BudgetExceeded, InputError, LedgerError
+from .accounting import (
+    ADJACENCY,
+    MECHANISM,
+    UNIT,
+    GaussianSteps,
+    Guarantee,
+    epsilon,
+    largest,
+    releases_within,
+    round_up,
+)
+from .ledger_store import LedgerRow, LedgerStore
+
+_LONGEST_TEXT = 200
+
+
+@dataclass(frozen=True)
+class Charge:
+    """The company's epsilon before and after; a `repeated` release was charged earlier and adds nothing."""
+
+    epsilon_before: float
+    epsilon_after: float
+    repeated: bool
+
+
+class Ledger:
+    """What one company has spent, and what it may still spend.
+
+    with Ledger.open("ledger.sqlite", "acme", epsilon_ceiling=8.0, delta=1e-5) as ledger:
+        ledger.charge(run="r1", round=3, block="b0", release_id=digest, event=steps)  # raises, or is on disk
+        train()
+        print(ledger.spent())
+    """
+
+    def __init__(self, store: LedgerStore, *, company: str, epsilon_ceiling: float, delta: float,
+                 clock: Callable[[], float]) -> None:  # fmt: skip
+        self._store = store
+        self._company = company
+        self._ceiling = epsilon_ceiling
+        self._delta = delta
+        self._clock = clock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        company: str,
+        epsilon_ceiling: float,
+        delta: float,
+        clock: Callable[[], float] = time.time,
+    ) -> "Ledger":
+        """Open or create. Company and delta are fixed at creation; the ceiling is the company's to choose."""
+        _text("company", company)
+        ceiling, delta = _number("epsilon_ceiling", epsilon_ceiling), _number("delta", delta)
+        if ceiling < 0:
+            raise InputError("epsilon_ceiling", ceiling, "must be at least 0")
+        if not 0 < delta < 1:
+            raise InputError("delta", delta, "must lie between 0 and 1")
+        store = LedgerStore(Path(path), company, delta)
+        return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
+
+    def charge(self, *, run: str, round: int, block: str, release_id: str, event: GaussianSteps) -> Charge:
+        """Record one release before it is made, or raise BudgetExceeded and write nothing.
+
+        A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content
+        is the same release made again, which tells nobody anything new and is not charged twice.
+        """
+        for field, value in (("run", run), ("block", block), ("release_id", release_id)):
+            _text(field, value)
+        if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round < 1 << 63:
+            raise InputError("round", round, "must be an integer of at least 0")
+        if not isinstance(event, GaussianSteps):
+            raise InputError("event", event, "must be GaussianSteps")
+        with self._store.transaction():
+            rows = self._store.rows()
+            spent = [row.event for row in rows]
+            before = epsilon(spent, self._delta)
+            earlier = next((row for row in rows if row.release_id == release_id), None)
+            if earlier is not None:
+                _check_same(earlier, run, round, block, event)
+                return Charge(before, before, repeated=True)
+            after = epsilon([*spent, event], self._delta)
+            # Written so that a NaN is refused too.
+            if not after <= self._ceiling:
+                fit = releases_within(self._ceiling, self._delta, event, spent)
+                raise BudgetExceeded(
+                    f"company={self._company!r}: this release would bring epsilon from {round_up(before)} to "
+                    f"{round_up(after)}, past the ceiling {self._ceiling:g}; {fit} more releases like it fit"
+                )
+            row = LedgerRow(
+                seq=0,
+                company=self._company,
+                run=run,
+                round=round,
+                block=block,
+                release_id=release_id,
+                event=event,
+                unit=UNIT,
+                adjacency=ADJACENCY,
+                delta=self._delta,
+                epsilon_before=before,
+                epsilon_after=after,
+                time=_number("clock", self._clock()),
+            )
+            self._store.append(row)
+        return Charge(before, after, repeated=False)
+
+    def spent(self) -> Guarantee:
+        """What all rows together cost, recomputed from their events."""
+        return Guarantee(epsilon(self._events(), self._delta), self._delta, MECHANISM)
+
+    def remaining(self, event: GaussianSteps) -> int:
+        """How many releases like `event` still fit under the ceiling."""
+        return releases_within(self._ceiling, self._delta, event, self._events())
+
+    def check_plan(self, events: Iterable[GaussianSteps]) -> float:
+        """The epsilon that the whole plan would reach; raises BudgetExceeded if that passes the ceiling."""
+        spent, plan = self._events(), list(events)
+        projected = epsilon([*spent, *plan], self._delta)
+        if not projected <= self._ceiling:
+            fit = largest(lambda n: epsilon([*spent, *plan[:n]], self._delta) <= self._ceiling, len(plan))
+            raise BudgetExceeded(
+                f"company={self._company!r}: the plan would bring epsilon from "
+                f"{round_up(epsilon(spent, self._delta))} to {round_up(projected)}, past the ceiling "
+                f"{self._ceiling:g}; the first {fit} of its {len(plan)} releases fit"
+            )
+        return projected
+
+    def rows(self) -> list[LedgerRow]:
+        """All rows in order, their hash chain checked."""
+        return self._store.rows()
+
+    def head(self) -> str:
+        """The hash that stands for all rows; kept elsewhere, it shows a ledger cut short or put back."""
+        return self._store.head()
+
+    def verify(self) -> None:
+        """Recompute all hashes and every epsilon; raises LedgerError naming the first row that is wrong."""
+        self._store.check_integrity()
+        events: list[GaussianSteps] = []
+        before = 0.0
+        for row in self._store.rows():
+            events.append(row.event)
+            after = epsilon(events, self._delta)
+            for field, stored, computed in (
+                ("epsilon_before", row.epsilon_before, before),
+                ("epsilon_after", row.epsilon_after, after),
+            ):
+                # Loose enough for another version of the numerical libraries, tight enough for any lie.
+                if not math.isclose(stored, computed, rel_tol=1e-3, abs_tol=1e-6):
+                    raise LedgerError(
+                        f"ledger {self._store.path} row {row.seq}: {field}={stored!r}, but the events cost "
+                        f"{computed!r}: restore the ledger from a backup"
+                    )
+            before = after
+
+    def close(self) -> None:
+        self._store.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _events(self) -> list[GaussianSteps]:
+        return [row.event for row in self._store.rows()]
+
+
+def _check_same(row: LedgerRow, run: str, round: int, block: str, event: GaussianSteps) -> None:
+    if (row.run, row.round, row.block, row.event) != (run, round, block, event):
+        raise LedgerError(
+            f"release_id={row.release_id!r} was charged in row {row.seq} for run={row.run!r} "
+            f"round={row.round} block={row.block!r} {row.event}; now it comes with run={run!r} round={round} "
+            f"block={block!r} {event}: a new release needs a new id"
+        )
+
+
+def _text(field: str, value: object) -> None:
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= _LONGEST_TEXT:
+        raise InputError(field, value, f"must be 1 to {_LONGEST_TEXT} printable characters")
+
+
+def _number(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(field, value, "must be a finite number")
+    return float(value)

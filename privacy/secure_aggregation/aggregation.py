@@ -1,0 +1,151 @@
+"""The coordinator's side of one secure sum. It holds no secret: it sees what the wire sees.
+
+Bonawitz et al. (CCS 2017), Fig. 4, server's side:
+
+    aggregation = Aggregation(session)
+    aggregation.add_advert(company, advert)     ...   adverts = aggregation.close_adverts()
+    aggregation.add_masked(company, vector)     ...   survivors = aggregation.close_masked()
+    aggregation.add_shares(company, answer)     ...   total, survivors = aggregation.open()
+
+Each message is checked when it comes in, so that a faulty one can be put down to its sender and counted
+as a dropout. Masked vectors are summed at once: memory does not grow with the cohort.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import ProtocolError
+from . import keys, masks, shamir, wire
+from .messages import SEALED_SIZE, Advert, UnmaskShares
+from .session import Session
+
+
+class Stage(Enum):
+    ADVERTS = "adverts"
+    MASKED = "masked vectors"
+    SHARES = "shares"
+    OPENED = "opened"
+
+
+class Aggregation:
+    """Collects one session's messages and opens their sum, once, or not at all."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._digest = session.digest()
+        self._stage = Stage.ADVERTS
+        self._adverts: dict[str, Advert] = {}
+        self._sum = np.zeros(0, dtype=np.uint32)
+        self._survivors: set[str] = set()
+        self._answers: dict[str, UnmaskShares] = {}
+        self._probe = keys.new_private_key()
+
+    def __repr__(self) -> str:
+        counts = f"{len(self._adverts)} adverts, {len(self._survivors)} vectors, {len(self._answers)} answers"
+        return f"Aggregation(round={self.session.round}, label={self.session.label!r}, {counts})"
+
+    def add_advert(self, company: str, advert: Advert) -> None:
+        self._expect(Stage.ADVERTS)
+        if company not in self.session.cohort:
+            raise ProtocolError("not_in_cohort", f"{company!r} is not in the session's cohort")
+        self._check_new(company, company in self._adverts, advert.session)
+        if len(advert.commitment) != wire.DIGEST_SIZE:
+            raise ProtocolError("malformed", f"the commitment of {company!r} has the wrong size")
+        if advert.shares.keys() != set(self.session.cohort) - {company}:
+            raise ProtocolError("bad_share", f"the advert of {company!r} does not hold a share for each peer")
+        if any(len(sealed) != SEALED_SIZE for sealed in advert.shares.values()):
+            raise ProtocolError("bad_share", f"a sealed share of {company!r} has the wrong size")
+        # A useless key would make every other company refuse; here it costs its owner alone.
+        keys.agree(self._probe, advert.public)
+        self._adverts[company] = advert
+
+    def close_adverts(self) -> dict[str, Advert]:
+        """U1: who is summed or, having dropped, can be taken out. Send each `.for_recipient(name)`."""
+        self._expect(Stage.ADVERTS)
+        self._check_enough(len(self._adverts), "adverts")
+        self._stage = Stage.MASKED
+        self._sum = np.zeros(self.session.length, dtype=np.uint32)  # (length,)
+        return {name: self._adverts[name] for name in sorted(self._adverts)}
+
+    def add_masked(self, company: str, vector: NDArray[np.uint32]) -> None:
+        """`vector` (length,) uint32 below 2^bits, as `CompanySession.mask` returns it."""
+        self._expect(Stage.MASKED)
+        if company not in self._adverts:
+            raise ProtocolError("not_in_cohort", f"{company!r} sent no advert")
+        self._check_new(company, company in self._survivors, self._digest)
+        masks.check_vector(self.session, vector)
+        self._sum += vector
+        self._survivors.add(company)
+
+    def close_masked(self) -> tuple[str, ...]:
+        """U2: whose vectors are in the sum. Ask exactly these for shares, and show them this set."""
+        self._expect(Stage.MASKED)
+        self._check_enough(len(self._survivors), "masked vectors")
+        self._stage = Stage.SHARES
+        return tuple(sorted(self._survivors))
+
+    def add_shares(self, company: str, shares: UnmaskShares) -> None:
+        self._expect(Stage.SHARES)
+        if company not in self._survivors:
+            raise ProtocolError("not_in_cohort", f"{company!r} is not a survivor")
+        self._check_new(company, company in self._answers, shares.session)
+        dropped = self._adverts.keys() - self._survivors
+        if shares.seeds.keys() != self._survivors or shares.keys.keys() != dropped:
+            raise ProtocolError("bad_survivors", f"the answer of {company!r} is for another set of survivors")
+        for share in (*shares.seeds.values(), *shares.keys.values()):
+            shamir.field_element(share)
+        self._answers[company] = shares
+
+    def open(self) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
+        """The sum of the survivors' residues mod 2^bits (length,), and the survivors.
+
+        Raises "too_few" when answers are missing (more may be added and `open` called again) and
+        "bad_share" when the shares do not restore what the adverts fixed. Nothing is opened then.
+        """
+        self._expect(Stage.SHARES)
+        self._check_enough(len(self._answers), "answers")
+        survivors = tuple(sorted(self._survivors))
+        add: list[bytes] = []
+        subtract: list[bytes] = []
+        for name in survivors:
+            seed = self._restore({who: answer.seeds for who, answer in self._answers.items()}, name)
+            commitment = masks.seed_commitment(seed, self._digest, name)
+            if not wire.same(commitment, self._adverts[name].commitment):
+                raise ProtocolError("bad_share", f"the shares do not restore the seed of {name!r}")
+            subtract.append(masks.self_mask_key(seed, self._digest, name))
+        for name in sorted(self._adverts.keys() - self._survivors):
+            private = self._restore({who: answer.keys for who, answer in self._answers.items()}, name)
+            public = self._adverts[name].public
+            if not wire.same(keys.public_key(private), public):
+                raise ProtocolError("bad_share", f"the shares do not restore the mask key of {name!r}")
+            for peer in survivors:
+                # What the dropped company would have added cancels what the survivor subtracted.
+                other = (peer, self._adverts[peer].public)
+                key, adds = masks.pair_mask_key(private, self._digest, (name, public), other)
+                (add if adds else subtract).append(key)
+        total = masks.apply_masks(self._sum, add, subtract, self.session.largest)
+        self._stage = Stage.OPENED
+        self._answers = {}
+        return total, survivors
+
+    def _restore(self, answers: Mapping[str, Mapping[str, bytes]], name: str) -> bytes:
+        answerers = sorted(answers)[: self.session.threshold]
+        positions = {who: self.session.cohort.index(who) + 1 for who in answerers}
+        return shamir.combine({positions[who]: answers[who][name] for who in answerers})
+
+    def _expect(self, stage: Stage) -> None:
+        if self._stage is not stage:
+            raise ProtocolError("wrong_phase", f"expected {stage.value}, the stage is {self._stage.value}")
+
+    def _check_new(self, company: str, known: bool, digest: bytes) -> None:
+        if known:
+            raise ProtocolError("duplicate", f"{company!r} has already sent this message")
+        if not wire.same(digest, self._digest):
+            raise ProtocolError("wrong_session", f"the message of {company!r} is for another session")
+
+    def _check_enough(self, count: int, what: str) -> None:
+        if count < self.session.threshold:
+            raise ProtocolError("too_few", f"{count} {what} are below the threshold {self.session.threshold}")

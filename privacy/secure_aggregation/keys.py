@@ -1,0 +1,117 @@
+"""Key agreement, key derivation and the sealed channel between two companies.
+
+Bonawitz et al. (CCS 2017), Sec. 3.2 (key agreement: X25519, hashed with HKDF-SHA256) and Sec. 3.3
+(authenticated encryption: ChaCha20-Poly1305). The paper makes the pair c_u of Fig. 4, round 0, anew
+for every sum; here it lives for a run, which saves a message phase in every round. What a sum
+derives from it is bound to the session's digest, the direction and both public keys.
+
+The roster of channel keys is taken as given. Identity signatures are not part of this version, so
+whoever hands out the roster must be trusted for it, or the companies compare it by other means.
+"""
+
+import secrets
+from itertools import pairwise
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ...errors import ProtocolError
+from . import wire
+
+KEY_SIZE = 32
+NONCE_SIZE = 12
+TAG_SIZE = 16
+DOMAIN = "fedblocks secure aggregation v1"
+MARK_SIZE = 8
+MAX_SESSIONS = 1 << 20
+
+
+def new_private_key() -> bytes:
+    return X25519PrivateKey.generate().private_bytes_raw()
+
+
+def public_key(private: bytes) -> bytes:
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agree(private: bytes, public: bytes) -> bytes:
+    """The raw X25519 secret, 32 bytes: to be used only through `derive`."""
+    try:
+        peer = X25519PublicKey.from_public_bytes(public)
+        return X25519PrivateKey.from_private_bytes(private).exchange(peer)
+    except ValueError:  # wrong size, or a point of low order that would fix the secret
+        raise ProtocolError("bad_key", "a public key is not a usable X25519 key") from None
+
+
+def derive(secret: bytes, digest: bytes, purpose: str, *context: bytes) -> bytes:
+    """A 32-byte key for one purpose in the session with this digest (RFC 5869)."""
+    info = wire.text(DOMAIN) + wire.text(purpose) + b"".join(map(wire.blob, context))
+    return HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=digest, info=info).derive(secret)
+
+
+def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
+    # The key is fresh in every session; the random nonce is the second line of defence.
+    nonce = secrets.token_bytes(NONCE_SIZE)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plaintext, associated)
+
+
+def unseal(key: bytes, sealed: bytes, associated: bytes) -> bytes:
+    try:
+        return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], associated)
+    except (InvalidTag, ValueError):
+        raise ProtocolError("bad_share", "a sealed share was altered or is not meant for this use") from None
+
+
+class ChannelKeys:
+    """One company's X25519 pair for one run, and the sessions it has been used in.
+
+    Remembering the sessions is what makes "one answer per session" true: a company that could be
+    started twice in one session would hold its peers' shares twice, and could be asked for a seed
+    share in one copy and for a key share of the same peer in the other. So store the keys again
+    after every `CompanySession.start`, before the advert leaves; a new run makes new keys.
+    """
+
+    def __init__(self, private: bytes, begun: frozenset[bytes] = frozenset()) -> None:
+        self._private = private
+        self._begun = begun
+        self.public = public_key(private)
+
+    @classmethod
+    def generate(cls) -> "ChannelKeys":
+        return cls(new_private_key())
+
+    def __repr__(self) -> str:
+        return f"ChannelKeys(public={self.public.hex()}, sessions={len(self._begun)}, private=<redacted>)"
+
+    def begin(self, digest: bytes) -> None:
+        """Notes that a session starts; refuses one that has started before."""
+        mark = digest[:MARK_SIZE]  # a chance match only refuses a session, so 8 bytes are enough
+        if mark in self._begun:
+            raise ProtocolError("replay", "this company has already begun this session")
+        if len(self._begun) >= MAX_SESSIONS:
+            raise ProtocolError("replay", f"channel keys serve at most {MAX_SESSIONS} sessions")
+        self._begun = self._begun | {mark}
+
+    def share_keys(self, digest: bytes, me: str, peer: str, peer_public: bytes) -> tuple[bytes, bytes]:
+        """Keys that seal shares in this session: from me to the peer, from the peer to me."""
+        secret = agree(self._private, peer_public)
+        here, there = (me.encode(), self.public), (peer.encode(), peer_public)
+        return derive(secret, digest, "share", *here, *there), derive(secret, digest, "share", *there, *here)
+
+    def to_bytes(self) -> bytes:
+        marks = b"".join(sorted(self._begun))
+        return wire.header(wire.CHANNEL_KEYS) + wire.blob(self._private) + wire.blob(marks)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ChannelKeys":
+        reader = wire.Reader(data, wire.CHANNEL_KEYS)
+        private = reader.exactly(KEY_SIZE)
+        packed = reader.blob(0, MAX_SESSIONS * MARK_SIZE)
+        reader.done()
+        marks = [packed[at : at + MARK_SIZE] for at in range(0, len(packed), MARK_SIZE)]
+        if len(packed) % MARK_SIZE or any(a >= b for a, b in pairwise(marks)):
+            raise ProtocolError("malformed", "the marks of begun sessions are damaged")
+        return cls(private, frozenset(marks))

@@ -1,0 +1,83 @@
+"""The masks: what hides a vector, and what cancels or is removed again from the sum.
+
+Bonawitz et al. (CCS 2017), Sec. 4 (masking, double masking) and Sec. 3.4 (the PRG, here AES-256-CTR).
+Company u uploads, mod 2^bits,
+
+    y_u = x_u + PRG(b_u) + sum over v > u of PRG(s_uv) - sum over v < u of PRG(s_uv)
+
+The pairwise masks cancel in a sum over everybody; the self mask PRG(b_u) keeps y_u hidden even when
+a late y_u arrives after the coordinator has been given the key that produces every s_uv.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from numpy.typing import NDArray
+
+from ...errors import ProtocolError
+from .keys import agree, derive
+from .session import Session
+
+# Vector chunk and keystream chunk stay in the second-level cache together.
+CHUNK_BYTES = 1 << 18
+CHUNK_VALUES = CHUNK_BYTES // 4
+_ZEROS = memoryview(bytes(CHUNK_BYTES))
+
+
+def check_vector(session: Session, vector: NDArray[np.uint32]) -> None:
+    if not isinstance(vector, np.ndarray) or vector.dtype != np.uint32 or vector.shape != (session.length,):
+        raise ProtocolError("bad_vector", f"expected {session.length} values of uint32 in one dimension")
+    if session.bits < 32 and int(vector.max()) > session.largest:
+        raise ProtocolError("bad_vector", f"a value does not fit {session.bits} bits")
+
+
+def self_mask_key(seed: bytes, digest: bytes, company: str) -> bytes:
+    return derive(seed, digest, "self mask", company.encode())
+
+
+def seed_commitment(seed: bytes, digest: bytes, company: str) -> bytes:
+    """Published in the advert; lets the coordinator notice a wrong seed instead of opening noise.
+
+    It comes from the same HKDF as the mask under another purpose, so it says nothing about the mask.
+    """
+    return derive(seed, digest, "seed commitment", company.encode())
+
+
+def pair_mask_key(
+    private: bytes, digest: bytes, own: tuple[str, bytes], peer: tuple[str, bytes]
+) -> tuple[bytes, bool]:
+    """The key both companies of a pair derive, and whether the owner of `private` adds the mask.
+
+    `own` and `peer` are (name, mask public key). Of the two, the one whose name sorts first adds.
+    """
+    first, second = sorted((own, peer))
+    secret = agree(private, peer[1])
+    key = derive(secret, digest, "pair mask", first[0].encode(), first[1], second[0].encode(), second[1])
+    return key, own == first
+
+
+def apply_masks(
+    vector: NDArray[np.uint32], add: Sequence[bytes], subtract: Sequence[bytes], largest: int
+) -> NDArray[np.uint32]:
+    """A new vector: `vector` plus and minus the keystreams of the keys, mod largest + 1.
+
+    uint32 arithmetic wraps mod 2^32, of which 2^bits is a divisor, so one reduction at the end is exact.
+    """
+    result = np.array(vector, dtype=np.uint32, order="C")  # (length,)
+    streams = [_keystream(key) for key in add] + [_keystream(key) for key in subtract]
+    operations = [np.add] * len(add) + [np.subtract] * len(subtract)
+    buffer = np.empty(CHUNK_VALUES, dtype="<u4")
+    for start in range(0, len(result), CHUNK_VALUES):
+        chunk = result[start : start + CHUNK_VALUES]
+        mask = buffer[: len(chunk)]
+        for stream, operation in zip(streams, operations, strict=True):
+            stream.update_into(_ZEROS[: mask.nbytes], mask.view(np.uint8).data)
+            operation(chunk, mask, out=chunk)
+    result &= np.uint32(largest)
+    return result
+
+
+def _keystream(key: bytes) -> CipherContext:
+    # Each key encrypts one stream only, so the counter may start at zero.
+    return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()

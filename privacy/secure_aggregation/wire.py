@@ -1,0 +1,129 @@
+"""Canonical encoding of everything that crosses a wire, is signed or is hashed.
+
+Not part of the paper: Bonawitz et al. (CCS 2017), Fig. 4, leaves the encoding open. Here every value
+has exactly one encoding and every encoding exactly one meaning, so a digest binds the content:
+
+    b"FBSA" | version | kind | fields ...
+    u32    4 bytes, big-endian
+    blob   u32 length, bytes
+    text   blob of UTF-8, 1 to 128 bytes
+    table  u32 count, then (text, blob) with strictly rising names
+
+Decoders trust nothing: sizes are bounded before anything is read, the last byte must be used, and
+whatever does not fit raises ProtocolError("malformed").
+"""
+
+import hmac
+from collections.abc import Mapping
+from itertools import pairwise
+
+from ...errors import ProtocolError
+
+MAGIC = b"FBSA\x01"
+MAX_MESSAGE = 1 << 24
+MAX_NAME = 128
+MAX_COHORT = 1000
+DIGEST_SIZE = 32
+MAX_SIGNATURE = 128
+
+# One byte that says what a message is, so that no message can be read as another.
+SESSION, ADVERT, SURVIVORS, UNMASK_SHARES, CHANNEL_KEYS, COMPANY_STATE = range(1, 7)
+
+
+def same(left: bytes, right: bytes) -> bool:
+    """Equality in constant time."""
+    return hmac.compare_digest(left, right)
+
+
+def header(kind: int) -> bytes:
+    return MAGIC + bytes([kind])
+
+
+def u32(value: int) -> bytes:
+    return value.to_bytes(4, "big")
+
+
+def blob(value: bytes) -> bytes:
+    return u32(len(value)) + value
+
+
+def text(value: str) -> bytes:
+    return blob(value.encode())
+
+
+def names(values: tuple[str, ...]) -> bytes:
+    return u32(len(values)) + b"".join(map(text, values))
+
+
+def table(values: Mapping[str, bytes]) -> bytes:
+    return u32(len(values)) + b"".join(text(name) + blob(values[name]) for name in sorted(values))
+
+
+def is_name(value: object) -> bool:
+    """True for text that `text` can encode and `Reader.text` accepts."""
+    try:
+        return isinstance(value, str) and 1 <= len(value.encode()) <= MAX_NAME
+    except UnicodeEncodeError:
+        return False
+
+
+class Reader:
+    """Reads one message from front to back: `Reader(data, ADVERT)`, the fields, then `done()`."""
+
+    def __init__(self, data: bytes, kind: int) -> None:
+        if not isinstance(data, bytes) or len(data) > MAX_MESSAGE:
+            raise ProtocolError("malformed", f"a message is at most {MAX_MESSAGE} bytes")
+        self._data = data
+        self._at = 0
+        if self._take(len(MAGIC) + 1) != header(kind):
+            raise ProtocolError("malformed", f"this is not a version 1 message of kind {kind}")
+
+    def _take(self, size: int) -> bytes:
+        if size > len(self._data) - self._at:
+            raise ProtocolError("malformed", "the message ends too early")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def u32(self) -> int:
+        return int.from_bytes(self._take(4), "big")
+
+    def blob(self, smallest: int, largest: int) -> bytes:
+        size = self.u32()
+        if not smallest <= size <= largest:
+            raise ProtocolError("malformed", f"a field has {size} bytes, not {smallest} to {largest}")
+        return self._take(size)
+
+    def exactly(self, size: int) -> bytes:
+        return self.blob(size, size)
+
+    def text(self) -> str:
+        try:
+            return self.blob(1, MAX_NAME).decode()
+        except UnicodeDecodeError:
+            raise ProtocolError("malformed", "a name is not UTF-8") from None
+
+    def _count(self) -> int:
+        count = self.u32()
+        if count > MAX_COHORT:
+            raise ProtocolError("malformed", f"{count} entries are more than {MAX_COHORT}")
+        return count
+
+    def names(self) -> tuple[str, ...]:
+        return rising(tuple(self.text() for _ in range(self._count())))
+
+    def table(self, size: int) -> dict[str, bytes]:
+        """Names and blobs of exactly `size` bytes."""
+        rows = [(self.text(), self.exactly(size)) for _ in range(self._count())]
+        rising(tuple(name for name, _ in rows))
+        return dict(rows)
+
+    def done(self) -> None:
+        if self._at != len(self._data):
+            raise ProtocolError("malformed", "bytes are left over after the last field")
+
+
+def rising(values: tuple[str, ...]) -> tuple[str, ...]:
+    """The one accepted order of names: strictly rising, hence without repeats."""
+    if any(a >= b for a, b in pairwise(values)):
+        raise ProtocolError("malformed", "names are not sorted and unique")
+    return values

@@ -1,0 +1,27 @@
+"""The coordinator's Flower ServerApp, for Flower's simulation engine and for a SuperLink.
+
+`run-dir` names a prepared run (`fedblocks prepare PRESET`), as an absolute path.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ..errors import InputError
+from .coordinator import coordinate
+from .run_folder import RunFolder
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the prepared run that the configuration names."""
+    run_dir = str(context.run_config.get("run-dir", ""))
+    if not run_dir:
+        rule = "name a folder made by `fedblocks prepare`, as in --run-config 'run-dir=\"/path\"'"
+        raise InputError("run-dir", run_dir, rule)
+    coordinate(grid, RunFolder.existing(Path(run_dir)))

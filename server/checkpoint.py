@@ -1,0 +1,67 @@
+"""Checkpoints: model and optimiser state after a round, written so that a crash leaves the last one whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..blocks.state import ModelState, load_state, save_state
+from ..errors import RunError
+
+KEEP = 2
+
+
+@dataclass
+class Checkpoint:
+    """State of a run after `round` rounds; round 0 is the public model."""
+
+    round: int
+    model: ModelState
+    optimizers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write into a temporary folder and rename; older ones go, but for round 0 and the last few."""
+        final = folder / f"round-{self.round:04d}"
+        temporary = folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        save_state(self.model, temporary)
+        for block, state in self.optimizers.items():
+            save_file(state, temporary / f"optimizer-{block}.safetensors")
+        for file in temporary.iterdir():
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _sync(folder)
+        for old in _rounds(folder)[1:-KEEP]:
+            shutil.rmtree(folder / f"round-{old:04d}")
+
+    @classmethod
+    def load(cls, folder: Path, round_: int | None = None) -> Checkpoint:
+        """The given round, or the last one."""
+        rounds = _rounds(folder)
+        if not rounds or (round_ is not None and round_ not in rounds):
+            raise RunError(f"{folder}: no checkpoint" + ("" if round_ is None else f" of round {round_}"))
+        chosen = rounds[-1] if round_ is None else round_
+        path = folder / f"round-{chosen:04d}"
+        optimizers = {
+            int(file.stem.removeprefix("optimizer-")): load_file(file)
+            for file in path.glob("optimizer-*.safetensors")
+        }
+        return cls(chosen, load_state(path), optimizers)
+
+
+def _rounds(folder: Path) -> list[int]:
+    return sorted(int(p.name.removeprefix("round-")) for p in folder.glob("round-*"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,115 @@
+"""Who takes part: nodes become named companies, and each phase's replies are sorted by company."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ..blocks.state import State
+from ..client.protocol import JOIN, JoinReply, JoinRequest, refused
+from ..config import Plan
+from ..errors import FedblocksError, ProtocolError, RunError
+
+Reply = TypeVar("Reply")
+
+
+@dataclass
+class Absences:
+    """Why companies are missing from a round: company -> (phase, code); `no_reply` where nothing came."""
+
+    why: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def note(self, company: str, phase: str, code: str) -> None:
+        self.why.setdefault(company, (phase, code))
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The companies of a run, fixed for its length: differencing two cohorts would isolate a company."""
+
+    grid: Grid
+    nodes: Mapping[str, int]
+    channels: Mapping[str, bytes]
+    timeout: float
+
+    @property
+    def companies(self) -> tuple[str, ...]:
+        return tuple(sorted(self.nodes))
+
+    def ask(
+        self,
+        phase: str,
+        group: str,
+        requests: Mapping[str, RecordDict],
+        parse: Callable[[RecordDict], Reply],
+        absences: Absences,
+    ) -> dict[str, Reply]:
+        """One phase: a message to each named company, and the well-formed answers by company."""
+        names = {self.nodes[company]: company for company in requests}
+        messages = [
+            self.grid.create_message(record, phase, self.nodes[company], group, self.timeout)
+            for company, record in requests.items()
+        ]
+        answers: dict[str, Reply] = {}
+        for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
+            company = names.get(reply.metadata.src_node_id)
+            if company is None or company in answers:
+                continue
+            try:
+                answers[company] = parse(_answer(reply))
+            except FedblocksError as error:
+                absences.note(company, phase, error.code)
+        for company in requests:
+            if company not in answers:
+                absences.note(company, phase, "no_reply")
+        return answers
+
+
+def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 60.0) -> Cohort:
+    """Offer the plan to every node; all must accept before anything is trained.
+
+    Waits up to `wait` seconds for `expected` nodes. A refusal stops the run at once, with node and code.
+    """
+    nodes = _wait_for_nodes(grid, expected, wait)
+    request = JoinRequest(plan, shared).to_record()
+    timeout = plan.training.message_timeout
+    messages = [grid.create_message(request, JOIN, node, "join", timeout) for node in nodes]
+    found: dict[str, int] = {}
+    channels: dict[str, bytes] = {}
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        node = reply.metadata.src_node_id
+        try:
+            answer = JoinReply.from_record(_answer(reply))
+        except FedblocksError as error:
+            raise RunError(
+                f"node {node} refused the plan ({error.code}); the reason is in that company's own log"
+            ) from None
+        if answer.company in found:
+            raise RunError(f"two nodes say they are {answer.company}")
+        found[answer.company], channels[answer.company] = node, answer.channel
+    if len(found) < expected:
+        raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
+    return Cohort(grid, found, channels, timeout)
+
+
+def _wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
+    deadline = time.monotonic() + wait
+    while len(nodes := sorted(grid.get_node_ids())) < expected:
+        if time.monotonic() > deadline:
+            raise RunError(f"{len(nodes)} of {expected} nodes are online after {wait:g} s")
+        time.sleep(0.5)
+    return nodes
+
+
+def _answer(reply: Message) -> RecordDict:
+    if reply.has_error():
+        raise ProtocolError("failed", "the node could not run the app")
+    code = refused(reply.content)
+    if code is not None:
+        raise ProtocolError(code, "the company refused")
+    return reply.content

@@ -1,0 +1,127 @@
+"""One round, top to bottom: a block goes out, one masked sum comes back, the block moves.
+
+The coordinator sees adverts, masked vectors and shares; of the updates it learns the sum alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ..blocks import Denoiser, block_parameters, digest, merge
+from ..blocks.state import State
+from ..client.protocol import (
+    KEYS,
+    TRAIN,
+    UNMASK,
+    KeysReply,
+    KeysRequest,
+    TrainReply,
+    TrainRequest,
+    UnmaskReply,
+    UnmaskRequest,
+)
+from ..client.training import codec
+from ..config import Plan
+from ..errors import ProtocolError
+from ..privacy.secure_aggregation import Aggregation, Session, Survivors, lowest_threshold
+from .cohort import Absences, Cohort
+from .optimizer import BlockOptimizer
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class RoundResult:
+    """What a round did; `status` is "done", or the code that ended it with the block unchanged."""
+
+    round: int
+    block: int
+    status: str = "done"
+    survivors: tuple[str, ...] = ()
+    absent: dict[str, tuple[str, str]] = field(default_factory=dict)
+    update_norm: float = 0.0
+
+
+def run_round(
+    round_: int,
+    block: int,
+    model: Denoiser,
+    state: State,
+    optimizer: BlockOptimizer,
+    cohort: Cohort,
+    plan: Plan,
+) -> tuple[State, RoundResult]:
+    """Train `block` once over the cohort; returns its new state. Below the threshold nothing is opened."""
+    absences = Absences()
+    result = RoundResult(round_, block)
+    group = f"round-{round_}"
+
+    # 1. Fix cohort, model and settings: every company's keys are bound to them.
+    merge(model, state)
+    active = model.freeze_all_but(block)
+    parameters = [p for _, p in block_parameters(active)]
+    session = Session(
+        run=plan.run,
+        round=round_,
+        label=f"block-{block}",
+        model_digest=digest(state),
+        settings_digest=plan.digest(),
+        cohort=cohort.companies,
+        threshold=plan.secure_aggregation.threshold or lowest_threshold(len(cohort.companies)),
+        length=sum(p.numel() for p in parameters),
+        bits=plan.secure_aggregation.bits,
+    )
+    aggregation = Aggregation(session)
+    try:
+        # 2. Keys: each company sends a fresh mask key and encrypted shares for its peers.
+        request = KeysRequest(session, dict(cohort.channels)).to_record()
+        everyone = dict.fromkeys(cohort.companies, request)
+        for company, key in cohort.ask(KEYS, group, everyone, KeysReply.from_record, absences).items():
+            _accept(aggregation.add_advert, company, key.advert, KEYS, absences)
+        adverts = aggregation.close_adverts()
+
+        # 3. Train: each company charges its ledger, trains, clips, adds noise, masks and uploads.
+        orders = {
+            company: TrainRequest(
+                block, state, {peer: advert.for_recipient(company) for peer, advert in adverts.items()}
+            ).to_record()
+            for company in adverts
+        }
+        for company, upload in cohort.ask(TRAIN, group, orders, TrainReply.from_record, absences).items():
+            _accept(aggregation.add_masked, company, upload.masked, TRAIN, absences)
+        survivors = aggregation.close_masked()
+
+        # 4. Unmask: the survivors release what removes the masks of their sum, and of nothing less.
+        request = UnmaskRequest(Survivors(session=session.digest(), names=survivors)).to_record()
+        alive = dict.fromkeys(survivors, request)
+        for company, answer in cohort.ask(UNMASK, group, alive, UnmaskReply.from_record, absences).items():
+            _accept(aggregation.add_shares, company, answer.shares, UNMASK, absences)
+        residues, survivors = aggregation.open()
+    except ProtocolError as error:
+        result.status, result.absent = error.code, absences.why
+        return state, result
+
+    # 5. Apply: the mean update moves the block through the server optimiser.
+    total = codec(plan, len(session.cohort)).decode_sum(residues)
+    mean_update = torch.from_numpy(total / len(survivors))
+    old = nn.utils.parameters_to_vector(parameters).detach().cpu()
+    nn.utils.vector_to_parameters(optimizer.step(old, mean_update).to(model.device), parameters)
+    result.survivors, result.absent = survivors, absences.why
+    result.update_norm = float(mean_update.norm())
+    own = model.state_dict()
+    return {name: own[name].detach().cpu().clone() for name in state}, result
+
+
+def _accept(
+    add: Callable[[str, Item], None], company: str, item: Item, phase: str, absences: Absences
+) -> None:
+    """Give one company's message to the aggregation; a bad one only costs that company its place."""
+    try:
+        add(company, item)
+    except ProtocolError as error:
+        absences.note(company, phase, error.code)
