@@ -32,7 +32,7 @@ from ..errors import InputError
 MECHANISM = "Poisson-subsampled Gaussian"
 UNIT = "one example of one company"
 ADJACENCY = "add or remove one example"
-MAX_STEPS = 10_000_000
+MAX_STEPS = 1_000_000
 
 _EVENT_NAME = "poisson_subsampled_gaussian"
 _EVENT_VERSION = 1
@@ -200,7 +200,10 @@ def largest(fits: Callable[[int], bool], limit: int) -> int:
     low, high = 0, 1
     while high <= limit and fits(high):
         low, high = high, 2 * high
-    high = min(high, limit + 1)
+    if high > limit:
+        if fits(limit):
+            return limit
+        high = limit
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -225,7 +228,7 @@ def _epsilon(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float
     if delta <= lost or min(noise for _, noise, _ in kinds) < _SMALLEST_NOISE:
         return math.inf
     # T Gaussian steps on all data are one with noise z / sqrt(T) (Dong et al. 2022, Corollary 3.3).
-    whole = sum(steps / noise**2 for rate, noise, steps in kinds if rate == 1.0)
+    whole = sum(steps / min(noise, 1e6) ** 2 for rate, noise, steps in kinds if rate == 1.0)
     sampled = [
         (max(rate, _SMALLEST_RATE), min(noise, _LARGEST_NOISE), steps)
         for rate, noise, steps in kinds
@@ -236,7 +239,8 @@ def _epsilon(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float
     grid = _grid(sampled)
     parts = [_composed(rate, noise, steps, grid) for rate, noise, steps in sampled]
     total = reduce(lambda left, right: left.compose(right), parts)
-    return float(total.get_epsilon_for_delta(delta - lost))
+    with np.errstate(over="ignore"):
+        return float(total.get_epsilon_for_delta(delta - lost))
 
 
 def _grid(kinds: list[tuple[float, float, int]]) -> float:

@@ -5,10 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from fedblocks.errors import InputError, PrivacyError
-from fedblocks.privacy.quantisation import FixedPoint
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+from fedblocks.errors import InputError, PrivacyError
+from fedblocks.privacy.quantisation import FixedPoint
 
 BOUNDS = st.floats(1e-6, 1e6)
 SEEDS = st.integers(0, 2**32 - 1)

@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
 from fedblocks.errors import ProtocolError
 from fedblocks.privacy import secure_aggregation
 from fedblocks.privacy.secure_aggregation import (
@@ -25,10 +30,6 @@ from fedblocks.privacy.secure_aggregation import (
     shamir,
     wire,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy.stats import chi2
 
 Vector = NDArray[np.uint32]
 NAMES = ("ada", "bob", "cyd", "dan", "eve", "flo", "gus")

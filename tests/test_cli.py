@@ -1,0 +1,71 @@
+"""The command line as a user meets it: exit codes, one-line errors, nothing written on bad input, --json."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FEDBLOCKS = Path(sys.executable).with_name("fedblocks")
+
+
+def fedblocks(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(FEDBLOCKS), *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def bad_npz(path: Path, **changes: np.ndarray) -> Path:
+    arrays = {"images": np.random.default_rng(0).random((100, 8, 8)), "labels": np.arange(100) % 10}
+    np.savez(path, **(arrays | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("privacy.epsilon=-1", "privacy.epsilon=-1"),
+        ("privacy.budget=1", "privacy.budget=1: unknown field"),
+        ("companies.count=2", "companies.count=2"),
+        ('data.private.source="missing.npz"', "data.private.source='missing.npz': no such file"),
+        ('data.private.source="nan.npz"', "images hold NaN"),
+        ('data.private.source="labels.npz"', "label 10 is outside 0 to 9"),
+    ],
+)
+def test_bad_input_exits_2_with_one_line_and_writes_nothing(tmp_path: Path, word: str, expected: str) -> None:
+    bad_npz(tmp_path / "nan.npz", images=np.full((100, 8, 8), np.nan))
+    bad_npz(tmp_path / "labels.npz", labels=np.arange(100) % 11)
+    before = sorted(tmp_path.rglob("*"))
+    done = fedblocks("simulate", "digits", "--set", word, "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:
+    for command in ("audit", "report"):
+        done = fedblocks(command, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "no run here yet" in done.stderr
+        done = fedblocks(command, "nowhere", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "not a run folder" in done.stderr
+    assert fedblocks("simulate", cwd=tmp_path).returncode == 2
+    assert fedblocks("simulate", "digits", "--resume", "x", cwd=tmp_path).returncode == 2
+
+
+def test_version_and_presets(tmp_path: Path) -> None:
+    assert fedblocks("--version", cwd=tmp_path).stdout.startswith("fedblocks 0.")
+    assert "digits" in json.loads(fedblocks("presets", "--json", cwd=tmp_path).stdout)["presets"]
+
+
+def test_help_is_quick_because_it_loads_no_torch(tmp_path: Path) -> None:
+    code = "import sys, fedblocks.cli; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0

@@ -1,0 +1,85 @@
+"""Settings: presets, overrides, and one-line errors naming field, value and rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedblocks.config import load_settings, preset_names
+from fedblocks.errors import InputError
+from fedblocks.server.run_folder import RunFolder
+
+runner = CliRunner()
+
+
+def test_presets_load_and_the_defaults_follow_the_design() -> None:
+    assert "digits" in preset_names()
+    settings = load_settings("digits")
+    assert settings.privacy.epsilon == 8
+    assert settings.noise.P_mean == 1.0
+    assert settings.total_steps == settings.training.rounds * settings.training.local_steps
+
+
+def test_overrides_are_typed_nested_and_last_wins() -> None:
+    settings = load_settings(
+        "digits", ["privacy.epsilon=3", "companies.count=8", "name=mine", "companies.count=7"]
+    )
+    assert (settings.privacy.epsilon, settings.companies.count, settings.name) == (3.0, 7, "mine")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("privacy.epsilom=3", ["privacy.epsilom", "3", "unknown field"]),
+        ("nonsense=1", ["nonsense", "unknown field"]),
+        ("privacy.epsilon=-1", ["privacy.epsilon", "-1", "greater than 0"]),
+        ("privacy.epsilon=nan", ["privacy.epsilon", "nan"]),
+        ("privacy.epsilon=none", ["privacy.epsilon", "None", "i_accept_no_dp"]),
+        ("privacy.delta=1", ["privacy.delta", "1"]),
+        ("companies.count=2", ["companies.count", "2", "minimum_cohort"]),
+        ("companies.holdout=1.5", ["companies.holdout", "1.5"]),
+        ("training.sampling_rate=0", ["training.sampling_rate", "0"]),
+        ("secure_aggregation.minimum_cohort=2", ["secure_aggregation.minimum_cohort", "2"]),
+        ("secure_aggregation.threshold=2", ["secure_aggregation.threshold", "2", "4 to 5"]),
+        ("model.blocks=4", ["model.layers", "6", "multiple of blocks"]),
+        ("model.patch_size=3", ["model.patch_size", "3", "divide"]),
+        ("audit.block=3", ["audit.block", "3"]),
+        ("training.rounds=many", ["training.rounds", "many"]),
+        ("name=../x", ["name", "../x"]),
+        ("seed", ["--set", "key=value"]),
+        ("seed.deep=1", ["--set", "not a table"]),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(override: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_settings("digits", [override])
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_unknown_presets_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="presets: digits"):
+        load_settings("digit")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_settings(str(tmp_path / "bad.toml"))
+
+
+@pytest.mark.parametrize("epsilon", ["none", "2.5"])
+def test_settings_and_plan_survive_the_run_folder(tmp_path: Path, epsilon: str) -> None:
+    """Would catch a value that TOML cannot hold, such as no epsilon."""
+    from fedblocks.blocks import build_model
+    from fedblocks.experiments.preparation import make_plan
+
+    overrides = [f"privacy.epsilon={epsilon}", "privacy.i_accept_no_dp=true"]
+    settings = load_settings("digits", overrides)
+    plan = make_plan(settings, build_model(settings.model, settings.noise), "r")
+    folder = RunFolder(tmp_path)
+    folder.write_settings(settings, plan)
+    assert folder.settings() == settings
+    assert folder.plan() == plan
+    assert folder.plan().digest() == plan.digest()

@@ -1,0 +1,172 @@
+"""Per-example clipping and DP-SGD: bounds, an oracle loop, Poisson sampling, noise as accounted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedblocks.blocks import BlockObjective, LogNormalNoise, Partition, ViTClassifier, block_parameters
+from fedblocks.errors import PrivacyError, UnsupportedLayer
+from fedblocks.privacy.clipping import PerExampleClipping, clip_factors
+from fedblocks.privacy.dp_sgd import DPSGD, add_gaussian_noise, clip_to_norm
+from fedblocks.privacy.randomness import Randomness
+
+
+@pytest.fixture(scope="module")
+def setting():  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    net = ViTClassifier(
+        partition=Partition.equi_probability(LogNormalNoise(), 2),
+        hidden_size=16, layers=2, heads=2, patch_size=4,
+    )  # fmt: skip
+    for p in net.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    x, y = torch.rand(7, 1, 8, 8), torch.randint(10, (7,))
+    sigma, eps = BlockObjective().draw(net, 1, 21, 16, torch.Generator().manual_seed(0))
+    return net, x, y, sigma, eps
+
+
+def losses_of(setting, part: slice, draws: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    net, x, y, sigma, eps = setting
+    rows = slice(part.start * draws, part.stop * draws)
+    context = net.encode(x[part]).repeat_interleave(draws, 0)
+    return BlockObjective().at(net, 1, context, y[part].repeat_interleave(draws), sigma[rows], eps[rows])
+
+
+@pytest.mark.parametrize(
+    ("draws", "at_once", "bound"), [(1, 100, 0.5), (3, 100, 0.05), (3, 2, 0.5), (2, 3, 1e3)]
+)
+def test_clipped_sum_equals_a_loop_over_single_examples(setting, draws, at_once, bound) -> None:  # type: ignore[no-untyped-def]
+    """Oracle: one backward pass an example. Would catch mixed-up draws, lost micro-batches, wrong factors."""
+    net = setting[0]
+    active = net.freeze_all_but(1)
+    parameters = [p for _, p in block_parameters(active)]
+    expected = 0
+    for i in range(7):
+        loss = losses_of(setting, slice(i, i + 1), draws).mean()
+        g = torch.cat([v.reshape(-1) for v in torch.autograd.grad(loss, parameters)])
+        expected = expected + g * min(1.0, bound / float(g.norm()))
+    with PerExampleClipping(active, max_grad_norm=bound, examples_at_once=at_once) as clipping:
+        total = clipping.sum(lambda part: losses_of(setting, part, draws), examples=7, draws=draws)
+    assert total.sensitivity == bound
+    torch.testing.assert_close(total.vector, expected, rtol=1e-4, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(bound=st.floats(1e-3, 1e2), scale=st.floats(1e-6, 1e6), n=st.integers(1, 6))
+def test_each_contribution_is_within_the_bound(bound: float, scale: float, n: int) -> None:
+    """Would catch a clip that rounding can pass: adding one example moves the sum by at most the bound."""
+    g = torch.randn(n, 50, generator=torch.Generator().manual_seed(n)) * scale
+    clipped = clip_factors((g * g).sum(1), bound)[:, None] * g
+    assert (clipped.double().norm(dim=1) <= bound).all()
+
+
+def test_a_gradient_of_zero_stays_zero_and_a_nan_is_refused() -> None:
+    assert clip_factors(torch.zeros(2), 1.0).tolist() == [1.0, 1.0]
+    layer = nn.Linear(2, 1)
+    with PerExampleClipping(layer, max_grad_norm=1.0) as clipping:
+        bad = torch.tensor([[float("nan"), 1.0]])
+        with pytest.raises(PrivacyError, match="not finite"):
+            clipping.sum(lambda part: layer(bad)[:, 0], examples=1)
+
+
+def test_a_layer_without_per_example_gradients_is_refused_by_name() -> None:
+    """Would catch Opacus' silent fall-back for a bare parameter."""
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+            self.inner = nn.Linear(3, 3)
+
+    with pytest.raises(UnsupportedLayer, match="scale"):
+        PerExampleClipping(Bare(), max_grad_norm=1.0)
+
+
+def dp(**changes: float) -> DPSGD:
+    values = {
+        "sampling_rate": 0.3, "noise_multiplier": 1.5, "max_grad_norm": 2.0, "expected_batch_size": 10.0,
+        "learning_rate": 1.0, "steps": 1, "noise_draws": 1,
+    }  # fmt: skip
+    return DPSGD(**(values | changes))  # type: ignore[arg-type]
+
+
+def zero_losses(layer: nn.Linear):  # type: ignore[no-untyped-def]
+    return lambda indices, draws: (layer(torch.zeros(len(indices) * draws, 40)) * 0).sum(1)
+
+
+def test_an_empty_batch_still_takes_its_noise_step() -> None:
+    """Would catch a skipped step, which the account does not allow for."""
+    layer = nn.Linear(40, 30)
+    update = dp().train(layer, zero_losses(layer), examples=0, randomness=Randomness.from_seed(0, "x"))
+    assert float(update.std()) == pytest.approx(1.5 * 2.0 / 10, rel=0.1)
+
+
+def test_noise_has_the_accounted_deviation_and_differs_from_step_to_step() -> None:
+    """Without signal the update is noise alone: sd = lr z C sqrt(steps) / expected batch."""
+    layer = nn.Linear(40, 30)
+    update = dp(steps=9, learning_rate=0.5).train(
+        layer, zero_losses(layer), examples=50, randomness=Randomness.from_seed(0, "y")
+    )
+    assert float(update.std()) == pytest.approx(0.5 * 1.5 * 2.0 * 3 / 10, rel=0.1)
+
+
+def test_every_example_joins_with_probability_q_on_its_own() -> None:
+    """Would catch fixed-size or shuffled batches: batch sizes must vary as a binomial law says."""
+    layer, sizes, hits = nn.Linear(40, 30), [], torch.zeros(50)
+
+    def losses(indices: torch.Tensor, draws: int) -> torch.Tensor:
+        sizes.append(len(indices))
+        hits[indices] += 1
+        return zero_losses(layer)(indices, draws)
+
+    dp(steps=400).train(layer, losses, examples=50, randomness=Randomness.from_seed(1, "z"))
+    counts = torch.tensor(sizes, dtype=torch.float64)
+    assert float(counts.mean()) == pytest.approx(15, abs=0.6)
+    assert float(counts.var()) == pytest.approx(50 * 0.3 * 0.7, rel=0.25)
+    assert hits.min() > 80
+    assert hits.max() < 165
+
+
+def test_same_randomness_same_update_and_other_randomness_another() -> None:
+    def run(label: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = nn.Linear(40, 30)
+        return dp(steps=2).train(
+            layer,
+            lambda i, d: layer(torch.ones(len(i) * d, 40)).sum(1),
+            examples=20,
+            randomness=Randomness.from_seed(5, label),
+        )
+
+    assert torch.equal(run("a"), run("a"))
+    assert not torch.equal(run("a"), run("b"))
+
+
+def test_the_event_is_what_was_run() -> None:
+    event = dp(steps=7).event
+    assert (event.sampling_rate, event.noise_multiplier, event.steps) == (0.3, 1.5, 7)
+
+
+@pytest.mark.parametrize("changes", [{"sampling_rate": 0}, {"sampling_rate": 1.1}, {"noise_multiplier": -1}])
+def test_settings_out_of_range_are_refused(changes: dict[str, float]) -> None:
+    with pytest.raises(PrivacyError):
+        dp(**changes)
+
+
+def test_company_clip_bounds_an_update_and_refuses_what_is_not_finite() -> None:
+    assert float(clip_to_norm(torch.full((9,), 100.0).double(), 2.0).norm()) == pytest.approx(2.0)
+    small = torch.ones(4).double() / 10
+    assert torch.equal(clip_to_norm(small, 2.0), small)
+    with pytest.raises(PrivacyError):
+        clip_to_norm(torch.tensor([1.0, float("inf")]), 2.0)
+
+
+def test_noise_follows_the_sums_own_sensitivity() -> None:
+    from fedblocks.privacy.clipping import ClippedSum
+
+    noisy = add_gaussian_noise(ClippedSum(torch.zeros(20000), 3.0, 0), 2.0, Randomness.from_seed(0, "n"))
+    assert float(noisy.std()) == pytest.approx(6.0, rel=0.03)

@@ -1,0 +1,153 @@
+"""The keyed stream is AES-CTR, its samples follow their laws, and streams do not repeat by accident."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from scipy import stats
+
+from fedblocks.errors import InputError, PrivacyError
+from fedblocks.privacy.randomness import Randomness
+
+
+def test_bytes_are_the_aes_256_ctr_keystream() -> None:
+    key = bytes(range(32))
+    oracle = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(1000))
+    rng = Randomness(key)
+    assert rng.bytes(7) + rng.bytes(0) + rng.bytes(993) == oracle
+
+
+def test_seeded_key_is_hkdf_sha256_of_seed_and_labels() -> None:
+    info = b"s" + (1).to_bytes(8, "big") + b"a" + b"i" + (2).to_bytes(8, "big") + b"-7"
+    hkdf = HKDF(algorithm=SHA256(), length=32, salt=b"fedblocks/randomness/v1", info=info)
+    key = hkdf.derive(b"i" + (2).to_bytes(8, "big") + b"42")
+    assert Randomness.from_seed(42, "a", -7).bytes(64) == Randomness(key).bytes(64)
+
+
+def test_same_labels_same_stream_other_labels_other_stream() -> None:
+    assert Randomness.from_seed(1, "x", 2).bytes(32) == Randomness.from_seed(1, "x", 2).bytes(32)
+    labels: list[tuple[str | int, ...]] = [
+        (), ("",), ("", ""), ("a", "bc"), ("ab", "c"), ("abc",), ("1",), (1,), (11,), (1, 1), (-1,), ("é",),
+    ]  # fmt: skip
+    streams = {Randomness.from_seed(0, *label).bytes(32) for label in labels}
+    streams |= {Randomness.from_seed(seed).bytes(32) for seed in (1, -1, 2**200)}
+    streams |= {Randomness.from_entropy().bytes(32) for _ in range(2)}
+    assert len(streams) == len(labels) + 5
+
+
+def test_differently_labelled_normals_are_independent() -> None:
+    n = 200_000
+    a, b = (Randomness.from_seed(0, "company", k).normal(n) for k in range(2))
+    assert abs(np.corrcoef(a, b)[0, 1]) < 4 / np.sqrt(n)
+    assert abs(np.corrcoef(a**2, b**2)[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_normal_follows_the_exact_normal_law() -> None:
+    n = 1_000_000
+    x = Randomness.from_seed(3, "normal").normal(n)
+    assert x.dtype == np.float64
+    assert x.shape == (n,)
+    assert np.isfinite(x).all()
+    assert stats.kstest(x[:200_000], "norm").pvalue > 1e-3
+    assert abs(x.mean()) < 4 / np.sqrt(n)
+    assert abs(x.var() - 1) < 4 * np.sqrt(2 / n)
+    assert abs((x**4).mean() - 3) < 4 * np.sqrt(96 / n)
+    for tail in (3.0, 4.0):
+        expected = n * stats.norm.sf(tail)
+        for count in ((x > tail).sum(), (x < -tail).sum()):
+            assert abs(count - expected) < 4.5 * np.sqrt(expected)
+    assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 4 / np.sqrt(n)
+
+
+@pytest.mark.parametrize(("word", "tail"), [(0, -1), ((1 << 64) - 1, 1)])
+def test_extreme_words_give_finite_symmetric_tails(
+    monkeypatch: pytest.MonkeyPatch, word: int, tail: int
+) -> None:
+    rng = Randomness.from_seed(0)
+    monkeypatch.setattr(rng, "_next", lambda n: word.to_bytes(8, "little") * (n // 8))
+    (u,) = rng.uniform(1)
+    assert 0 < u < 1
+    (x,) = rng.normal(1)
+    assert 8.2 < tail * x < 8.3
+
+
+def test_uniform_law_and_open_interval() -> None:
+    u = Randomness.from_seed(4).uniform(200_000)
+    assert u.min() > 0
+    assert u.max() < 1
+    assert stats.kstest(u, "uniform").pvalue > 1e-3
+
+
+def test_draws_continue_across_calls_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Randomness.from_seed(5).normal(5000)
+    monkeypatch.setattr("fedblocks.privacy.randomness._CHUNK", 64)
+    rng = Randomness.from_seed(5)
+    np.testing.assert_array_equal(np.concatenate([rng.normal(1), rng.normal(4000), rng.normal(999)]), whole)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.001, 0.3, 1.0])
+def test_bernoulli_rate(q: float) -> None:
+    n = 500_000
+    coins = Randomness.from_seed(6, "coins").bernoulli(n, q)
+    assert coins.dtype == np.bool_
+    assert abs(coins.sum() - n * q) <= 4 * np.sqrt(n * q * (1 - q))
+
+
+@pytest.mark.parametrize("high", [1, 2, 7, 1000, 3 << 61, 1 << 63])
+def test_integers_are_uniform(high: int) -> None:
+    n = 100_000
+    x = Randomness.from_seed(7, high).integers(high, n)
+    assert x.dtype == np.int64
+    assert x.min() >= 0
+    assert int(x.max()) < high
+    if high <= 1000:
+        assert stats.chisquare(np.bincount(x, minlength=high)).pvalue > 1e-3 or high == 1
+    else:
+        # 3 * 2^61 does not divide 2^64: without rejection the lowest third would be met half as often again.
+        assert stats.kstest(x / float(high), "uniform").pvalue > 1e-3
+
+
+def test_repr_and_errors_keep_the_key() -> None:
+    rng = Randomness(b"k" * 32)
+    assert repr(rng) == "Randomness(<redacted>)"
+    assert b"k" * 32 not in [getattr(rng, name) for name in vars(rng)]
+    with pytest.raises(InputError, match="32 bytes") as caught:
+        Randomness(b"secret")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(TypeError):
+        pickle.dumps(rng)
+
+
+@pytest.mark.parametrize("n", [-1, 1.5, True, "3", None])
+def test_counts_are_checked(n: object) -> None:
+    rng = Randomness.from_seed(0)
+    for draw in (rng.bytes, rng.uniform, rng.normal):
+        with pytest.raises(InputError, match="n="):
+            draw(n)  # type: ignore[operator]
+
+
+def test_other_inputs_are_checked() -> None:
+    rng = Randomness.from_seed(0)
+    for q in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="q="):
+            rng.bernoulli(3, q)
+    for high in (0, -1, (1 << 63) + 1, True):
+        with pytest.raises(InputError, match="high="):
+            rng.integers(high, 3)
+    for seed in ("1", True, 1.0):
+        with pytest.raises(InputError, match="seed="):
+            Randomness.from_seed(seed)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="labels="):
+        Randomness.from_seed(1, 2.0)  # type: ignore[arg-type]
+
+
+def test_a_stream_is_not_carried_into_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = Randomness.from_entropy()
+    parent = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    with pytest.raises(PrivacyError, match="another process"):
+        rng.normal(1)
