@@ -59,9 +59,7 @@ def test_without_sampling_it_is_the_closed_form(noise: float, steps: int, delta:
     assert exact <= epsilon([event(1.0, noise, steps)], delta) <= exact * 1.001
 
 
-@pytest.mark.parametrize(
-    ("rate", "noise", "steps"), itertools.product((0.01, 0.2), (0.8, 2.0), (1, 200, 3000))
-)
+@pytest.mark.parametrize(("rate", "noise", "steps"), itertools.product((0.01, 0.1), (0.8, 2.0), (1, 500)))
 def test_between_independent_accountants(rate: float, noise: float, steps: int) -> None:
     ours = epsilon([event(rate, noise, steps)], DELTA)
     prv, rdp = PRVAccountant(), RDPAccountant()
@@ -76,9 +74,7 @@ def test_between_independent_accountants(rate: float, noise: float, steps: int) 
     assert ours == pytest.approx(estimate, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("rate", "noise", "steps"), [(0.01, 1.0, 1), (0.01, 1.0, 300), (0.3, 3.0, 50), (0.002, 0.6, 100)]
-)
+@pytest.mark.parametrize(("rate", "noise", "steps"), [(0.01, 1.0, 1), (0.01, 1.0, 300), (0.3, 3.0, 50)])
 def test_above_the_optimistic_estimate(rate: float, noise: float, steps: int) -> None:
     step = privacy_loss_distribution.from_gaussian_mechanism(
         noise, sampling_prob=rate, pessimistic_estimate=False, use_connect_dots=False
@@ -87,6 +83,14 @@ def test_above_the_optimistic_estimate(rate: float, noise: float, steps: int) ->
     ours = epsilon([event(rate, noise, steps)], DELTA)
     assert optimistic <= ours
     assert ours <= optimistic + 1.01e-4 * steps + 1e-3 * ours
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-8, 1e-10])
+@pytest.mark.parametrize(("noise", "steps"), [(2.0, 10), (10.0, 300), (40.0, 10_000)])
+def test_composition_by_fft_stays_above_the_closed_form(noise: float, steps: int, delta: float) -> None:
+    # The rate next to 1 takes the way of sampled steps; what it lacks to 1 is far below every tolerance.
+    exact = analytic_gaussian(noise / math.sqrt(steps), delta)
+    assert exact <= epsilon([event(math.nextafter(1.0, 0.0), noise, steps)], delta) <= exact * 1.02
 
 
 def test_mixed_kinds_equal_the_library_accountant() -> None:

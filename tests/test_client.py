@@ -1,0 +1,283 @@
+"""The company's app against a coordinator that asks for too much: a code, no charge, no text out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, RecordDict
+
+from fedblocks.blocks import digest
+from fedblocks.client.app import app
+from fedblocks.client.company import Company
+from fedblocks.client.policy import load_policy
+from fedblocks.client.protocol import (
+    JOIN,
+    KEYS,
+    TRAIN,
+    UNMASK,
+    JoinReply,
+    JoinRequest,
+    KeysReply,
+    KeysRequest,
+    TrainReply,
+    TrainRequest,
+    UnmaskRequest,
+    refused,
+)
+from fedblocks.config import Plan, Settings
+from fedblocks.errors import ProtocolError
+from fedblocks.experiments.preparation import prepare
+from fedblocks.privacy.secure_aggregation import Session, Survivors
+from fedblocks.server.checkpoint import Checkpoint
+from fedblocks.server.grid import InProcessGrid
+from fedblocks.server.run_folder import RunFolder
+
+NODES = range(1, 6)
+
+
+class Coordinator:
+    """Sends single messages to five real companies, so that a test can bend any of them."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.plan = run, run.plan()
+        self.model = Checkpoint.load(run.checkpoints).model
+        self.grid = InProcessGrid(app, 5, {"run-dir": str(run.path)})
+
+    def ask(self, node: int, phase: str, record: RecordDict) -> RecordDict:
+        message = self.grid.create_message(record, phase, node, "test")
+        (reply,) = self.grid.send_and_receive([message])
+        assert not reply.has_error()
+        return reply.content
+
+    def join(self, plan: Plan | None = None) -> dict[int, RecordDict]:
+        record = JoinRequest(plan or self.plan, self.model.shared).to_record()
+        return {node: self.ask(node, JOIN, record) for node in NODES}
+
+    def session(self, **changes: Any) -> Session:
+        values: dict[str, Any] = {
+            "run": self.plan.run,
+            "round": 1,
+            "label": "block-0",
+            "model_digest": digest(self.model.blocks[0]),
+            "settings_digest": self.plan.digest(),
+            "cohort": tuple(f"company-{i}" for i in range(5)),
+            "threshold": 4,
+            "length": sum(v.numel() for v in self.model.blocks[0].values()),
+        }
+        return Session(**(values | changes))
+
+    def keys(self, session: Session) -> dict[int, RecordDict]:
+        replies = {n: JoinReply.from_record(r) for n, r in self.join().items()}
+        channels = {r.company: r.channel for r in replies.values()}
+        return {n: self.ask(n, KEYS, KeysRequest(session, channels).to_record()) for n in NODES}
+
+    def train_request(self, session: Session) -> TrainRequest:
+        replies = self.keys(session)
+        adverts = {f"company-{n - 1}": KeysReply.from_record(r).advert for n, r in replies.items()}
+        mine = {name: advert.for_recipient("company-0") for name, advert in adverts.items()}
+        return TrainRequest(0, self.model.blocks[0], mine)
+
+    def charges(self, company: int = 0) -> int:
+        home = self.run.companies / f"company-{company}"
+        with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+            return len(ledger.rows())
+
+
+@pytest.fixture
+def coordinator(small: Settings, tmp_path: Path) -> Coordinator:
+    return Coordinator(prepare(small, tmp_path / "run"))
+
+
+def rewrite_policy(run: RunFolder, company: int, line: str) -> None:
+    """Replace one line of a company's policy."""
+    path = run.companies / f"company-{company}" / "policy.toml"
+    key = line.split("=")[0].strip()
+    kept = [old for old in path.read_text().splitlines() if not old.startswith(key)]
+    path.write_text("\n".join([*kept, line]))
+
+
+def test_a_faithful_round_trains_charges_once_and_masks(coordinator: Coordinator) -> None:
+    request = coordinator.train_request(coordinator.session())
+    reply = TrainReply.from_record(coordinator.ask(1, TRAIN, request.to_record()))
+    assert coordinator.charges() == 1
+    counts = np.bincount(reply.masked.view(np.uint8), minlength=256)
+    assert counts.max() < 1.6 * counts.mean()  # masked values look uniform, an update's high bytes do not
+
+
+@pytest.mark.parametrize(
+    ("change", "policy"),
+    [
+        ({"noise_multiplier": 0.0}, ""),
+        ({"delta": 1e-3}, ""),
+        ({}, "minimum_cohort = 4"),
+        ({}, "epsilon_ceiling = 0.5"),
+        ({"noise_multiplier": 0.5}, ""),
+    ],
+)
+def test_a_plan_against_the_companys_rules_is_refused_at_join_and_costs_nothing(
+    coordinator: Coordinator, change: dict[str, Any], policy: str
+) -> None:
+    """Would catch a client that lets the coordinator choose ceiling, delta, cohort or noise."""
+    if policy:
+        rewrite_policy(coordinator.run, 0, policy)
+    reply = coordinator.join(coordinator.plan.model_copy(update=change))[1]
+    assert refused(reply) in {"privacy", "budget_exceeded"}
+    assert coordinator.charges() == 0
+
+
+def altered_model(c: Coordinator, r: TrainRequest) -> TrainRequest:
+    state = {name: value + 1e-3 for name, value in r.state.items()}
+    return replace(r, state=state)
+
+
+def altered_advert(c: Coordinator, r: TrainRequest) -> TrainRequest:
+    victim = r.adverts["company-1"]
+    return replace(r, adverts=r.adverts | {"company-1": replace(victim, public=victim.public[::-1])})
+
+
+def few_adverts(c: Coordinator, r: TrainRequest) -> TrainRequest:
+    return replace(r, adverts={k: v for k, v in r.adverts.items() if k in ("company-0", "company-1")})
+
+
+def other_block(c: Coordinator, r: TrainRequest) -> TrainRequest:
+    return replace(r, block=1, state=c.model.blocks[1])
+
+
+def foreign_tensor(c: Coordinator, r: TrainRequest) -> TrainRequest:
+    return replace(r, state=r.state | {"head.weight": torch.zeros(10, 16)})
+
+
+@pytest.mark.parametrize(
+    "bend",
+    [altered_model, altered_advert, few_adverts, other_block, foreign_tensor],
+    ids=lambda f: f.__name__,
+)
+def test_a_bent_training_request_is_refused_before_anything_is_charged(
+    coordinator: Coordinator, bend: Callable[[Coordinator, TrainRequest], TrainRequest]
+) -> None:
+    request = bend(coordinator, coordinator.train_request(coordinator.session()))
+    reply = coordinator.ask(1, TRAIN, request.to_record())
+    assert refused(reply) in {"wrong_session", "bad_share", "small_cohort", "too_few"}
+    assert coordinator.charges() == 0
+
+
+def test_training_twice_in_one_session_is_refused_and_charged_once(coordinator: Coordinator) -> None:
+    request = coordinator.train_request(coordinator.session()).to_record()
+    assert refused(coordinator.ask(1, TRAIN, request)) is None
+    assert refused(coordinator.ask(1, TRAIN, request)) == "wrong_phase"
+    assert coordinator.charges() == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run": "another"},
+        {"settings_digest": bytes(32)},
+        {"cohort": ("company-0", "company-1"), "threshold": 2},
+        {"threshold": 3},
+        {"cohort": ("company-1", "company-2", "company-3"), "threshold": 3},
+    ],
+)
+def test_a_session_with_other_settings_or_a_small_cohort_is_refused(
+    coordinator: Coordinator, changes: dict[str, Any]
+) -> None:
+    reply = coordinator.keys(coordinator.session(**changes))[1]
+    codes = {"bad_session", "small_cohort", "low_threshold", "not_in_cohort"}
+    assert refused(reply) in codes
+
+
+def test_unmasking_answers_once_and_for_its_own_session_only(coordinator: Coordinator) -> None:
+    session = coordinator.session()
+    coordinator.ask(1, TRAIN, coordinator.train_request(session).to_record())
+
+    def unmask(digest_: bytes, names: tuple[str, ...]) -> str | None:
+        survivors = Survivors(session=digest_, names=names)
+        return refused(coordinator.ask(1, UNMASK, UnmaskRequest(survivors).to_record()))
+
+    everyone = session.cohort
+    assert unmask(bytes(32), everyone) == "wrong_session"
+    assert unmask(session.digest(), everyone[1:]) == "bad_survivors"
+    assert unmask(session.digest(), everyone[:3]) == "too_few"
+    assert unmask(session.digest(), everyone) is None
+    assert unmask(session.digest(), everyone) == "wrong_phase"
+
+
+def test_phases_out_of_order_are_refused(coordinator: Coordinator) -> None:
+    request = coordinator.train_request(coordinator.session())
+    fresh = Coordinator(coordinator.run)
+    assert refused(fresh.ask(1, TRAIN, request.to_record())) == "wrong_phase"
+    empty = KeysRequest(coordinator.session(), {}).to_record()
+    assert refused(fresh.ask(1, KEYS, empty)) == "wrong_phase"
+
+
+def test_the_text_of_an_error_stays_in_the_companys_log(coordinator: Coordinator) -> None:
+    """Would catch Flower's default, which sends an exception's text, and with it data, to the coordinator."""
+    request = coordinator.train_request(coordinator.session())
+    secret = "patient 4711"
+    (coordinator.run.companies / "company-0" / "data.npz").write_text(secret)
+    reply = coordinator.ask(1, TRAIN, request.to_record())
+    assert refused(reply) == "internal"
+    assert list(reply.config_records["message"]) == ["refused"]
+    log = (coordinator.run.companies / "company-0" / "company.log").read_text()
+    assert "Traceback" in log
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RecordDict(),
+        RecordDict({"message": ConfigRecord({"plan": 3})}),
+        RecordDict({"message": ConfigRecord({"plan": "{}"})}),
+        RecordDict(
+            {"message": ConfigRecord({"session": b"x" * 9999, "companies": ["a"], "channels": [b""]})}
+        ),
+        RecordDict({"message": ConfigRecord({"block": True, "companies": [1.0], "adverts": [b"x"]})}),
+        RecordDict({"message": ConfigRecord({"survivors": b"\xff" * 40})}),
+    ],
+)
+@pytest.mark.parametrize("phase", [JOIN, KEYS, TRAIN, UNMASK])
+def test_junk_is_answered_with_a_code(coordinator_once: Coordinator, phase: str, record: RecordDict) -> None:
+    assert refused(coordinator_once.ask(1, phase, record)) in {"malformed", "bad_input", "wrong_phase"}
+
+
+@pytest.fixture(scope="module")
+def coordinator_once(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
+    return Coordinator(prepare(small, tmp_path_factory.mktemp("once") / "run"))
+
+
+def test_without_a_seed_every_release_is_new(coordinator: Coordinator) -> None:
+    """Would catch deployed noise that repeats: identity and bits must differ from call to call."""
+    home = coordinator.run.companies / "company-0"
+    policy = load_policy(home / "policy.toml")
+    seeded, deployed = (
+        Company(home, policy),
+        Company(home, policy.model_copy(update={"simulation_seed": None})),
+    )
+
+    def draw(company: Company) -> tuple[str, bytes]:
+        identity, randomness = company.randomness(1, "block-0")
+        return identity, randomness.bytes(16)
+
+    assert draw(seeded) == draw(seeded)
+    first, second = draw(deployed), draw(deployed)
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_a_malformed_masked_vector_is_refused_by_the_coordinator() -> None:
+    with pytest.raises(ProtocolError, match="malformed"):
+        TrainReply.from_record(RecordDict())
+    wide = TrainReply(np.zeros((2, 2), np.uint32)).to_record()
+    with pytest.raises(ProtocolError, match="uint32 vector"):
+        TrainReply.from_record(wide)
+
+
+def test_messages_hold_what_was_put_in() -> None:
+    reply = JoinReply("company-0", bytes(32))
+    assert JoinReply.from_record(reply.to_record()) == reply

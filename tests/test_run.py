@@ -1,0 +1,277 @@
+"""Whole runs: the sum is the companies' own updates, dropouts, exact resume, what a crash may cost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedblocks.blocks import build_model, digest, merge
+from fedblocks.blocks.state import flatten
+from fedblocks.client.app import app
+from fedblocks.client.company import Company
+from fedblocks.client.policy import load_policy
+from fedblocks.client.training import train_block
+from fedblocks.config import DropoutSettings, Settings, TrainingSettings
+from fedblocks.errors import RunError
+from fedblocks.experiments.preparation import prepare
+from fedblocks.experiments.reference import prepare_reference
+from fedblocks.experiments.simulation import epsilon_by_company, simulate
+from fedblocks.privacy.accounting import epsilon
+from fedblocks.server.checkpoint import Checkpoint
+from fedblocks.server.coordinator import assigned_block, coordinate
+from fedblocks.server.dropout import LossyGrid
+from fedblocks.server.grid import InProcessGrid
+from fedblocks.server.optimizer import BlockOptimizer
+from fedblocks.server.run_folder import RunFolder
+
+
+def final_digest(run: RunFolder) -> bytes:
+    model = Checkpoint.load(run.checkpoints).model
+    return digest(model.shared, *model.blocks)
+
+
+def with_dropout(settings: Settings, rate: float, phase: str, seed: int = 0) -> Settings:
+    companies = settings.companies.model_copy(
+        update={"dropout": DropoutSettings(rate=rate, phase=phase)}  # type: ignore[arg-type]
+    )
+    return settings.model_copy(update={"companies": companies, "seed": seed})
+
+
+@pytest.fixture(scope="module")
+def finished(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+    run = prepare(small, tmp_path_factory.mktemp("whole") / "run")
+    return run, simulate(run)
+
+
+def test_the_summary_has_what_machines_ask_for(finished: tuple[RunFolder, dict[str, Any]]) -> None:
+    run, result = finished
+    assert {"accuracy_public_model", "accuracy", "epsilon", "rounds", "seconds"} <= result.keys()
+    assert result["rounds"] == 4
+    assert sorted(result["epsilon"]) == [f"company-{i}" for i in range(5)]
+    assert [row["round"] for row in run.metrics()] == [0, 1, 2, 3, 4]
+    assert [row["block"] for row in run.metrics()[1:]] == [0, 1, 0, 1]
+    assert all(row["status"] == "done" for row in run.metrics()[1:])
+
+
+def test_epsilon_is_that_of_all_releases_and_stays_under_the_ceiling(
+    finished: tuple[RunFolder, dict[str, Any]],
+) -> None:
+    """Oracle: the whole plan accounted at once must equal what the ledger added up round by round."""
+    run, result = finished
+    home = run.companies / "company-2"
+    with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+        rows = ledger.rows()
+    assert len(rows) == 4
+    expected = epsilon([row.event for row in rows], run.plan().delta)
+    assert result["epsilon"]["company-2"] == pytest.approx(expected)
+    assert 7.9 < expected <= 8.0
+
+
+def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates(
+    small: Settings, tmp_path: Path
+) -> None:
+    """Oracle: each update computed alone. Would catch masks that do not cancel, or a wrong divisor."""
+    run = prepare(small, tmp_path / "run")
+    settings, plan = run.settings(), run.plan()
+    start = Checkpoint.load(run.checkpoints).model
+    updates = []
+    for home in sorted(run.companies.iterdir()):
+        company = Company(home, load_policy(home / "policy.toml"))
+        model = build_model(plan.model, plan.noise)
+        merge(model, start.shared, *start.blocks)
+        labels = (1, "block-0", digest(start.blocks[0]).hex(), digest(start.shared).hex())
+        updates.append(train_block(model, 0, company.data(), plan, company.randomness(*labels)[1]))
+    names = sorted(start.blocks[0])
+    before = flatten([start.blocks[0][name] for name in names])
+    optimizer = BlockOptimizer(plan.training, len(before))
+    expected = optimizer.step(before, torch.from_numpy(np.mean(updates, axis=0)))
+
+    class StopAfterOne(Exception):
+        pass
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["round"] == 1:
+            raise StopAfterOne
+
+    grid = InProcessGrid(app, settings.companies.count, {"run-dir": str(run.path)})
+    with pytest.raises(StopAfterOne):
+        coordinate(grid, run, stop)
+    after = Checkpoint.load(run.checkpoints, 1).model
+    found = flatten([after.blocks[0][name] for name in names])
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert (found - before).abs().max() > 1e-4
+    assert digest(after.blocks[1]) == digest(start.blocks[1])
+    assert digest(after.shared) == digest(start.shared)
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 3])
+def test_an_interrupted_run_resumes_to_the_same_result(
+    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path, stop_at: int
+) -> None:
+    """Would catch lost optimiser state, repeated randomness, doubled metrics or a double charge."""
+    run = prepare(small, tmp_path / "run")
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row["round"] == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(run, interrupt)
+    resumed = simulate(RunFolder.existing(run.path))
+    whole, result = finished
+    assert final_digest(run) == final_digest(whole)
+    assert resumed["accuracy"] == result["accuracy"]
+    assert resumed["epsilon"] == result["epsilon"]
+    drop = {"seconds"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in run.metrics()] == [
+        {k: v for k, v in row.items() if k not in drop} for row in whole.metrics()
+    ]
+
+
+def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_counts(
+    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path
+) -> None:
+    """SIGKILL at some moments of a real process; every update that may have left is on the ledger."""
+    whole, result = finished
+    run = prepare(small, tmp_path / "run")
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from fedblocks.server.run_folder import RunFolder\n"
+        "from fedblocks.experiments.simulation import simulate\n"
+        "simulate(RunFolder.existing(Path(sys.argv[1])), lambda row: print(row['round'], flush=True))\n"
+    )
+    for delay in (0.02, 0.15):
+        process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        rounds = Checkpoint.load(run.checkpoints).round
+        for home in run.companies.iterdir():
+            with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+                assert len(ledger.rows()) >= rounds
+    assert simulate(run)["accuracy"] == result["accuracy"]
+    assert final_digest(run) == final_digest(whole)
+    assert epsilon_by_company(run) == result["epsilon"]
+
+
+@pytest.mark.parametrize("phase", ["keys", "train", "unmask"])
+def test_dropouts_are_survived_down_to_the_threshold_and_recorded(
+    small: Settings, tmp_path: Path, phase: str
+) -> None:
+    """Five companies, threshold four: rounds that lose one go on, rounds that lose two are left out."""
+    run = prepare(with_dropout(small, 0.25, phase, seed=4), tmp_path / "run")
+    simulate(run)
+    rows = run.metrics()[1:]
+    assert any(row["absent"] for row in rows)
+    for row in rows:
+        lost = row["absent"]
+        assert all(code == "no_reply" for _, code in lost.values())
+        if phase != "unmask":
+            assert (row["status"] == "done") == (len(lost) <= 1)
+            assert len(row["survivors"]) == (5 - len(lost) if row["status"] == "done" else 0)
+        elif row["status"] == "done":
+            assert len(row["survivors"]) == 5  # their vectors had arrived
+    if phase != "keys":  # whoever trained has paid, whether or not the reply arrived
+        home = run.companies / "company-0"
+        with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+            assert len(ledger.rows()) == 4
+
+
+def test_an_aborted_round_leaves_the_block_as_it_was(small: Settings, tmp_path: Path) -> None:
+    run = prepare(with_dropout(small, 0.9, "train"), tmp_path / "run")
+    before = final_digest(run)
+    simulate(run)
+    assert all(row["status"] == "too_few" for row in run.metrics()[1:])
+    assert final_digest(run) == before
+
+
+def test_losses_depend_on_seed_round_and_node_alone() -> None:
+    grid = InProcessGrid(app, 3, {})
+    lossy = LossyGrid(grid, DropoutSettings(rate=0.3, phase="train"), seed=1)
+    draws = [lossy.is_lost("train.block", f"round-{r}", n) for r in range(200) for n in range(10)]
+    assert np.mean(draws) == pytest.approx(0.3, abs=0.05)
+    assert draws == [lossy.is_lost("train.block", f"round-{r}", n) for r in range(200) for n in range(10)]
+    assert not any(lossy.is_lost("query.keys", f"round-{r}", 1) for r in range(50))
+
+
+def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(small: Settings, tmp_path: Path) -> None:
+    """Would catch a refusal that comes only when the budget is already spent."""
+    run = prepare(small, tmp_path / "run")
+    policy = run.companies / "company-3" / "policy.toml"
+    policy.write_text(policy.read_text().replace("epsilon_ceiling = 8.0", "epsilon_ceiling = 2.0"))
+    with pytest.raises(RunError, match="budget_exceeded"):
+        simulate(run)
+    assert set(epsilon_by_company(run).values()) == {0.0}
+
+
+def test_the_reference_differs_by_noise_alone(
+    finished: tuple[RunFolder, dict[str, Any]],
+) -> None:
+    run, _ = finished
+    twin = prepare_reference(run)
+    simulate(twin)
+    assert prepare_reference(run).path == twin.path
+    ours, theirs = run.plan(), twin.plan()
+    assert theirs.noise_multiplier == 0
+    assert theirs.training == ours.training
+    assert theirs.company_clip == ours.company_clip
+    assert digest(Checkpoint.load(twin.checkpoints, 0).model.shared) == digest(
+        Checkpoint.load(run.checkpoints, 0).model.shared
+    )
+    assert twin.metrics()[-1]["update_norm"] < run.metrics()[-1]["update_norm"]
+
+
+def test_two_runs_of_the_same_settings_agree(
+    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path
+) -> None:
+    run = prepare(small, tmp_path / "again")
+    simulate(run)
+    assert final_digest(run) == final_digest(finished[0])
+
+
+def test_preparation_that_fails_leaves_nothing(small: Settings, tmp_path: Path) -> None:
+    def fail(step: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(small, tmp_path / "run", on_step=fail)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedadam"])
+def test_server_optimisers_follow_their_closed_form_and_resume(kind: str) -> None:
+    """Reddi et al. 2021, algorithm 2, written out; a copy restored from its state must go on alike."""
+    settings = TrainingSettings(server_optimizer=kind, server_learning_rate=0.1)  # type: ignore[arg-type]
+    optimizer, g = BlockOptimizer(settings, 5), torch.Generator().manual_seed(0)
+    x, m, v = torch.zeros(5), torch.zeros(5), torch.zeros(5)
+    b1, b2 = settings.server_betas
+    position = torch.zeros(5)
+    for t in range(1, 6):
+        u = torch.randn(5, generator=g)
+        if kind == "fedavg":
+            x = x + 0.1 * u
+        else:
+            m, v = b1 * m + (1 - b1) * u, b2 * v + (1 - b2) * u * u
+            x = x + 0.1 * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
+        restored = BlockOptimizer(settings, 5)
+        restored.load(optimizer.state())
+        position = restored.step(position, u)
+        optimizer = restored
+        torch.testing.assert_close(position, x)
+
+
+def test_sequential_assignment_visits_every_block_in_turn() -> None:
+    assert [assigned_block(r, 3) for r in range(1, 8)] == [0, 1, 2, 0, 1, 2, 0]
