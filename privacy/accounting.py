@@ -5,20 +5,18 @@ Gaussian under add/remove adjacency (Abadi et al. 2016, section 3.1). Each kind 
 "Connect the Dots" (Doroshenko et al. 2022, Algorithm 1), whose estimate is an upper bound, and composed by
 FFT (Koskela et al. 2020) with the dp-accounting library.
 
-Three choices keep the figure an upper bound at any speed setting: the grid only ever rounds the loss up,
-what floating point may lose is taken off delta before epsilon is read, and displayed epsilons are rounded
-up.
+Three choices keep the figure an upper bound: the grid only ever rounds the loss up, what floating point may
+lose is taken off delta before epsilon is read, and displayed epsilons are rounded up.
 
 The composition theorem asks that (sampling_rate, noise_multiplier, steps) of a release be chosen without
-looking at earlier releases (else a privacy filter is needed: Rogers et al. 2016): fix them in the plan of a
-run.
+looking at earlier releases (else a filter is needed: Rogers et al. 2016): fix them in the plan of a run.
 """
 
 import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, reduce
 from numbers import Real
 from typing import Any
@@ -137,12 +135,7 @@ def releases_within(
     ceiling, earlier = _epsilon_target(epsilon_ceiling), list(spent)
 
     def fits(count: int) -> bool:
-        more = GaussianSteps(
-            sampling_rate=event.sampling_rate,
-            noise_multiplier=event.noise_multiplier,
-            steps=count * event.steps,
-        )
-        return epsilon([*earlier, more], delta) <= ceiling
+        return epsilon([*earlier, replace(event, steps=count * event.steps)], delta) <= ceiling
 
     return largest(fits, MAX_STEPS // event.steps)
 
@@ -229,11 +222,7 @@ def _epsilon(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float
         return math.inf
     # T Gaussian steps on all data are one with noise z / sqrt(T) (Dong et al. 2022, Corollary 3.3).
     whole = sum(steps / min(noise, 1e6) ** 2 for rate, noise, steps in kinds if rate == 1.0)
-    sampled = [
-        (max(rate, _SMALLEST_RATE), min(noise, _LARGEST_NOISE), steps)
-        for rate, noise, steps in kinds
-        if rate < 1.0
-    ]
+    sampled = [(max(q, _SMALLEST_RATE), min(z, _LARGEST_NOISE), steps) for q, z, steps in kinds if q < 1.0]
     if whole:
         sampled.append((1.0, min(whole**-0.5, _LARGEST_NOISE), 1))
     grid = _grid(sampled)

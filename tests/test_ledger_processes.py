@@ -1,0 +1,147 @@
+"""A killed process loses no acknowledged charge, and processes that charge at once are all counted."""
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedblocks.errors import BudgetExceeded
+from fedblocks.privacy.accounting import GaussianSteps
+from fedblocks.privacy.ledger import Charge, Ledger
+
+EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20)
+
+
+def opened(path: Path, ceiling: float = 8.0) -> Ledger:
+    return Ledger.open(path, "acme", epsilon_ceiling=ceiling, delta=1e-5)
+
+
+def charge(ledger: Ledger, n: int) -> Charge:
+    return ledger.charge(run="r", round=n, block="b0", release_id=f"id-{n}", event=EVENT)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+# Imports once, then forks the processes that charge: a line "count name name ..." starts one for each name.
+CHARGERS = """
+import os, sys
+from pathlib import Path
+from fedblocks.privacy.accounting import GaussianSteps
+from fedblocks.privacy.ledger import Ledger
+event = GaussianSteps(sampling_rate=0.001, noise_multiplier=20.0, steps=1)
+
+def charge_until_killed(name, count):
+    with open(f"{sys.argv[1]}.{name}", "ab", buffering=0) as acknowledged:
+        with Ledger.open(sys.argv[1], "acme", 8.0, 1e-5) as ledger:
+            for n in range(count):
+                ledger.charge(run=name, round=n, block="b", release_id=f"{name}-{n}", event=event)
+                acknowledged.write(b"%d\\n" % n)
+
+for line in sys.stdin:
+    count, *names = line.split()
+    pids = []
+    for name in names:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                charge_until_killed(name, int(count))
+                os._exit(0)
+            finally:
+                os._exit(1)
+        pids.append(pid)
+    print(*pids, flush=True)
+    print(*[os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
+"""
+
+
+class Chargers:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        command = [sys.executable, "-c", CHARGERS, str(path)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def start(self, count: int, *names: str) -> list[int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count} {' '.join(names)}\n")
+        return self._numbers()
+
+    def exit_codes(self) -> list[int]:
+        return self._numbers()
+
+    def acknowledged(self, name: str) -> list[int]:
+        file = Path(f"{self._path}.{name}")
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        return [int(line) for line in lines if line.endswith("\n")]
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _numbers(self) -> list[int]:
+        assert self._process.stdout is not None
+        return [int(word) for word in self._process.stdout.readline().split()]
+
+
+@pytest.fixture
+def chargers(path: Path) -> Iterator[Chargers]:
+    chargers = Chargers(path)
+    yield chargers
+    chargers.close()
+
+
+def test_a_killed_process_loses_no_acknowledged_charge(path: Path, chargers: Chargers) -> None:
+    moments = random.Random(0)
+    midway = 0
+    for k in range(12):
+        name = f"p{k}"
+        (pid,) = chargers.start(100_000, name)
+        time.sleep(moments.uniform(0.0, 0.25))
+        os.kill(pid, signal.SIGKILL)
+        assert chargers.exit_codes() == [-signal.SIGKILL]
+        acknowledged = chargers.acknowledged(name)
+        midway += bool(acknowledged)
+        if not path.exists():
+            # Killed before there was a ledger.
+            continue
+        with opened(path) as ledger:
+            recorded = [row.round for row in ledger.rows() if row.run == name]
+        assert acknowledged == list(range(len(acknowledged)))
+        assert recorded in (acknowledged, [*acknowledged, len(acknowledged)])
+    assert midway >= 3
+    with opened(path) as ledger:
+        charge(ledger, 0)
+
+
+def test_processes_charging_at_once_are_all_recorded(path: Path, chargers: Chargers) -> None:
+    names, count = ["p0", "p1", "p2"], 10
+    chargers.start(count, *names)
+    assert chargers.exit_codes() == [0, 0, 0]
+    with opened(path) as ledger:
+        rows = ledger.rows()
+        expected = [(name, n) for name in names for n in range(count)]
+        assert sorted((row.run, row.round) for row in rows) == expected
+        assert all(a.epsilon_after == b.epsilon_before for a, b in itertools.pairwise(rows))
+        ledger.verify()
+
+
+def test_two_processes_share_one_ceiling(path: Path) -> None:
+    with opened(path, ceiling=0.8) as one, opened(path, ceiling=0.8) as two:
+        fit, taken = one.remaining(EVENT), 0
+        for n in range(fit + 3):
+            try:
+                charge((one, two)[n % 2], n)
+                taken += 1
+            except BudgetExceeded:
+                pass
+        assert taken == fit == len(two.rows())

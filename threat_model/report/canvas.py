@@ -1,0 +1,148 @@
+"""From a matplotlib figure to an SVG element that sits in the page: themed, labelled, the same every time.
+
+Colours are named by what they mean. While drawing each stands for a placeholder that no figure would use
+otherwise; in the page it becomes a CSS variable, so that one drawing serves light, dark and print.
+Text stays text, in the page's own typeface, and is laid out with matplotlib's bundled (wider) one.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#0a0001", "#0a0002", "#0a0003"
+PRIVATE, PUBLIC, REFERENCE, ALERT, PAPER = "#0a0004", "#0a0005", "#0a0006", "#0a0007", "#0a0008"
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    PRIVATE: "private",
+    PUBLIC: "public",
+    REFERENCE: "reference",
+    ALERT: "alert",
+    PAPER: "paper",
+}
+_COLOUR = re.compile("|".join(_VARIABLES))
+_TYPEFACE = re.compile(r"font-family:[^;]*;?")
+_SETTINGS = {
+    "svg.fonttype": "none",
+    # Company names and settings are other people's text: a dollar sign must not start a formula.
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+WIDE, NARROW = 720, 350
+Draw = Callable[[Figure, bool], None]
+
+
+def chart(name: str, label: str, draw: Draw, height: int, *, narrow_height: int | None = None) -> Markup:
+    """The drawing twice, for a desk and for a phone; the page shows the one that fits.
+
+    `draw(figure, wide)` draws on a figure measured in pixels; `label` is what a screen reader says.
+    """
+    return Markup("").join(
+        _svg(f"{name}-{kind}", label, draw, kind == "wide", width, pixels)
+        for kind, width, pixels in (("wide", WIDE, height), ("narrow", NARROW, narrow_height or height))
+    )
+
+
+def axes(figure: Figure, left: float, top: float, right: float, bottom: float) -> Axes:
+    """Axes with margins in pixels, quiet by default: a base line and horizontal grid lines."""
+    width, height = (float(size) * figure.dpi for size in figure.get_size_inches())
+    box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+    ax = figure.add_axes(box)
+    for side in ("left", "right", "top"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(length=0)
+    ax.grid(axis="y", color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the wanted ones, at least `gap` apart, for labels at the ends of lines."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    placed = [min(max(wanted[i], low), high) for i in order]
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + gap)
+    overshoot = placed[-1] - high if placed else 0.0
+    for i in range(len(placed) - 1, -1, -1):
+        if overshoot <= 0:
+            break
+        placed[i] -= overshoot
+        overshoot = gap - (placed[i] - placed[i - 1]) if i else 0.0
+    result = [0.0] * len(wanted)
+    for position, i in zip(placed, order, strict=True):
+        result[i] = position
+    return result
+
+
+def _svg(name: str, label: str, draw: Draw, wide: bool, width: int, height: int) -> Markup:
+    with _drawing(name):
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        FigureCanvasSVG(figure)
+        draw(figure, wide)
+        out = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    root = ET.fromstring(out.getvalue())
+    _tidy(root)
+    root.attrib.clear()
+    root.attrib.update(
+        {
+            "class": f"chart {'wide' if wide else 'narrow'}",
+            "viewBox": f"0 0 {width} {height}",
+            "role": "img",
+            "aria-label": label,
+        }
+    )
+    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 - built by ElementTree, which escapes
+
+
+@contextmanager
+def _drawing(name: str) -> Iterator[None]:
+    # The salt keeps the ids of two drawings in one page apart, and alike from one report to the next.
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
+        yield
+
+
+def _tidy(root: ET.Element) -> None:
+    """Drop what clashes when many drawings share a page: namespaces, group names, a global style sheet."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith("}style") or child.tag.endswith("}metadata"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.text = (element.text or "").strip() or None
+        element.tail = None
+        if element.tag == "g":
+            element.attrib.pop("id", None)
+        for key in list(element.attrib):
+            value = element.attrib.pop(key)
+            if key == "style":
+                value = _COLOUR.sub(lambda found: f"var(--{_VARIABLES[found[0]]})", _TYPEFACE.sub("", value))
+            if key == "d":
+                value = " ".join(value.split())
+            if not (key == "transform" and value.startswith("rotate(-0 ")):
+                element.set(key.rpartition("}")[2], value)

@@ -1,0 +1,192 @@
+"""What the report says about the rounds of a run, read back from the run's own files and from nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...config import Plan, Settings
+from ...server.run_folder import RunFolder
+from .spending import Spending, read_spending
+
+# A block that lowers the accuracy of the chain by more than this is pointed out.
+LOSS_WORTH_NAMING = 0.005
+PHASES = {"keys": "key exchange", "train": "training", "unmask": "unmasking"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Accuracy after a round: for each set one figure after each block, the last being the model's own."""
+
+    round: int
+    heldout: tuple[float, ...]
+    public: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A company that was missing; `counted` where its update had entered the sum before it fell silent."""
+
+    round: int
+    company: str
+    phase: str
+    code: str
+    counted: bool
+
+
+@dataclass(frozen=True)
+class Utility:
+    points: tuple[Point, ...]
+    reference: tuple[Point, ...]
+    non_private: float | None
+    heldout_examples: int
+    public_examples: int
+
+    @property
+    def first(self) -> Point:
+        return self.points[0]
+
+    @property
+    def last(self) -> Point:
+        return self.points[-1]
+
+    def losing_blocks(self) -> list[tuple[int, float]]:
+        """(block, points lost) wherever the chain is better off before a block than after it."""
+        after = self.last.heldout
+        steps = [(b, after[b - 1] - after[b]) for b in range(1, len(after))]
+        return [(b, lost) for b, lost in steps if lost > LOSS_WORTH_NAMING]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything but the audit."""
+
+    run: str
+    folder: str
+    settings: Settings
+    plan: Plan
+    rounds_done: int
+    companies: tuple[str, ...]
+    utility: Utility | None
+    spending: tuple[Spending, ...]
+    absences: tuple[Absence, ...]
+    aborted: dict[int, str]
+    unused_charges: int
+    seconds: float | None
+
+    @property
+    def private(self) -> bool:
+        return self.plan.private
+
+    @property
+    def finished(self) -> bool:
+        return self.rounds_done >= self.plan.training.rounds
+
+    def absence_table(self) -> list[tuple[str, str, str, bool, int, str]]:
+        """(company, phase, code, counted, how often, rounds), most frequent first."""
+        kinds = Counter((a.company, a.phase, a.code, a.counted) for a in self.absences)
+        return [
+            (*kind, count, _ranges([a.round for a in self.absences if _kind(a) == kind]))
+            for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+        ]
+
+
+def read_facts(run: RunFolder) -> Facts:
+    """Gather; a run that is still going, or whose companies are elsewhere, gives what is there."""
+    settings, plan, rows = run.settings(), run.plan(), run.metrics()
+    spending = read_spending(run, plan)
+    rounds = [row for row in rows if row["round"] > 0]
+    seen = {name for row in rounds for name in (*row["survivors"], *row["absent"])}
+    result = run.read_json("result.json") or {}
+    return Facts(
+        run=plan.run,
+        folder=str(run.path),
+        settings=settings,
+        plan=plan,
+        rounds_done=rounds[-1]["round"] if rounds else 0,
+        companies=tuple(sorted(seen | {s.company for s in spending}, key=_natural)),
+        utility=_utility(run, rows, result),
+        spending=tuple(sorted(spending, key=lambda s: _natural(s.company))),
+        absences=tuple(_absence(row, name) for row in rounds for name in sorted(row["absent"])),
+        aborted={row["round"]: row["status"] for row in rounds if row["status"] != "done"},
+        unused_charges=_unused(spending, rounds),
+        seconds=result.get("seconds"),
+    )
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of n examples."""
+    z = 1.96
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return centre - half, centre + half
+
+
+def _utility(run: RunFolder, rows: list[dict[str, Any]], result: dict[str, Any]) -> Utility | None:
+    points = _points(rows)
+    if not points:
+        return None
+    return Utility(
+        points=points,
+        reference=_points(RunFolder(run.path / "reference").metrics()),
+        non_private=result.get("accuracy_non_private"),
+        heldout_examples=_examples(run, "heldout"),
+        public_examples=_examples(run, "public"),
+    )
+
+
+def _points(rows: list[dict[str, Any]]) -> tuple[Point, ...]:
+    return tuple(
+        Point(row["round"], tuple(row["accuracy"]["heldout"]), tuple(row["accuracy"].get("public", ())))
+        for row in rows
+        if "heldout" in row.get("accuracy", {})
+    )
+
+
+def _examples(run: RunFolder, name: str) -> int:
+    path = run.evaluation / f"{name}.npz"
+    if not path.is_file():
+        return 0
+    with np.load(path, allow_pickle=False) as file:
+        return len(file["labels"])
+
+
+def _absence(row: dict[str, Any], company: str) -> Absence:
+    phase, code = row["absent"][company]
+    word = phase.rpartition(".")[2]
+    named = PHASES.get({"block": "train"}.get(word, word), phase)
+    return Absence(row["round"], company, named, code, company in row["survivors"])
+
+
+def _unused(spending: list[Spending], rounds: list[dict[str, Any]]) -> int:
+    """Releases that were charged, and trained, but entered no sum."""
+    summed = {row["round"]: set(row["survivors"]) for row in rounds}
+    return sum(
+        1 for s in spending for round_, _ in s.curve[1:] if s.company not in summed.get(round_, {s.company})
+    )
+
+
+def _kind(a: Absence) -> tuple[str, str, str, bool]:
+    return a.company, a.phase, a.code, a.counted
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """company-2 before company-10."""
+    head = name.rstrip("0123456789")
+    tail = name[len(head) :]
+    return head, int(tail) if tail else -1, name
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[3, 4, 5, 9] as 3–5, 9."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)

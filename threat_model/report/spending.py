@@ -1,0 +1,73 @@
+"""What each company's own ledger says: the curve of its epsilon, its ceiling, and its releases by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...client.company import Company
+from ...client.policy import load_policy
+from ...config import Plan
+from ...privacy.accounting import GaussianSteps, epsilon
+from ...privacy.ledger_store import LedgerRow
+from ...server.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Spending:
+    """One company's ledger. `spent` covers all its runs; `curve` and `by_block` this run."""
+
+    company: str
+    ceiling: float
+    delta: float
+    spent: float
+    releases: int
+    other_releases: int
+    curve: tuple[tuple[int, float], ...]
+    by_block: dict[str, tuple[int, float]]
+
+
+def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
+    """All ledgers that lie in the run folder: those of simulated companies. None without noise."""
+    if not plan.private or not run.companies.is_dir():
+        return []
+    homes = sorted(home for home in run.companies.iterdir() if (home / "policy.toml").is_file())
+    return [_spending(Company(home, load_policy(home / "policy.toml")), plan) for home in homes]
+
+
+def planned_epsilon(plan: Plan) -> float:
+    """What the whole plan costs a company that takes part in every round."""
+    t = plan.training
+    steps = GaussianSteps(
+        sampling_rate=t.sampling_rate,
+        noise_multiplier=plan.noise_multiplier,
+        steps=t.rounds * t.local_steps,
+    )
+    return epsilon([steps], plan.delta)
+
+
+def _spending(company: Company, plan: Plan) -> Spending:
+    rows: list[LedgerRow] = []
+    spent = 0.0
+    # Opening would create a ledger; a report only reads.
+    if (company.home / "ledger.sqlite").is_file():
+        with company.ledger() as ledger:
+            rows, spent = ledger.rows(), ledger.spent().epsilon
+    own = [row for row in rows if row.run == plan.run]
+    delta = company.policy.delta
+    blocks = sorted({row.block for row in own})
+    start = [(0, own[0].epsilon_before if own else spent)]
+    return Spending(
+        company=company.name,
+        ceiling=company.policy.epsilon_ceiling,
+        delta=delta,
+        spent=spent,
+        releases=len(own),
+        other_releases=len(rows) - len(own),
+        curve=tuple(start + [(row.round, row.epsilon_after) for row in own]),
+        by_block={block: _block(own, block, delta) for block in blocks},
+    )
+
+
+def _block(rows: list[LedgerRow], block: str, delta: float) -> tuple[int, float]:
+    events = [row.event for row in rows if row.block == block]
+    return len(events), epsilon(events, delta)
