@@ -74,7 +74,11 @@ def prepare(
         print(json.dumps({"folder": str(run.path)}))
     else:
         people.print(f"Prepared [bold]{escape(str(run.path))}[/]. Run it on Flower's simulation engine:")
-        print(f"flwr run . --stream --run-config 'run-dir=\"{run.path}\"'")
+        nodes = run.settings().companies.count
+        print(
+            f"flwr run . --stream --run-config 'run-dir=\"{run.path}\"' "
+            f"--federation-config 'num-supernodes={nodes}'"
+        )
 
 
 @app.command()

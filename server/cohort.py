@@ -52,7 +52,7 @@ class Cohort:
         """One phase: a message to each named company, and the well-formed answers by company."""
         names = {self.nodes[company]: company for company in requests}
         messages = [
-            self.grid.create_message(record, phase, self.nodes[company], group, self.timeout)
+            Message(record, self.nodes[company], phase, group_id=group, ttl=self.timeout)
             for company, record in requests.items()
         ]
         answers: dict[str, Reply] = {}
@@ -78,7 +78,7 @@ def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 
     nodes = _wait_for_nodes(grid, expected, wait)
     request = JoinRequest(plan, shared).to_record()
     timeout = plan.training.message_timeout
-    messages = [grid.create_message(request, JOIN, node, "join", timeout) for node in nodes]
+    messages = [Message(request, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
     found: dict[str, int] = {}
     channels: dict[str, bytes] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):

@@ -5,16 +5,15 @@ Every message is serialised and parsed both ways, so that what breaks on the wir
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import DEFAULT_TTL, Context, Message, Metadata, RecordDict
-from flwr.app.message.message import make_message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 
 class InProcessGrid(Grid):
@@ -35,7 +34,9 @@ class InProcessGrid(Grid):
             for node in range(1, companies + 1)
         }
         self._replies: dict[str, Message] = {}
-        self._created = 0
+        self._sent = 0
+        # Flower stamps messages with the identity of the process's task, which here is none of its own.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
 
     def set_run(self, run: Any) -> None:
         """There is no other run to choose."""
@@ -52,19 +53,7 @@ class InProcessGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        self._created += 1
-        metadata = Metadata(
-            run_id=1,
-            message_id=f"message-{self._created}",
-            src_node_id=0,
-            dst_node_id=dst_node_id,
-            reply_to_message_id="",
-            group_id=group_id,
-            created_at=time.time(),
-            ttl=DEFAULT_TTL if ttl is None else ttl,
-            message_type=message_type,
-        )
-        return make_message(metadata, content)
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)
@@ -81,9 +70,12 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message: Message) -> str:
+        self._sent += 1
+        identity = f"message-{self._sent}"
+        message.metadata.__dict__["_message_id"] = identity  # as a SuperLink does on receipt
         reply = self._app(_over_the_wire(message), self._contexts[message.metadata.dst_node_id])
-        self._replies[message.metadata.message_id] = _over_the_wire(reply)
-        return message.metadata.message_id
+        self._replies[identity] = _over_the_wire(reply)
+        return identity
 
 
 def _over_the_wire(message: Message) -> Message:
