@@ -190,7 +190,7 @@ class Settings(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "cpu"
-    threads: int = Field(1, ge=1, description="CPU threads; more change the rounding, and slow small models")
+    workers: int = Field(2, ge=1, le=256, description="companies simulated at once, a core each")
     model: ModelSettings = ModelSettings()
     noise: NoiseSettings = NoiseSettings()
     data: DataSettings = DataSettings()

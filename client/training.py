@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import threading
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,19 @@ from ..privacy.quantisation import FixedPoint
 from ..privacy.randomness import Randomness
 from .data import LabelledImages
 
+_models = threading.local()
 
-@lru_cache(maxsize=4)
+
 def model_of(model: ModelSettings, noise: NoiseSettings, device: str) -> Denoiser:
-    """The model of these settings; its state is whatever was merged into it last."""
-    return build_model(model, noise).to(device)
+    """The model of these settings; its state is whatever was merged into it last.
+
+    Kept from message to message, one a thread: simulated companies that train at once must not share it.
+    """
+    key = (model, noise, device)
+    if getattr(_models, "key", None) != key:
+        _models.key, _models.model = key, build_model(model, noise).to(device)
+    kept: Denoiser = _models.model
+    return kept
 
 
 def mechanism(plan: Plan) -> DPSGD:

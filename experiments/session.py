@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -45,7 +44,6 @@ def progress_on(console: Console) -> Iterator[Progress]:
 
 def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> RunFolder:
     """Check the inputs, then prepare a new run under `runs`."""
-    torch.set_num_threads(settings.threads)
     inputs = read_inputs(settings)
     with progress_on(console) as progress:
         task = progress.add_task("Public pretraining", total=settings.pretraining.steps, note="")
@@ -59,7 +57,6 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
 
 def continue_with_progress(run: RunFolder, console: Console, *, with_reference: bool) -> dict[str, Any]:
     """Run to the end from wherever the run stands; with its noise-free twin if asked for."""
-    torch.set_num_threads(run.settings().threads)
     try:
         with progress_on(console) as progress:
             result = _simulate(run, progress, "Private rounds")

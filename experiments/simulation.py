@@ -17,8 +17,12 @@ def simulate(run: RunFolder, on_round: OnRound = lambda row: None) -> dict[str, 
     """Run, or go on with, a prepared run through the in-process grid; returns and writes its summary."""
     started = time.perf_counter()
     settings = run.settings()
-    grid = InProcessGrid(client_app, settings.companies.count, {"run-dir": str(run.path)})
-    coordinate(grid, run, on_round)
+    run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
+    grid = InProcessGrid(client_app, settings.companies.count, run_config, settings.workers)
+    try:
+        coordinate(grid, run, on_round)
+    finally:
+        grid.close()
     result = summary(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     run.write_json("result.json", result)

@@ -6,8 +6,10 @@ Every message is serialised and parsed both ways, so that what breaks on the wir
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -17,12 +19,20 @@ from flwr.supercore.task_identity import TaskIdentity
 
 
 class InProcessGrid(Grid):
-    """Runs `app` for nodes 1 to `companies`, each with its own context."""
+    """Runs `app` for nodes 1 to `companies`, each with its own context, `workers` of them at once.
+
+    Each worker is one thread that computes on one core, so that results do not depend on their number.
+    """
 
     def __init__(
-        self, app: ClientApp, companies: int, run_config: dict[str, str | int | float | bool]
+        self,
+        app: ClientApp,
+        companies: int,
+        run_config: dict[str, str | int | float | bool],
+        workers: int = 1,
     ) -> None:
         self._app = app
+        self._workers = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         self._contexts = {
             node: Context(
                 run_id=1,
@@ -59,7 +69,7 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return [self._deliver(message) for message in messages]
+        return list(self._workers.map(self._deliver, [self._stamped(message) for message in messages]))
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
@@ -69,13 +79,19 @@ class InProcessGrid(Grid):
     ) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
 
-    def _deliver(self, message: Message) -> str:
+    def _stamped(self, message: Message) -> Message:
         self._sent += 1
-        identity = f"message-{self._sent}"
-        message.metadata.__dict__["_message_id"] = identity  # as a SuperLink does on receipt
+        message.metadata.__dict__["_message_id"] = f"message-{self._sent}"  # as a SuperLink does on receipt
+        return message
+
+    def _deliver(self, message: Message) -> str:
         reply = self._app(_over_the_wire(message), self._contexts[message.metadata.dst_node_id])
-        self._replies[identity] = _over_the_wire(reply)
-        return identity
+        self._replies[message.metadata.message_id] = _over_the_wire(reply)
+        return message.metadata.message_id
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._workers.shutdown(cancel_futures=True)
 
 
 def _over_the_wire(message: Message) -> Message:

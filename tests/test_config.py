@@ -5,20 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from fedblocks.config import load_settings, preset_names
 from fedblocks.errors import InputError
 from fedblocks.server.run_folder import RunFolder
-
-runner = CliRunner()
 
 
 def test_presets_load_and_the_defaults_follow_the_design() -> None:
     assert "digits" in preset_names()
     settings = load_settings("digits")
     assert settings.privacy.epsilon == 8
-    assert settings.noise.P_mean == 1.0
+    assert settings.noise.P_mean >= 1.0  # every block must read its input
     assert settings.total_steps == settings.training.rounds * settings.training.local_steps
 
 

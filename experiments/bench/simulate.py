@@ -1,8 +1,8 @@
 """What federation costs: the simulated run against the same arithmetic in a plain PyTorch loop.
 
-Both train the same block of the same model on the same examples, clip per example with Opacus and average
-the companies' updates; the plain loop has no messages, no serialisation, no secure aggregation, no
-checkpoints and no company folders.
+Both compute on one core, train the same block of the same model on the same examples, clip per example with
+Opacus and average the companies' updates; the plain loop has no messages, no serialisation, no secure
+aggregation, no checkpoints and no company folders.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..preparation import prepare, read_inputs
 from ..simulation import simulate
 
 OVERRIDES = (
+    "workers=1",
     "pretraining.steps=1",
     "privacy.epsilon=none",
     "privacy.i_accept_no_dp=true",
@@ -47,7 +48,7 @@ def measure(companies: int = 20, rounds: int = 10, repeats: int = 3) -> dict[str
             f"training.evaluate_every={rounds}",
         ],
     )
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(1)
     inputs = read_inputs(settings)
     federated, plain = [], []
     with tempfile.TemporaryDirectory() as folder:

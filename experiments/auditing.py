@@ -1,0 +1,63 @@
+"""Auditing a run: load what it released and under which mechanism, attack it, keep the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from ..blocks import BlockObjective, ViTClassifier, build_model, merge
+from ..client.data import LabelledImages
+from ..config import AuditSettings as AuditOverrides
+from ..config import validated
+from ..errors import InputError
+from ..server.checkpoint import Checkpoint
+from ..server.coordinator import assigned_block
+from ..server.run_folder import RunFolder
+from ..threat_model.audit import AuditSettings, audit_block
+
+
+def audit_run(
+    run: RunFolder, overrides: dict[str, int], on_progress: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Attack one block of a run's last checkpoint with the run's own mechanism; writes audit.json and images.
+
+    The examples attacked are the companies' own training examples: the simulator holds them, and only the
+    scoring reads them.
+    """
+    settings, plan = run.settings(), run.plan()
+    chosen = validated(AuditOverrides, settings.audit.model_dump() | overrides)
+    checkpoint = Checkpoint.load(run.checkpoints)
+    block = (
+        assigned_block(max(checkpoint.round, 1), plan.model.blocks) if chosen.block is None else chosen.block
+    )
+    if block >= plan.model.blocks:
+        raise InputError("audit.block", block, f"the model has {plan.model.blocks} blocks")
+    model = build_model(plan.model, plan.noise)
+    merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
+    parts = [LabelledImages.load(home / "data.npz") for home in sorted(run.companies.iterdir())]
+    # One core: its matrices are small, and a second thread only waits.
+    torch.set_num_threads(1)
+    result = audit_block(
+        cast(ViTClassifier, model),
+        block,
+        private=(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts])),
+        public=LabelledImages.load(run.path / "public_train.npz").images,
+        objective=BlockObjective(weight=plan.noise.weight),
+        draws=plan.training.noise_draws,
+        max_grad_norm=plan.max_grad_norm,
+        noise_multiplier=plan.noise_multiplier,
+        settings=AuditSettings(
+            targets=chosen.targets,
+            aggregates=chosen.aggregates,
+            cohort=settings.companies.count,
+            seed=settings.seed,
+        ),
+        on_progress=on_progress,
+    )
+    document = {"run": run.path.name, "round": checkpoint.round} | result.to_json()
+    np.savez_compressed(run.path / "audit_images.npz", **cast(dict[str, Any], result.images))
+    run.write_json("audit.json", document)
+    return document
