@@ -1,4 +1,4 @@
-"""What the report says about the rounds of a run, read back from the run's own files and from nowhere else."""
+"""What the report says about the rounds of a run, read back from the run's own files alone."""
 
 from __future__ import annotations
 

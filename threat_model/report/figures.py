@@ -9,12 +9,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .canvas import ALERT, GRID, INK, MUTED, NARROW, PAPER, PRIVATE, PUBLIC, REFERENCE, WIDE
-from .canvas import axes, chart, spread
+from .canvas import (
+    ALERT,
+    GRID,
+    INK,
+    MUTED,
+    NARROW,
+    PAPER,
+    PRIVATE,
+    PUBLIC,
+    REFERENCE,
+    WIDE,
+    axes,
+    chart,
+    spread,
+)
 from .facts import Absence, Facts, Utility
 from .spending import Spending
 
-_MOST_ROWS = 30
+MOST_ROWS = 30
+_Dash = str | tuple[float, tuple[float, ...]]
+_SOLID: _Dash = "solid"
+_DASHED: _Dash = (0, (5, 2))
+_DOTTED: _Dash = (0, (1.5, 1.5))
 _LETTERS = {"key exchange": "K", "training": "T", "unmasking": "U"}
 
 
@@ -29,18 +46,19 @@ def accuracy_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
         label += f" Public data: {first.public[-1]:.1%} to {last.public[-1]:.1%}."
 
     def draw(figure: Figure, wide: bool) -> None:
-        series = [("private, held out", PRIVATE, "-", utility.points, False)]
+        series = [("private, held out", PRIVATE, _SOLID, [(p.round, p.heldout[-1]) for p in utility.points])]
         if last.public:
-            series.append(("public data", PUBLIC, (0, (5, 2)), utility.points, True))
+            series.append(("public data", PUBLIC, _DASHED, [(p.round, p.public[-1]) for p in utility.points]))
         if utility.reference:
-            series.append(("private, no noise", REFERENCE, (0, (1.5, 1.5)), utility.reference, False))
+            twin = [(p.round, p.heldout[-1]) for p in utility.reference]
+            series.append(("private, no noise", REFERENCE, _DOTTED, twin))
         ax = axes(figure, 44, 14 if wide else 18 * len(series) + 30, 180 if wide else 16, 44)
         ends = []
         top = 0.0
-        for name, colour, dash, points, public in series:
-            values = [(p.public if public else p.heldout)[-1] for p in points]
+        for name, colour, dash, line in series:
+            rounds, values = zip(*line, strict=True)
             top = max(top, *values)
-            ax.plot([p.round for p in points], values, color=colour, linestyle=dash)
+            ax.plot(rounds, values, color=colour, linestyle=dash)
             ends.append((name, colour, values[-1]))
         base = first.heldout[-1]
         ax.axhline(base, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
@@ -73,26 +91,35 @@ def accuracy_by_block(utility: Utility) -> Markup:
     )
 
     def draw(figure: Figure, wide: bool) -> None:
-        ax = axes(figure, 44, 30, 24, 44)
+        ax = axes(figure, 44, 20, 24, 30)
         blocks = list(range(len(last.heldout)))
-        bars = 0.34
+        bars = 0.28
         for points, colour, shift in ((first.heldout, MUTED, -bars / 2), (last.heldout, PRIVATE, bars / 2)):
             ax.bar(
-                [b + shift for b in blocks], points, bars * 0.94,
-                color=PAPER if colour == MUTED else colour, edgecolor=colour, linewidth=1.2,
-            )  # fmt: skip
+                [b + shift for b in blocks],
+                points,
+                bars * 0.94,
+                color=PAPER if colour == MUTED else colour,
+                edgecolor=colour,
+                linewidth=1.2,
+            )
             for b, value in zip(blocks, points, strict=True):
                 if len(blocks) <= (12 if wide else 5):
                     mark = " ▼" if colour == PRIVATE and b in losing else ""
                     ax.annotate(
-                        f"{value:.0%}{mark}", (b + shift, value), (0, 3), textcoords="offset points",
-                        ha="center", fontsize=11, color=ALERT if mark else INK,
-                    )  # fmt: skip
+                        f"{value:.0%}{mark}",
+                        (b + shift, value),
+                        (0, 3),
+                        textcoords="offset points",
+                        ha="center",
+                        fontsize=11,
+                        color=ALERT if mark else INK,
+                    )
         _percent(ax, max(*first.heldout, *last.heldout))
         ax.set_xlim(-0.6, len(blocks) - 0.4)
         ax.set_xticks(blocks, [f"block {b}" if len(blocks) <= 8 else str(b) for b in blocks])
 
-    return chart("blocks", label, draw, 260)
+    return chart("blocks", label, draw, 230)
 
 
 def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
@@ -109,7 +136,7 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
         ax = axes(figure, 44, 16, 150 if wide else 20, 44)
         ceilings = sorted({s.ceiling for s in spending})
         top = max(*ceilings, *(e for s in spending for _, e in s.curve))
-        dashes = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
+        dashes = [_SOLID, _DASHED, _DOTTED]
         ends = []
         for i, (curve, members) in enumerate(groups.items()):
             rounds = [*(r for r, _ in curve), last]
@@ -132,8 +159,14 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
             ):
                 _at_end(ax, y, f"{name} {value:.3g}" if colour != ALERT else f"{name} {value:g}", colour)
         elif not wide:
-            ax.annotate("ceiling", (0, ceilings[-1]), (4, -13), textcoords="offset points", color=ALERT,
-                        fontsize=11)  # fmt: skip
+            ax.annotate(
+                f"ceiling {ceilings[-1]:g}",
+                (0, ceilings[-1]),
+                (4, -13),
+                textcoords="offset points",
+                color=ALERT,
+                fontsize=11,
+            )
 
     return chart("epsilon", label, draw, 280)
 
@@ -141,8 +174,8 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
 def absences(facts: Facts) -> Markup:
     """Company by round: who was missing, from which phase on; rounds that were aborted."""
     names = list(facts.companies)
-    if len(names) > _MOST_ROWS:
-        names = sorted({a.company for a in facts.absences}, key=names.index)[:_MOST_ROWS]
+    if len(names) > MOST_ROWS:
+        names = sorted({a.company for a in facts.absences}, key=names.index)[:MOST_ROWS]
     where = {(a.company, a.round): a for a in facts.absences}
     rounds = facts.rounds_done
     label = (
@@ -158,14 +191,16 @@ def absences(facts: Facts) -> Markup:
         ax.grid(False)
         cell = ((WIDE if wide else NARROW) - left - 14) / rounds
         for round_ in facts.aborted:
-            ax.add_patch(Rectangle((round_ - 0.5, -0.5), 1, len(names), facecolor=GRID, edgecolor="none"))
+            ax.add_patch(
+                Rectangle((round_ - 0.5, -0.5), 1, len(names), facecolor=GRID, edgecolor="none", zorder=0)
+            )
             if cell >= 7:
                 ax.text(round_, -0.75, "×", color=ALERT, ha="center", va="bottom", fontsize=13)
             else:
                 ax.plot([round_], [-0.8], marker="x", color=ALERT, markersize=4, clip_on=False)
         for y, name in enumerate(names):
-            ax.plot([0.5, rounds + 0.5], [y, y], color=GRID, linewidth=1)
-            present = [r for r in range(1, rounds + 1) if (name, r) not in where]
+            ax.plot([0.5, rounds + 0.5], [y, y], color=GRID, linewidth=1, zorder=0)
+            present = [r for r in range(1, rounds + 1) if (name, r) not in where and cell >= 5]
             ax.plot(present, [y] * len(present), "o", markersize=min(cell * 0.4, 5), color=PRIVATE)
             for round_ in range(1, rounds + 1):
                 if (name, round_) in where:
@@ -186,9 +221,13 @@ def _cell(ax: Axes, missing: Absence, round_: int, y: int, cell: float) -> None:
     size = 0.84 if cell >= 5 else 1.0
     ax.add_patch(
         Rectangle(
-            (round_ - size / 2, y - 0.4), size, 0.8,
-            facecolor=PAPER if missing.counted else ALERT, edgecolor=ALERT, linewidth=1 if cell >= 5 else 0.4,
-        )  # fmt: skip
+            (round_ - size / 2, y - 0.4),
+            size,
+            0.8,
+            facecolor=PAPER if missing.counted else ALERT,
+            edgecolor=ALERT,
+            linewidth=1 if cell >= 5 else 0.4,
+        )
     )
     if cell >= 8:
         colour = ALERT if missing.counted else PAPER
@@ -223,14 +262,26 @@ def _whole_numbers(ax: Axes, first: int, last: int, wide: bool) -> None:
 
 def _at_end(ax: Axes, y: float, text: str, colour: str) -> None:
     ax.annotate(
-        text, (1, y), (8, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-        va="center_baseline", fontsize=12, color=colour,
-    )  # fmt: skip
+        text,
+        (1, y),
+        (8, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center_baseline",
+        fontsize=12,
+        color=colour,
+    )
 
 
 def _legend_above(ax: Axes, ends: list[tuple[str, str, float]]) -> None:
     handles = list(ax.get_lines())[: len(ends)]
     ax.legend(
-        handles, [f"{name} {value:.0%}" for name, _, value in ends], loc="lower left",
-        bbox_to_anchor=(0, 1), ncols=1, frameon=False, fontsize=11, borderaxespad=0,
-    )  # fmt: skip
+        handles,
+        [f"{name} {value:.0%}" for name, _, value in ends],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=1,
+        frameon=False,
+        fontsize=11,
+        borderaxespad=0,
+    )

@@ -45,53 +45,63 @@ def find(facts: Facts, audit: Audited | None) -> list[Finding]:
     return found
 
 
+def points(change: float) -> str:
+    """A change of a share in points, with a sign."""
+    return f"{100 * change:+.1f}".replace("-", "−")
+
+
+def delta(value: float) -> str:
+    """1e-5 rather than 1e-05."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
 def _utility(utility: Utility, facts: Facts) -> list[Finding]:
     first, last, n = utility.first, utility.last, utility.heldout_examples
     before, after = first.heldout[-1], last.heldout[-1]
     text = (
         f"Accuracy on held-out private data {_moved(before, after)} from {before:.1%} (public model) to "
-        f"{after:.1%} after round {last.round}, a change of {100 * (after - before):+.1f} points"
+        f"{after:.1%} after round {last.round}, a change of {points(after - before)} points"
     )
     if n:
         low, high = interval(after, n)
         text += f" ({n:,} examples, 95% interval {low:.1%} to {high:.1%})"
-    found = [Finding("Utility", text + ".", after < before + _NOTICEABLE)]
+    text += f". {_price(utility, after)}" if facts.private else "."
+    found = [Finding("Utility", text, after < before + _NOTICEABLE)]
     if last.public and first.public[-1] - last.public[-1] > _FORGETTING:
         text = (
             f"The model forgets public data: accuracy there fell from {first.public[-1]:.1%} to "
             f"{last.public[-1]:.1%}."
         )
         found.append(Finding("Forgetting", text, True))
-    if facts.private:
-        found.append(_price(utility, after))
     losing = utility.losing_blocks()
     if losing:
-        lost = "; ".join(f"block {b} loses {100 * points:.1f} points" for b, points in losing)
+        lost = "; ".join(f"block {b} loses {100 * share:.1f} points" for b, share in losing)
         best = max(range(len(last.heldout)), key=lambda b: last.heldout[b])
-        text = (
-            f"Part of the chain takes accuracy away: {lost}. Stopping after block {best} would give "
-            f"{last.heldout[best]:.1%} on the same held-out data instead of {after:.1%}."
-        )
+        text = f"Part of the chain takes accuracy away: {lost}."
+        if last.heldout[best] > after + _NOTICEABLE:
+            text += (
+                f" Stopping after block {best} would give {last.heldout[best]:.1%} on the same held-out data "
+                f"instead of {after:.1%}."
+            )
         found.append(Finding("A block that hurts", text, True))
     return found
 
 
-def _price(utility: Utility, after: float) -> Finding:
+def _price(utility: Utility, after: float) -> str:
     plain = utility.non_private
     if plain is None:
-        text = (
-            "What privacy costs in accuracy was not measured in this run: add --with-reference to "
-            "fedblocks simulate for the same run without noise."
+        return (
+            "What the noise costs was not measured: fedblocks simulate --with-reference adds the same run "
+            "without noise."
         )
-        return Finding("Cost of privacy", text)
     gap = 100 * (plain - after)
     if abs(gap) < 100 * _NOTICEABLE:
-        text = f"The same run without noise reaches {plain:.1%}: no noticeable difference."
+        cost = "no noticeable difference"
     elif gap > 0:
-        text = f"The same run without noise reaches {plain:.1%}: the noise cost {gap:.1f} points of accuracy."
+        cost = f"the noise cost {gap:.1f} points of accuracy"
     else:
-        text = f"The same run without noise reaches {plain:.1%}, {-gap:.1f} points less: noise cost nothing here."
-    return Finding("Cost of privacy", text)
+        cost = f"{-gap:.1f} points less, so the noise cost nothing"
+    return f"The same run without noise reaches {plain:.1%}: {cost}."
 
 
 def _epsilon(facts: Facts) -> Finding:
@@ -104,15 +114,15 @@ def _epsilon(facts: Facts) -> Finding:
     if not facts.spending:
         text = (
             "The companies' ledgers are not in this folder. The whole plan costs a company epsilon "
-            f"{round_up(planned_epsilon(facts.plan))} at delta {facts.plan.delta:g}."
+            f"{round_up(planned_epsilon(facts.plan))} at delta {delta(facts.plan.delta)}."
         )
         return Finding("Privacy", text)
     top = max(facts.spending, key=lambda s: s.spent)
-    others = [s for s in facts.spending if s.spent != top.spent]
-    whose = top.company if others or len(facts.spending) == 1 else f"all {len(facts.spending)} companies alike"
+    alike = len({s.spent for s in facts.spending}) == 1 < len(facts.spending)
+    whose = f"all {len(facts.spending)} companies alike" if alike else top.company
     text = (
         f"The largest epsilon spent is {round_up(top.spent)} ({whose}), under a ceiling of {top.ceiling:g}, "
-        f"for one example of one company, at delta {top.delta:g}."
+        f"for one example of one company, at delta {delta(top.delta)}."
     )
     if top.spent > top.ceiling:
         text += " That is above the ceiling that this company's policy now sets."
@@ -123,11 +133,11 @@ def _attendance(facts: Facts) -> Finding:
     if not facts.absences and not facts.aborted:
         text = f"No company was missing and no round was aborted in {facts.rounds_done} rounds."
         return Finding("Dropouts", text)
-    companies = len({a.company for a in facts.absences})
+    companies, times = len({a.company for a in facts.absences}), len(facts.absences)
     text = (
-        f"{_many(companies, 'company', 'companies')} dropped out {_many(len(facts.absences), 'time', 'times')} "
-        f"in {facts.rounds_done} rounds; {_many(len(facts.aborted), 'round was', 'rounds were')} aborted, "
-        "where nothing was opened."
+        f"{_many(companies, 'company', 'companies')} dropped out {_many(times, 'time', 'times')} in "
+        f"{facts.rounds_done} rounds; {_many(len(facts.aborted), 'round was', 'rounds were')} aborted"
+        f"{', where nothing was opened' if facts.aborted else ''}."
     )
     if facts.unused_charges:
         text += (

@@ -1,0 +1,203 @@
+"""The leakage audit of one block: attack what a coordinator sees, with and without the protection.
+
+Three views, from no protection to the opened sum; each with a control (the same attack without noise), the
+attack on the noised release, the prior's mode and a random public image. The accountant grants the attacker
+every step, so single-step releases are attacked. Observations are simulated in double precision, which
+favours the attacker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..blocks import BlockObjective, ViTClassifier
+from ..errors import InputError
+from . import metrics
+from .campaign import Attacker, Task, run_all
+from .gradients import BlockGradient, Unknowns
+from .lm_map import NAME, Budget
+from .prior import ImagePrior
+from .scoring import TITLES, Guesses, ViewResult, score_view
+from .views import Observation, draw_truth, raw_gradient, released, with_noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings:
+    """`targets` examples for the first two views; `aggregates` sums of `cohort` examples for the third."""
+
+    targets: int = 6
+    aggregates: int = 2
+    cohort: int = 5
+    seed: int = 0
+    candidates: int = 100  # among which a reconstruction must point at its original
+    workers: int = 2  # processes; results do not depend on it
+    budget: Budget = field(default_factory=Budget)
+    sum_budget: Budget = field(default_factory=lambda: Budget(attempts=2, draw_iterations=10, iterations=15))
+
+    def __post_init__(self) -> None:
+        rules = (("targets", 2), ("aggregates", 1), ("cohort", 1), ("candidates", 2), ("workers", 1))
+        for name, least in rules:
+            if getattr(self, name) < least:
+                raise InputError(name, getattr(self, name), f"expected a whole number >= {least}")
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """`images` holds "<view>.<condition>" arrays (n, C, H, W), condition also "original"; for an npz file."""
+
+    block: int
+    draws: int
+    max_grad_norm: float
+    noise_multiplier: float
+    parameters: int
+    settings: AuditSettings
+    views: tuple[ViewResult, ...]
+    seconds: float
+
+    @property
+    def images(self) -> dict[str, npt.NDArray[np.float32]]:
+        return {f"{v.name}.{condition}": a for v in self.views for condition, a in v.pictures.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "attack": NAME,
+            "budget": self.settings.budget.words(),
+            "block": self.block,
+            "parameters": self.parameters,
+            "draws": self.draws,
+            "max_grad_norm": self.max_grad_norm,
+            "noise_multiplier": self.noise_multiplier,
+            "exact_psnr": metrics.EXACT_PSNR,
+            "settings": asdict(self.settings),
+            "views": [view.to_json() for view in self.views],
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def audit_block(
+    model: ViTClassifier,
+    block: int,
+    *,
+    private: tuple[Tensor, Tensor],
+    public: Tensor,
+    objective: BlockObjective,
+    draws: int,
+    max_grad_norm: float,
+    noise_multiplier: float,
+    settings: AuditSettings,
+    on_progress: Callable[[float, str], None] = lambda share, text: None,
+) -> AuditResult:
+    """Attack block `block` of `model`.
+
+    private: images (N, C, H, W) in [0, 1] and labels (N,), of which some are attacked; public: images
+    (M, C, H, W) that the attacker knows. `on_progress` receives the finished share in [0, 1] and its view.
+    """
+    images, labels = private[0].cpu().double(), private[1].cpu()
+    needed = max(settings.targets, settings.aggregates * settings.cohort, 2)
+    if len(labels) < needed:
+        raise InputError("private", len(labels), f"expected at least {needed} examples to attack")
+    started = time.monotonic()
+    gradient = BlockGradient(model, block, objective)
+    plan = {
+        "raw_gradient": (settings.budget, settings.targets, 1),
+        "company_release": (settings.budget, settings.targets, 1),
+        "opened_sum": (settings.sum_budget, settings.aggregates, settings.cohort),
+    }
+    # 1. Draw the targets and what is seen of them.
+    truths: dict[str, list[tuple[Tensor, Unknowns]]] = {}
+    tasks: list[Task] = []
+    for name, (budget, cases, k) in plan.items():
+        noise = torch.Generator().manual_seed(settings.seed + 1)
+        truths[name] = list(_cases(gradient, objective, images, labels, draws, cases, k, settings.seed))
+        for case, (_, truth) in enumerate(truths[name]):
+            seen = _observed(name, gradient(truth), draws, max_grad_norm, noise_multiplier, noise)
+            tasks += [
+                Task((name, condition, case), observation, budget, settings.seed + case)
+                for condition, observation in seen.items()
+            ]
+    # 2. Attack; the sums first, as they take longest.
+    tasks.sort(key=lambda task: -task.observation.examples)
+    cost = sum(task.observation.examples for task in tasks)
+    done = 0
+
+    def on_done(task: Task) -> None:
+        nonlocal done
+        done += task.observation.examples
+        on_progress(done / cost, TITLES[task.name[0]])
+
+    attacker = Attacker(gradient.model, block, objective, public.cpu())
+    found = run_all(attacker, tasks, workers=settings.workers, on_done=on_done)
+    # 3. Score, beside what the public data alone let one guess.
+    views = []
+    for name, (budget, _, _) in plan.items():
+        guesses = _baselines(truths[name], public.cpu().double(), len(model.label_table), settings.seed + 2)
+        for task_name, unknowns in sorted(found.items()):
+            if task_name[0] == name:
+                truth = truths[name][task_name[2]][1]
+                guesses.setdefault(task_name[1], Guesses([], [])).add(unknowns.images, unknowns.labels, truth)
+        attack = (NAME, budget.words())
+        views.append(
+            score_view(
+                name, attack, truths[name], guesses,
+                private=images, candidates=settings.candidates, seed=settings.seed,
+            )
+        )  # fmt: skip
+    return AuditResult(
+        block, draws, max_grad_norm, noise_multiplier, gradient.size, settings, tuple(views),
+        time.monotonic() - started,
+    )  # fmt: skip
+
+
+def _cases(
+    gradient: BlockGradient,
+    objective: BlockObjective,
+    images: Tensor,
+    labels: Tensor,
+    draws: int,
+    cases: int,
+    k: int,
+    seed: int,
+) -> Iterator[tuple[Tensor, Unknowns]]:
+    """(indices, truth) of each case; views of one size attack the same examples and draws."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    for indices in order[: cases * k].split(k):
+        yield indices, draw_truth(gradient, objective, images[indices], labels[indices], draws, generator)
+
+
+def _observed(
+    name: str,
+    gradients: Tensor,
+    draws: int,
+    max_grad_norm: float,
+    noise_multiplier: float,
+    generator: torch.Generator,
+) -> dict[str, Observation]:
+    """Observation by condition; the raw gradient has no noise, and so no control of its own."""
+    if name == "raw_gradient":
+        return {"released": raw_gradient(gradients, draws)}
+    clean = released(gradients, draws, max_grad_norm)
+    return {"control": clean, "released": with_noise(clean, noise_multiplier, generator)}
+
+
+def _baselines(
+    truths: list[tuple[Tensor, Unknowns]], public: Tensor, classes: int, seed: int
+) -> dict[str, Guesses]:
+    """The prior's mode, and random public images with random labels, for every case."""
+    generator = torch.Generator().manual_seed(seed)
+    mode = ImagePrior.fit(public).mode
+    prior, random = Guesses([], []), Guesses([], [])
+    for _, truth in truths:
+        k = len(truth.labels)
+        which = torch.randint(len(public), (k,), generator=generator)
+        prior.add(mode.expand(k, *mode.shape), None, truth)
+        random.add(public[which], torch.randint(classes, (k,), generator=generator), truth)
+    return {"prior": prior, "random": random}

@@ -1,0 +1,82 @@
+"""Many attacks side by side: each on one observation, in as many processes as there are idle cores.
+
+Every attack has a seed of its own, so results do not depend on how attacks are dealt to processes.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..blocks import BlockObjective, ViTClassifier
+from .gradients import BlockGradient, Unknowns
+from .lm_map import LMMAP, Budget
+from .views import Observation
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """All that the attacker knows beforehand."""
+
+    model: ViTClassifier
+    block: int
+    objective: BlockObjective
+    public: Tensor
+
+    def attack(self, budget: Budget) -> LMMAP:
+        gradient = BlockGradient(self.model, self.block, self.objective)
+        return LMMAP(gradient, self.public, classes=int(self.model.label_table.shape[0]), budget=budget)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attack; `name` says what for."""
+
+    name: tuple[str, str, int]  # view, condition, case
+    observation: Observation
+    budget: Budget
+    seed: int
+
+
+_attacker: Attacker | None = None
+
+
+def _prepare(attacker: Attacker) -> None:
+    global _attacker
+    torch.set_num_threads(1)  # one core each
+    _attacker = attacker
+
+
+def _run(task: Task) -> Unknowns:
+    if _attacker is None:
+        raise RuntimeError("the process was not prepared")
+    generator = torch.Generator().manual_seed(task.seed)
+    return _attacker.attack(task.budget).run(task.observation, generator).unknowns
+
+
+def run_all(
+    attacker: Attacker, tasks: list[Task], *, workers: int, on_done: Callable[[Task], None]
+) -> dict[tuple[str, str, int], Unknowns]:
+    """What each attack found, by the task's name. With one worker everything stays in this process."""
+    if workers == 1:
+        found = {}
+        for task in tasks:
+            generator = torch.Generator().manual_seed(task.seed)
+            found[task.name] = attacker.attack(task.budget).run(task.observation, generator).unknowns
+            on_done(task)
+        return found
+    # Forking a process whose OpenMP threads have run may hang; a fresh interpreter cannot.
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(attacker,)
+    ) as pool:
+        running = {pool.submit(_run, task): task for task in tasks}
+        found = {}
+        for future in as_completed(running):
+            found[running[future].name] = future.result()
+            on_done(running[future])
+        return found

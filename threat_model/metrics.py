@@ -1,0 +1,106 @@
+"""Scores of reconstructions, with intervals that respect how the cases were drawn.
+
+Images of one opened sum are reconstructed together, so they succeed and fail together: intervals come from a
+bootstrap over whole sums (a cluster bootstrap, Davison & Hinkley 1997, section 3.8), never over images. The
+worst case, that is the best reconstruction, is printed beside every mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from ..errors import InputError
+
+Array = npt.NDArray[np.float64]
+
+EXACT_PSNR = 40.0
+"""From here on a reconstruction counts as exact, in dB."""
+
+_PSNR_CEILING = 150.0  # rounding decides beyond it, and an infinite score has no mean
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over n cases with its 95% interval; `worst` is the case in which the attacker did best."""
+
+    mean: float
+    low: float
+    high: float
+    worst: float
+    n: int
+
+    def to_json(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+def psnr(estimates: Array, originals: Array) -> Array:
+    """10 log10(1 / MSE) in dB for images in [0, 1], (n, C, H, W) each -> (n,); at most 150."""
+    error = ((estimates - originals) ** 2).reshape(len(originals), -1).mean(1)
+    decibels: Array = np.minimum(-10 * np.log10(np.maximum(error, 1e-30)), _PSNR_CEILING)
+    return decibels
+
+
+def ssim(estimates: Array, originals: Array) -> Array:
+    """Structural similarity, (n, C, H, W) each -> (n,) in [-1, 1]; the window shrinks with small images."""
+    from skimage.metrics import structural_similarity  # takes a second to import
+
+    side = min(originals.shape[-2:])
+    window = min(7, side if side % 2 else side - 1)
+    if window < 3:
+        return np.full(len(originals), np.nan)
+    return np.array(
+        [
+            structural_similarity(  # type: ignore[no-untyped-call]
+                o, e, win_size=window, data_range=1.0, channel_axis=0
+            )
+            for o, e in zip(originals, estimates, strict=True)
+        ]
+    )
+
+
+def matched(estimates: Array, originals: Array) -> npt.NDArray[np.intp]:
+    """For each original the estimate that stands for it: the assignment of least squared error (Hungarian).
+
+    A sum has no order. The same freedom is given to baselines, so that matching itself counts as no gain.
+    """
+    cost = ((originals[:, None] - estimates[None]) ** 2).reshape(len(originals), len(estimates), -1).mean(2)
+    order = np.empty(len(originals), dtype=np.intp)
+    rows, columns = linear_sum_assignment(cost)
+    order[rows] = columns
+    return order
+
+
+def reidentified(estimates: Array, originals: Array, candidates: Array) -> npt.NDArray[np.bool_]:
+    """Whether the original is nearer to its estimate than every one of its candidates.
+
+    estimates, originals (n, C, H, W); candidates (n, m, C, H, W) without the original -> (n,).
+    """
+    own = ((estimates - originals) ** 2).reshape(len(originals), -1).sum(1)
+    rival = ((estimates[:, None] - candidates) ** 2).reshape(*candidates.shape[:2], -1).sum(2)
+    nearest: npt.NDArray[np.bool_] = own < rival.min(1)
+    return nearest
+
+
+def summarise(
+    values: Array, clusters: npt.NDArray[np.int64], generator: np.random.Generator, resamples: int = 2000
+) -> Score:
+    """Mean of values (n,) with a 95% percentile interval from a bootstrap over clusters (n,) of cases.
+
+    One cluster has no interval: its range stands in.
+    """
+    if len(values) == 0 or len(values) != len(clusters):
+        raise InputError("values", len(values), f"expected one value for each of {len(clusters)} > 0 cases")
+    _, index = np.unique(clusters, return_inverse=True)
+    sums, counts = np.bincount(index, weights=values), np.bincount(index)
+    if len(sums) == 1:
+        return Score(
+            float(values.mean()), float(values.min()), float(values.max()), float(values.max()), len(values)
+        )
+    drawn = generator.integers(len(sums), size=(resamples, len(sums)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Score(float(values.mean()), float(low), float(high), float(values.max()), len(values))

@@ -1,0 +1,227 @@
+"""What the report says about the audit: `audit.json` and `audit_images.npz`, put in order for reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+
+from ...server.run_folder import RunFolder
+from ..metrics import psnr
+from .images import picture
+
+Images = dict[str, npt.NDArray[np.float32]]
+
+METRICS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "label": "label recovered",
+    "reidentification": "re-identified",
+}
+SHARES = ("label", "reidentification")
+# condition -> (in a sentence, in a table's head or a narrow drawing, beside the pictures)
+_CONDITIONS = {
+    "control": ("Control: noise taken away", "control", "Rebuilt with the noise taken away (control)"),
+    "released": ("Attack on the noised release", "released", "Rebuilt from the release as it is"),
+    "prior": ("Prior only: no update seen", "prior only", "Prior only, no update seen"),
+    "random": ("Random public image", "random", "Random"),
+}
+_UNPROTECTED = ("Attack on the raw gradient", "attack", "Rebuilt from the raw gradient")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean with its 95% interval; `worst` is the case in which the attacker did best."""
+
+    mean: float
+    low: float
+    high: float
+    worst: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    condition: str
+    label: str
+    short: str
+    scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class Picture:
+    drawing: Markup
+    psnr: float | None
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    label: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """One place an attacker may look from; `protected` where there is noise that a control takes away."""
+
+    name: str
+    letter: str
+    title: str
+    budget: str
+    outcome: str
+    verdict: str
+    recovered: bool
+    control_recovered: bool
+    protected: bool
+    cases: int
+    exact: int
+    rows: tuple[Row, ...]
+    gain: dict[str, Score]
+    gallery: tuple[GalleryRow, ...]
+
+    @property
+    def metrics(self) -> list[str]:
+        return [m for m in METRICS if any(m in row.scores for row in self.rows)]
+
+    @property
+    def alarming(self) -> bool:
+        """The raw gradient is there to be recovered; a protected view is not."""
+        return self.protected and self.outcome != "not recovered"
+
+    @property
+    def verdict_head(self) -> str:
+        """The outcome, where the verdict opens with it, to be set in bold."""
+        length = len(self.outcome)
+        return self.verdict[:length] if self.verdict[:length].lower() == self.outcome else ""
+
+
+@dataclass(frozen=True)
+class Audited:
+    block: int
+    round: int
+    attack: str
+    budget: str
+    exact_psnr: float
+    candidates: int
+    views: tuple[View, ...]
+
+    @property
+    def protected(self) -> list[View]:
+        return [view for view in self.views if view.protected]
+
+    @property
+    def recovered(self) -> int:
+        """How many protected views gave something away."""
+        return sum(view.recovered for view in self.protected)
+
+    @property
+    def pictured(self) -> bool:
+        return any(view.gallery for view in self.views)
+
+    @property
+    def inconclusive(self) -> int:
+        """How many protected views the attack is too weak to say anything about."""
+        return sum(view.outcome == "inconclusive" for view in self.protected)
+
+    def sentences(self) -> list[tuple[str, str, bool]]:
+        """(topic, sentence, attention) for the findings."""
+        found = [
+            (f"Audit ({view.letter})", f"{view.title}. {view.verdict}", view.alarming)
+            for view in self.protected
+        ]
+        failed = [f"({view.letter})" for view in self.views if not view.control_recovered]
+        text = "".join(
+            f"From {view.title[:1].lower()}{view.title[1:]} (a view that no run shows), the attack rebuilds "
+            f"{view.exact} of {view.cases} exactly. "
+            for view in self.views
+            if not view.protected
+        )
+        if failed:
+            text += (
+                f"The control failed in view {', '.join(failed)}: there the attack is too weak even without "
+                "noise, so that its failure on the release says nothing."
+            )
+        else:
+            text += (
+                "The controls succeeded: with the noise taken away the attack rebuilds at least half of the "
+                "targets exactly. That it fails with the noise is still no proof that nothing leaks."
+            )
+        return [*found, ("Audit controls", text, bool(failed))]
+
+
+def read_audit(run: RunFolder) -> Audited | None:
+    """None if the run has not been audited."""
+    raw = run.read_json("audit.json")
+    if raw is None:
+        return None
+    path, images = run.path / "audit_images.npz", {}
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as file:
+            images = {name: file[name] for name in file.files}
+    return Audited(
+        block=raw["block"],
+        round=raw["round"],
+        attack=raw["attack"],
+        budget=raw["budget"],
+        exact_psnr=raw["exact_psnr"],
+        candidates=raw["settings"]["candidates"],
+        views=tuple(_view(i, view, images) for i, view in enumerate(raw["views"])),
+    )
+
+
+def _view(number: int, raw: dict[str, Any], images: Images) -> View:
+    protected = "control" in raw["rows"]
+    named = _CONDITIONS if protected else _CONDITIONS | {"released": _UNPROTECTED}
+    return View(
+        name=raw["name"],
+        letter=chr(ord("a") + number),
+        title=raw["title"],
+        budget=raw["budget"],
+        outcome=raw["outcome"],
+        verdict=raw["verdict"],
+        recovered=raw["recovered"],
+        control_recovered=raw["control_recovered"],
+        protected=protected,
+        cases=raw["cases"],
+        exact=raw["exact"],
+        rows=tuple(
+            Row(condition, label, short, _scores(raw["rows"][condition]))
+            for condition, (label, short, _) in named.items()
+            if condition in raw["rows"]
+        ),
+        gain=_scores(raw["gain"]),
+        gallery=_gallery(raw["name"], {c: beside for c, (_, _, beside) in named.items()}, images),
+    )
+
+
+def _scores(raw: dict[str, Any]) -> dict[str, Score]:
+    return {metric: Score(**score) for metric, score in raw.items()}
+
+
+def _gallery(view: str, named: dict[str, str], images: Images) -> tuple[GalleryRow, ...]:
+    originals = images.get(f"{view}.original")
+    if originals is None:
+        return ()
+    rows = [GalleryRow("Original", _pictures("original", originals, None))]
+    for condition, label in named.items():
+        found = images.get(f"{view}.{condition}")
+        if found is not None:
+            rows.append(GalleryRow(label, _pictures(label.lower(), found, originals)))
+    return tuple(rows)
+
+
+def _pictures(
+    label: str, images: npt.NDArray[np.float32], originals: npt.NDArray[np.float32] | None
+) -> tuple[Picture, ...]:
+    scores: list[float | None] = [None] * len(images)
+    if originals is not None:
+        scores = list(psnr(images.astype(np.float64), originals.astype(np.float64)).tolist())
+    return tuple(
+        Picture(
+            picture(image, f"target {i}, {label}" + ("" if score is None else f", {score:.1f} dB")), score
+        )
+        for i, (image, score) in enumerate(zip(images, scores, strict=True), start=1)
+    )

@@ -1,0 +1,127 @@
+"""Fill the templates and put the page into the run folder.
+
+Everything from outside (names of companies, settings, codes) is text to be escaped: autoescape is on for
+every template, and only what this package itself has drawn passes as markup.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ... import __version__
+from ...privacy.accounting import round_up
+from ...server.run_folder import RunFolder, write_atomically
+from . import figures
+from .audit_figures import psnr_by_view
+from .audited import METRICS, SHARES, Audited, read_audit
+from .facts import Facts, read_facts
+from .findings import delta, find, largest_epsilon, points
+
+_HERE = Path(__file__).parent
+_SECTIONS = (
+    ("findings", "Findings"),
+    ("utility", "Utility"),
+    ("privacy", "Privacy spent"),
+    ("dropouts", "Who dropped out"),
+    ("audit", "Audit"),
+    ("limits", "Limits"),
+    ("reproduce", "Reproduce"),
+)
+
+
+def write_report(run: RunFolder) -> Path:
+    """Write `report.html` into the run folder; the same files give the same page, byte for byte."""
+    facts, audit = read_facts(run), read_audit(run)
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, points=points, epsilon=_epsilon, delta=delta, score=_score)
+    page = environment.get_template("report.html.j2").render(_context(run, facts, audit))
+    path = run.path / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _context(run: RunFolder, facts: Facts, audit: Audited | None) -> dict[str, Any]:
+    epsilon = largest_epsilon(facts)
+    return {
+        "version": __version__,
+        "css": Markup((_HERE / "report.css").read_text("utf-8")),
+        "facts": facts,
+        "audit": audit,
+        "findings": find(facts, audit),
+        "sections": _SECTIONS,
+        "charts": _charts(facts, audit),
+        "companies": len(facts.companies) or facts.settings.companies.count,
+        "epsilon": epsilon,
+        "factor": _factor(epsilon),
+        "ceilings": ", ".join(f"{c:g}" for c in sorted({s.ceiling for s in facts.spending})),
+        "blocks": sorted({block for s in facts.spending for block in s.by_block}),
+        "earlier": sum(s.other_releases for s in facts.spending),
+        "losing": dict(facts.utility.losing_blocks()) if facts.utility else {},
+        "simulated": run.companies.is_dir(),
+        "settings": list(_flat(facts.settings.model_dump(mode="json"))),
+        "most_rows": figures.MOST_ROWS,
+        "metric_names": METRICS,
+        "shares": SHARES,
+        "budgets_differ": audit is not None and len({view.budget for view in audit.views}) > 1,
+        "commands": _commands(facts, audit),
+    }
+
+
+def _charts(facts: Facts, audit: Audited | None) -> dict[str, Markup]:
+    charts: dict[str, Markup] = {}
+    if facts.utility is not None:
+        charts["accuracy"] = figures.accuracy_by_round(facts.utility, facts.aborted)
+        charts["blocks"] = figures.accuracy_by_block(facts.utility)
+    if facts.spending:
+        charts["epsilon"] = figures.epsilon_by_company(facts.spending)
+    if facts.absences or facts.aborted:
+        charts["absences"] = figures.absences(facts)
+    if audit is not None:
+        charts["psnr"] = psnr_by_view(audit)
+    return charts
+
+
+def _commands(facts: Facts, audit: Audited | None) -> str:
+    reference = " --with-reference" if facts.utility and facts.utility.reference else ""
+    return f"fedblocks simulate settings.toml{reference}\nfedblocks audit\nfedblocks report"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", "none" if value is None else str(value)))
+    return rows
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _score(value: float, metric: str, signed: bool = False) -> str:
+    form = ("+" if signed else "") + (".0%" if metric in SHARES else ".1f" if metric == "psnr" else ".2f")
+    return format(value, form).replace("-", "−")
+
+
+def _factor(epsilon: float) -> str:
+    if epsilon > 30:
+        return "a number beyond use"
+    return f"{math.exp(epsilon):,.0f}" if epsilon > 3 else f"{math.exp(epsilon):.3g}"
+
+
+def _epsilon(value: float) -> str:
+    """Rounded up, so that what is shown is never below what was spent."""
+    return f"{round_up(value):g}" if math.isfinite(value) else "unbounded"
