@@ -20,7 +20,7 @@ from rich.table import Table
 
 from . import __version__
 from .config import load_settings, preset_names
-from .errors import FedblocksError, InputError, RunError
+from .errors import FedblocksError, InputError, ProtocolError, RunError
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -108,6 +108,9 @@ def simulate(
     result = continue_with_progress(run, people, with_reference=with_reference)
     if as_json:
         print(json.dumps(result))
+    if result["rounds_done"] == 0:
+        raise ProtocolError("no_round_done", f"every round failed: {_readable(result['rounds_failed'])}")
+    if as_json:
         return
     table = Table(title=f"Run {run.path.name}", show_header=False)
     for key, value in _readable(result):

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -54,6 +55,11 @@ class ModelSettings(_Part):
     mlp_ratio: float = Field(4.0, gt=0, le=16)
     classes: int = Field(10, ge=2)
 
+    @property
+    def parameters(self) -> int:
+        """About how many parameters the layers hold; known before anything is built."""
+        return int(self.layers * self.hidden_size**2 * (10 + 2 * self.mlp_ratio))
+
     @model_validator(mode="after")
     def _fits(self) -> ModelSettings:
         _rule(self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "must divide image_size")
@@ -66,8 +72,8 @@ class ModelSettings(_Part):
 class NoiseSettings(_Part):
     """Denoising noise of the blocks (not the privacy noise); names as in EDM."""
 
-    P_mean: float = 1.0
-    P_std: float = Field(1.2, gt=0)
+    P_mean: float = Field(1.0, ge=-6, le=6)
+    P_std: float = Field(1.2, ge=0.1, le=5)
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
@@ -77,6 +83,9 @@ class NoiseSettings(_Part):
     @model_validator(mode="after")
     def _ordered(self) -> NoiseSettings:
         _rule(self.sigma_min < self.sigma_max, "sigma_min", self.sigma_min, "must be below sigma_max")
+        law = NormalDist(self.P_mean, self.P_std)
+        inside = law.cdf(math.log(self.sigma_max)) - law.cdf(math.log(self.sigma_min))
+        _rule(inside > 0.5, "P_mean", self.P_mean, "sigma_min to sigma_max must hold most of the law")
         return self
 
 
@@ -121,15 +130,15 @@ class CompanySettings(_Part):
 class TrainingSettings(_Part):
     """What every company does in a round, and how the coordinator applies the sum."""
 
-    rounds: int = Field(60, ge=1)
+    rounds: int = Field(60, ge=1, le=1_000_000)
     assignment: Literal["sequential"] = "sequential"
-    local_steps: int = Field(1, ge=1)
-    local_learning_rate: float = Field(1.0, gt=0)
+    local_steps: int = Field(1, ge=1, le=10_000)
+    local_learning_rate: float = Field(1.0, gt=0, le=1e4)
     sampling_rate: float = Field(0.5, gt=0, le=1)
     expected_batch_size: float = Field(
-        400.0, gt=0, description="public divisor of every company's gradient sums, so that sizes stay private"
+        400.0, ge=1, description="public divisor of every company's gradient sums, so that sizes stay private"
     )
-    noise_draws: int = Field(2, ge=1)
+    noise_draws: int = Field(2, ge=1, le=64)
     server_optimizer: Literal["fedavg", "fedadam"] = "fedadam"
     server_learning_rate: float = Field(0.01, gt=0)
     server_betas: tuple[float, float] = (0.9, 0.99)
@@ -146,9 +155,9 @@ class PrivacySettings(_Part):
 
     epsilon: float | None = Field(8.0, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, ge=1e-6, le=1e6)
     noise_multiplier: float | None = Field(None, gt=0)
-    company_clip: float | None = Field(None, gt=0)
+    company_clip: float | None = Field(None, ge=1e-6, le=1e9)
     i_accept_no_dp: bool = False
 
     @model_validator(mode="after")
@@ -228,9 +237,9 @@ class Plan(_Part):
     noise: NoiseSettings
     training: TrainingSettings
     delta: float = Field(gt=0, lt=1)
-    max_grad_norm: float = Field(gt=0)
+    max_grad_norm: float = Field(ge=1e-6, le=1e6)
     noise_multiplier: float = Field(ge=0)
-    company_clip: float = Field(gt=0)
+    company_clip: float = Field(ge=1e-6, le=1e9)
     secure_aggregation: SecureAggregationSettings
 
     @property
@@ -267,7 +276,7 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
     if preset in preset_names():
         text = resources.files("fedblocks.experiments.presets").joinpath(f"{preset}.toml").read_text("utf-8")
     elif Path(preset).is_file():
-        text = Path(preset).read_text("utf-8")
+        text = _utf8(preset)
     else:
         raise InputError("preset", preset, f"no such preset or file; presets: {', '.join(preset_names())}")
     try:
@@ -277,6 +286,13 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
     for override in overrides:
         _apply_override(raw, override)
     return validated(Settings, raw)
+
+
+def _utf8(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("preset", path, f"not a readable text file ({type(error).__name__})") from None
 
 
 def validated(kind: type[T], raw: object) -> T:

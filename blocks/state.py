@@ -50,6 +50,21 @@ def merge(model: Denoiser, *parts: State) -> None:
             own[name].copy_(tensor)
 
 
+def check_part(model: Denoiser, part: State, block: int | None) -> None:
+    """Refuse what is not exactly the named block's (none: the shared) part, or is not finite."""
+    own = split(model)
+    expected = own.shared if block is None else own.blocks[block]
+    if part.keys() != expected.keys():
+        raise RunError(
+            f"{sorted(part.keys() ^ expected.keys())[0]}: missing, or not of this part of the model"
+        )
+    for name, tensor in part.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise RunError(f"{name}: expected {expected[name].dtype} of shape {tuple(expected[name].shape)}")
+        if not torch.isfinite(tensor).all():
+            raise RunError(f"{name}: holds values that are not finite")
+
+
 def block_parameters(block: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The trainable parameters of a block in the fixed order in which updates are flattened."""
     return [(name, p) for name, p in sorted(block.named_parameters()) if p.requires_grad]

@@ -7,15 +7,18 @@ exception, which may quote private data, to the coordinator.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ..blocks.state import digest, merge
+from ..blocks.state import check_part, digest, merge
 from ..config import Plan, validated_json
 from ..errors import InputError, ProtocolError
-from ..privacy.secure_aggregation import ChannelKeys, CompanySession
+from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
 from .company import Company
+from .data import LabelledImages
 from .protocol import (
     JoinReply,
     JoinRequest,
@@ -27,7 +30,7 @@ from .protocol import (
     UnmaskRequest,
     refusal,
 )
-from .training import codec, mechanism, model_of, train_block
+from .training import block_size, codec, mechanism, model_of, train_block
 
 app = ClientApp()
 
@@ -44,7 +47,8 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
             record = handler(message, context, company)
         except Exception as error:
             if company is not None:
-                company.log(f"refused {message.metadata.message_type}", error=error)
+                with suppress(OSError):  # a log that cannot be written must not let the text out
+                    company.log(f"refused {message.metadata.message_type}", error=error)
             record = refusal(error)
         return Message(record, reply_to=message)
 
@@ -60,9 +64,12 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     company.policy.check(plan)
     if plan.private:
         with company.ledger() as ledger:
-            ledger.check_plan([mechanism(plan).event])
-    merge(model_of(plan.model, plan.noise, company.policy.device), request.shared)
-    company.save_shared(request.shared)
+            done = sum(row.run == plan.run for row in ledger.rows())
+            left = max(0, plan.training.rounds - done)
+            event = mechanism(plan).event
+            ledger.check_plan([replace(event, steps=event.steps * left)] if left else [])
+    check_part(model_of(plan.model, plan.noise, company.policy.device), request.shared, None)
+    company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
     context.state["run"] = ConfigRecord(
         {"plan": plan.model_dump_json(), "channel": channel.to_bytes(), "shared": digest(request.shared)}
@@ -80,6 +87,8 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     session = request.session
     if session.run != plan.run or session.settings_digest != plan.digest():
         raise ProtocolError("bad_session", "the session is not of the run that was joined")
+    if session.bits != plan.secure_aggregation.bits or not 1 <= session.round <= plan.training.rounds:
+        raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
     party = CompanySession.start(
         session, company.name, channel, request.channels, company.policy.minimum_cohort
@@ -99,14 +108,25 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     session = party.session
     if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
         raise ProtocolError("wrong_session", "the session is for another block")
+    # Everything that can be refused is refused here. Once the ledger is charged, no outcome may depend on
+    # the data but the masked update itself.
     model = model_of(plan.model, plan.noise, company.policy.device)
-    merge(model, company.load_shared(), request.state)
-    received, shared = digest(request.state), digest(company.load_shared())
+    shared_state = company.load_shared(plan.run)
+    received, shared = digest(request.state), digest(shared_state)
     if received != session.model_digest or shared != _stored(context, "run", "shared"):
         raise ProtocolError("wrong_session", "the model received is not the one the session is for")
+    check_part(model, request.state, request.block)
+    merge(model, shared_state, request.state)
+    if session.length != block_size(model, request.block):
+        raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
+    encoder = codec(plan, len(session.cohort))
+    data = company.data()
+    if context.state.config_records["session"].get("charged"):
+        raise ProtocolError("wrong_phase", "this session's training has begun before")
+    context.state.config_records["session"]["charged"] = True
 
-    release, randomness = company.randomness(session.round, session.label, received.hex(), shared.hex())
+    release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
     if plan.private:
         with company.ledger() as ledger:
             ledger.charge(
@@ -116,9 +136,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
                 release_id=release,
                 event=mechanism(plan).event,
             )
-    update = train_block(model, request.block, company.data(), plan, randomness)
-    residues = codec(plan, len(session.cohort)).encode(update)
-    masked = party.mask(residues, request.adverts)
+    update = train_block(model, request.block, data, plan, randomness)
+    masked = party.mask(encoder.encode(update), request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     company.log(f"trained {session.label} in round {session.round}")
     return TrainReply(masked).to_record()
@@ -135,6 +154,18 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     shares = party.unmask(survivors.names)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return UnmaskReply(shares).to_record()
+
+
+def release_labels(
+    plan: Plan, session: Session, block: bytes, shared: bytes, data: LabelledImages
+) -> tuple[str | int, ...]:
+    """All that a seeded release depends on: if any of it differs, so does the noise.
+
+    Not the run's name, so that two simulations of the same settings agree.
+    """
+    settings = plan.model_copy(update={"run": "any"}).digest()
+    parts = (settings, block, shared, digest({"images": data.images, "labels": data.labels}))
+    return (session.round, session.label, *(part.hex() for part in parts))
 
 
 def _plan(context: Context) -> Plan:

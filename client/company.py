@@ -4,12 +4,13 @@ company-0/
     policy.toml           the company's rules
     data.npz              training examples, already at the model's size
     ledger.sqlite         every release, charged before it is made
-    shared.safetensors    the shared state, received once a run
+    shared-*.safetensors  the shared state, received once a run
     company.log           what happened and why; texts of errors stay here
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from flwr.app import Context
 from safetensors.torch import load_file, save_file
 
 from ..blocks.state import State
-from ..errors import InputError
+from ..errors import InputError, PrivacyError
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
 from .data import LabelledImages
@@ -43,25 +44,42 @@ class Company:
         """Where this node's home lies: `company-home` in the node's own configuration, or, in a simulation,
         the folder of its partition in the run folder. Never anything a message says."""
         home = context.node_config.get("company-home")
+        deployed = home is not None
         if home is None:
             run_dir, partition = context.run_config.get("run-dir"), context.node_config.get("partition-id")
             if not run_dir or partition is None:
                 raise InputError("company-home", home, "not set in this node's configuration")
             home = str(Path(str(run_dir)) / COMPANIES / f"company-{partition}")
-        return cls(Path(str(home)), _policy(Path(str(home)) / "policy.toml"))
+        policy = load_policy(Path(str(home)) / "policy.toml")
+        if deployed and policy.simulation_seed is not None:
+            raise PrivacyError("simulation_seed is set: whoever knows it can subtract this company's noise")
+        return cls(Path(str(home)), policy)
 
     @property
     def name(self) -> str:
         return self.policy.company
 
     def data(self) -> LabelledImages:
-        return _data(self.home / "data.npz")
+        """The training examples, checked against what the policy declares of them."""
+        path = self.home / "data.npz"
+        state = path.stat()
+        data, p = _data(path, state.st_mtime_ns, state.st_size), self.policy
+        if data.images.shape[1:] != (p.channels, p.image_size, p.image_size):
+            raise InputError(
+                "data.npz", tuple(data.images.shape), "not of the size that policy.toml declares"
+            )
+        if len(data) and not 0 <= int(data.labels.min()) <= int(data.labels.max()) < p.classes:
+            raise InputError("data.npz", "labels", f"expected 0 to {p.classes - 1}")
+        return data
 
-    def save_shared(self, shared: State) -> None:
-        save_file(shared, self.home / "shared.safetensors")
+    def save_shared(self, run: str, shared: State) -> None:
+        save_file(shared, self._shared(run))
 
-    def load_shared(self) -> State:
-        return load_file(self.home / "shared.safetensors")
+    def load_shared(self, run: str) -> State:
+        return load_file(self._shared(run))
+
+    def _shared(self, run: str) -> Path:
+        return self.home / f"shared-{hashlib.sha256(run.encode()).hexdigest()[:16]}.safetensors"
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
@@ -94,10 +112,6 @@ class Company:
 
 
 @lru_cache(maxsize=128)
-def _policy(path: Path) -> Policy:
-    return load_policy(path)
-
-
-@lru_cache(maxsize=128)
-def _data(path: Path) -> LabelledImages:
+def _data(path: Path, modified: int, size: int) -> LabelledImages:
+    """Read once for as long as the file stays as it is."""
     return LabelledImages.load(path)

@@ -5,6 +5,8 @@ Everything is checked here, before a run spends anything: shapes, finite values,
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,8 @@ def load_images(field: str, source: DataSource, model: ModelSettings, match_cont
     images, labels = _read(field, source, model)
     if len(labels) == 0 or len(labels) != len(images):
         raise InputError(field, source.source, f"{len(images)} images but {len(labels)} labels")
+    if not np.issubdtype(labels.dtype, np.number):
+        raise InputError(field, source.source, "labels must be whole numbers")
     if not np.isfinite(images).all():
         raise InputError(field, source.source, "images hold NaN or infinite values")
     if not np.issubdtype(labels.dtype, np.integer):
@@ -127,8 +131,8 @@ def _read_npz(field: str, path: Path) -> Arrays:
             if missing:
                 raise InputError(field, str(path), f"array {sorted(missing)[0]!r} is missing")
             images, labels = file["images"], file["labels"]
-    except (OSError, ValueError) as error:
-        raise InputError(field, str(path), f"not a readable .npz file ({error})") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(field, str(path), f"not a readable .npz file ({type(error).__name__})") from None
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
@@ -152,8 +156,9 @@ def _read_table(field: str, path: Path, label: str, model: ModelSettings) -> Arr
     side = round((pixels.shape[1] / model.channels) ** 0.5)
     if side == 0 or side * side * model.channels != pixels.shape[1]:
         raise InputError(field, str(path), f"{pixels.shape[1]} pixel columns do not form square images")
+    whole = all(np.issubdtype(kind, np.integer) for kind in pixels.dtypes if isinstance(kind, np.dtype))
     try:
-        values = pixels.to_numpy(dtype=np.float64)
+        values = pixels.to_numpy(dtype=np.int64 if whole else np.float64)
         labels = table[label].to_numpy(dtype=np.float64)
     except (ValueError, TypeError):
         raise InputError(field, str(path), "expected numbers in every column") from None
@@ -183,11 +188,14 @@ def _read_folder(field: str, path: Path, model: ModelSettings) -> Arrays:
 
 
 def _unit_range(field: str, source: DataSource, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """[0, 1] as it is; 0 to 255 divided by 255; anything else is refused, as its scale cannot be known."""
+    """Whole-number pixels are 0 to 255 and divided by 255, others must lie in [0, 1].
+
+    Told by the type, not by the largest value found: one bright example would rescale all the others.
+    """
     values = images.astype(np.float64)
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 255:
-        raise InputError(
-            field, source.source, f"pixel values {low:g} to {high:g}, expected [0, 1] or 0 to 255"
-        )
-    return values / 255 if high > 1 else values
+    limit = 255 if np.issubdtype(images.dtype, np.integer) else 1
+    if low < 0 or high > limit:
+        rule = f"pixel values {low:g} to {high:g}, expected 0 to {limit} for {images.dtype}"
+        raise InputError(field, source.source, rule)
+    return values / limit

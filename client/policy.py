@@ -23,7 +23,14 @@ class Policy(BaseModel):
     company: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     epsilon_ceiling: float = Field(ge=0)
     delta: float = Field(gt=0, lt=1)
+    image_size: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    classes: int = Field(ge=2)
     minimum_cohort: int = Field(3, ge=3)
+    minimum_noise_multiplier: float = Field(0.0, ge=0)
+    largest_max_grad_norm: float = Field(1e3, gt=0)
+    largest_model: int = Field(100_000_000, ge=1, description="parameters")
+    most_steps: int = Field(1_000_000, ge=1, description="local steps over the whole run")
     i_accept_no_dp: bool = False
     device: str = "cpu"
     simulation_seed: int | None = Field(
@@ -34,6 +41,22 @@ class Policy(BaseModel):
         """Refuse a plan that this company's rules do not allow."""
         if not plan.private and not self.i_accept_no_dp:
             raise PrivacyError("the plan adds no noise and this company's policy does not accept that")
+        if plan.private and plan.noise_multiplier < self.minimum_noise_multiplier:
+            floor = self.minimum_noise_multiplier
+            raise PrivacyError(f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}")
+        if plan.max_grad_norm > self.largest_max_grad_norm:
+            limit = self.largest_max_grad_norm
+            raise PrivacyError(f"max_grad_norm={plan.max_grad_norm} is above this company's {limit}")
+        if plan.model.parameters > self.largest_model:
+            raise PrivacyError(
+                f"{plan.model.parameters} parameters, this company allows {self.largest_model}"
+            )
+        if plan.training.rounds * plan.training.local_steps > self.most_steps:
+            raise PrivacyError(f"more local steps than this company's {self.most_steps}")
+        # Against what the policy declares, never against the data: an answer must not tell what they hold.
+        kind = (plan.model.image_size, plan.model.channels, plan.model.classes)
+        if kind != (self.image_size, self.channels, self.classes):
+            raise PrivacyError(f"the plan is for other data: image_size, channels, classes = {kind}")
         if plan.delta > self.delta:
             raise PrivacyError(f"delta={plan.delta} is above this company's delta={self.delta}")
         if plan.secure_aggregation.minimum_cohort < self.minimum_cohort:
@@ -47,5 +70,5 @@ def load_policy(path: Path) -> Policy:
         return validated(Policy, tomllib.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         raise InputError("policy", str(path), "no such file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("policy", str(path), f"not valid TOML: {error}") from None

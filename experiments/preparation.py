@@ -19,7 +19,7 @@ from ..client.policy import Policy
 from ..client.training import block_size
 from ..config import Plan, Settings
 from ..errors import InputError
-from ..privacy.accounting import noise_multiplier_for
+from ..privacy.accounting import noise_multiplier_for, steps_within
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
 from .partition import deal
@@ -41,6 +41,7 @@ class Inputs:
 
 def read_inputs(settings: Settings) -> Inputs:
     """Load, check and deal the data; the same settings give the same parts."""
+    check_device(settings.device)
     contrast = settings.data.match_contrast
     public = load_images("data.public.source", settings.data.public, settings.model, contrast)
     private = load_images("data.private.source", settings.data.private, settings.model, contrast)
@@ -61,6 +62,15 @@ def read_inputs(settings: Settings) -> Inputs:
     return Inputs(public[order[test:]], public[order[:test]], companies, private[np.concatenate(heldout)])
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that PyTorch does not have here."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError("device", device, f"not available here ({reason[:80]})") from None
+
+
 def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
     """The plan with everything left open filled in: noise calibrated, company bound, threshold."""
     t, p = settings.training, settings.privacy
@@ -69,6 +79,10 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
         noise_multiplier = p.noise_multiplier or noise_multiplier_for(
             p.epsilon, p.delta, t.sampling_rate, settings.total_steps
         )
+        fits = steps_within(p.epsilon, p.delta, t.sampling_rate, noise_multiplier)
+        if fits < settings.total_steps:
+            rule = f"epsilon={p.epsilon} pays for {fits} of {settings.total_steps} steps"
+            raise InputError("privacy.noise_multiplier", noise_multiplier, rule)
     plan = Plan(
         run=run,
         model=settings.model,
@@ -88,6 +102,8 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
 
 def new_run(runs: Path, settings: Settings) -> Path:
     """A fresh folder's path; nothing is made yet."""
+    if runs.exists() and not runs.is_dir():
+        raise InputError("--runs-dir", str(runs), "is a file, expected a folder")
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     return runs / f"{settings.name}-{stamp}-{secrets.token_hex(2)}"
 
@@ -145,6 +161,9 @@ def write_home(home: Path, company: str, settings: Settings, data: LabelledImage
         company=company,
         epsilon_ceiling=settings.privacy.epsilon or 0.0,
         delta=settings.privacy.delta,
+        image_size=settings.model.image_size,
+        channels=settings.model.channels,
+        classes=settings.model.classes,
         minimum_cohort=settings.secure_aggregation.minimum_cohort,
         i_accept_no_dp=settings.privacy.i_accept_no_dp,
         device=settings.device,

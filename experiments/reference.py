@@ -14,9 +14,10 @@ from ..server.run_folder import RunFolder
 
 def prepare_reference(run: RunFolder) -> RunFolder:
     """runs/<id>/reference: the twin of a run, or the one that is there already."""
-    twin = RunFolder(run.path / "reference")
-    if (twin.path / "plan.json").is_file():
-        return twin
+    final = run.path / "reference"
+    if final.is_dir():
+        return RunFolder(final)
+    twin = RunFolder(run.path / ".reference.tmp")
     shutil.rmtree(twin.path, ignore_errors=True)
     for folder in (twin.checkpoints, twin.companies):
         folder.mkdir(parents=True)
@@ -38,4 +39,4 @@ def prepare_reference(run: RunFolder) -> RunFolder:
     )
     plan = run.plan().model_copy(update={"noise_multiplier": 0.0, "run": f"{run.path.name}-reference"})
     twin.write_settings(settings.model_copy(update={"privacy": privacy}), plan)
-    return twin
+    return RunFolder(twin.path.rename(final))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 from ..client.app import app as client_app
@@ -25,12 +26,14 @@ def simulate(run: RunFolder, on_round: OnRound = lambda row: None) -> dict[str, 
         grid.close()
     result = summary(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
-    run.write_json("result.json", result)
+    earlier = run.read_json("result.json") or {}
+    run.write_json("result.json", earlier | result)
     return result
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
     """What a finished run achieved and what it cost; every figure is read back from the run's own files."""
+    rounds = run.metrics()[1:]
     rows = [row for row in run.metrics() if "accuracy" in row]
     first, last = rows[0]["accuracy"], rows[-1]["accuracy"]
     plan = run.plan()
@@ -38,6 +41,9 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "run": run.path.name,
         "folder": str(run.path),
         "rounds": rows[-1]["round"],
+        "rounds_done": sum(row["status"] == "done" for row in rounds),
+        "rounds_failed": dict(Counter(row["status"] for row in rounds if row["status"] != "done")),
+        "refusals": dict(Counter(code for row in rounds for _, code in row["absent"].values())),
         "accuracy_public_model": first["heldout"][-1],
         "accuracy": last["heldout"][-1],
         "accuracy_by_block": last["heldout"],

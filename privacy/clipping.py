@@ -28,18 +28,22 @@ warnings.filterwarnings("ignore", message="Full backward hook is firing")
 class ClippedSum:
     """A sum over examples, each clipped in L2 norm to `sensitivity`, under add/remove adjacency."""
 
-    vector: Tensor  # (P,), the parameters' gradients flattened in name order
+    vector: Tensor  # (P,) float64, the parameters' gradients flattened in name order
     sensitivity: float
     examples: int
 
 
 def clip_factors(squared_norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, C/||g||) for each example, (N,) -> (N,).
+    """min(1, C/||g||) for each example, (N,) -> (N,); zero where the norm is not finite.
 
     The bound is lowered by a relative 1e-6, so that rounding in the sum cannot lift a clipped norm past C.
+    An example whose gradient is not finite contributes nothing: to refuse the batch because of it would tell
+    that it was there.
     """
     bound = max_grad_norm * (1 - 1e-6)
-    return (bound / squared_norms.sqrt().clamp_min(1e-30)).clamp(max=1.0)
+    norms = squared_norms.sqrt()
+    factors = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
+    return torch.where(torch.isfinite(squared_norms), factors, torch.zeros_like(factors))
 
 
 class PerExampleClipping:
@@ -86,22 +90,20 @@ class PerExampleClipping:
         """Sum of the examples' clipped gradients.
 
         `losses(part)` returns the losses of the examples in `part`, draws of one example side by side:
-        (len(part) * draws,). No example, no gradient: the sum is then zero. A gradient that is not finite
-        is refused, as no bound would hold for it.
+        (len(part) * draws,). No example, no gradient: the sum is then zero. Norms and sum are float64, in
+        which no float32 gradient's norm under- or overflows.
         """
-        total = torch.zeros(self.size, device=self.parameters[0].device)
+        total = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
         for start in range(0, examples, self.examples_at_once):
             n = min(self.examples_at_once, examples - start)
             with self._fresh_gradients():
                 losses(slice(start, start + n)).sum().backward()
                 per_example = [self._of_examples(p, n, draws) for p in self.parameters]  # each (n, p)
-            squared_norms = torch.stack([(g * g).sum(1) for g in per_example]).sum(0)  # (n,)
-            if not torch.isfinite(squared_norms).all():
-                raise PrivacyError(
-                    "a per-example gradient is not finite; check the data and the learning rate"
-                )
+            squared_norms = torch.stack([g.double().square().sum(1) for g in per_example]).sum(0)  # (n,)
             factors = clip_factors(squared_norms, self.max_grad_norm)
-            total += torch.cat([factors @ g for g in per_example])
+            finite = torch.isfinite(squared_norms)[:, None]
+            # Zero times infinity is not zero: what is not finite is taken out before the product.
+            total += torch.cat([factors @ torch.where(finite, g, 0.0).double() for g in per_example])
         return ClippedSum(total, self.max_grad_norm, examples)
 
     @staticmethod

@@ -79,8 +79,12 @@ def add_gaussian_noise(clipped: ClippedSum, noise_multiplier: float, randomness:
 
 
 def clip_to_norm(vector: Tensor, bound: float) -> Tensor:
-    """Scale to L2 norm <= bound; bounds one company's influence on the sum. Not finite is refused."""
+    """Scale to L2 norm <= bound; bounds one company's influence on the sum. Not finite becomes zero.
+
+    It happens after the noise, so it costs no privacy, and like every outcome of training it must not be told
+    apart from success by a refusal.
+    """
     norm = float(vector.norm())
     if not np.isfinite(norm):
-        raise PrivacyError("an update is not finite; it is not sent")
+        return torch.zeros_like(vector)
     return vector * (bound / norm) if norm > bound else vector

@@ -86,9 +86,8 @@ def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 
         try:
             answer = JoinReply.from_record(_answer(reply))
         except FedblocksError as error:
-            raise RunError(
-                f"node {node} refused the plan ({error.code}); the reason is in that company's own log"
-            ) from None
+            text = f"node {node} refused the plan; the reason is in that company's own log"
+            raise ProtocolError(error.code, text) from None
         if answer.company in found:
             raise RunError(f"two nodes say they are {answer.company}")
         found[answer.company], channels[answer.company] = node, answer.channel

@@ -71,7 +71,13 @@ class RunFolder:
         """The rounds so far."""
         if not self.metrics_file.is_file():
             return []
-        return [json.loads(line) for line in self.metrics_file.read_text("utf-8").splitlines() if line]
+        rows = []
+        for line in self.metrics_file.read_text("utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break  # a line torn by a crash; its round was not checkpointed and will be run again
+        return rows
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with self.metrics_file.open("a", encoding="utf-8") as file:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedblocks.blocks import digest
-from fedblocks.client.app import app
+from fedblocks.client.app import app, release_labels
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.protocol import (
@@ -31,7 +31,7 @@ from fedblocks.client.protocol import (
     refused,
 )
 from fedblocks.config import Plan, Settings
-from fedblocks.errors import ProtocolError
+from fedblocks.errors import PrivacyError, ProtocolError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.privacy.secure_aggregation import Session, Survivors
 from fedblocks.server.checkpoint import Checkpoint
@@ -281,3 +281,82 @@ def test_a_malformed_masked_vector_is_refused_by_the_coordinator() -> None:
 def test_messages_hold_what_was_put_in() -> None:
     reply = JoinReply("company-0", bytes(32))
     assert JoinReply.from_record(reply.to_record()) == reply
+
+
+@pytest.mark.parametrize("changes", [{"length": 5}, {"bits": 20}, {"round": 99}, {"round": 0}])
+def test_a_session_that_does_not_fit_the_plan_costs_nothing_however_often_it_is_sent(
+    coordinator: Coordinator, changes: dict[str, Any]
+) -> None:
+    """Would catch a coordinator that burns a company's budget with rounds that can never end."""
+    if "length" in changes:
+        request = coordinator.train_request(coordinator.session(**changes)).to_record()
+        assert {refused(coordinator.ask(1, TRAIN, request)) for _ in range(3)} == {"wrong_session"}
+    else:
+        assert refused(coordinator.keys(coordinator.session(**changes))[1]) == "bad_session"
+    assert coordinator.charges() == 0
+
+
+@pytest.mark.parametrize("bend", ["foreign", "missing", "nan"])
+def test_a_block_state_that_is_not_exactly_the_block_is_refused_even_with_a_matching_digest(
+    coordinator: Coordinator, bend: str
+) -> None:
+    """Would catch shared parts replaced round by round, or values chosen to make training fail."""
+    state = dict(coordinator.model.blocks[0])
+    first = sorted(state)[0]
+    if bend == "foreign":
+        state["head.weight"] = coordinator.model.shared["head.weight"] * 7
+    elif bend == "missing":
+        del state[first]
+    else:
+        state[first] = torch.full_like(state[first], float("nan"))
+    request = coordinator.train_request(coordinator.session(model_digest=digest(state)))
+    assert refused(coordinator.ask(1, TRAIN, replace(request, state=state).to_record())) == "bad_run"
+    assert coordinator.charges() == 0
+
+
+def test_a_plan_for_other_data_is_refused_alike_whatever_the_data_hold(coordinator: Coordinator) -> None:
+    """Would catch an answer that tells which labels a company holds."""
+    fewer = coordinator.plan.model.model_copy(update={"classes": 9})
+    replies = coordinator.join(coordinator.plan.model_copy(update={"model": fewer}))
+    assert {refused(reply) for reply in replies.values()} == {"privacy"}
+
+
+def test_the_whole_plan_is_held_against_the_ceiling_not_one_round(coordinator: Coordinator) -> None:
+    longer = coordinator.plan.training.model_copy(update={"rounds": 5})
+    plan = coordinator.plan.model_copy(update={"training": longer})
+    assert refused(coordinator.join(plan)[1]) == "budget_exceeded"
+
+
+def test_another_plan_never_meets_the_same_noise(coordinator: Coordinator) -> None:
+    """Would catch noise that a second, differently scaled request could cancel."""
+    session, data = coordinator.session(), Company.data
+    home = coordinator.run.companies / "company-0"
+    company = Company(home, load_policy(home / "policy.toml"))
+
+    def noise(plan: Plan) -> bytes:
+        labels = release_labels(plan, session, b"block", b"shared", data(company))
+        return company.randomness(*labels)[1].bytes(16)
+
+    plan = coordinator.plan
+    seen = {noise(plan), noise(plan.model_copy(update={"max_grad_norm": 2.0}))}
+    seen.add(noise(plan.model_copy(update={"company_clip": 9.0})))
+    assert len(seen) == 3
+    assert noise(plan) in seen
+
+
+def test_a_deployed_company_refuses_a_seed(coordinator: Coordinator) -> None:
+    home = coordinator.run.companies / "company-0"
+    context = Context(
+        run_id=1,
+        node_id=1,
+        node_config={"company-home": str(home)},
+        state=RecordDict(),
+        run_config={},
+    )
+    with pytest.raises(PrivacyError, match="simulation_seed"):
+        Company.of(context)
+
+
+def test_a_log_that_cannot_be_written_lets_no_text_out(coordinator: Coordinator) -> None:
+    (coordinator.run.companies / "company-0" / "company.log").mkdir()
+    assert refused(coordinator.ask(1, TRAIN, RecordDict())) in {"malformed", "wrong_phase"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ import torch
 
 from fedblocks.blocks import build_model, digest, merge
 from fedblocks.blocks.state import flatten
-from fedblocks.client.app import app
+from fedblocks.client.app import app, release_labels
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
-from fedblocks.client.training import train_block
+from fedblocks.client.training import mechanism, train_block
 from fedblocks.config import DropoutSettings, Settings, TrainingSettings
-from fedblocks.errors import RunError
+from fedblocks.errors import InputError, ProtocolError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.reference import prepare_reference
 from fedblocks.experiments.simulation import epsilon_by_company, simulate
@@ -88,7 +89,9 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
         company = Company(home, load_policy(home / "policy.toml"))
         model = build_model(plan.model, plan.noise)
         merge(model, start.shared, *start.blocks)
-        labels = (1, "block-0", digest(start.blocks[0]).hex(), digest(start.shared).hex())
+        session = SimpleNamespace(round=1, label="block-0")
+        digests = digest(start.blocks[0]), digest(start.shared)
+        labels = release_labels(plan, session, *digests, company.data())  # type: ignore[arg-type]
         updates.append(train_block(model, 0, company.data(), plan, company.randomness(*labels)[1]))
     names = sorted(start.blocks[0])
     before = flatten([start.blocks[0][name] for name in names])
@@ -211,10 +214,34 @@ def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(small: Setti
     """Would catch a refusal that comes only when the budget is already spent."""
     run = prepare(small, tmp_path / "run")
     policy = run.companies / "company-3" / "policy.toml"
-    policy.write_text(policy.read_text().replace("epsilon_ceiling = 8.0", "epsilon_ceiling = 2.0"))
-    with pytest.raises(RunError, match="budget_exceeded"):
+    policy.write_text(policy.read_text().replace("epsilon_ceiling = 8.0", "epsilon_ceiling = 7.0"))
+    assert epsilon([mechanism(run.plan()).event], run.plan().delta) < 7.0  # one round alone would fit
+    with pytest.raises(ProtocolError, match="budget_exceeded"):
         simulate(run)
     assert set(epsilon_by_company(run).values()) == {0.0}
+
+
+def test_noise_that_the_epsilon_does_not_pay_for_is_refused_before_anything_is_written(
+    small: Settings, tmp_path: Path
+) -> None:
+    privacy = small.privacy.model_copy(update={"noise_multiplier": 0.7})
+    with pytest.raises(InputError, match="pays for"):
+        prepare(small.model_copy(update={"privacy": privacy}), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torn_last_line_of_metrics_does_not_stop_a_resume(small: Settings, tmp_path: Path) -> None:
+    run = prepare(small, tmp_path / "run")
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(run, interrupt)
+    with run.metrics_file.open("a") as file:
+        file.write('{"round": 3, "blo')
+    assert simulate(run)["rounds_done"] == 4
 
 
 def test_the_reference_differs_by_noise_alone(
