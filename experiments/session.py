@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -42,8 +43,14 @@ def progress_on(console: Console) -> Iterator[Progress]:
         yield progress
 
 
+def one_core_a_thread() -> None:
+    """Small models gain nothing from a second core for one operation; companies train side by side."""
+    torch.set_num_threads(1)
+
+
 def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> RunFolder:
     """Check the inputs, then prepare a new run under `runs`."""
+    one_core_a_thread()
     inputs = read_inputs(settings)
     with progress_on(console) as progress:
         task = progress.add_task("Public pretraining", total=settings.pretraining.steps, note="")
@@ -57,6 +64,7 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
 
 def continue_with_progress(run: RunFolder, console: Console, *, with_reference: bool) -> dict[str, Any]:
     """Run to the end from wherever the run stands; with its noise-free twin if asked for."""
+    one_core_a_thread()
     try:
         with progress_on(console) as progress:
             result = _simulate(run, progress, "Private rounds")

@@ -31,20 +31,24 @@ from .views import Observation, draw_truth, raw_gradient, released, with_noise
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings:
-    """`targets` examples for the first two views; `aggregates` sums of `cohort` examples for the third."""
+    """`targets` examples for the first two views; `aggregates` opened sums for the third.
+
+    A sum carries the noise of all `cohort` companies; the attacker knows every example in it but one of
+    each of `unknown` companies, as it would if the others told.
+    """
 
     targets: int = 6
     aggregates: int = 2
     cohort: int = 5
+    unknown: int = 2
     seed: int = 0
     candidates: int = 100  # among which a reconstruction must point at its original
     workers: int = 2  # processes; results do not depend on it
     budget: Budget = field(default_factory=Budget)
-    sum_budget: Budget = field(default_factory=lambda: Budget(attempts=2, draw_iterations=10, iterations=15))
 
     def __post_init__(self) -> None:
-        rules = (("targets", 2), ("aggregates", 1), ("cohort", 1), ("candidates", 2), ("workers", 1))
-        for name, least in rules:
+        least_of = {"targets": 2, "aggregates": 1, "cohort": 1, "unknown": 1, "candidates": 2, "workers": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise InputError(name, getattr(self, name), f"expected a whole number >= {least}")
 
@@ -101,7 +105,7 @@ def audit_block(
     (M, C, H, W) that the attacker knows. `on_progress` receives the finished share in [0, 1] and its view.
     """
     images, labels = private[0].cpu().double(), private[1].cpu()
-    needed = max(settings.targets, settings.aggregates * settings.cohort, 2)
+    needed = max(settings.targets, settings.aggregates * settings.unknown, 2)
     if len(labels) < needed:
         raise InputError("private", len(labels), f"expected at least {needed} examples to attack")
     started = time.monotonic()
@@ -109,7 +113,7 @@ def audit_block(
     plan = {
         "raw_gradient": (settings.budget, settings.targets, 1),
         "company_release": (settings.budget, settings.targets, 1),
-        "opened_sum": (settings.sum_budget, settings.aggregates, settings.cohort),
+        "opened_sum": (settings.budget, settings.aggregates, min(settings.unknown, settings.cohort)),
     }
     # 1. Draw the targets and what is seen of them.
     truths: dict[str, list[tuple[Tensor, Unknowns]]] = {}
@@ -118,7 +122,9 @@ def audit_block(
         noise = torch.Generator().manual_seed(settings.seed + 1)
         truths[name] = list(_cases(gradient, objective, images, labels, draws, cases, k, settings.seed))
         for case, (_, truth) in enumerate(truths[name]):
-            seen = _observed(name, gradient(truth), draws, max_grad_norm, noise_multiplier, noise)
+            seen = _observed(
+                name, gradient(truth), draws, max_grad_norm, noise_multiplier, settings.cohort, noise
+            )
             tasks += [
                 Task((name, condition, case), observation, budget, settings.seed + case)
                 for condition, observation in seen.items()
@@ -179,13 +185,15 @@ def _observed(
     draws: int,
     max_grad_norm: float,
     noise_multiplier: float,
+    cohort: int,
     generator: torch.Generator,
 ) -> dict[str, Observation]:
     """Observation by condition; the raw gradient has no noise, and so no control of its own."""
     if name == "raw_gradient":
         return {"released": raw_gradient(gradients, draws)}
     clean = released(gradients, draws, max_grad_norm)
-    return {"control": clean, "released": with_noise(clean, noise_multiplier, generator)}
+    companies = cohort if name == "opened_sum" else 1
+    return {"control": clean, "released": with_noise(clean, noise_multiplier, companies, generator)}
 
 
 def _baselines(

@@ -44,7 +44,8 @@ def noise_levels(gradient: BlockGradient, observation: Observation) -> Tensor:
         """The part of the unit vector along c(sigma) that the row space does not hold, (D,)."""
         c: Tensor = gradient.model.condition(log_sigma.exp()[None])[0]
         c = c / c.norm()
-        return c - (c @ basis.T) @ basis
+        rest: Tensor = c - (c @ basis.T) @ basis
+        return rest
 
     grid = torch.linspace(float(low), float(high), _GRID, dtype=torch.float64)
     distance = vmap(outside)(grid).norm(dim=1)  # (G,)
@@ -105,7 +106,8 @@ class PatchSearch:
         token: Tensor = self.model.patch_embedding.weight @ patch + offset
         token = token - token.mean()
         token = token / (token.square().mean() + _NORM_EPSILON).sqrt()
-        return (token * (1 + scale) + shift) @ self.whiten.T
+        whitened: Tensor = (token * (1 + scale) + shift) @ self.whiten.T
+        return whitened
 
     def _table(self) -> Tensor:
         """Log leverage of every library patch, (L, T, M)."""

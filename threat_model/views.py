@@ -78,8 +78,10 @@ def released(gradients: Tensor, draws: int, max_grad_norm: float) -> Observation
     return Observation(clipped.sum(0), len(gradients), draws, "clip", max_grad_norm, 0.0)
 
 
-def with_noise(observation: Observation, noise_multiplier: float, generator: torch.Generator) -> Observation:
-    """Add every company's full noise z C; the K companies' noises add up in the sum."""
-    std = noise_multiplier * observation.max_grad_norm * observation.examples**0.5
+def with_noise(
+    observation: Observation, noise_multiplier: float, companies: int, generator: torch.Generator
+) -> Observation:
+    """Add the full noise z C of each of `companies` independent companies."""
+    std = noise_multiplier * observation.max_grad_norm * companies**0.5
     draw = torch.randn(observation.vector.shape, generator=generator, dtype=torch.float64)
     return replace(observation, vector=observation.vector + std * draw, noise=std)
