@@ -189,7 +189,7 @@ class AuditSettings(_Part):
     """Budget of the leakage audit; `block` none means the last one trained."""
 
     targets: int = Field(6, ge=2)
-    aggregates: int = Field(2, ge=1)
+    aggregates: int = Field(4, ge=1)
     block: int | None = Field(None, ge=0)
 
 

@@ -91,7 +91,7 @@ def audited(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Ru
         draws=1,
         max_grad_norm=plan.max_grad_norm,
         noise_multiplier=plan.noise_multiplier,
-        settings=AuditSettings(targets=2, aggregates=1, cohort=3, candidates=5, budget=budget),
+        settings=AuditSettings(targets=2, aggregates=1, cohort=3, unknown=3, candidates=5, budget=budget),
     )
     np.savez_compressed(run.path / "audit_images.npz", **result.images)  # type: ignore[arg-type]
     run.write_json("audit.json", {"run": plan.run, "round": checkpoint.round} | result.to_json())

@@ -38,9 +38,9 @@ class AuditSettings:
     """
 
     targets: int = 6
-    aggregates: int = 2
+    aggregates: int = 4
     cohort: int = 5
-    unknown: int = 2
+    unknown: int = 1
     seed: int = 0
     candidates: int = 100  # among which a reconstruction must point at its original
     workers: int = 2  # processes; results do not depend on it

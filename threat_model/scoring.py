@@ -18,7 +18,7 @@ from .verdicts import Evidence
 TITLES = {
     "raw_gradient": "One example's raw gradient, without clipping or noise",
     "company_release": "One company's release, all its other examples known to the attacker",
-    "opened_sum": "The securely opened sum, two companies unknown, the others colluding",
+    "opened_sum": "The securely opened sum, all examples but one known to the attacker",
 }
 
 
