@@ -24,6 +24,9 @@ from .errors import FedblocksError, InputError, ProtocolError, RunError
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# Companies train side by side, a core each; a second thread for one small operation only gets in their way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

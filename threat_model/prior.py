@@ -46,13 +46,3 @@ class ImagePrior:
     def mode(self) -> Tensor:
         """The most probable image, (C, H, W)."""
         return self.mean.clamp(0, 1).view(self.shape)
-
-    def complete(self, images: Tensor, seen: Tensor) -> Tensor:
-        """Replace pixels not `seen` by their most probable values given the others; both (K, C, H, W)."""
-        flat, known = images.flatten(1).clone(), seen.flatten(1)
-        for row, mask in zip(flat, known, strict=True):
-            hidden = ~mask
-            if hidden.any():
-                pull = self.precision[hidden][:, mask] @ (row[mask] - self.mean[mask])
-                row[hidden] = self.mean[hidden] - torch.linalg.solve(self.precision[hidden][:, hidden], pull)
-        return flat.clamp(0, 1).view_as(images)

@@ -24,7 +24,6 @@ from .views import Observation
 
 _GRID = 2048  # noise levels tried along the curve
 _STARTS = 48  # patch candidates refined per position
-_TRACE = 3.0  # log leverage below that of a patch at random, per draw, from which a patch counts as seen
 _TELLING = 4  # positions by which noise levels are paired
 _NORM_EPSILON = 1e-5  # of the layer norm without affine part
 _FLOOR = 1e-10  # singular values below this share of the first are rounding
@@ -68,7 +67,7 @@ class PatchSearch:
     """Patches whose tokens have small leverage in the gradient of the first attention layer.
 
     search = PatchSearch(gradient, observation, library, shape)   # library (M, C p^2), public patches
-    log_sigma, images, seen = search.images()      # (K, d), (K, C, H, W), (K, C, H, W)
+    log_sigma, images = search.images()                      # (K, d), (K, C, H, W)
     """
 
     def __init__(
@@ -90,25 +89,17 @@ class PatchSearch:
             :2
         ]  # (L, D)
 
-    def images(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(log_sigma (K, d), images (K, C, H, W), seen (K, C, H, W)).
-
-        A patch that attention ignores leaves no trace in the gradient: nothing is nearer than a patch at random.
-        `seen` is False there.
-        """
+    def images(self) -> tuple[Tensor, Tensor]:
+        """(log_sigma (K, d), images (K, C, H, W))."""
         table = self._table()
         groups = self._groups(table)
-        patches, seen = [], []
+        patches = []
         for group in groups:
-            cost = table[group].sum(0)  # (T, M)
-            found, best = self._refine(cost, torch.tensor(group), _STARTS, 25)
-            patches.append(found[torch.arange(len(best)), best.argmin(1)])  # (T, C p^2)
-            seen.append((cost.median(1).values - best.amin(1) > _TRACE * len(group)).double())  # (T,)
-        pixels = self.library.shape[1]
-        masks = torch.stack(seen)[..., None].expand(-1, -1, pixels)  # (K, T, C p^2)
-        p = self.model.patch_size
-        images = images_of(torch.stack(patches), self.shape, p)
-        return self.levels[torch.tensor(groups)], images, images_of(masks, self.shape, p).bool()
+            found, cost = self._refine(table[group].sum(0), torch.tensor(group), _STARTS, 25)
+            patches.append(found[torch.arange(len(cost)), cost.argmin(1)])  # (T, C p^2)
+        return self.levels[torch.tensor(groups)], images_of(
+            torch.stack(patches), self.shape, self.model.patch_size
+        )
 
     def _leverage(self, patch: Tensor, offset: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """Whitened first-layer inputs of one patch at one position, (d, D), under d modulations (d, D)."""
