@@ -30,12 +30,17 @@ class ModelState:
 
 def split(model: Denoiser) -> ModelState:
     """Cut a model's state: every tensor is in exactly one part. Tensors are copies on the CPU."""
-    shared: State = {}
-    blocks: tuple[State, ...] = tuple({} for _ in model.blocks)
+    parts = _parts(model)
+    shared, *blocks = ({name: t.detach().cpu().clone() for name, t in part.items()} for part in parts)
+    return ModelState(shared, tuple(blocks))
+
+
+def _parts(model: Denoiser) -> list[State]:
+    """The model's own tensors: the shared part, then one part a block."""
+    parts: list[State] = [{} for _ in range(1 + len(model.blocks))]
     for name, tensor in model.state_dict().items():
-        part = blocks[int(name.split(".", 2)[1])] if name.startswith("blocks.") else shared
-        part[name] = tensor.detach().cpu().clone()
-    return ModelState(shared, blocks)
+        parts[1 + int(name.split(".", 2)[1]) if name.startswith("blocks.") else 0][name] = tensor
+    return parts
 
 
 def merge(model: Denoiser, *parts: State) -> None:
@@ -52,8 +57,7 @@ def merge(model: Denoiser, *parts: State) -> None:
 
 def check_part(model: Denoiser, part: State, block: int | None) -> None:
     """Refuse what is not exactly the named block's (none: the shared) part, or is not finite."""
-    own = split(model)
-    expected = own.shared if block is None else own.blocks[block]
+    expected = _parts(model)[0 if block is None else 1 + block]
     if part.keys() != expected.keys():
         raise RunError(
             f"{sorted(part.keys() ^ expected.keys())[0]}: missing, or not of this part of the model"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -93,7 +94,7 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     party = CompanySession.start(
         session, company.name, channel, request.channels, company.policy.minimum_cohort
     )
-    context.state.config_records["run"]["channel"] = channel.to_bytes()
+    _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
 
@@ -122,9 +123,9 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     party.check_adverts(request.adverts)
     encoder = codec(plan, len(session.cohort))
     data = company.data()
-    if context.state.config_records["session"].get("charged"):
+    if _record(context, "session").get("charged"):
         raise ProtocolError("wrong_phase", "this session's training has begun before")
-    context.state.config_records["session"]["charged"] = True
+    _record(context, "session")["charged"] = True
 
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
     if plan.private:
@@ -169,19 +170,27 @@ def release_labels(
 
 
 def _plan(context: Context) -> Plan:
-    values = context.state.config_records.get("run")
-    value = None if values is None else values.get("plan")
+    value = _record(context, "run").get("plan")
     if not isinstance(value, str):
         raise ProtocolError("wrong_phase", "this company has not joined the run")
+    return _parsed_plan(value)
+
+
+@lru_cache(maxsize=8)
+def _parsed_plan(text: str) -> Plan:
     try:
-        return validated_json(Plan, value)
+        return validated_json(Plan, text)
     except InputError as error:
         raise ProtocolError("malformed", str(error)) from None
 
 
+def _record(context: Context, name: str) -> ConfigRecord:
+    found = context.state.get(name)
+    return found if isinstance(found, ConfigRecord) else ConfigRecord()
+
+
 def _stored(context: Context, record: str, name: str) -> bytes:
-    values = context.state.config_records.get(record)
-    value = None if values is None else values.get(name)
+    value = _record(context, record).get(name)
     if not isinstance(value, bytes):
         raise ProtocolError("wrong_phase", f"no {record} has begun")
     return value

@@ -7,6 +7,7 @@ refused before anything is spent.
 from __future__ import annotations
 
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -67,8 +68,13 @@ class Policy(BaseModel):
 def load_policy(path: Path) -> Policy:
     """Read policy.toml."""
     try:
-        return validated(Policy, tomllib.loads(path.read_text("utf-8")))
+        return _parsed(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError("policy", str(path), "no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("policy", str(path), f"not valid TOML: {error}") from None
+
+
+@lru_cache(maxsize=128)
+def _parsed(text: str) -> Policy:
+    return validated(Policy, tomllib.loads(text))

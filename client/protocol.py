@@ -162,8 +162,7 @@ def refusal(error: Exception) -> RecordDict:
 
 def refused(record: RecordDict) -> str | None:
     """The code of a refusal, or none if the message is an answer."""
-    values = record.config_records.get("message")
-    code = None if values is None else values.get("refused")
+    code = _message(record).get("refused")
     return str(code)[:64] if code is not None else None
 
 
@@ -174,9 +173,13 @@ def _record(values: dict[str, Any], state: State | None = None) -> RecordDict:
     return record
 
 
+def _message(record: RecordDict) -> ConfigRecord:
+    found = record.get("message")
+    return found if isinstance(found, ConfigRecord) else ConfigRecord()
+
+
 def _field(record: RecordDict, name: str, kind: type[V]) -> V:
-    values = record.config_records.get("message")
-    value = None if values is None else values.get(name)
+    value = _message(record).get(name)
     if type(value) is not kind:
         raise ProtocolError("malformed", f"field {name} is not {kind.__name__}")
     return value

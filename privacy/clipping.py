@@ -4,24 +4,21 @@ DP-SGD (Abadi et al. 2016, algorithm 1). Averaging an example's gradient over se
 clipping (augmentation multiplicity, De et al. 2022, section 3.2) costs no privacy: one example still moves
 the sum by at most `max_grad_norm`.
 
-Per-example gradients come from Opacus' hooks.
+Norms and sums come from book-keeping: see `book_keeping`.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from ..errors import PrivacyError, UnsupportedLayer
+from .book_keeping import LAYERS, joined
 
-# A block's inputs come from frozen parts and need no gradient, which is all this warning says.
-warnings.filterwarnings("ignore", message="Full backward hook is firing")
+Use = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,28 +55,45 @@ class PerExampleClipping:
             raise PrivacyError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
         self.examples_at_once = examples_at_once
-        self._refuse_unsupported(block)
-        self.parameters = [p for _, p in sorted(block.named_parameters()) if p.requires_grad]
-        block.train()  # the hooks record nothing in evaluation mode
-        self._hooks = GradSampleModule(block, loss_reduction="sum", strict=True)
+        self._layers = self._supported(block)
+        named = sorted(block.named_parameters())
+        self.parameters = [p for _, p in named if p.requires_grad]
+        self._calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+        self._hooks = [layer.register_forward_hook(self._record) for layer in self._layers]
 
     @staticmethod
-    def _refuse_unsupported(block: nn.Module) -> None:
-        """Opacus would silently fall back to functorch for these, or give no per-example gradient at all."""
+    def _supported(block: nn.Module) -> list[nn.Module]:
+        """The layers with trainable parameters; one whose per-example gradient cannot be had is refused."""
+        layers: list[nn.Module] = []
+        owner: dict[nn.Parameter, str] = {}
         for prefix, module in block.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.requires_grad and type(module) not in GradSampleModule.GRAD_SAMPLERS:
-                    where = f"{prefix}.{name}".lstrip(".")
+            trained = [(n, p) for n, p in module.named_parameters(recurse=False) if p.requires_grad]
+            for name, parameter in trained:
+                where = f"{prefix}.{name}".lstrip(".")
+                if type(module) not in LAYERS:
                     raise UnsupportedLayer(
                         f"{where}: no per-example gradient for parameters of {type(module).__name__}; "
                         "freeze it or use a supported layer"
                     )
+                if parameter in owner:
+                    raise UnsupportedLayer(
+                        f"{where}: is the same parameter as {owner[parameter]}; untie them"
+                    )
+                owner[parameter] = where
+            if trained:
+                layers.append(module)
+        return layers
+
+    def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._calls.append((layer, inputs[0].detach(), output))
 
     def __enter__(self) -> PerExampleClipping:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hooks.to_standard_module()
+        for hook in self._hooks:
+            hook.remove()
+        self._calls.clear()
 
     @property
     def size(self) -> int:
@@ -93,29 +107,47 @@ class PerExampleClipping:
         (len(part) * draws,). No example, no gradient: the sum is then zero. Norms and sum are float64, in
         which no float32 gradient's norm under- or overflows.
         """
-        total = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
+        total = {p: torch.zeros_like(p, dtype=torch.float64) for p in self.parameters}
         for start in range(0, examples, self.examples_at_once):
             n = min(self.examples_at_once, examples - start)
-            with self._fresh_gradients():
-                losses(slice(start, start + n)).sum().backward()
-                per_example = [self._of_examples(p, n, draws) for p in self.parameters]  # each (n, p)
-            squared_norms = torch.stack([g.double().square().sum(1) for g in per_example]).sum(0)  # (n,)
-            factors = clip_factors(squared_norms, self.max_grad_norm)
-            finite = torch.isfinite(squared_norms)[:, None]
-            # Zero times infinity is not zero: what is not finite is taken out before the product.
-            total += torch.cat([factors @ torch.where(finite, g, 0.0).double() for g in per_example])
-        return ClippedSum(total, self.max_grad_norm, examples)
+            for layer, (a, g) in self._uses(losses, slice(start, start + n), draws):
+                for name, part in LAYERS[type(layer)].weighted_sum(layer, a, g).items():
+                    total[getattr(layer, name)] += part
+        vector = torch.cat([total[p].reshape(-1) for p in self.parameters])
+        return ClippedSum(vector, self.max_grad_norm, examples)
 
-    @staticmethod
-    def _of_examples(parameter: nn.Parameter, n: int, draws: int) -> Tensor:
-        """The parameter's gradient of each example, averaged over its draws: (n, p)."""
-        samples: Tensor = parameter.grad_sample.view(n, draws, -1)  # type: ignore[attr-defined]
-        return samples.mean(dim=1)
-
-    @contextmanager
-    def _fresh_gradients(self) -> Iterator[None]:
+    def _uses(
+        self, losses: Callable[[slice], Tensor], part: slice, draws: int
+    ) -> list[tuple[nn.Module, Use]]:
+        """Every layer with what it read and its output gradient, already scaled by the clip factors."""
+        n = part.stop - part.start
         try:
-            yield
+            with torch.enable_grad():
+                loss = losses(part).sum() / draws
+                outputs = [output for _, _, output in self._calls]
+                gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
+            uses: dict[nn.Module, list[Use]] = {}
+            for (layer, a, output), g in zip(self._calls, gradients, strict=True):
+                if len(output) != n * draws:
+                    raise UnsupportedLayer(
+                        f"{type(layer).__name__}: read {len(output)} rows, not {n} examples of {draws} draws"
+                    )
+                if g is not None:
+                    uses.setdefault(layer, []).append((a, g))
         finally:
-            for p in self.parameters:
-                p.grad = p.grad_sample = None  # type: ignore[attr-defined]
+            self._calls.clear()
+        ready = [(layer, joined(calls, n)) for layer, calls in uses.items()]
+        squared_norms = torch.zeros(n, dtype=torch.float64, device=self.parameters[0].device)
+        for layer, (a, g) in ready:
+            squared_norms += LAYERS[type(layer)].squared_norms(layer, a, g)
+        factors = clip_factors(squared_norms, self.max_grad_norm)
+        finite = torch.isfinite(squared_norms)
+        if not finite.all():
+            # Zero times infinity is not zero: what is not finite is taken out before the product.
+            ready = [(layer, (_only(finite, a), _only(finite, g))) for layer, (a, g) in ready]
+        return [(layer, (a, g * factors[:, None, None])) for layer, (a, g) in ready]
+
+
+def _only(rows: Tensor, values: Tensor) -> Tensor:
+    """Zero in every row but those named: rows (n,), values (n, ...)."""
+    return torch.where(rows.view(-1, *[1] * (values.dim() - 1)), values, torch.zeros_like(values))

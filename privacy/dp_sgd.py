@@ -73,8 +73,10 @@ class DPSGD:
 
 def add_gaussian_noise(clipped: ClippedSum, noise_multiplier: float, randomness: Randomness) -> Tensor:
     """The Gaussian mechanism: standard deviation is noise_multiplier times the sum's own sensitivity. (P,)"""
-    noise = torch.from_numpy(randomness.normal(clipped.vector.numel()))
     total = clipped.vector.double()
+    if noise_multiplier == 0:
+        return total
+    noise = torch.from_numpy(randomness.normal(total.numel()))
     return total + noise_multiplier * clipped.sensitivity * noise.to(total.device)
 
 

@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_counts_as_zero(bad: float) -> None:
 
 
 def test_a_layer_without_per_example_gradients_is_refused_by_name() -> None:
-    """Would catch Opacus' silent fall-back for a bare parameter."""
+    """Would catch a bare parameter that silently gets no per-example gradient."""
 
     class Bare(nn.Module):
         def __init__(self) -> None:
@@ -180,3 +180,77 @@ def test_noise_follows_the_sums_own_sensitivity() -> None:
 
     noisy = add_gaussian_noise(ClippedSum(torch.zeros(20000), 3.0, 0), 2.0, Randomness.from_seed(0, "n"))
     assert float(noisy.std()) == pytest.approx(6.0, rel=0.03)
+
+
+class EveryKind(nn.Module):
+    """Every supported layer, one of them used twice, one frozen in part."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 6)
+        self.reused = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+        self.rms = nn.RMSNorm(6, eps=1e-6)
+        self.wide = nn.Linear(6, 40, bias=False)
+        self.narrow = nn.Linear(40, 1)
+        self.narrow.weight.requires_grad_(False)
+        self.tokens = tokens
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.reused(self.table(ids)))  # (N, T, 6)
+        x = self.rms(x + self.reused(x).tanh())
+        return self.narrow(self.wide(x).sin()).sum(dim=(1, 2))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 30])
+def test_every_layer_kind_equals_a_loop_over_single_examples(tokens: int) -> None:
+    """Oracle in float64, to 1e-9. 30 tokens take the other of the two ways to a Linear's norm.
+
+    Would catch a Gram matrix over the wrong axis, or a second use or repeated token counted on its own.
+    """
+    torch.manual_seed(0)
+    net = EveryKind(tokens).double()
+    ids = torch.randint(5, (4, tokens))
+    parameters = [p for _, p in block_parameters(net)]
+    expected = 0
+    for i in range(4):
+        gradients = torch.autograd.grad(net(ids[i : i + 1]).sum() * (i + 1), parameters)
+        g = torch.cat([v.reshape(-1) for v in gradients])
+        expected = expected + g * min(1.0, 0.7 / float(g.norm()))
+    with PerExampleClipping(net, max_grad_norm=0.7, examples_at_once=3) as clipping:
+        weights = torch.arange(1, 5)
+        total = clipping.sum(lambda part: net(ids[part]) * weights[part], examples=4)
+    torch.testing.assert_close(total.vector, expected, rtol=2e-6, atol=1e-9)
+
+
+def test_sums_equal_those_of_opacus_hooks(setting) -> None:  # type: ignore[no-untyped-def]
+    """Oracle: an independent library on a whole block."""
+    import copy
+
+    from opacus import GradSampleModule
+
+    net, x, y, sigma, eps = setting
+    copied = (copy.deepcopy(net), x, y, sigma, eps)
+    active = copied[0].freeze_all_but(1).train()
+    hooks = GradSampleModule(active, loss_reduction="sum")
+    losses_of(copied, slice(0, 7), 1).sum().backward()
+    g = torch.cat([p.grad_sample.reshape(7, -1) for _, p in block_parameters(active)], dim=1)
+    hooks.to_standard_module()
+    expected = ((0.3 / g.norm(dim=1)).clamp(max=1)[:, None] * g).sum(0)
+    with PerExampleClipping(net.freeze_all_but(1), max_grad_norm=0.3) as clipping:
+        total = clipping.sum(lambda part: losses_of(setting, part, 1), examples=7)
+    torch.testing.assert_close(total.vector.float(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tied_parameter_and_rows_that_are_no_examples_are_refused() -> None:
+    """Would catch a weight counted in two layers apart, and a table read once for the whole batch."""
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(UnsupportedLayer, match="same parameter"):
+        PerExampleClipping(tied, max_grad_norm=1.0)
+    position = nn.Embedding(4, 2)
+    with (
+        PerExampleClipping(position, max_grad_norm=1.0) as clipping,
+        pytest.raises(UnsupportedLayer, match="rows"),
+    ):
+        clipping.sum(lambda part: position(torch.arange(4)).sum() * torch.ones(2), examples=2)
