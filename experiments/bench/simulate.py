@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def measure(companies: int = 20, rounds: int = 10, repeats: int = 3) -> dict[str
             run = prepare(settings, Path(folder) / f"run-{repeat}", inputs=inputs)
             public = Checkpoint.load(run.checkpoints, 0)
             jobs: dict[str, Callable[[], object]] = {
-                "federated": lambda run=run: simulate(run),
-                "plain_loop": lambda run=run, at=public: plain_loop(settings, run, at, by_book_keeping),
-                "opacus_loop": lambda run=run, at=public: plain_loop(settings, run, at, by_opacus_hooks),
+                "federated": partial(simulate, run),
+                "plain_loop": partial(plain_loop, settings, run, public, by_book_keeping),
+                "opacus_loop": partial(plain_loop, settings, run, public, by_opacus_hooks),
             }
             for name, job in jobs.items():
                 seconds[name].append(_seconds(job))
@@ -136,10 +137,8 @@ def plain_loop(settings: Settings, run: RunFolder, public: Checkpoint, gradients
                     context = model.encode(data.images[batch]).repeat_interleave(t.noise_draws, dim=0)
                 labels = data.labels[batch].repeat_interleave(t.noise_draws)
                 sigma, eps = objective.draw(model, b, len(labels), context.shape[-1], generator)
-                draw = (context, labels, sigma, eps)
-                step = gradients(
-                    block, lambda b=b, draw=draw: objective.at(model, b, *draw), int(batch.sum()), settings
-                )
+                losses = partial(objective.at, model, b, context, labels, sigma, eps)
+                step = gradients(block, losses, int(batch.sum()), settings)
                 now = nn.utils.parameters_to_vector(parameters).detach()
                 now -= t.local_learning_rate / t.expected_batch_size * step.float()
                 nn.utils.vector_to_parameters(now, parameters)
