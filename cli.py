@@ -78,6 +78,11 @@ def prepare(
     else:
         people.print(f"Prepared [bold]{escape(str(run.path))}[/]. Run it on Flower's simulation engine:")
         nodes = run.settings().companies.count
+        if " " in sys.prefix:
+            people.print(
+                f"[yellow]Flower's SuperLink cannot start from {escape(sys.prefix)}[/]: its database library "
+                "splits paths at spaces. Install fedblocks into an environment without one for this command."
+            )
         print(
             f"flwr run . --stream --run-config 'run-dir=\"{run.path}\"' "
             f"--federation-config 'num-supernodes={nodes}'"
