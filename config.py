@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -41,19 +41,19 @@ class _Part(BaseModel):
         return {key: None if value == "none" else value for key, value in raw.items()}
 
 
-class ModelSettings(_Part):
-    """A ViT classifier cut into `blocks` blocks of `layers / blocks` layers."""
+class TransformerSettings(_Part):
+    """What all families share: `layers` layers cut into `blocks` blocks of `layers / blocks`.
 
-    family: Literal["vit"] = "vit"
-    image_size: int = Field(8, ge=2, le=512)
-    channels: int = Field(1, ge=1, le=16)
-    patch_size: int = Field(2, ge=1)
-    hidden_size: int = Field(32, ge=4, le=4096)
+    `features`: "raw", every block reads the clean input through its own embedding alone; "prefix", it also
+    reads what the blocks before it, frozen, have made of that input.
+    """
+
+    hidden_size: int = Field(32, ge=4, le=8192)
     layers: int = Field(6, ge=1, le=256)
     blocks: int = Field(3, ge=1, le=64)
     heads: int = Field(4, ge=1)
     mlp_ratio: float = Field(4.0, gt=0, le=16)
-    classes: int = Field(10, ge=2)
+    features: Literal["raw", "prefix"] = "raw"
 
     @property
     def parameters(self) -> int:
@@ -61,22 +61,164 @@ class ModelSettings(_Part):
         return int(self.layers * self.hidden_size**2 * (10 + 2 * self.mlp_ratio))
 
     @model_validator(mode="after")
-    def _fits(self) -> ModelSettings:
-        _rule(self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "must divide image_size")
+    def _cuts(self) -> Self:
         _rule(self.hidden_size % self.heads == 0, "heads", self.heads, "must divide hidden_size")
         _rule(self.layers % self.blocks == 0, "layers", self.layers, "must be a multiple of blocks")
+        return self
+
+    @property
+    def kind(self) -> DataKind:
+        """The examples that this model reads."""
+        raise NotImplementedError
+
+
+class DataKind(_Part):
+    """Shapes of one example; `classes` is the number of values a whole-number field may take, none: real."""
+
+    inputs: tuple[int, ...]
+    input_classes: int | None
+    targets: tuple[int, ...]
+    target_classes: int | None
+
+
+class _ImageSettings(TransformerSettings):
+    image_size: int = Field(8, ge=2, le=512)
+    channels: int = Field(1, ge=1, le=16)
+    patch_size: int = Field(2, ge=1)
+    classes: int = Field(10, ge=2)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _rule(self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "must divide image_size")
+        return self
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        return (self.channels, self.image_size, self.image_size)
+
+
+class ViTSettings(_ImageSettings):
+    """Image classifier: images in, label out."""
+
+    family: Literal["vit"] = "vit"
+
+    @model_validator(mode="after")
+    def _table(self) -> Self:
         _rule(self.classes <= self.hidden_size, "classes", self.classes, "must not exceed hidden_size")
         return self
 
+    @property
+    def kind(self) -> DataKind:
+        return DataKind(
+            inputs=self.image_shape, input_classes=None, targets=(), target_classes=self.classes
+        )
+
+
+class DiTSettings(_ImageSettings):
+    """Class-conditional image generator: class in, image out."""
+
+    family: Literal["dit"] = "dit"
+
+    @property
+    def kind(self) -> DataKind:
+        return DataKind(
+            inputs=(), input_classes=self.classes, targets=self.image_shape, target_classes=None
+        )
+
+
+class _TextSettings(TransformerSettings):
+    """`tokenizer`: ascii (97 characters), text8 (27), bytes (256), or a tokenizer.json on disk."""
+
+    sequence_length: int = Field(64, ge=2, le=65536)
+    tokenizer: str = "ascii"
+    vocabulary: int = Field(97, ge=2, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        size = {"ascii": 97, "text8": 27, "bytes": 256}.get(self.tokenizer, self.vocabulary)
+        rule = f"the {self.tokenizer} tokenizer has {size} tokens"
+        _rule(self.vocabulary == size, "vocabulary", self.vocabulary, rule)
+        return self
+
+    @property
+    def kind(self) -> DataKind:
+        tokens = (self.sequence_length,)
+        return DataKind(
+            inputs=tokens, input_classes=self.vocabulary, targets=tokens, target_classes=self.vocabulary
+        )
+
+
+class ARLanguageModelSettings(_TextSettings):
+    """Autoregressive language model in the style of Llama."""
+
+    family: Literal["ar-lm"] = "ar-lm"
+
+
+class MaskedLanguageModelSettings(_TextSettings):
+    """Masked-diffusion language model."""
+
+    family: Literal["masked-lm"] = "masked-lm"
+
+
+class RecurrentLanguageModelSettings(_TextSettings):
+    """Looped language model: one block of prelude, core and coda, whose core stands for many layers."""
+
+    family: Literal["recurrent-lm"] = "recurrent-lm"
+    blocks: int = Field(1, ge=1, le=1)
+    recurrences: int = Field(4, ge=1, le=128)
+
+
+class ForecasterSettings(TransformerSettings):
+    """Probabilistic forecaster: the last `context_length` values in, `horizon` values out, per channel."""
+
+    family: Literal["forecaster"] = "forecaster"
+    context_length: int = Field(96, ge=2, le=65536)
+    horizon: int = Field(24, ge=1, le=8192)
+    channels: int = Field(1, ge=1, le=4096)
+    patch_size: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, length in (("context_length", self.context_length), ("horizon", self.horizon)):
+            _rule(length % self.patch_size == 0, "patch_size", self.patch_size, f"must divide {name}={length}")
+        return self
+
+    @property
+    def kind(self) -> DataKind:
+        return DataKind(
+            inputs=(self.channels, self.context_length), input_classes=None,
+            targets=(self.channels, self.horizon), target_classes=None,
+        )  # fmt: skip
+
+
+ModelSettings = Annotated[
+    ViTSettings
+    | DiTSettings
+    | ARLanguageModelSettings
+    | MaskedLanguageModelSettings
+    | RecurrentLanguageModelSettings
+    | ForecasterSettings,
+    Field(discriminator="family"),
+]
+
 
 class NoiseSettings(_Part):
-    """Denoising noise of the blocks (not the privacy noise); names as in EDM."""
+    """Denoising noise of the blocks (not the privacy noise); names as in EDM.
+
+    `partition`: "equi-probability" (the paper's), "uniform" (equal steps of log sigma), "uniform-linear", or
+    "equi-information" (equal shares of what is to be learnt; refitted to the measured loss curve every
+    `refit_every` steps of pretraining where no closed form exists). `edges`, when given, are used as they are.
+    """
 
     P_mean: float = Field(1.0, ge=-6, le=6)
     P_std: float = Field(1.2, ge=0.1, le=5)
     sigma_min: float = Field(0.002, gt=0)
     sigma_max: float = Field(80.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
+    rate_min: float = Field(1e-3, gt=0, lt=1, description="lowest masking rate of a masked language model")
+    partition: Literal["equi-probability", "uniform", "uniform-linear", "equi-information"] = "equi-probability"
+    edges: tuple[float, ...] | None = None
+    refit_every: int = Field(100, ge=1)
     overlap: float = Field(0.05, ge=0, lt=1)
     weight: Literal["unit", "edm"] = "unit"
 
@@ -90,25 +232,39 @@ class NoiseSettings(_Part):
 
 
 class DataSource(_Part):
-    """Labelled images: a built-in set, or a path to .npz, .csv, .parquet or a folder of class folders."""
+    """A built-in set, or a path on disk; see `fedblocks.data` for the formats.
+
+    `label` names the label column of a table of images, `columns` the value columns of a table of time
+    series (none means all numeric ones).
+    """
 
     source: str
-    label: str = Field("label", description="label column of a CSV or Parquet table")
+    label: str = "label"
+    columns: tuple[str, ...] | None = None
 
 
 class DataSettings(_Part):
+    """`public` may be left out: the coordinator then starts from an untrained model."""
+
     public: DataSource = DataSource(source="digits")
     private: DataSource = DataSource(source="mnist-5k")
     match_contrast: bool = True
 
 
 class PretrainingSettings(_Part):
-    """Public pretraining of all blocks and of the shared parts."""
+    """Public pretraining of all blocks. `schedule`: every step trains all blocks ("together"), one at random
+    ("random"), or the blocks one after another, `steps` each ("sequential")."""
 
     steps: int = Field(500, ge=0)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["together", "random", "sequential"] = "together"
+    noise_draws: int = Field(1, ge=1, le=64)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0 means none")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
 
 class DropoutSettings(_Part):
@@ -131,7 +287,8 @@ class TrainingSettings(_Part):
     """What every company does in a round, and how the coordinator applies the sum."""
 
     rounds: int = Field(60, ge=1, le=1_000_000)
-    assignment: Literal["sequential"] = "sequential"
+    assignment: Literal["sequential", "parallel", "all"] = "sequential"
+    interface: bool = Field(False, description="also train the blocks' embeddings and readouts")
     local_steps: int = Field(1, ge=1, le=10_000)
     local_learning_rate: float = Field(1.0, gt=0, le=1e4)
     sampling_rate: float = Field(0.5, gt=0, le=1)
@@ -144,6 +301,10 @@ class TrainingSettings(_Part):
     server_betas: tuple[float, float] = (0.9, 0.99)
     evaluate_every: int = Field(1, ge=1)
     message_timeout: float = Field(600.0, gt=0, description="seconds to wait for a phase's replies")
+
+    def releases(self, blocks: int) -> int:
+        """Updates of one company over the run: one a round, or with "all" one a round and block."""
+        return self.rounds * (blocks if self.assignment == "all" else 1)
 
 
 class PrivacySettings(_Part):
@@ -200,7 +361,7 @@ class Settings(_Part):
     seed: int = Field(0, ge=0, lt=2**63)
     device: str = "cpu"
     workers: int = Field(2, ge=1, le=256, description="companies simulated at once, a core each")
-    model: ModelSettings = ModelSettings()
+    model: ModelSettings = ViTSettings()
     noise: NoiseSettings = NoiseSettings()
     data: DataSettings = DataSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
@@ -225,8 +386,8 @@ class Settings(_Part):
 
     @property
     def total_steps(self) -> int:
-        """DP-SGD steps of one company over the run: `sequential` trains the whole cohort every round."""
-        return self.training.rounds * self.training.local_steps
+        """DP-SGD steps of one company over the run."""
+        return self.training.releases(self.model.blocks) * self.training.local_steps
 
 
 class Plan(_Part):

@@ -1,35 +1,37 @@
 """The block: its noise interval, its network, its loss and its state.
 
-`noise` cuts the noise range into one interval per block, `denoiser` is what every model family
-implements, `vit` is the image classifier, `objective` is the loss of one block alone, `sampler`
-chains the blocks at inference, `state` splits a model into block states and merges them back.
+`noise` cuts the noise range into one interval per block and `information` says where, `denoiser` is what
+every model family in `families` implements on the layers of `transformer`, `objective` is the loss of one
+block alone, `training` minimises it, `sampler` chains the blocks at inference, `state` splits a model into
+block states and merges them back.
 """
 
 from .build import build_model
-from .denoiser import Denoiser
-from .noise import LogNormalNoise, Partition
+from .denoiser import Denoiser, Draw
+from .noise import LogNormalNoise, MaskingRate, Partition
 from .objective import BlockObjective
 from .preconditioning import Preconditioning
-from .pretraining import pretrain
 from .sampler import sample_chain
 from .state import ModelState, block_parameters, digest, load_state, merge, save_state, split
-from .vit import ViTClassifier
+from .training import Schedule, train
 
 __all__ = [
     "BlockObjective",
     "Denoiser",
+    "Draw",
     "LogNormalNoise",
+    "MaskingRate",
     "ModelState",
     "Partition",
     "Preconditioning",
-    "ViTClassifier",
+    "Schedule",
     "block_parameters",
     "build_model",
     "digest",
     "load_state",
     "merge",
-    "pretrain",
     "sample_chain",
     "save_state",
     "split",
+    "train",
 ]

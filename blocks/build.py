@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser
-from .noise import LogNormalNoise, Partition
+from .families.ar_lm import ARLanguageModel
+from .families.vit import ViTClassifier
+from .information import posterior_entropy
+from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
 from .preconditioning import Preconditioning
-from .vit import ViTClassifier
+
+FAMILIES: dict[str, Callable[..., Denoiser]] = {
+    "vit": ViTClassifier,
+    "ar-lm": ARLanguageModel,
+}
+# Settings that describe the data or the cut rather than the network.
+_ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length", "recurrences"}
 
 
 def build_model(model: ModelSettings, noise: NoiseSettings) -> Denoiser:
-    """A freshly initialised model of the family that the settings name, on the CPU."""
-    law = LogNormalNoise(
+    """A freshly initialised model of the family that the settings name, on the CPU.
+
+    `equi-information` starts from the closed form where there is one, else from equal probability.
+    """
+    options: dict[str, Any] = model.model_dump(exclude=_ELSEWHERE)
+    if model.family != "masked-lm":
+        options["preconditioning"] = Preconditioning(sigma_data=noise.sigma_data)
+    return FAMILIES[model.family](partition=partition_of(model, noise), **options)
+
+
+def law_of(model: ModelSettings, noise: NoiseSettings) -> NoiseLaw:
+    """The law of noise levels of a family."""
+    if model.family == "masked-lm":
+        return MaskingRate(rate_min=noise.rate_min)
+    return LogNormalNoise(
         P_mean=noise.P_mean, P_std=noise.P_std, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max
     )
-    return ViTClassifier(
-        partition=Partition.equi_probability(law, model.blocks, noise.overlap),
-        preconditioning=Preconditioning(sigma_data=noise.sigma_data),
-        **model.model_dump(exclude={"family", "blocks"}),
-    )
+
+
+def partition_of(model: ModelSettings, noise: NoiseSettings) -> Partition:
+    """The cut that the settings ask for."""
+    law, blocks, overlap = law_of(model, noise), model.blocks, noise.overlap
+    if noise.edges is not None:
+        within = "log-uniform" if noise.partition == "equi-information" else "law"
+        return Partition(law, noise.edges, overlap, within)
+    if noise.partition == "uniform":
+        return Partition.uniform(law, blocks, overlap)
+    if noise.partition == "uniform-linear":
+        return Partition.uniform(law, blocks, overlap, scale="linear")
+    classes = model.kind.target_classes
+    if noise.partition == "equi-information" and classes is not None and model.family != "masked-lm":
+        levels, entropy = posterior_entropy(law, classes)
+        return Partition.equi_information(law, blocks, levels, entropy, overlap)
+    return Partition.equi_probability(law, blocks, overlap)

@@ -1,77 +1,205 @@
 """What every model family implements: a network cut into blocks that denoise a target.
 
-A family holds its blocks in `self.blocks`; everything else is shared state (embeddings, final norm,
-head), which comes from public pretraining and is frozen while companies train. `encode` and `readout`
-use shared parts only, so a block's loss has no gradient path into any other block.
+A family holds its blocks in `self.blocks`. A block owns all that it trains, its embeddings and readout
+included. What the blocks hand to each other, the estimate of the target, is common and never trained: the
+label or token table. So a block's loss has no gradient path into any other block.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .noise import Partition
 from .preconditioning import Preconditioning
+from .transformer import Block
+
+Features = Literal["raw", "prefix"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One noise draw an example: level (N,), noise shaped as the clean target."""
+
+    level: Tensor
+    noise: Tensor
+
+    def to(self, device: torch.device) -> Draw:
+        return Draw(self.level.to(device), self.noise.to(device))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a family's predictions are judged; the name is that of the field."""
+
+    name: str
+    higher_is_better: bool
+    unit: Literal["share", "bits", "number"]
 
 
 class Denoiser(nn.Module, ABC):
     """A residual network whose block b denoises the target within its own noise interval.
 
-    model = ViTClassifier(partition=partition)
-    z = model.target(labels) + sigma[:, None] * eps
-    logits = model.predict(0, z, sigma, model.encode(images))
+    model = build_model(settings.model, settings.noise)
+    context = model.context(0, images)
+    draw = model.draw(0, labels, generator)
+    prediction = model.predict(0, model.corrupt(model.clean(labels), draw), draw.level, context)
+
+    `features`: "raw", a block reads the clean input through its own embedding alone; "prefix", it also
+    reads what the blocks before it, frozen, have made of that input.
     """
 
     blocks: nn.ModuleList
+    metric: ClassVar[Metric]
 
-    def __init__(self, partition: Partition, preconditioning: Preconditioning) -> None:
+    def __init__(self, partition: Partition, features: Features = "raw") -> None:
         super().__init__()
         self.partition = partition
-        self.preconditioning = preconditioning
+        self.features = features
+
+    # What a family defines.
 
     @abstractmethod
-    def encode(self, inputs: Tensor) -> Tensor:
-        """The clean input as every block reads it: (N, ...) -> (N, T, D)."""
+    def embed(self, block: int, inputs: Tensor) -> Tensor:
+        """The clean input as this block's own embedding gives it: (N, ...) -> (N, Tc, D); Tc may be 0."""
 
     @abstractmethod
-    def target(self, labels: Tensor) -> Tensor:
-        """What the blocks denoise: (N,) labels -> (N, D)."""
+    def clean(self, targets: Tensor) -> Tensor:
+        """What the blocks denoise, (N, ...)."""
 
     @abstractmethod
-    def condition(self, sigma: Tensor) -> Tensor:
-        """Embedding of the noise level that modulates a block: (N,) -> (N, D)."""
-
-    @abstractmethod
-    def run_block(self, block: int, z: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """The raw network F of one block: z (N, D), sigma (N,), context from `encode` -> (N, D)."""
-
-    @abstractmethod
-    def readout(self, denoised: Tensor) -> Tensor:
-        """The prediction made from D(z; sigma): (N, D) -> for a classifier logits (N, classes)."""
+    def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Prediction of one block: z (n m, ...), level (n m,), context (n, Tc, D) -> (n m, ...)."""
 
     @abstractmethod
     def estimate(self, prediction: Tensor) -> Tensor:
-        """The clean target that a prediction stands for, in target space: -> (N, D)."""
+        """The clean target that a prediction stands for, shaped as `clean`."""
 
     @abstractmethod
-    def loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
         """Loss of each example, unweighted: -> (N,)."""
 
-    def predict(self, block: int, z: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """readout(c_skip z + c_out F_b(c_in z; c_noise, context))."""
-        p = self.preconditioning
-        raw = self.run_block(block, p.c_in(sigma)[:, None] * z, sigma, context)
-        return self.readout(p.c_skip(sigma)[:, None] * z + p.c_out(sigma)[:, None] * raw)
+    @abstractmethod
+    def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        """`metric` of each example: -> (N,)."""
 
-    def freeze_all_but(self, block: int) -> nn.Module:
-        """Leave only `block` trainable and return it."""
+    @abstractmethod
+    def draw(self, block: int, targets: Tensor, generator: torch.Generator) -> Draw:
+        """A noise draw for each target, its level in the block's training interval."""
+
+    @abstractmethod
+    def corrupt(self, clean: Tensor, draw: Draw) -> Tensor:
+        """The noisy target z."""
+
+    @abstractmethod
+    def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
+        """z of no information, from which sampling starts."""
+
+    @abstractmethod
+    def advance(
+        self, z: Tensor, prediction: Tensor, level: float, to: float, generator: torch.Generator
+    ) -> Tensor:
+        """One step of the sampler from one level to a lower one."""
+
+    def weight(self, level: Tensor, kind: Literal["unit", "edm"]) -> Tensor:
+        """Weight of each example's loss, (N,)."""
+        return torch.ones_like(level)
+
+    # What all families share.
+
+    def context(self, block: int, inputs: Tensor) -> Tensor:
+        """What the block reads of the clean input: (N, ...) -> (N, Tc, D). No gradient reaches other blocks."""
+        own = self.embed(block, inputs)
+        if self.features == "raw" or block == 0 or own.shape[1] == 0:
+            return own
+        with torch.no_grad():
+            before = self.features_before(block, inputs)
+        return own + before
+
+    def features_before(self, block: int, inputs: Tensor) -> Tensor:
+        """What the blocks before this one, in their order, have made of the clean input: (N, Tc, D)."""
+        made: Tensor | None = None
+        for b in range(block):
+            own = self.embed(b, inputs)
+            part = self.blocks[b]
+            assert isinstance(part, Block)
+            made = part.features(own if made is None else own + made)
+        assert made is not None
+        return made
+
+    def contexts(self, inputs: Tensor) -> list[Tensor]:
+        """`context` of every block, the features passed on once."""
+        found: list[Tensor] = []
+        for b, part in enumerate(self.blocks):
+            own = self.embed(b, inputs)
+            if b and self.features == "prefix" and own.shape[1]:
+                before = self.blocks[b - 1]
+                assert isinstance(before, Block)
+                own = own + before.features(found[-1])
+            found.append(own)
+            assert isinstance(part, Block)
+        return found
+
+    def trainable(self, block: int, interface: bool) -> list[str]:
+        """Names of what a round trains of a block, in the order in which updates are flattened."""
+        names = (name for name, _ in self.blocks[block].named_parameters())
+        return sorted(name for name in names if interface or not name.startswith("interface."))
+
+    def freeze_all_but(self, block: int, interface: bool = True) -> nn.Module:
+        """Leave only `block` trainable (without its interface, if so wanted) and return it."""
         self.requires_grad_(False)
         active = self.blocks[block]
-        active.requires_grad_(True)
+        wanted = set(self.trainable(block, interface))
+        for name, parameter in active.named_parameters():
+            parameter.requires_grad_(name in wanted)
         return active
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+class GaussianDenoiser(Denoiser):
+    """z = clean + sigma eps, with EDM preconditioning; sampling by Euler steps of the probability-flow ODE."""
+
+    def __init__(self, partition: Partition, preconditioning: Preconditioning, features: Features) -> None:
+        super().__init__(partition, features)
+        self.preconditioning = preconditioning
+
+    def draw(self, block: int, targets: Tensor, generator: torch.Generator) -> Draw:
+        sigma = self.partition.sample(block, len(targets), generator)
+        shape = (len(targets), *self.clean(targets[:1]).shape[1:])
+        return Draw(sigma, torch.randn(shape, generator=generator, device=generator.device))
+
+    def corrupt(self, clean: Tensor, draw: Draw) -> Tensor:
+        return clean + over(draw.level, clean) * draw.noise
+
+    def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
+        return level * torch.randn(shape, generator=generator, device=generator.device)
+
+    def advance(
+        self, z: Tensor, prediction: Tensor, level: float, to: float, generator: torch.Generator
+    ) -> Tensor:
+        """z += (s' - s)(z - D)/s (Karras et al. 2022, algorithm 1)."""
+        return z + (to - level) * (z - self.estimate(prediction)) / level
+
+    def weight(self, level: Tensor, kind: Literal["unit", "edm"]) -> Tensor:
+        return torch.ones_like(level) if kind == "unit" else self.preconditioning.weight(level)
+
+    def denoised(self, z: Tensor, sigma: Tensor, raw: Tensor) -> Tensor:
+        """D = c_skip z + c_out F."""
+        p = self.preconditioning
+        return over(p.c_skip(sigma), z) * z + over(p.c_out(sigma), z) * raw
+
+    def scaled(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """c_in z."""
+        return over(self.preconditioning.c_in(sigma), z) * z
+
+
+def over(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) shaped to multiply (N, ...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))

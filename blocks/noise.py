@@ -1,15 +1,18 @@
 """Noise levels and their partition into one interval per block.
 
-DiffusionBlocks (arXiv 2506.14202), section 3.3: sigma is log-normal on [sigma_min, sigma_max] and the
-range is cut so that every block receives the same probability mass. Block 0 holds the network's first
-layers and owns the highest noise, because sampling starts there.
+DiffusionBlocks (arXiv 2506.14202), section 3.3: a law of noise levels on [low, high] is cut into intervals, one
+a block. Block 0 holds the network's first layers and owns the highest noise, because sampling starts there.
+A level is sigma where the noise is Gaussian, and the masking rate where tokens are masked.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +22,20 @@ from ..errors import InputError
 _STANDARD_NORMAL = NormalDist()
 
 
+class NoiseLaw(Protocol):
+    """A continuous law of noise levels, of which [low, high] is used."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    def cdf(self, level: float) -> float: ...
+    def quantiles(self, p: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LogNormalNoise:
-    """log sigma ~ N(P_mean, P_std^2), truncated to [sigma_min, sigma_max].
+    """log sigma ~ N(P_mean, P_std^2), used on [sigma_min, sigma_max].
 
     The paper takes P_mean=-1.2. The default here is higher: below sigma of about 0.5 a noisy unit-norm
     label embedding already tells the label, and a block trained there copies it instead of reading its input.
@@ -40,42 +54,118 @@ class LogNormalNoise:
                 "sigma_min", self.sigma_min, f"expected 0 < sigma_min < sigma_max={self.sigma_max}"
             )
 
-    def cdf(self, sigma: float) -> float:
+    @property
+    def low(self) -> float:
+        return self.sigma_min
+
+    @property
+    def high(self) -> float:
+        return self.sigma_max
+
+    def cdf(self, level: float) -> float:
         """F(sigma) of the untruncated law, in (0, 1)."""
-        return _STANDARD_NORMAL.cdf((math.log(sigma) - self.P_mean) / self.P_std)
+        return _STANDARD_NORMAL.cdf((math.log(level) - self.P_mean) / self.P_std)
 
-    def quantile(self, p: float) -> float:
-        """F^-1(p), p in (0, 1)."""
-        return math.exp(self.P_mean + self.P_std * _STANDARD_NORMAL.inv_cdf(p))
+    def quantiles(self, p: Tensor) -> Tensor:
+        """F^-1(p), p in (0, 1), float64."""
+        return torch.exp(self.P_mean + self.P_std * torch.special.ndtri(p.clamp(1e-12, 1 - 1e-12)))
 
-    def split(self, low: float, high: float, fraction: float) -> float:
-        """The sigma with `fraction` of the mass of [low, high] below it."""
-        p_low, p_high = self.cdf(low), self.cdf(high)
-        return min(max(self.quantile(p_low + (p_high - p_low) * fraction), low), high)
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingRate:
+    """The share of masked tokens, uniform on [rate_min, 1]: alpha = 1 - rate in MD4 (Shi et al. 2024)."""
+
+    rate_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate_min < 1:
+            raise InputError("rate_min", self.rate_min, "expected a number in (0, 1)")
+
+    @property
+    def low(self) -> float:
+        return self.rate_min
+
+    @property
+    def high(self) -> float:
+        return 1.0
+
+    def cdf(self, level: float) -> float:
+        return level
+
+    def quantiles(self, p: Tensor) -> Tensor:
+        return p
 
 
 @dataclass(frozen=True)
 class Partition:
-    """B noise intervals, one per block; `edges` has B+1 values, falling from sigma_max to sigma_min.
+    """B noise intervals, one per block; `edges` has B+1 values, falling from the law's high to its low.
+
+    Levels are drawn from the law truncated to the block's interval, or log-uniformly (`within`).
 
     partition = Partition.equi_probability(LogNormalNoise(), blocks=3)
     sigma = partition.sample(0, 128, generator)     # (128,), the highest noise
     partition.block_of(sigma)                       # all 0, but for the overlap
     """
 
-    noise: LogNormalNoise
+    law: NoiseLaw
     edges: tuple[float, ...]
     overlap: float = 0.05
+    within: Literal["law", "log-uniform"] = "law"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise InputError("overlap", self.overlap, "expected a number in [0, 1)")
+        if len(self.edges) < 2:
+            raise InputError("blocks", len(self.edges) - 1, "expected a whole number >= 1")
+        if any(not a > b for a, b in pairwise(self.edges)):
+            raise InputError("edges", self.edges, "must fall from the highest noise to the lowest")
+        if not math.isclose(self.edges[0], self.law.high) or not math.isclose(self.edges[-1], self.law.low):
+            raise InputError("edges", self.edges, f"must reach from {self.law.high} to {self.law.low}")
 
     @classmethod
-    def equi_probability(cls, noise: LogNormalNoise, blocks: int, overlap: float = 0.05) -> Partition:
+    def equi_probability(cls, law: NoiseLaw, blocks: int, overlap: float = 0.05) -> Partition:
         """Edges F^-1(F(min) + (F(max) - F(min)) i/B), section 3.3 of the paper."""
-        if blocks < 1:
-            raise InputError("blocks", blocks, "expected a whole number >= 1")
-        if not 0 <= overlap < 1:
-            raise InputError("overlap", overlap, "expected a number in [0, 1)")
-        inner = [noise.split(noise.sigma_min, noise.sigma_max, 1 - i / blocks) for i in range(1, blocks)]
-        return cls(noise, (noise.sigma_max, *inner, noise.sigma_min), overlap)
+        shares = [1 - i / blocks for i in range(1, blocks)]
+        return cls(law, (law.high, *(_split(law, law.low, law.high, s) for s in shares), law.low), overlap)
+
+    @classmethod
+    def uniform(
+        cls, law: NoiseLaw, blocks: int, overlap: float = 0.05, *, scale: Literal["log", "linear"] = "log"
+    ) -> Partition:
+        """Edges at equal distances; the paper says linear in section 3.3 and logarithmic in its appendix."""
+        if scale == "log":
+            ratio = law.low / law.high
+            inner = [law.high * ratio ** (i / blocks) for i in range(1, blocks)]
+        else:
+            inner = [law.high + (law.low - law.high) * i / blocks for i in range(1, blocks)]
+        return cls(law, (law.high, *inner, law.low), overlap)
+
+    @classmethod
+    def equi_information(
+        cls,
+        law: NoiseLaw,
+        blocks: int,
+        levels: Sequence[float],
+        uncertainty: Sequence[float],
+        overlap: float = 0.05,
+    ) -> Partition:
+        """Edges where the uncertainty about the target falls by equal shares, log-uniform within.
+
+        `uncertainty[i]` at `levels[i]`, levels rising, is the posterior entropy H(target | z) or a measured
+        loss. As in the time warping of Dieleman et al. 2022 (arXiv 2211.15089, section 4.2).
+        """
+        u = torch.as_tensor(uncertainty, dtype=torch.float64).cummax(0).values  # noise makes it fall here and there
+        log_levels = torch.as_tensor(levels, dtype=torch.float64).log()
+        # A grain of the uniform partition keeps every interval open where the curve is flat.
+        share = (u - u[0]) / (u[-1] - u[0]).clamp_min(1e-12)
+        even = (log_levels - log_levels[0]) / (log_levels[-1] - log_levels[0])
+        share = 0.95 * share + 0.05 * even
+        inner = []
+        for i in range(1, blocks):
+            at = int((share < 1 - i / blocks).sum().clamp(1, len(share) - 1))
+            part = (1 - i / blocks - share[at - 1]) / (share[at] - share[at - 1])
+            inner.append(float((log_levels[at - 1] + part * (log_levels[at] - log_levels[at - 1])).exp()))
+        return cls(law, (law.high, *inner, law.low), overlap, "log-uniform")
 
     @property
     def blocks(self) -> int:
@@ -89,30 +179,37 @@ class Partition:
         """The owned interval grown by `overlap` of its log width at both ends, kept within the range."""
         low, high = self.interval(block)
         growth = (high / low) ** self.overlap
-        return max(low / growth, self.noise.sigma_min), min(high * growth, self.noise.sigma_max)
+        return max(low / growth, self.law.low), min(high * growth, self.law.high)
 
-    def block_of(self, sigma: Tensor) -> Tensor:
+    def block_of(self, level: Tensor) -> Tensor:
         """Owner of each noise level: (N,) float -> (N,) long in [0, B)."""
-        inner = torch.tensor(self.edges[1:-1], dtype=sigma.dtype, device=sigma.device)
-        return (sigma[:, None] < inner).sum(dim=1)
+        inner = torch.tensor(self.edges[1:-1], dtype=level.dtype, device=level.device)
+        return (level[:, None] < inner).sum(dim=1)
 
     def sample(self, block: int, n: int, generator: torch.Generator) -> Tensor:
-        """(n,) noise levels from the log-normal law truncated to the training interval."""
-        low, high = self.training_interval(block)
-        p_low, p_high = self.noise.cdf(low), self.noise.cdf(high)
+        """(n,) noise levels in the training interval."""
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
-        p = (p_low + (p_high - p_low) * u).clamp(1e-12, 1 - 1e-12)
-        sigma = torch.exp(self.noise.P_mean + self.noise.P_std * torch.special.ndtri(p))
-        return sigma.clamp(low, high).float()
+        return self.levels(block, u, trained=True).float()
+
+    def levels(self, block: int, u: Tensor, *, trained: bool = False) -> Tensor:
+        """The levels with a share u in [0, 1] of the interval's mass below them, float64."""
+        low, high = self.training_interval(block) if trained else self.interval(block)
+        if self.within == "log-uniform":
+            return (low * (high / low) ** u).clamp(low, high)
+        p_low, p_high = self.law.cdf(low), self.law.cdf(high)
+        return self.law.quantiles(p_low + (p_high - p_low) * u).clamp(low, high)
 
     def midpoints(self, steps_per_block: int = 1) -> list[tuple[int, float]]:
-        """(block, sigma) of every inference step, from the highest noise down.
+        """(block, level) of every inference step, from the highest noise down.
 
-        Each step sits at the middle of its share of the block's probability mass. Steps at the edges
-        would make the last block run at sigma_min, where c_out vanishes and the block does nothing.
+        Each step sits at the middle of its share of the block's mass. Steps at the edges would make the last
+        block run at the lowest level, where c_out vanishes and the block does nothing.
         """
-        return [
-            (b, self.noise.split(*self.interval(b), 1 - (i + 0.5) / steps_per_block))
-            for b in range(self.blocks)
-            for i in range(steps_per_block)
-        ]
+        u = 1 - (torch.arange(steps_per_block, dtype=torch.float64) + 0.5) / steps_per_block
+        return [(b, float(level)) for b in range(self.blocks) for level in self.levels(b, u)]
+
+
+def _split(law: NoiseLaw, low: float, high: float, fraction: float) -> float:
+    """The level with `fraction` of the mass of [low, high] below it."""
+    p = law.cdf(low) + (law.cdf(high) - law.cdf(low)) * fraction
+    return min(max(float(law.quantiles(torch.tensor(p, dtype=torch.float64))), low), high)

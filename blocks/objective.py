@@ -8,42 +8,40 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Draw
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockObjective:
-    """E_sigma,eps  w(sigma) * loss(predict(y + sigma eps, sigma, x), y), sigma in the block's interval.
+    """E_level,noise  w(level) * loss(predict(corrupt(y), level, x), y), level in the block's interval.
 
     `weight`: "unit" (default: for cross-entropy it measured best) or "edm" (1/c_out^2, the paper's).
     The weight multiplies each example's own loss.
 
         objective = BlockObjective()
-        losses = objective(model, block=0, inputs=x, labels=y, generator=g)      # (N,)
+        losses = objective(model, block=0, inputs=x, targets=y, generator=g)      # (N,)
     """
 
     weight: Literal["unit", "edm"] = "unit"
 
-    def draw(
-        self, model: Denoiser, block: int, n: int, width: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """A noise draw for n examples: sigma (n,) in the training interval, eps (n, width) ~ N(0, I)."""
-        sigma = model.partition.sample(block, n, generator)
-        return sigma, torch.randn(n, width, generator=generator, device=generator.device)
-
-    def at(
-        self, model: Denoiser, block: int, context: Tensor, labels: Tensor, sigma: Tensor, eps: Tensor
-    ) -> Tensor:
-        """Loss of each example at a given noise draw; `context` comes from `model.encode`. -> (N,)"""
-        z = model.target(labels) + sigma[:, None] * eps
-        loss = model.loss(model.predict(block, z, sigma, context), labels)
-        if self.weight == "edm":
-            loss = model.preconditioning.weight(sigma) * loss
-        return loss
+    def at(self, model: Denoiser, block: int, context: Tensor, targets: Tensor, draw: Draw) -> Tensor:
+        """Loss of each target (n m,) at a given noise draw; `context` (n, Tc, D) of n examples with m each."""
+        z = model.corrupt(model.clean(targets), draw)
+        loss = model.loss(model.predict(block, z, draw.level, context), targets)
+        return model.weight(draw.level, self.weight) * loss
 
     def __call__(
-        self, model: Denoiser, *, block: int, inputs: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        model: Denoiser,
+        *,
+        block: int,
+        inputs: Tensor,
+        targets: Tensor,
+        generator: torch.Generator,
+        draws: int = 1,
     ) -> Tensor:
-        context = model.encode(inputs)
-        sigma, eps = self.draw(model, block, len(labels), context.shape[-1], generator)
-        return self.at(model, block, context, labels, sigma.to(context.device), eps.to(context.device))
+        """Loss of each example and draw, draws of one example side by side: (N draws,)."""
+        context = model.context(block, inputs)
+        repeated = targets.repeat_interleave(draws, dim=0)
+        draw = model.draw(block, repeated, generator).to(context.device)
+        return self.at(model, block, context, repeated, draw)

@@ -10,24 +10,23 @@ from .denoiser import Denoiser
 
 @torch.no_grad()
 def sample_chain(
-    model: Denoiser, inputs: Tensor, generator: torch.Generator, steps_per_block: int = 1
+    model: Denoiser, inputs: Tensor, like: Tensor, generator: torch.Generator, steps_per_block: int = 1
 ) -> list[Tensor]:
     """The prediction after each block, in order; the last one is the model's answer.
 
-    Euler steps of the probability-flow ODE, z += (s' - s)(z - D)/s (Karras et al. 2022, algorithm 1).
-    The grid lies at the intervals' probability midpoints (see `Partition.midpoints`), so that no block
-    runs where it cannot act. inputs (N, ...) -> B predictions, for a classifier each (N, classes).
+    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs where
+    it cannot act. inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
     """
-    context = model.encode(inputs)
-    n, width = len(inputs), context.shape[-1]
+    contexts = model.contexts(inputs)
+    shape = model.clean(like[:1]).shape[1:]
     grid = model.partition.midpoints(steps_per_block)
-    z = grid[0][1] * torch.randn(n, width, generator=generator, device=generator.device).to(context.device)
+    z = model.prior(torch.Size((len(inputs), *shape)), grid[0][1], generator).to(model.device)
     predictions: list[Tensor] = []
     for step, (block, level) in enumerate(grid):
-        sigma = torch.full((n,), level, device=context.device)
-        prediction = model.predict(block, z, sigma, context)
+        levels = torch.full((len(inputs),), level, device=z.device)
+        prediction = model.predict(block, z, levels, contexts[block])
         if step + 1 == len(grid) or grid[step + 1][0] != block:
             predictions.append(prediction)
         if step + 1 < len(grid):
-            z = z + (grid[step + 1][1] - level) * (z - model.estimate(prediction)) / level
+            z = model.advance(z, prediction, level, grid[step + 1][1], generator)
     return predictions

@@ -1,13 +1,9 @@
-"""Data connectors: labelled images from a built-in set or from the company's own disk.
-
-Everything is checked here, before a run spends anything: shapes, finite values, label range.
-"""
+"""Labelled images from a built-in set or from the company's own disk."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,40 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import DataSource, ModelSettings
-from ..errors import InputError
+from ...config import DataSource, DiTSettings, ViTSettings
+from ...errors import InputError
+
+ImageSettings = ViTSettings | DiTSettings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-@dataclass(frozen=True)
-class LabelledImages:
-    """images (N, C, S, S) float32 in [0, 1]; labels (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: npt.NDArray[np.int64] | Tensor) -> LabelledImages:
-        return LabelledImages(self.images[index], self.labels[index])
-
-    def to(self, device: torch.device | str) -> LabelledImages:
-        return LabelledImages(self.images.to(device), self.labels.to(device))
-
-    def save(self, path: Path) -> None:
-        np.savez_compressed(path, images=self.images.numpy(), labels=self.labels.numpy())
-
-    @classmethod
-    def load(cls, path: Path) -> LabelledImages:
-        """Read back what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]))
-
-
-def load_images(field: str, source: DataSource, model: ModelSettings, match_contrast: bool) -> LabelledImages:
-    """Read, check and bring to the model's size; `field` names the setting in errors."""
+def load_images(
+    field: str, source: DataSource, model: ImageSettings, match_contrast: bool
+) -> tuple[Tensor, Tensor]:
+    """images (N, C, S, S) float32 in [0, 1] and labels (N,) int64."""
     images, labels = _read(field, source, model)
     if len(labels) == 0 or len(labels) != len(images):
         raise InputError(field, source.source, f"{len(images)} images but {len(labels)} labels")
@@ -71,7 +45,7 @@ def load_images(field: str, source: DataSource, model: ModelSettings, match_cont
         tensor = F.interpolate(tensor, size=(model.image_size, model.image_size), mode="area")
     if match_contrast:
         tensor = standardise_contrast(tensor)
-    return LabelledImages(tensor, torch.from_numpy(labels.astype(np.int64)))
+    return tensor, torch.from_numpy(labels.astype(np.int64))
 
 
 def standardise_contrast(images: Tensor, mean: float = 0.3, std: float = 0.37) -> Tensor:
@@ -88,7 +62,7 @@ def standardise_contrast(images: Tensor, mean: float = 0.3, std: float = 0.37) -
 Arrays = tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]
 
 
-def _read(field: str, source: DataSource, model: ModelSettings) -> Arrays:
+def _read(field: str, source: DataSource, model: ImageSettings) -> Arrays:
     """(N, C, H, W) images in their own range and (N,) labels."""
     if source.source in BUILT_IN:
         return BUILT_IN[source.source]()
@@ -142,7 +116,7 @@ def _read_npz(field: str, path: Path) -> Arrays:
     return images, labels
 
 
-def _read_table(field: str, path: Path, label: str, model: ModelSettings) -> Arrays:
+def _read_table(field: str, path: Path, label: str, model: ImageSettings) -> Arrays:
     """One row an image: the label column, every other column a pixel in row order."""
     import pandas as pd
 
@@ -165,7 +139,7 @@ def _read_table(field: str, path: Path, label: str, model: ModelSettings) -> Arr
     return values.reshape(-1, model.channels, side, side), labels
 
 
-def _read_folder(field: str, path: Path, model: ModelSettings) -> Arrays:
+def _read_folder(field: str, path: Path, model: ImageSettings) -> Arrays:
     """path/<class>/<image>: class folders in sorted order are labels 0, 1, 2 and so on."""
     from PIL import Image, UnidentifiedImageError
 

@@ -1,0 +1,108 @@
+"""Vision transformer classifier as DiffusionBlocks (arXiv 2506.14202, section 4.1 and appendix).
+
+The target is the label's embedding. Its noisy version z stands where the class token would, and the image
+patches stay clean. Label embeddings have unit norm in training and at inference alike.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Features, Metric
+from ..embedded import EmbeddedDenoiser
+from ..noise import Partition
+from ..preconditioning import Preconditioning
+from ..transformer import Block, NoiseEmbedding, Shape
+
+
+class ViTClassifier(EmbeddedDenoiser):
+    """Images (N, C, H, W) in [0, 1], labels in [0, classes).
+
+    `layers` are dealt evenly to `partition.blocks` blocks; the label table is orthonormal.
+    """
+
+    metric: ClassVar[Metric] = Metric("accuracy", True, "share")
+
+    def __init__(
+        self,
+        *,
+        partition: Partition,
+        preconditioning: Preconditioning | None = None,
+        features: Features = "raw",
+        image_size: int = 8,
+        channels: int = 1,
+        patch_size: int = 2,
+        hidden_size: int = 64,
+        layers: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        classes: int = 10,
+    ) -> None:
+        table = torch.linalg.qr(torch.randn(hidden_size, classes))[0].T.contiguous()
+        super().__init__(partition, preconditioning or Preconditioning(), features, table)
+        self.patch_size = patch_size
+        patches = (image_size // patch_size) ** 2
+        shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio)
+
+        def interface() -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {
+                    "patch": nn.Linear(channels * patch_size**2, hidden_size),
+                    "position": positions(patches, hidden_size),
+                    "noise": NoiseEmbedding(hidden_size),
+                    "norm": nn.LayerNorm(hidden_size),
+                    "head": nn.Linear(hidden_size, classes),
+                }
+            )
+
+        each = layers // partition.blocks
+        self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
+
+    def embed(self, block: int, inputs: Tensor) -> Tensor:
+        own = self.blocks[block].interface
+        return own["patch"](patches_of(inputs, self.patch_size)) + placed(own["position"], inputs)
+
+    def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        part = self.blocks[block]
+        evidence = self.evidence(z, level)  # (N, classes)
+        token = self.posterior_mean(evidence)[:, None]  # (N, 1, D)
+        _, out = part(context, token, self.condition(block, level))
+        logits: Tensor = part.interface["head"](part.interface["norm"](out[:, 0])) + evidence
+        return logits
+
+    def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return (prediction.argmax(dim=1) == targets).float()
+
+
+def positions(count: int, hidden_size: int) -> nn.Embedding:
+    """Learned positions; an Embedding rather than a bare parameter, so that it has per-example gradients."""
+    table = nn.Embedding(count, hidden_size)
+    nn.init.normal_(table.weight, std=0.02)
+    return table
+
+
+def placed(position: nn.Module, inputs: Tensor) -> Tensor:
+    """All of a position table for each example: (N, T, D)."""
+    assert isinstance(position, nn.Embedding)
+    every = torch.arange(position.num_embeddings, device=inputs.device)
+    rows: Tensor = position(every.expand(len(inputs), -1))
+    return rows
+
+
+def patches_of(images: Tensor, patch_size: int) -> Tensor:
+    """(N, C, H, W) -> (N, T, C p^2), row by row."""
+    n, c, h, w = images.shape
+    p = patch_size
+    cut = images.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)  # (N, H/p, W/p, C, p, p)
+    return cut.reshape(n, (h // p) * (w // p), c * p * p)
+
+
+def images_of(patches: Tensor, shape: torch.Size, patch_size: int) -> Tensor:
+    """The inverse of `patches_of`: (N, T, C p^2) and (C, H, W) -> (N, C, H, W)."""
+    c, h, w = shape
+    p = patch_size
+    cut = patches.reshape(len(patches), h // p, w // p, c, p, p)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), c, h, w)  # (N, C, H/p, p, W/p, p)

@@ -1,0 +1,163 @@
+"""Training on data that may be seen whole: public pretraining, and the same loop for one block alone.
+
+A block's gradient ends at its own parameters, so every block has an optimiser of its own, and blocks may be
+trained together, in random order, one after another, or in processes of their own (see `alone`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Denoiser
+from .information import LossCurve
+from .noise import Partition
+from .objective import BlockObjective
+from .transformer import Block
+
+OnStep = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast each block is trained; see `PretrainingSettings`."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    schedule: Literal["together", "random", "sequential"] = "together"
+    noise_draws: int = 1
+    ema: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+    def order(self, blocks: int, generator: torch.Generator) -> Iterator[int]:
+        """The block of every step; each block comes `steps` times ("random": on average)."""
+        if self.schedule == "sequential":
+            yield from (b for b in range(blocks) for _ in range(self.steps))
+        elif self.schedule == "random":
+            for _ in range(self.steps * blocks):
+                yield int(torch.randint(blocks, (1,), generator=generator))
+        else:
+            yield from (b for _ in range(self.steps) for b in range(blocks))
+
+
+class BlockTrainer:
+    """AdamW with warm-up and cosine on one block; the state of everything that a resume needs.
+
+    trainer = BlockTrainer(model, 0, schedule)
+    losses = trainer.step(inputs, targets, objective, generator)      # (N draws,)
+    """
+
+    def __init__(self, model: Denoiser, block: int, schedule: Schedule) -> None:
+        self.model, self.block, self.schedule = model, block, schedule
+        part = model.blocks[block]
+        assert isinstance(part, Block)
+        part.checkpointing = schedule.gradient_checkpointing
+        self.part: nn.Module = part
+        if schedule.compile:
+            part.compile(dynamic=False)
+        self.optimizer = torch.optim.AdamW(
+            part.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
+        )
+        self.rate = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, schedule.learning_rate, total_steps=max(2, schedule.steps + 1), pct_start=0.1
+        )
+        self.average = (
+            {name: p.detach().clone() for name, p in part.named_parameters()} if schedule.ema else None
+        )
+        self.taken = 0
+
+    def step(
+        self, inputs: Tensor, targets: Tensor, objective: BlockObjective, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """One step on a batch; returns the noise levels and the unweighted losses, (N draws,) each."""
+        s, model = self.schedule, self.model
+        targets = targets.repeat_interleave(s.noise_draws, dim=0)
+        draw = model.draw(self.block, targets, generator).to(inputs.device)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
+            context = model.context(self.block, inputs)
+            losses = objective.at(model, self.block, context, targets, draw)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.mean().backward()
+        nn.utils.clip_grad_norm_(self.part.parameters(), 1.0)
+        self.optimizer.step()
+        if self.taken < s.steps:
+            self.rate.step()
+        self.taken += 1
+        if self.average is not None:
+            decay = min(s.ema, (1 + self.taken) / (10 + self.taken))  # a short run must forget its start
+            for name, p in self.part.named_parameters():
+                self.average[name].lerp_(p.detach(), 1 - decay)
+        return draw.level, losses.detach() / model.weight(draw.level, objective.weight)
+
+    def finish(self) -> None:
+        """Put the moving average, where there is one, in the block's place."""
+        if self.average is not None:
+            with torch.no_grad():
+                for name, p in self.part.named_parameters():
+                    p.copy_(self.average[name])
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(), "rate": self.rate.state_dict(),
+            "average": self.average, "taken": self.taken,
+        }  # fmt: skip
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate.load_state_dict(state["rate"])
+        self.average, self.taken = state["average"], state["taken"]
+
+
+def train(
+    model: Denoiser,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    objective: BlockObjective,
+    schedule: Schedule,
+    generator: torch.Generator,
+    refit_every: int | None = None,
+    on_step: OnStep = lambda step: None,
+) -> None:
+    """Train all blocks in place; inputs (N, ...), targets (N, ...) on the model's device.
+
+    Each step draws one batch with replacement. `refit_every`: cut the noise range anew, at equal shares of the
+    measured loss curve, after every so many steps of the first half of the training.
+    """
+    trainers = [BlockTrainer(model, b, schedule) for b in range(model.partition.blocks)]
+    curve = LossCurve(model.partition.law)
+    total = schedule.steps * len(trainers)
+    model.train()
+    for taken, b in enumerate(schedule.order(len(trainers), generator), start=1):
+        with only(model, b):
+            index = torch.randint(len(targets), (schedule.batch_size,), generator=generator).to(inputs.device)
+            curve.add(*trainers[b].step(inputs[index], targets[index], objective, generator))
+        if refit_every and taken % refit_every == 0 and taken <= total // 2 and curve.ready:
+            model.partition = refitted(model.partition, curve)
+        on_step(taken)
+    for trainer in trainers:
+        trainer.finish()
+    model.requires_grad_(False).eval()
+
+
+@contextmanager
+def only(model: Denoiser, block: int) -> Iterator[nn.Module]:
+    """Only this block trains: nothing is kept for a gradient that goes elsewhere."""
+    yield model.freeze_all_but(block)
+
+
+def refitted(partition: Partition, curve: LossCurve) -> Partition:
+    """The same range cut at equal shares of the measured loss curve."""
+    levels, loss = curve.points()
+    law = partition.law
+    levels = [law.low, *levels[1:-1], law.high]
+    return Partition.equi_information(law, partition.blocks, levels, loss, partition.overlap)

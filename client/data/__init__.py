@@ -1,0 +1,24 @@
+"""Data connectors: from a built-in set, or the company's own disk, to examples of a model family.
+
+Everything is checked here, before a run spends anything: shapes, finite values, classes in range.
+`images` serves the classifier and the image generator, `text` the language models, `series` the forecaster.
+"""
+
+from __future__ import annotations
+
+from ...config import DataSource, DiTSettings, ModelSettings, ViTSettings
+from ...errors import InputError
+from .examples import Examples
+from .images import load_images
+
+__all__ = ["Examples", "load_examples"]
+
+
+def load_examples(field: str, source: DataSource, model: ModelSettings, match_contrast: bool) -> Examples:
+    """Read, check and bring to the model's size; `field` names the setting in errors."""
+    if isinstance(model, ViTSettings | DiTSettings):
+        images, labels = load_images(field, source, model, match_contrast)
+        found = Examples(images, labels) if isinstance(model, ViTSettings) else Examples(labels, images)
+    else:
+        raise InputError("model.family", model.family, "no data connector yet")
+    return found.check(field, model.kind)
