@@ -122,7 +122,9 @@ class Layer(nn.Module):
         out: Tensor = x + self.mlp(self._norm(x))
         return out
 
-    def clean_step(self, x: Tensor, cache: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def clean_step(
+        self, x: Tensor, cache: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The clean stream of new tokens (N, T, D) after the cached keys and values, and the longer cache."""
         at = 0 if cache is None else cache[0].shape[2]
         q, k, v = self._heads(self._norm(x), at)

@@ -43,9 +43,7 @@ class ARLanguageModel(EmbeddedDenoiser):
     ) -> None:
         table = torch.randn(vocabulary, hidden_size)
         super().__init__(partition, preconditioning or Preconditioning(), features, table)
-        shape = Shape(
-            hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio, style="llama", causal=True
-        )
+        shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio, style="llama", causal=True)
 
         def interface() -> nn.ModuleDict:
             return nn.ModuleDict(
