@@ -200,6 +200,9 @@ ModelSettings = Annotated[
 ]
 
 
+FAMILY_NAMES = ("vit", "dit", "ar-lm", "masked-lm", "recurrent-lm", "forecaster")
+
+
 class NoiseSettings(_Part):
     """Denoising noise of the blocks (not the privacy noise); names as in EDM.
 
@@ -474,7 +477,8 @@ def validated_json(kind: type[T], text: str) -> T:
 
 def _readable(error: ValidationError) -> InputError:
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    # A union's tag is no field: model.vit.layers is model.layers.
+    field = ".".join(str(part) for part in first["loc"] if part not in FAMILY_NAMES)
     if first["type"] == "value_error":  # raised by `_rule`: already names field, value and rule
         name, _, rest = str(first["ctx"]["error"]).partition("=")
         value, _, rule = rest.partition(": ")
