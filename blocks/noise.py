@@ -158,10 +158,10 @@ class Partition:
             torch.as_tensor(uncertainty, dtype=torch.float64).cummax(0).values
         )  # noise makes it fall here and there
         log_levels = torch.as_tensor(levels, dtype=torch.float64).log()
-        # A grain of the uniform partition keeps every interval open where the curve is flat.
-        share = (u - u[0]) / (u[-1] - u[0]).clamp_min(1e-12)
         even = (log_levels - log_levels[0]) / (log_levels[-1] - log_levels[0])
-        share = 0.95 * share + 0.05 * even
+        rise = u - u[0]
+        # A grain of the uniform partition keeps every interval open where the curve is flat.
+        share = 0.95 * rise / rise[-1] + 0.05 * even if rise[-1] > 0 else even
         inner = []
         for i in range(1, blocks):
             at = int((share < 1 - i / blocks).sum().clamp(1, len(share) - 1))
