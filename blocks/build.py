@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..config import ModelSettings, NoiseSettings
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
 from .families.recurrent_lm import RecurrentLanguageModel
 from .families.vit import ViTClassifier
@@ -14,7 +13,7 @@ from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
 from .preconditioning import Preconditioning
 
-FAMILIES: dict[str, Callable[..., Denoiser]] = {
+FAMILIES: dict[str, type[Denoiser]] = {
     "vit": ViTClassifier,
     "ar-lm": ARLanguageModel,
     "recurrent-lm": RecurrentLanguageModel,
@@ -34,6 +33,11 @@ def build_model(model: ModelSettings, noise: NoiseSettings) -> Denoiser:
     return FAMILIES[model.family](partition=partition_of(model, noise), **options)
 
 
+def metric_of(model: ModelSettings) -> Metric:
+    """What the family's predictions are judged by."""
+    return FAMILIES[model.family].metric
+
+
 def law_of(model: ModelSettings, noise: NoiseSettings) -> NoiseLaw:
     """The law of noise levels of a family."""
     if model.family == "masked-lm":
@@ -47,8 +51,8 @@ def partition_of(model: ModelSettings, noise: NoiseSettings) -> Partition:
     """The cut that the settings ask for."""
     law, blocks, overlap = law_of(model, noise), model.blocks, noise.overlap
     if noise.edges is not None:
-        within = "log-uniform" if noise.partition == "equi-information" else "law"
-        return Partition(law, noise.edges, overlap, within)
+        informed = noise.partition == "equi-information"
+        return Partition(law, noise.edges, overlap, "log-uniform" if informed else "law")
     if noise.partition == "uniform":
         return Partition.uniform(law, blocks, overlap)
     if noise.partition == "uniform-linear":

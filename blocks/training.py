@@ -65,7 +65,10 @@ class BlockTrainer:
         if schedule.compile:
             part.compile(dynamic=False)
         self.optimizer = torch.optim.AdamW(
-            part.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
+            part.parameters(),
+            lr=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+            betas=(0.9, 0.99),
         )
         self.rate = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, schedule.learning_rate, total_steps=max(2, schedule.steps + 1), pct_start=0.1
@@ -130,8 +133,8 @@ def train(
 ) -> None:
     """Train all blocks in place; inputs (N, ...), targets (N, ...) on the model's device.
 
-    Each step draws one batch with replacement. `refit_every`: cut the noise range anew, at equal shares of the
-    measured loss curve, after every so many steps of the first half of the training.
+    Each step draws one batch with replacement. `refit_every`: cut the noise range anew, at equal shares of
+    the measured loss curve, after every so many steps of the first half of the training.
     """
     trainers = [BlockTrainer(model, b, schedule) for b in range(model.partition.blocks)]
     curve = LossCurve(model.partition.law)

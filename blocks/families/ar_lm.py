@@ -83,8 +83,7 @@ class ARLanguageModel(EmbeddedDenoiser):
     def token(self, block: int, tokens: Tensor) -> Tensor:
         """A block's own embedding, (N, T) -> (N, T, D)."""
         rows = self.clean(tokens) * math.sqrt(self.table.shape[1])
-        embedded: Tensor = self.text_block(block).interface["token"](rows)
-        return embedded
+        return self.own(block, "token", rows)
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         x = self.token(block, inputs)
@@ -97,19 +96,16 @@ class ARLanguageModel(EmbeddedDenoiser):
         before = F.pad(context, (0, 0, 1, -1))  # (n, T, D): at t what was read of the token at t-1
         evidence = self.evidence(z, level)  # (n m, T, vocabulary)
         noisy = self.noisy(block, evidence, before.repeat_interleave(len(z) // len(context), 0))
-        _, out = self.text_block(block)(context, noisy, self.condition(block, level))
+        _, out = self.part(block)(context, noisy, self.condition(block, level))
         return self.readout(block, out, evidence)
 
     def noisy(self, block: int, evidence: Tensor, before: Tensor) -> Tensor:
         """The noisy tokens as they enter the layers: (N, T, vocabulary) and (N, T, D) -> (N, T, D)."""
-        told: Tensor = self.text_block(block).interface["noisy"](self.posterior_mean(evidence))
-        return before + told
+        return before + self.own(block, "noisy", self.posterior_mean(evidence))
 
     def readout(self, block: int, out: Tensor, evidence: Tensor) -> Tensor:
         """Logits (N, T, vocabulary) from the layers' output (N, T, D)."""
-        own = self.text_block(block).interface
-        logits: Tensor = own["head"](own["norm"](out)) + evidence
-        return logits
+        return self.own(block, "head", self.own(block, "norm", out)) + evidence
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return self.loss(prediction, targets) / math.log(2)
@@ -158,7 +154,7 @@ class GrowingText:
         evidence = self.model.evidence(z, level)  # (N, 1, vocabulary)
         out = self.model.noisy(block, evidence, self._last[block])
         condition = self.model.condition(block, level)
-        for layer in self.model.text_block(block).layers:
+        for layer in self.model.part(block).layers:
             assert isinstance(layer, Layer)
             out = layer.noisy_step(out, condition, self._kept.get(layer))
         return self.model.readout(block, out, evidence)
