@@ -7,6 +7,7 @@ from typing import Any
 from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
+from .families.recurrent_lm import RecurrentLanguageModel
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
@@ -15,9 +16,10 @@ from .preconditioning import Preconditioning
 FAMILIES: dict[str, type[Denoiser]] = {
     "vit": ViTClassifier,
     "ar-lm": ARLanguageModel,
+    "recurrent-lm": RecurrentLanguageModel,
 }
 # Settings that describe the data or the cut rather than the network.
-_ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length", "recurrences"}
+_ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length"}
 
 
 def build_model(model: ModelSettings, noise: NoiseSettings) -> Denoiser:

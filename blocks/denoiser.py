@@ -55,6 +55,7 @@ class Denoiser(nn.Module, ABC):
 
     blocks: nn.ModuleList
     metric: ClassVar[Metric]
+    steps_per_block: int = 1  # of the sampler
 
     def __init__(self, partition: Partition, features: Features = "raw") -> None:
         super().__init__()

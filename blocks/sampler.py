@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,21 +12,40 @@ from .denoiser import Denoiser
 
 @torch.no_grad()
 def sample_chain(
-    model: Denoiser, inputs: Tensor, like: Tensor, generator: torch.Generator, steps_per_block: int = 1
+    model: Denoiser,
+    inputs: Tensor,
+    like: Tensor,
+    generator: torch.Generator,
+    steps_per_block: int | None = None,
 ) -> list[Tensor]:
     """The prediction after each block, in order; the last one is the model's answer.
 
-    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs
-    where it cannot act. inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
+    inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
     """
     contexts = model.contexts(inputs)
-    shape = model.clean(like[:1]).shape[1:]
-    grid = model.partition.midpoints(steps_per_block)
-    z = model.prior(torch.Size((len(inputs), *shape)), grid[0][1], generator).to(model.device)
+    shape = torch.Size((len(inputs), *model.clean(like[:1]).shape[1:]))
+    return run_chain(
+        model, shape, lambda b, z, level: model.predict(b, z, level, contexts[b]), generator, steps_per_block
+    )
+
+
+def run_chain(
+    model: Denoiser,
+    shape: torch.Size,
+    predict: Callable[[int, Tensor, Tensor], Tensor],
+    generator: torch.Generator,
+    steps_per_block: int | None = None,
+) -> list[Tensor]:
+    """The chain of a `predict(block, z, level)`; `shape` is that of z. Returns what `sample_chain` does.
+
+    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs
+    where it cannot act.
+    """
+    grid = model.partition.midpoints(steps_per_block or model.steps_per_block)
+    z = model.prior(shape, grid[0][1], generator).to(model.device)
     predictions: list[Tensor] = []
     for step, (block, level) in enumerate(grid):
-        levels = torch.full((len(inputs),), level, device=z.device)
-        prediction = model.predict(block, z, levels, contexts[block])
+        prediction = predict(block, z, torch.full(shape[:1], level, device=z.device))
         if step + 1 == len(grid) or grid[step + 1][0] != block:
             predictions.append(prediction)
         if step + 1 < len(grid):

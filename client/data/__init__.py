@@ -10,6 +10,7 @@ from ...config import DataSource, DiTSettings, ModelSettings, ViTSettings
 from ...errors import InputError
 from .examples import Examples
 from .images import load_images
+from .text import TextSettings, load_text
 
 __all__ = ["Examples", "load_examples"]
 
@@ -19,6 +20,9 @@ def load_examples(field: str, source: DataSource, model: ModelSettings, match_co
     if isinstance(model, ViTSettings | DiTSettings):
         images, labels = load_images(field, source, model, match_contrast)
         found = Examples(images, labels) if isinstance(model, ViTSettings) else Examples(labels, images)
+    elif isinstance(model, TextSettings):
+        tokens = load_text(field, source, model)
+        found = Examples(tokens, tokens)
     else:
         raise InputError("model.family", model.family, "no data connector yet")
     return found.check(field, model.kind)
