@@ -8,6 +8,8 @@ from typing import Any
 from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser
 from .families.ar_lm import ARLanguageModel
+from .families.dit import DiT
+from .families.masked_lm import MaskedLanguageModel
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
@@ -15,7 +17,9 @@ from .preconditioning import Preconditioning
 
 FAMILIES: dict[str, Callable[..., Denoiser]] = {
     "vit": ViTClassifier,
+    "dit": DiT,
     "ar-lm": ARLanguageModel,
+    "masked-lm": MaskedLanguageModel,
 }
 # Settings that describe the data or the cut rather than the network.
 _ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length", "recurrences"}
