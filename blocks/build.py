@@ -7,6 +7,8 @@ from typing import Any
 from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
+from .families.dit import DiT
+from .families.masked_lm import MaskedLanguageModel
 from .families.recurrent_lm import RecurrentLanguageModel
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
@@ -15,8 +17,10 @@ from .preconditioning import Preconditioning
 
 FAMILIES: dict[str, type[Denoiser]] = {
     "vit": ViTClassifier,
+    "dit": DiT,
     "ar-lm": ARLanguageModel,
     "recurrent-lm": RecurrentLanguageModel,
+    "masked-lm": MaskedLanguageModel,
 }
 # Settings that describe the data or the cut rather than the network.
 _ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length"}

@@ -22,6 +22,24 @@ def sample_chain(
 
     inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
     """
+    return _of_inputs(model, inputs, like, generator, steps_per_block)[0]
+
+
+@torch.no_grad()
+def generate(
+    model: Denoiser,
+    inputs: Tensor,
+    like: Tensor,
+    generator: torch.Generator,
+    steps_per_block: int | None = None,
+) -> Tensor:
+    """A sample of the clean target, (N, ...): the chain, and from its last level one step to no noise."""
+    return _of_inputs(model, inputs, like, generator, steps_per_block)[1]
+
+
+def _of_inputs(
+    model: Denoiser, inputs: Tensor, like: Tensor, generator: torch.Generator, steps_per_block: int | None
+) -> tuple[list[Tensor], Tensor]:
     contexts = model.contexts(inputs)
     shape = torch.Size((len(inputs), *model.clean(like[:1]).shape[1:]))
     return run_chain(
@@ -35,19 +53,18 @@ def run_chain(
     predict: Callable[[int, Tensor, Tensor], Tensor],
     generator: torch.Generator,
     steps_per_block: int | None = None,
-) -> list[Tensor]:
-    """The chain of a `predict(block, z, level)`; `shape` is that of z. Returns what `sample_chain` does.
+) -> tuple[list[Tensor], Tensor]:
+    """The chain of a `predict(block, z, level)`: the prediction after each block, and z at no noise.
 
-    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs
-    where it cannot act.
+    `shape` is that of z. The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so
+    that no block runs where it cannot act.
     """
     grid = model.partition.midpoints(steps_per_block or model.steps_per_block)
     z = model.prior(shape, grid[0][1], generator).to(model.device)
     predictions: list[Tensor] = []
-    for step, (block, level) in enumerate(grid):
+    for (block, level), (after, to) in zip(grid, [*grid[1:], (None, 0.0)], strict=True):
         prediction = predict(block, z, torch.full(shape[:1], level, device=z.device))
-        if step + 1 == len(grid) or grid[step + 1][0] != block:
+        if after != block:
             predictions.append(prediction)
-        if step + 1 < len(grid):
-            z = model.advance(z, prediction, level, grid[step + 1][1], generator)
-    return predictions
+        z = model.advance(z, prediction, level, to, generator)
+    return predictions, z

@@ -147,7 +147,7 @@ class GrowingText:
     @torch.no_grad()
     def predict(self, generator: torch.Generator) -> Tensor:
         shape = torch.Size((self.batch, 1, self.model.table.shape[1]))
-        return run_chain(self.model, shape, self._predict, generator)[-1][:, 0]
+        return run_chain(self.model, shape, self._predict, generator)[0][-1][:, 0]
 
     def _predict(self, block: int, z: Tensor, level: Tensor) -> Tensor:
         """As `ARLanguageModel.predict`, of the one token that follows."""

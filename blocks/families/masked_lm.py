@@ -1,0 +1,69 @@
+"""Masked-diffusion language model as DiffusionBlocks (arXiv 2506.14202, section 4.3; MD4, Shi et al. 2024).
+
+The layers are Llama's (RMSNorm, RoPE, SwiGLU) with full attention. There is no clean stream: the text is the
+target, and all that a block may read of it are the tokens that z shows.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ..denoiser import Features, Metric
+from ..masked import MaskedDenoiser
+from ..noise import Partition
+from ..transformer import Block, NoiseEmbedding, Shape
+
+
+class MaskedLanguageModel(MaskedDenoiser):
+    """Tokens (N, T) in [0, vocabulary), as inputs and as targets; the inputs are never read.
+
+    bound = model.bits(tokens, generator).mean(dim=1)      # (B,) bits a character after each block
+    text = generate(model, tokens, tokens, generator, steps_per_block=16)
+    """
+
+    metric: ClassVar[Metric] = Metric("bits_per_character", False, "bits")
+
+    def __init__(
+        self,
+        *,
+        partition: Partition,
+        features: Features = "raw",
+        vocabulary: int = 97,
+        hidden_size: int = 64,
+        layers: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        if features != "raw":
+            raise InputError(
+                "features", features, "a masked-lm has no clean stream to pass on; expected 'raw'"
+            )
+        super().__init__(partition, vocabulary)
+        self.hidden_size = hidden_size
+        shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio, style="llama")
+
+        def interface() -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {
+                    "token": nn.Embedding(vocabulary + 1, hidden_size),
+                    "noise": NoiseEmbedding(hidden_size),
+                    "norm": nn.LayerNorm(hidden_size),
+                    "head": nn.Linear(hidden_size, vocabulary),
+                }
+            )
+
+        each = layers // partition.blocks
+        self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
+
+    def embed(self, block: int, inputs: Tensor) -> Tensor:
+        """Nothing, (N, 0, D): the inputs are the answer."""
+        return inputs.new_empty(len(inputs), 0, self.hidden_size).float()
+
+    def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        part = self.blocks[block]
+        own = part.interface
+        _, out = part(context, own["token"](z), own["noise"](level))
+        return self.known(own["head"](own["norm"](out)), z)

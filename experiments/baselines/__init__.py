@@ -1,0 +1,1 @@
+"""What the blocks are compared with: the same task learnt end to end."""

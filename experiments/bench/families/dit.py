@@ -1,0 +1,81 @@
+"""Class-conditional DiT on scikit-learn's digits: Frechet distance to digits that no model has seen.
+
+All models take the same number of sampling steps at the same levels; each step runs one block of ours and all
+layers of the end-to-end network.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from ....blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain, train
+from ....blocks.frechet import FrechetDistance
+from ....client.data import Examples, load_examples
+from ....config import DataSource, DiTSettings, NoiseSettings
+from ...baselines.uncut import end_to_end, shallow
+from .summary import summary
+
+MODEL = DiTSettings(hidden_size=64, layers=6, blocks=3)
+NOISE = NoiseSettings(P_mean=-1.2, weight="edm")
+SCHEDULE = Schedule(steps=800, batch_size=128, learning_rate=2e-3, ema=0.99)
+SAMPLING_STEPS = 18
+HELD_OUT = 500
+SAMPLES_PER_LABEL = 4  # of the held-out labels, so that generated and held-out classes have equal shares
+
+
+@cache
+def digits() -> tuple[Examples, Examples, FrechetDistance]:
+    """Training digits, held-out digits, and the distance, whose classifier has seen all of them."""
+    found = load_examples("data", DataSource(source="digits"), MODEL, match_contrast=True)
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
+    distance = FrechetDistance.on(found.targets, found.inputs)
+    return found[order[HELD_OUT:]], found[order[:HELD_OUT]], distance
+
+
+def distances(model: Denoiser, seed: int, steps: int = SAMPLING_STEPS) -> list[float]:
+    """Frechet distance of the prediction after each block."""
+    _, held_out, distance = digits()
+    labels = held_out.inputs.repeat(SAMPLES_PER_LABEL)
+    generator = torch.Generator().manual_seed(seed)
+    chain = sample_chain(model, labels, held_out.targets, generator, steps // model.partition.blocks)
+    return [distance(images, held_out.targets) for images in chain]
+
+
+def trained(build: Callable[[DiTSettings, NoiseSettings], Denoiser], seed: int) -> Denoiser:
+    """A model trained on the training digits."""
+    torch.manual_seed(seed)
+    model = build(MODEL, NOISE)
+    examples = digits()[0]
+    train(
+        model, examples.inputs, examples.targets, objective=BlockObjective(weight=NOISE.weight),
+        schedule=SCHEDULE, generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    return model
+
+
+def row(seeds: int, on_progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The bench row; lower is better."""
+    started = time.perf_counter()
+    kinds = {"ours": build_model, "end_to_end": end_to_end, "shallow": shallow}
+    found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    for seed in range(seeds):
+        for kind, build in kinds.items():
+            found[kind].append(distances(trained(build, seed), seed))
+            on_progress(f"dit seed {seed} {kind}: {found[kind][-1][-1]:.3f}")
+    train_set, held_out, distance = digits()
+    floor = distance(train_set.targets, held_out.targets)
+    return {
+        "family": "dit",
+        "metric": "frechet_distance",
+        **summary(found),
+        "steps_per_layer": SCHEDULE.steps,
+        "seeds": seeds,
+        "seconds": time.perf_counter() - started,
+        "note": f"features of a small digit classifier, {HELD_OUT} held-out digits, {SAMPLING_STEPS} sampling "
+        f"steps in all models; the training digits themselves are at {floor:.3f}",
+    }

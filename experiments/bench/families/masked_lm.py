@@ -1,0 +1,79 @@
+"""Masked-diffusion language model on Python's own documentation: bits per character, an upper bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....blocks import BlockObjective, Denoiser, Schedule, build_model, train
+from ....blocks.masked import MaskedDenoiser
+from ....config import MaskedLanguageModelSettings, NoiseSettings
+from ...baselines.uncut import end_to_end, shallow
+from .summary import summary
+
+MODEL = MaskedLanguageModelSettings(hidden_size=64, layers=6, blocks=3, sequence_length=64)
+NOISE = NoiseSettings()
+SCHEDULE = Schedule(steps=600, batch_size=64, learning_rate=3e-3)
+HELD_OUT = 256
+DRAWS = 8
+
+
+@cache
+def texts() -> tuple[Tensor, Tensor]:
+    """Training and held-out sequences (N, T) of the help topics that Python ships; the last topics are held out."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    alphabet = {c: i for i, c in enumerate("\n" + "".join(map(chr, range(32, 127))))}
+    tokens = torch.tensor([alphabet.get(c, len(alphabet)) for c in text])
+    length = MODEL.sequence_length
+    cut = tokens[: len(tokens) // length * length].view(-1, length)
+    edge = len(cut) - len(cut) // 10
+    held_out = cut[edge:]
+    chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:HELD_OUT]
+    return cut[:edge], held_out[chosen]
+
+
+def bits(model: Denoiser) -> list[float]:
+    """Bits per character after each block, on the held-out text; the same masks for every model."""
+    assert isinstance(model, MaskedDenoiser)
+    draws = DRAWS * MODEL.blocks // model.partition.blocks  # as many rates over the whole range
+    return model.bits(texts()[1], torch.Generator().manual_seed(0), draws).mean(dim=1).tolist()
+
+
+def trained(build: Callable[[MaskedLanguageModelSettings, NoiseSettings], Denoiser], seed: int) -> Denoiser:
+    """A model trained on the training text."""
+    torch.manual_seed(seed)
+    model = build(MODEL, NOISE)
+    text = texts()[0]
+    train(
+        model, text, text, objective=BlockObjective(), schedule=SCHEDULE,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    return model
+
+
+def row(seeds: int, on_progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The bench row; lower is better."""
+    started = time.perf_counter()
+    kinds = {"ours": build_model, "end_to_end": end_to_end, "shallow": shallow}
+    found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    for seed in range(seeds):
+        for kind, build in kinds.items():
+            found[kind].append(bits(trained(build, seed)))
+            on_progress(f"masked-lm seed {seed} {kind}: {found[kind][-1][-1]:.3f}")
+    return {
+        "family": "masked-lm",
+        "metric": "bits_per_character",
+        **summary(found),
+        "steps_per_layer": SCHEDULE.steps,
+        "seeds": seeds,
+        "seconds": time.perf_counter() - started,
+        "note": f"bound, not likelihood; sequences of {MODEL.sequence_length} characters of the Python help "
+        "topics; the same masks for all models",
+    }
