@@ -8,6 +8,7 @@ from typing import Any
 from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser
 from .families.ar_lm import ARLanguageModel
+from .families.forecaster import Forecaster
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
@@ -16,6 +17,7 @@ from .preconditioning import Preconditioning
 FAMILIES: dict[str, Callable[..., Denoiser]] = {
     "vit": ViTClassifier,
     "ar-lm": ARLanguageModel,
+    "forecaster": Forecaster,
 }
 # Settings that describe the data or the cut rather than the network.
 _ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length", "recurrences"}
