@@ -10,6 +10,7 @@ from .families.ar_lm import ARLanguageModel
 from .families.dit import DiT
 from .families.masked_lm import MaskedLanguageModel
 from .families.recurrent_lm import RecurrentLanguageModel
+from .families.forecaster import Forecaster
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
@@ -21,6 +22,7 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "ar-lm": ARLanguageModel,
     "recurrent-lm": RecurrentLanguageModel,
     "masked-lm": MaskedLanguageModel,
+    "forecaster": Forecaster,
 }
 # Settings that describe the data or the cut rather than the network.
 _ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length"}

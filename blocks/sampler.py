@@ -17,12 +17,14 @@ def sample_chain(
     like: Tensor,
     generator: torch.Generator,
     steps_per_block: int | None = None,
+    draws: int = 1,
 ) -> list[Tensor]:
     """The prediction after each block, in order; the last one is the model's answer.
 
-    inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
+    inputs (N, ...); `like` has the targets' shape, which is all that is read of it. `draws` chains an input,
+    side by side in the predictions (N draws, ...).
     """
-    return _of_inputs(model, inputs, like, generator, steps_per_block)[0]
+    return _of_inputs(model, inputs, like, generator, steps_per_block, draws)[0]
 
 
 @torch.no_grad()
@@ -38,10 +40,15 @@ def generate(
 
 
 def _of_inputs(
-    model: Denoiser, inputs: Tensor, like: Tensor, generator: torch.Generator, steps_per_block: int | None
+    model: Denoiser,
+    inputs: Tensor,
+    like: Tensor,
+    generator: torch.Generator,
+    steps_per_block: int | None,
+    draws: int = 1,
 ) -> tuple[list[Tensor], Tensor]:
     contexts = model.contexts(inputs)
-    shape = torch.Size((len(inputs), *model.clean(like[:1]).shape[1:]))
+    shape = torch.Size((len(inputs) * draws, *model.clean(like[:1]).shape[1:]))
     return run_chain(
         model, shape, lambda b, z, level: model.predict(b, z, level, contexts[b]), generator, steps_per_block
     )
