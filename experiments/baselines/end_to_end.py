@@ -46,10 +46,13 @@ class PlainViT(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, classes)
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """Embedded patches, after the class token where there is one: (N, T, D)."""
+        x: Tensor = self.patch(patches_of(images, self.patch_size)) + placed(self.position, images)
+        return x if self.token is None else torch.cat([placed(self.token, images), x], dim=1)
+
     def forward(self, images: Tensor) -> Tensor:
-        x = self.patch(patches_of(images, self.patch_size)) + placed(self.position, images)  # (N, T, D)
-        if self.token is not None:
-            x = torch.cat([placed(self.token, images), x], dim=1)  # (N, 1 + T, D)
+        x = self.tokens(images)
         for layer in self.layers:
             assert isinstance(layer, Layer)
             x = checkpoint(layer.clean, x, use_reentrant=False) if self.checkpointing else layer.clean(x)
