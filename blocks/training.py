@@ -82,14 +82,22 @@ class BlockTrainer:
         self.taken = 0
 
     def step(
-        self, inputs: Tensor, targets: Tensor, objective: BlockObjective, generator: torch.Generator
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        objective: BlockObjective,
+        generator: torch.Generator,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One step on a batch; returns the noise levels and the unweighted losses, (N draws,) each."""
+        """One step on a batch; returns the noise levels and the unweighted losses, (N draws,) each.
+
+        `before` as in `Denoiser.context`.
+        """
         s, model = self.schedule, self.model
         targets = targets.repeat_interleave(s.noise_draws, dim=0)
         draw = model.draw(self.block, targets, generator).to(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
-            context = model.context(self.block, inputs)
+            context = model.context(self.block, inputs, before)
             losses = objective.at(model, self.block, context, targets, draw)
         self.optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
