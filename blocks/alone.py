@@ -145,9 +145,7 @@ def _own(model: Denoiser) -> dict[str, Tensor]:
     return {name: t for name, t in model.state_dict().items() if name.startswith("blocks.")}
 
 
-def _resume(
-    path: Path, model: Denoiser, trainer: BlockTrainer, generator: torch.Generator, job: Job
-) -> None:
+def _resume(path: Path, model: Denoiser, trainer: BlockTrainer, generator: torch.Generator, job: Job) -> None:
     saved = torch.load(path, weights_only=True)
     if saved["job"] != job.record(trainer.block):
         raise RunError(f"{path}: is of a training with other settings; delete it to start anew")

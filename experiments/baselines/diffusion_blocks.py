@@ -47,9 +47,7 @@ class PublishedViT(nn.Module):
         self.noise = NoiseEmbedding(hidden_size)
         shape = Shape(hidden_size=hidden_size, heads=heads)
         each = layers // blocks
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(Layer(shape) for _ in range(each)) for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(nn.ModuleList(Layer(shape) for _ in range(each)) for _ in range(blocks))
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, classes)
         self._turn = cycle(range(blocks))
