@@ -1,8 +1,8 @@
 """Memory of training by part, counted in storages and, independently, by the allocator.
 
-Parameters, gradients and optimiser state are the distinct storages that they occupy; activations are those that
-autograd keeps for the backward pass, parameters apart, at the moment when most are alive. `allocator_peak`
-asks PyTorch's own memory profiler instead, which sees every allocation, temporaries included.
+Parameters, gradients and optimiser state are the distinct storages that they occupy; activations are those
+that autograd keeps for the backward pass, parameters apart, at the moment when most are alive.
+`allocator_peak` asks PyTorch's own profiler instead, which sees every allocation, temporaries included.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def allocator_peak(step: Callable[[], object]) -> int:
     """Most bytes that `step` has allocated at once on the CPU, beyond what was there before it."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
-    results: Any = recorded.profiler.kineto_results  # type: ignore[union-attr]
+    results: Any = recorded.profiler.kineto_results
     events = [e for e in results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):

@@ -117,7 +117,8 @@ def test_a_pickle_that_names_code_is_refused_and_runs_none(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"no pickle", pickle.dumps([1]), pickle.dumps({b"data": 1}), pickle.dumps({b"data": np.zeros(3)}),
+        b"", b"no pickle", pickle.dumps([1]), pickle.dumps({b"data": 1}),
+        pickle.dumps({b"data": np.zeros(3)}),
         pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}),
         pickle.dumps({b"data": np.zeros((2, 9), np.uint8), b"labels": [1, 2]}),
     ],

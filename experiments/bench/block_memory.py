@@ -28,8 +28,8 @@ CUTS = (2, 3, 4, 6)
 def measure(hidden_size: int = 192, batch_size: int = 128) -> dict[str, Any]:
     """ratio_b<B> for B in CUTS, by accounting, and the parts in bytes.
 
-    measured_ratio_b<B> is the same by the allocator; ratio_to_plain_b<B> is against a plain vision transformer,
-    which has no modulation and so fewer parameters than the network of one block.
+    measured_ratio_b<B> is the same by the allocator; ratio_to_plain_b<B> is against a plain vision
+    transformer, which has no modulation and so fewer parameters than the network of one block.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
@@ -37,8 +37,10 @@ def measure(hidden_size: int = 192, batch_size: int = 128) -> dict[str, Any]:
     plain = of_plain(hidden_size, batch_size)
     result: dict[str, Any] = {}
     for name, key, whole in (
-        ("ratio", "total", parts[1]), ("measured_ratio", "measured", parts[1]), ("ratio_to_plain", "total", plain),
-    ):  # fmt: skip
+        ("ratio", "total", parts[1]),
+        ("measured_ratio", "measured", parts[1]),
+        ("ratio_to_plain", "total", plain),
+    ):
         for b in CUTS:
             result[f"{name}_b{b}"] = round(parts[b][key] / whole[key], 4)
     return {

@@ -21,7 +21,7 @@ from ...blocks.training import BlockTrainer, optimizer_of
 from ...config import NoiseSettings, ViTSettings
 from ..baselines.end_to_end import PlainViT
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "image_size": 32, "channels": 3, "patch_size": 4, "hidden_size": 128, "heads": 4, "classes": 100,
 }  # fmt: skip
 
