@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
@@ -28,15 +30,29 @@ FAMILIES: dict[str, type[Denoiser]] = {
 _ELSEWHERE = {"family", "blocks", "tokenizer", "sequence_length"}
 
 
-def build_model(model: ModelSettings, noise: NoiseSettings) -> Denoiser:
+class Absent(nn.Module):
+    """Stands in the place of a block that is not in memory."""
+
+
+def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = None) -> Denoiser:
     """A freshly initialised model of the family that the settings name, on the CPU.
 
     `equi-information` starts from the closed form where there is one, else from equal probability.
+    `only`: build this block and the shared part alone; all blocks have the same shape, so it is a network of one
+    block put in its place among absent ones.
     """
     options: dict[str, Any] = model.model_dump(exclude=_ELSEWHERE)
     if model.family != "masked-lm":
         options["preconditioning"] = Preconditioning(sigma_data=noise.sigma_data)
-    return FAMILIES[model.family](partition=partition_of(model, noise), **options)
+    partition, family = partition_of(model, noise), FAMILIES[model.family]
+    if only is None:
+        return family(partition=partition, **options)
+    options["layers"] = model.layers // model.blocks
+    built = family(partition=Partition(partition.law, (partition.law.high, partition.law.low)), **options)
+    built.partition = partition
+    [block] = built.blocks
+    built.blocks = nn.ModuleList(block if b == only else Absent() for b in range(model.blocks))
+    return built
 
 
 def metric_of(model: ModelSettings) -> Metric:

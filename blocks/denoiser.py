@@ -122,13 +122,17 @@ class Denoiser(nn.Module, ABC):
         out: Tensor = self.part(block).interface[name](x)
         return out
 
-    def context(self, block: int, inputs: Tensor) -> Tensor:
-        """What the block reads of the clean input, (N, ...) -> (N, Tc, D); no gradient to other blocks."""
+    def context(self, block: int, inputs: Tensor, before: Tensor | None = None) -> Tensor:
+        """What the block reads of the clean input, (N, ...) -> (N, Tc, D); no gradient to other blocks.
+
+        `before`: the features of the blocks before it, where they have been computed already.
+        """
         own = self.embed(block, inputs)
         if self.features == "raw" or block == 0 or own.shape[1] == 0:
             return own
-        with torch.no_grad():
-            before = self.features_before(block, inputs)
+        if before is None:
+            with torch.no_grad():
+                before = self.features_before(block, inputs)
         return own + before
 
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
