@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..config import ModelSettings, NoiseSettings
-from .denoiser import Denoiser
+from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
 from .preconditioning import Preconditioning
 
-FAMILIES: dict[str, Callable[..., Denoiser]] = {
+FAMILIES: dict[str, type[Denoiser]] = {
     "vit": ViTClassifier,
     "ar-lm": ARLanguageModel,
 }
@@ -30,6 +29,11 @@ def build_model(model: ModelSettings, noise: NoiseSettings) -> Denoiser:
     if model.family != "masked-lm":
         options["preconditioning"] = Preconditioning(sigma_data=noise.sigma_data)
     return FAMILIES[model.family](partition=partition_of(model, noise), **options)
+
+
+def metric_of(model: ModelSettings) -> Metric:
+    """How predictions of the settings' family are judged; nothing is built."""
+    return FAMILIES[model.family].metric
 
 
 def law_of(model: ModelSettings, noise: NoiseSettings) -> NoiseLaw:
