@@ -32,7 +32,7 @@ def build_model(model: ModelSettings, noise: NoiseSettings) -> Denoiser:
 
 
 def metric_of(model: ModelSettings) -> Metric:
-    """How predictions of the settings' family are judged; nothing is built."""
+    """What the family's predictions are judged by."""
     return FAMILIES[model.family].metric
 
 
