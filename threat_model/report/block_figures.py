@@ -79,7 +79,10 @@ def loss_by_noise(diagnosed: Diagnosed) -> Markup:
         every = -(-len(edges) // (12 if wide else 6))
         shown = range(0, len(edges), every)
         upper.set_xticks(shown, [""] * len(shown))
-        lower.set_xticks(shown, [three_digits(edges[i]) for i in shown])
+        lower.set_xticks(shown, [f"{edges[i]:.3g}" for i in shown])
+        for i, text in zip(shown, lower.get_xticklabels(), strict=True):
+            if i in (0, len(blocks)):  # kept within the drawing
+                text.set_horizontalalignment("left" if i == 0 else "right")
         lower.set_xlabel("noise level, falling, at the blocks' borders")
         for block in range(0, len(blocks), every):
             upper.annotate(

@@ -40,7 +40,8 @@ def quality_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
     first, last, m = utility.first, utility.last, utility.measure
     label = (
         f"Line chart of {m.words} by round, {m.direction}. Held-out private data: "
-        f"{m.show(first.heldout[-1])} at round {first.round}, {m.show(last.heldout[-1])} at round {last.round}."
+        f"{m.show(first.heldout[-1])} at round {first.round}, "
+        f"{m.show(last.heldout[-1])} at round {last.round}."
     )
     if last.public:
         label += f" Public data: {m.show(first.public[-1])} to {m.show(last.public[-1])}."
