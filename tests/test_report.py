@@ -385,7 +385,7 @@ def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
     assert "forgets public data" in found["Forgetting"]
     assert case.lost in found["A block that hurts"]
     assert "Stopping after block 0" in found["A block that hurts"]
-    assert "does as well as the whole chain of 2" in found["First block"]
+    assert "does better than the whole chain of 2" in found["First block"]
     assert "1 layer, as many as one block has" in found["Control"]
     assert "better than the chain" in found["Control"]
     assert "Takes away: after block 1" in seen.text()

@@ -7,13 +7,25 @@ from collections.abc import Callable
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ...blocks.diagnostics import BlockDiagnosis, NoiseBin
-from .canvas import ALERT, GRID, MUTED, PRIVATE, PUBLIC, REFERENCE, axes, chart, legend_above, title_over
+from .canvas import (
+    ALERT,
+    GRID,
+    LEFT,
+    MUTED,
+    PRIVATE,
+    PUBLIC,
+    REFERENCE,
+    axes,
+    chart,
+    legend_above,
+    title_at_top,
+    title_over,
+)
 from .diagnosed import Diagnosed
 from .measures import Measure, three_digits
-from .quality_figures import LEFT, name_blocks, scale
+from .quality_figures import name_blocks, plain_numbers, scale
 
 _ASKED: tuple[tuple[str, Callable[[BlockDiagnosis], float | None], str, str], ...] = (
     ("in the chain", lambda block: block.in_chain, PRIVATE, "o"),
@@ -43,13 +55,7 @@ def block_answers(diagnosed: Diagnosed) -> Markup:
         scale(ax, m, [value for *_, values in asked for value in values.values()])
         name_blocks(ax, len(blocks))
         legend_above(ax, [name for name, *_ in asked], columns=4 if wide else 2)
-        figure.text(
-            LEFT / (figure.get_figwidth() * 72),
-            1 - 11 / height,
-            f"{m.words}, {m.direction}",
-            fontsize=11,
-            color=MUTED,
-        )
+        title_at_top(figure, f"{m.words}, {m.direction}")
         below = axes(figure, LEFT, height - 100, 16, 30)
         below.bar(range(len(blocks)), [block.follows_wrong_z for block in blocks], 0.28, color=ALERT)
         below.set_ylim(0, 1)
@@ -109,8 +115,7 @@ def _over_noise(
             ax.axvline(b, color=GRID, linewidth=0.8)
     ax.set_xlim(0, len(blocks))
     ax.set_ylim(0, 1.12 * max(value(part) for block in blocks for part in block.by_noise) or 1)
-    ax.yaxis.set_major_locator(MaxNLocator(4))
-    ax.yaxis.set_major_formatter(lambda tick, _: f"{tick:.4g}")
+    plain_numbers(ax, 4)
     title_over(ax, title)
 
 

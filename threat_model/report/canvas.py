@@ -56,6 +56,8 @@ _SETTINGS: dict[RcKeyType, Any] = {
 }
 
 WIDE, NARROW = 720, 350
+# Room for tick labels left of a scale, in pixels.
+LEFT = 48
 Dash = str | tuple[float, tuple[float, ...]]
 SOLID: Dash = "solid"
 DASHED: Dash = (0, (5, 2))
@@ -141,6 +143,12 @@ def legend_above(ax: Axes, labels: list[str], columns: int = 1) -> None:
         handlelength=1.8,
         columnspacing=1.4,
     )
+
+
+def title_at_top(figure: Figure, text: str) -> None:
+    """What a drawing's scale shows, above all else in it."""
+    width, height = (float(size) * figure.dpi for size in figure.get_size_inches())
+    figure.text(LEFT / width, 1 - 11 / height, text, fontsize=11, color=MUTED)
 
 
 def title_over(ax: Axes, text: str) -> None:

@@ -59,9 +59,10 @@ class Diagnosed:
         m, n, show = self.measure, len(self.blocks), self.measure.show
         first = self.blocks[0].in_chain
         if n > 1 and not m.noticeably_worse(self.chain, first):
+            how = "better than" if m.noticeably_better(self.chain, first) else "as well as"
             text = (
-                f"The first block alone does as well as the whole chain of {n}: {show(first)} against "
-                f"{show(self.chain)} ({m.words}, {m.direction}). The other {n - 1} add nothing here."
+                f"The first block alone does {how} the whole chain of {n}: {show(first)} against "
+                f"{show(self.chain)} ({m.words}, {m.direction}). What comes after it adds nothing here."
             )
             found.append(("First block", text, True))
         if n > 1 and self.shallow is not None:

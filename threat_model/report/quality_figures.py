@@ -7,32 +7,35 @@ import math
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from .canvas import (
     ALERT,
     DASHED,
     DOTTED,
     INK,
+    LEFT,
     MUTED,
+    NARROW,
     PAPER,
     PRIVATE,
     PUBLIC,
     REFERENCE,
     SOLID,
+    WIDE,
     at_end,
     axes,
     chart,
     legend_above,
     spread,
-    title_over,
+    title_at_top,
     whole_numbers,
 )
 from .facts import Utility
 from .measures import Measure
 
-# Room for tick labels, in pixels: "100%" is shorter than most other numbers.
-LEFT = 48
+_BAR = 0.28  # of a block's width
+_CHARACTER = 6.6  # pixels
 
 
 def quality_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
@@ -54,7 +57,7 @@ def quality_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
             twin = [(p.round, p.heldout[-1]) for p in utility.reference]
             series.append(("private, no noise", REFERENCE, DOTTED, twin))
         ends = []
-        ax = axes(figure, LEFT, 24 if wide else 18 * len(series) + 48, 190 if wide else 16, 44)
+        ax = axes(figure, LEFT, 30 if wide else 18 * len(series) + 44, 190 if wide else 16, 44)
         for name, colour, dash, line in series:
             rounds, values = zip(*line, strict=True)
             ax.plot(rounds, values, color=colour, linestyle=dash)
@@ -69,16 +72,14 @@ def quality_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
         for round_ in aborted:
             ax.plot([round_], [low], marker="x", color=ALERT, markersize=6, clip_on=False)
         ends.append(("public model at start", MUTED, base))
-        title = f"{m.words}, {m.direction}"
+        title_at_top(figure, f"{m.words}, {m.direction}")
         if wide:
-            title_over(ax, title)
-            pixel = (high - low) / (figure.get_figheight() * 72 - 68)
+            pixel = (high - low) / (figure.get_figheight() * 72 - 74)
             places = spread([v for *_, v in ends], 15 * pixel, low, high)
             for (name, colour, value), y in zip(ends, places, strict=True):
                 at_end(ax, y, f"{name} {m.short(value)}", colour)
         else:
             legend_above(ax, [f"{name} {m.short(value)}" for name, _, value in ends])
-            figure.text(LEFT / 350, 1 - 12 / 330, title, fontsize=11, color=MUTED)
 
     return chart("quality", label, draw, 300, narrow_height=330)
 
@@ -93,35 +94,35 @@ def quality_by_block(utility: Utility) -> Markup:
     )
 
     def draw(figure: Figure, wide: bool) -> None:
-        ax = axes(figure, LEFT, 34, 24, 30)
+        ax = axes(figure, LEFT, 52, 24, 30)
         blocks = list(range(len(last.heldout)))
-        bars = 0.28
-        for points, colour, shift in ((first.heldout, MUTED, -bars / 2), (last.heldout, PRIVATE, bars / 2)):
+        room = ((WIDE if wide else NARROW) - LEFT - 24) / len(blocks) * _BAR
+        for points, colour, shift in ((first.heldout, MUTED, -_BAR / 2), (last.heldout, PRIVATE, _BAR / 2)):
             ax.bar(
                 [b + shift for b in blocks],
                 points,
-                bars * 0.94,
+                _BAR * 0.94,
                 color=PAPER if colour == MUTED else colour,
                 edgecolor=colour,
                 linewidth=1.2,
             )
+            fits = max(len(m.short(value)) for value in points) * _CHARACTER <= room
             for b, value in zip(blocks, points, strict=True):
-                if len(blocks) <= (12 if wide else 5):
-                    mark = " ▼" if colour == PRIVATE and b in losing else ""
-                    ax.annotate(
-                        f"{m.short(value)}{mark}",
-                        (b + shift, value),
-                        (0, 3),
-                        textcoords="offset points",
-                        ha="center",
-                        fontsize=11,
-                        color=ALERT if mark else INK,
-                    )
+                mark = "▼" if colour == PRIVATE and b in losing else ""
+                ax.annotate(
+                    "\n".join(filter(None, (mark, m.short(value) if fits else ""))),
+                    (b + shift, value),
+                    (0, 3),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=11,
+                    color=ALERT if mark else INK,
+                )
         scale(ax, m, [0.0, *first.heldout, *last.heldout])
-        title_over(ax, f"{m.words}, {m.direction}")
+        title_at_top(figure, f"{m.words}, {m.direction}")
         name_blocks(ax, len(blocks))
 
-    return chart("blocks", label, draw, 244)
+    return chart("blocks", label, draw, 262)
 
 
 def scale(ax: Axes, m: Measure, values: list[float]) -> None:
@@ -136,8 +137,15 @@ def scale(ax: Axes, m: Measure, values: list[float]) -> None:
         return
     room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
     ax.set_ylim(0.0 if low == 0 else low - room, high + room)
-    ax.yaxis.set_major_locator(MaxNLocator(5))
-    ax.yaxis.set_major_formatter(lambda tick, _: f"{tick:.4g}".replace("-", "−"))
+    plain_numbers(ax, 5)
+
+
+def plain_numbers(ax: Axes, most: int) -> None:
+    """At most so many ticks and one, all with as many decimals."""
+    ax.yaxis.set_major_locator(MaxNLocator(most))
+    formatter = ScalarFormatter(useOffset=False)
+    formatter.set_scientific(False)
+    ax.yaxis.set_major_formatter(formatter)
 
 
 def name_blocks(ax: Axes, blocks: int) -> None:
