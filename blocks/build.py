@@ -10,9 +10,9 @@ from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
 from .families.dit import DiT
+from .families.forecaster import Forecaster
 from .families.masked_lm import MaskedLanguageModel
 from .families.recurrent_lm import RecurrentLanguageModel
-from .families.forecaster import Forecaster
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
