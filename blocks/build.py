@@ -60,11 +60,6 @@ def metric_of(model: ModelSettings) -> Metric:
     return FAMILIES[model.family].metric
 
 
-def metric_of(model: ModelSettings) -> Metric:
-    """What the family's predictions are judged by."""
-    return FAMILIES[model.family].metric
-
-
 def law_of(model: ModelSettings, noise: NoiseSettings) -> NoiseLaw:
     """The law of noise levels of a family."""
     if model.family == "masked-lm":
