@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...blocks import Metric
 from ...blocks.diagnostics import BlockDiagnosis, NoiseBin
 from ...config import ModelSettings
 from ...server.run_folder import RunFolder
 from .measures import Measure
+
+_SCORE = "score of single answers"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,17 @@ class Diagnosed:
     @property
     def layers_each(self) -> int:
         return self.layers // len(self.blocks)
+
+    @property
+    def by_example(self) -> bool:
+        """Whether what is asked of single examples is in the metric itself."""
+        return self.blocks[0].by_example
+
+    @property
+    def alone(self) -> Measure:
+        """What the answers to single questions are measured in."""
+        m = self.measure.metric
+        return self.measure if self.by_example else Measure(Metric(_SCORE, m.higher_is_better, "number"))
 
     @property
     def reads_inputs(self) -> bool:

@@ -50,10 +50,17 @@ def write_report(run: RunFolder) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    m = facts.measure
     environment.filters.update(
-        quality=facts.measure.show, change=facts.measure.change, percent=_percent, digits=three_digits,
-        epsilon=_epsilon, delta=delta, score=_score,
-    )  # fmt: skip
+        quality=m.show,
+        change=m.change,
+        alone=diagnosed.alone.show if diagnosed else m.show,
+        percent=_percent,
+        digits=three_digits,
+        epsilon=_epsilon,
+        delta=delta,
+        score=_score,
+    )
     page = environment.get_template("report.html.j2").render(_context(run, facts, diagnosed, audit))
     path = run.path / "report.html"
     write_atomically(path, page.encode())
