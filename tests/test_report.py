@@ -33,6 +33,8 @@ from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.threat_model.metrics import EXACT_PSNR, psnr, summarise
 from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.diagnosed import read_diagnosed
+from fedblocks.threat_model.report.facts import read_facts
 from fedblocks.threat_model.report.measures import Measure
 from fedblocks.threat_model.verdicts import Evidence
 
@@ -379,8 +381,7 @@ def test_a_gain_is_told_in_the_familys_metric_and_direction(
     assert ("95% interval" in text) == is_share
     assert (f"{case.good[1]:.1%}" in text) == is_share
     assert f"the chain does better, with {case.numbers[0]}" in text
-    assert "trained as blocks they reach" in text
-    assert "no worse" in text
+    assert f"trained as blocks it reaches {case.numbers[0]}, no worse" in text
     assert "▼" not in text
     assert set(alarms(seen)) <= {"Audit", "Dropouts"}
 
@@ -400,7 +401,7 @@ def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
     assert case.lost in found["A block that hurts"]
     assert "Stopping after block 0" in found["A block that hurts"]
     assert "does better than the whole chain of 2" in found["First block"]
-    assert "1 layer, as many as one block has" in found["Control"]
+    assert "One network of 1 layer, as many as a block has, trained end to end reaches" in found["Control"]
     assert "better than the chain" in found["Control"]
     assert "Takes away: after block 1" in seen.text()
     assert seen.page.locator("td.low").count() == 2
@@ -408,6 +409,21 @@ def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
         page = opened(browser, report, width).page
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(OVERLAPS) == []
+
+
+@FAMILIES
+def test_controls_are_compared_on_the_same_examples(case: Case, finished: RunFolder, tmp_path: Path) -> None:
+    """Would catch a chain diagnosed on some held-out examples beside controls measured on all of them."""
+    run = case.run(finished, tmp_path, case.good, case.good[1])
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad), None, case.start[0]))
+    found = read_diagnosed(run, read_facts(run))
+    assert found is not None
+    assert found.chain == case.good
+    assert found.takes_away() == []
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad)) | {"round": 3})
+    other = read_diagnosed(run, read_facts(run))
+    assert other is not None
+    assert other.chain == case.bad  # not of the round that was measured last
 
 
 def alarms(seen: Opened) -> dict[str, str]:
