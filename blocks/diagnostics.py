@@ -38,7 +38,7 @@ class NoiseBin:
 class BlockDiagnosis:
     """One block. `in_chain` is in the family's metric; the rest is asked of single examples at `level`.
 
-    by_example        whether that is the metric itself; one that needs many answers has the family's score instead
+    by_example        whether that is the metric itself; else the family's score
     in_chain          after this block in the sampling chain
     with_z            z made from the example's own target
     without_z         z of no information: what the block gets from its input alone
