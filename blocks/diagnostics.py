@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .denoiser import Denoiser, Draw
-from .sampler import sample_chain
+from .quality import chain_quality
 
 BINS = 6
 _BATCHES, _BATCH_SIZE = 4, 32
@@ -36,8 +36,9 @@ class NoiseBin:
 
 @dataclass(frozen=True)
 class BlockDiagnosis:
-    """One block. Qualities are means of the family's metric; all but `in_chain` are taken at `level`.
+    """One block. `in_chain` is in the family's metric; the rest is asked of single examples at `level`.
 
+    by_example        whether that is the metric itself; else the family's score
     in_chain          after this block in the sampling chain
     with_z            z made from the example's own target
     without_z         z of no information: what the block gets from its input alone
@@ -49,6 +50,7 @@ class BlockDiagnosis:
 
     block: int
     level: float
+    by_example: bool
     in_chain: float
     with_z: float
     without_z: float
@@ -65,13 +67,13 @@ def diagnose(
 ) -> list[BlockDiagnosis]:
     """One diagnosis a block; inputs (N, ...), targets (N, ...), N >= 2, on the model's device.
 
-    The chain takes its noise first: with a generator in the same state it is `sample_chain`'s own.
+    The chain's qualities are those of `chain_quality` at the generator's seed.
     """
     if len(targets) < 2:
         raise InputError(
             "targets", len(targets), "expected at least 2 examples, to exchange inputs and targets"
         )
-    chain = sample_chain(model, inputs, targets, generator)
+    chain = chain_quality(model, inputs, targets, generator.initial_seed())
     other = _exchange(len(targets), generator).to(targets.device)
     return [
         _diagnosis(model, block, level, chain[block], inputs, targets, other, generator)
@@ -84,7 +86,7 @@ def _diagnosis(
     model: Denoiser,
     block: int,
     level: float,
-    in_chain: Tensor,
+    in_chain: float,
     inputs: Tensor,
     targets: Tensor,
     other: Tensor,
@@ -105,7 +107,8 @@ def _diagnosis(
     return BlockDiagnosis(
         block=block,
         level=level,
-        in_chain=quality(in_chain),
+        by_example=not hasattr(model, "chain_quality"),
+        in_chain=in_chain,
         with_z=quality(model.predict(block, z, levels, context)),
         without_z=quality(model.predict(block, nothing, levels, context)),
         inputs_shuffled=quality(model.predict(block, z, levels, context[other])) if reads else None,

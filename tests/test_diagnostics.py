@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from fedblocks.blocks import Denoiser, build_model, diagnose, metric_of, sample_chain
@@ -15,7 +17,7 @@ from fedblocks.blocks.denoiser import GaussianDenoiser, Metric
 from fedblocks.blocks.diagnostics import BINS
 from fedblocks.blocks.noise import LogNormalNoise, Partition
 from fedblocks.blocks.preconditioning import Preconditioning
-from fedblocks.config import ARLanguageModelSettings, NoiseSettings, ViTSettings
+from fedblocks.config import ARLanguageModelSettings, ModelSettings, NoiseSettings, ViTSettings
 from fedblocks.errors import InputError
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "layers": 2, "blocks": 2, "heads": 2}
@@ -26,7 +28,7 @@ QUIET = NoiseSettings(P_mean=-4.0, P_std=0.5, sigma_max=0.1)
 EITHER = pytest.mark.parametrize("settings", [VIT, AR], ids=["vit", "ar-lm"])
 
 
-def model(settings: ViTSettings | ARLanguageModelSettings, noise: NoiseSettings | None = None) -> Denoiser:
+def model(settings: ModelSettings, noise: NoiseSettings | None = None) -> Denoiser:
     torch.manual_seed(0)
     net = build_model(settings, noise or NoiseSettings(overlap=0.0))
     for p in net.parameters():  # adaLN-zero hides the input from the noisy tokens; move off it
@@ -55,6 +57,7 @@ def test_quality_in_the_chain_is_the_samplers(settings: Any) -> None:
     assert [d.block for d in found] == [0, 1]
     expected = [float(net.score(p, targets).double().mean()) for p in chain]
     assert [d.in_chain for d in found] == pytest.approx(expected)
+    assert all(d.by_example for d in found)
 
 
 @EITHER
@@ -136,6 +139,49 @@ def test_a_diagnosis_leaves_the_model_as_it_was_and_goes_into_json() -> None:
     assert back[1]["without_z"] == found[1].without_z
     assert back[1]["by_noise"][0]["high"] == found[1].by_noise[0].high
     assert found == diagnose(net, inputs, targets, generator())
+
+
+def test_a_metric_of_sets_is_kept_apart_from_scores_of_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a Frechet distance averaged over examples, or compared with their scores."""
+    net, (inputs, targets) = model(VIT), examples(VIT)
+    plain = diagnose(net, inputs, targets, generator())
+    monkeypatch.setattr(net, "chain_quality", lambda x, y, g: [40.0, 30.0], raising=False)
+    found = diagnose(net, inputs, targets, generator())
+    assert [d.in_chain for d in found] == [40.0, 30.0]
+    assert not any(d.by_example for d in found)
+    assert [d.with_z for d in found] == [d.with_z for d in plain]
+
+
+OF_SIZE: dict[str, dict[str, Any]] = {
+    "vit": {"patch_size": 4},
+    "dit": {"patch_size": 4},
+    "ar-lm": {"sequence_length": 8},
+    "masked-lm": {"sequence_length": 8},
+    "recurrent-lm": {"sequence_length": 8, "layers": 4, "blocks": 1},
+    "forecaster": {"context_length": 16, "horizon": 8, "patch_size": 4},
+}
+
+
+@pytest.mark.parametrize("family", OF_SIZE)
+def test_every_family_is_diagnosed_in_its_own_shapes(family: str) -> None:
+    """Would catch a family whose z, context or prediction is not shaped as others' are."""
+    settings = TypeAdapter(ModelSettings).validate_python({"family": family} | SIZES | OF_SIZE[family])
+    kind, g = settings.kind, torch.Generator().manual_seed(0)
+
+    def values(shape: tuple[int, ...], classes: int | None) -> Tensor:
+        if classes is None:
+            return torch.rand(10, *shape, generator=g)
+        return torch.randint(classes, (10, *shape), generator=g)
+
+    net = model(settings)
+    inputs, targets = values(kind.inputs, kind.input_classes), values(kind.targets, kind.target_classes)
+    found = diagnose(net, inputs, targets, generator())
+    assert len(found) == settings.blocks
+    for d in found:
+        assert all(map(math.isfinite, (d.in_chain, d.with_z, d.without_z)))
+        assert 0 <= d.follows_wrong_z <= 1
+        assert (d.inputs_shuffled is None) == (family == "masked-lm")
+        assert all(part.loss >= 0 and part.gradient_norm > 0 for part in d.by_noise)
 
 
 def test_one_example_cannot_be_exchanged() -> None:

@@ -19,13 +19,22 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from fedblocks.blocks import Metric, build_model, diagnose, merge
 from fedblocks.client.data import Examples
-from fedblocks.config import ARLanguageModelSettings, DropoutSettings, PrivacySettings, Settings, ViTSettings
+from fedblocks.config import (
+    ARLanguageModelSettings,
+    DiTSettings,
+    DropoutSettings,
+    PrivacySettings,
+    Settings,
+    ViTSettings,
+)
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.simulation import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.threat_model.metrics import EXACT_PSNR, psnr, summarise
 from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.diagnosed import read_diagnosed
+from fedblocks.threat_model.report.facts import read_facts
 from fedblocks.threat_model.report.measures import Measure
 from fedblocks.threat_model.verdicts import Evidence
 
@@ -329,6 +338,7 @@ class Case:
 
     def blocks(self, chain: tuple[float, float]) -> list[dict[str, Any]]:
         told = {"with_z": chain[1], "without_z": chain[0], "inputs_shuffled": None, "follows_wrong_z": 0.25}
+        told["by_example"] = self.model.family != "dit"
         return [{"block": b, "level": 1.0, "in_chain": chain[b], "by_noise": BINS} | told for b in range(2)]
 
 
@@ -345,6 +355,12 @@ FAMILIES = pytest.mark.parametrize("case", [
         "Bits per character on held-out private data fell from 2.75 (public model) to 2.41 after round 4, a "
         "change of −0.34 (lower is better; ",
         "rose from 2.75 (public model) to 2.80", "block 1 loses 0.30 bits", ("2.41", "lower is better"),
+    ),
+    Case(
+        DiTSettings(patch_size=4, **SIZES), (60.0, 50.0), (45.0, 39.8), (45.0, 52.0), 70.0,
+        "Fréchet distance on held-out private data fell from 50.0 (public model) to 39.8 after round 4, a "
+        "change of −10.2 (lower is better; ",
+        "rose from 50.0 (public model) to 52.0", "block 1 loses 7.00", ("39.8", "score of single answers"),
     ),
 ], ids=lambda case: case.model.family)  # fmt: skip
 
@@ -365,8 +381,7 @@ def test_a_gain_is_told_in_the_familys_metric_and_direction(
     assert ("95% interval" in text) == is_share
     assert (f"{case.good[1]:.1%}" in text) == is_share
     assert f"the chain does better, with {case.numbers[0]}" in text
-    assert "trained as blocks they reach" in text
-    assert "no worse" in text
+    assert f"trained as blocks it reaches {case.numbers[0]}, no worse" in text
     assert "▼" not in text
     assert set(alarms(seen)) <= {"Audit", "Dropouts"}
 
@@ -386,7 +401,7 @@ def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
     assert case.lost in found["A block that hurts"]
     assert "Stopping after block 0" in found["A block that hurts"]
     assert "does better than the whole chain of 2" in found["First block"]
-    assert "1 layer, as many as one block has" in found["Control"]
+    assert "One network of 1 layer, as many as a block has, trained end to end reaches" in found["Control"]
     assert "better than the chain" in found["Control"]
     assert "Takes away: after block 1" in seen.text()
     assert seen.page.locator("td.low").count() == 2
@@ -394,6 +409,21 @@ def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
         page = opened(browser, report, width).page
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate(OVERLAPS) == []
+
+
+@FAMILIES
+def test_controls_are_compared_on_the_same_examples(case: Case, finished: RunFolder, tmp_path: Path) -> None:
+    """Would catch a chain diagnosed on some held-out examples beside controls measured on all of them."""
+    run = case.run(finished, tmp_path, case.good, case.good[1])
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad), None, case.start[0]))
+    found = read_diagnosed(run, read_facts(run))
+    assert found is not None
+    assert found.chain == case.good
+    assert found.takes_away() == []
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad)) | {"round": 3})
+    other = read_diagnosed(run, read_facts(run))
+    assert other is not None
+    assert other.chain == case.bad  # not of the round that was measured last
 
 
 def alarms(seen: Opened) -> dict[str, str]:

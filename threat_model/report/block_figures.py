@@ -24,7 +24,7 @@ from .canvas import (
     title_over,
 )
 from .diagnosed import Diagnosed
-from .measures import Measure, three_digits
+from .measures import three_digits
 from .quality_figures import name_blocks, plain_numbers, scale
 
 _ASKED: tuple[tuple[str, Callable[[BlockDiagnosis], float | None], str, str], ...] = (
@@ -37,10 +37,15 @@ _ASKED: tuple[tuple[str, Callable[[BlockDiagnosis], float | None], str, str], ..
 
 def block_answers(diagnosed: Diagnosed) -> Markup:
     """Every block's quality under each condition; below, how often it follows a wrong z."""
-    m, blocks = diagnosed.measure, diagnosed.blocks
-    label = f"Dots of {m.words}, {m.direction}, by block. " + " ".join(_said(block, m) for block in blocks)
-    asked = [(name, colour, marker, _values(blocks, get)) for name, get, colour, marker in _ASKED]
+    m, blocks = diagnosed.alone, diagnosed.blocks
+    # A metric of more than one answer and a score of single answers have no scale in common.
+    questions = _ASKED if diagnosed.by_example else _ASKED[1:]
+    asked = [(name, colour, marker, _values(blocks, get)) for name, get, colour, marker in questions]
     asked = [entry for entry in asked if entry[3]]
+    label = f"Dots of {m.words}, {m.direction}, by block."
+    for b, block in enumerate(blocks):
+        told = [f"{name} {m.show(values[b])}" for name, *_, values in asked if b in values]
+        label += f" Block {b}: {', '.join(told)}, follows a wrong z {block.follows_wrong_z:.0%}."
 
     def draw(figure: Figure, wide: bool) -> None:
         height = figure.get_figheight() * 72
@@ -125,8 +130,3 @@ def _values(
     """Value by block, where there is one."""
     found = {block.block: get(block) for block in blocks}
     return {b: value for b, value in found.items() if value is not None}
-
-
-def _said(block: BlockDiagnosis, m: Measure) -> str:
-    told = [f"{name} {m.show(value)}" for name, get, *_ in _ASKED if (value := get(block)) is not None]
-    return f"Block {block.block}: {', '.join(told)}, follows a wrong z {block.follows_wrong_z:.0%}."

@@ -5,33 +5,49 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...blocks import Metric
 from ...blocks.diagnostics import BlockDiagnosis, NoiseBin
-from ...config import ModelSettings
 from ...server.run_folder import RunFolder
+from .facts import Facts
 from .measures import Measure
+
+_SCORE = "score of single answers"
 
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """Held-out diagnoses of all blocks after a round; the controls are ordinary networks, where trained.
+    """Diagnoses of all blocks after a round, and the controls, where they have been run.
 
-    `end_to_end` has all `layers`, `shallow` only the layers of one block.
+    Controls are single networks trained end to end under the run's own conditions: `end_to_end` with all
+    `layers`, `shallow` with those of one block. `chain` is the quality after each block to compare them with.
     """
 
     round: int
     blocks: tuple[BlockDiagnosis, ...]
+    chain: tuple[float, ...]
     end_to_end: float | None
     shallow: float | None
     layers: int
     measure: Measure
 
     @property
-    def chain(self) -> float:
-        return self.blocks[-1].in_chain
-
-    @property
     def layers_each(self) -> int:
         return self.layers // len(self.blocks)
+
+    @property
+    def controlled(self) -> bool:
+        return self.shallow is not None or self.end_to_end is not None
+
+    @property
+    def by_example(self) -> bool:
+        """Whether what is asked of single examples is in the metric itself."""
+        return self.blocks[0].by_example
+
+    @property
+    def alone(self) -> Measure:
+        """What the answers to single questions are measured in."""
+        m = self.measure.metric
+        return self.measure if self.by_example else Measure(Metric(_SCORE, m.higher_is_better, "number"))
 
     @property
     def reads_inputs(self) -> bool:
@@ -39,15 +55,15 @@ class Diagnosed:
 
     def takes_away(self) -> list[int]:
         """Blocks after which the chain is noticeably worse than before them."""
-        q = [block.in_chain for block in self.blocks]
+        q = self.chain
         return [b for b in range(1, len(q)) if self.measure.noticeably_worse(q[b - 1], q[b])]
 
     def controls(self) -> list[tuple[str, float]]:
         """(what, quality), the chain first."""
         n = len(self.blocks)
         named = [
-            (f"the chain of {n} block{'s' if n > 1 else ''}", self.chain),
-            ("its first block alone", self.blocks[0].in_chain if n > 1 else None),
+            (f"the chain of {n} block{'s' if n > 1 else ''}", self.chain[-1]),
+            ("its first block alone", self.chain[0] if n > 1 else None),
             (f"{_layers(self.layers_each)} end to end", self.shallow if n > 1 else None),
             (f"{_layers(self.layers)} end to end", self.end_to_end),
         ]
@@ -57,49 +73,57 @@ class Diagnosed:
         """(topic, sentence, attention) for the findings."""
         found: list[tuple[str, str, bool]] = []
         m, n, show = self.measure, len(self.blocks), self.measure.show
-        first = self.blocks[0].in_chain
-        if n > 1 and not m.noticeably_worse(self.chain, first):
-            how = "better than" if m.noticeably_better(self.chain, first) else "as well as"
+        first, chain = self.chain[0], self.chain[-1]
+        if n > 1 and not m.noticeably_worse(chain, first):
+            how = "better than" if m.noticeably_better(chain, first) else "as well as"
             text = (
                 f"The first block alone does {how} the whole chain of {n}: {show(first)} against "
-                f"{show(self.chain)} ({m.words}, {m.direction}). What comes after it adds nothing here."
+                f"{show(chain)} ({m.words}, {m.direction}). What comes after it adds nothing here."
             )
             found.append(("First block", text, True))
         if n > 1 and self.shallow is not None:
-            reached = f"{_layers(self.layers_each)}, as many as one block has, trained end to end, reach"
-            if m.noticeably_worse(self.chain, self.shallow):
-                text = f"{reached} {show(self.shallow)}: the chain does better, with {show(self.chain)}."
-                found.append(("Control", _upper(text), False))
-            else:
-                better = m.noticeably_better(self.chain, self.shallow)
-                text = (
-                    f"{reached} {show(self.shallow)}, {'better than' if better else 'as good as'} the chain "
-                    f"with {show(self.chain)}: these data do not show that the chain is of use."
-                )
-                found.append(("Control", _upper(text), True))
-        if self.end_to_end is not None:
-            worse = m.noticeably_worse(self.end_to_end, self.chain)
             text = (
-                f"All {_layers(self.layers)} trained end to end reach {show(self.end_to_end)}; trained as "
-                f"blocks they reach {show(self.chain)}"
-                + (f", {m.amount(self.end_to_end - self.chain)} worse." if worse else ", no worse.")
+                f"One network of {_layers(self.layers_each)}, as many as a block has, trained end to end "
+                f"reaches {show(self.shallow)}"
             )
+            worse = m.noticeably_worse(chain, self.shallow)
+            if worse:
+                text += f": the chain does better, with {show(chain)}."
+            else:
+                how = "better than" if m.noticeably_better(chain, self.shallow) else "as good as"
+                text += (
+                    f", {how} the chain with {show(chain)}: these data do not show that the chain is of use."
+                )
+            found.append(("Control", text, not worse))
+        if self.end_to_end is not None:
+            text = (
+                f"All of the network, {_layers(self.layers)}, trained end to end reaches "
+                f"{show(self.end_to_end)}; trained as blocks it reaches {show(chain)}, "
+            )
+            worse = m.noticeably_worse(self.end_to_end, chain)
+            text += f"{m.amount(self.end_to_end - chain)} worse." if worse else "no worse."
             found.append(("End to end", text, False))
         return found
 
 
-def read_diagnosed(run: RunFolder, model: ModelSettings, measure: Measure) -> Diagnosed | None:
+def read_diagnosed(run: RunFolder, facts: Facts) -> Diagnosed | None:
     """None where the run has not been diagnosed."""
     raw = run.read_json("diagnostics.json")
     if raw is None:
         return None
+    blocks = tuple(_block(block) for block in raw["heldout"])
+    chain = tuple(block.in_chain for block in blocks)
+    # Diagnoses may be made on a part of the held-out examples; controls are measured on all, as rounds are.
+    if facts.utility is not None and facts.utility.last.round == raw["round"]:
+        chain = facts.utility.last.heldout
     return Diagnosed(
         round=raw["round"],
-        blocks=tuple(_block(block) for block in raw["heldout"]),
+        blocks=blocks,
+        chain=chain,
         end_to_end=raw["control"]["end_to_end"],
         shallow=raw["control"]["shallow"],
-        layers=model.layers,
-        measure=measure,
+        layers=facts.plan.model.layers,
+        measure=facts.measure,
     )
 
 
@@ -109,7 +133,3 @@ def _block(raw: dict[str, Any]) -> BlockDiagnosis:
 
 def _layers(n: int) -> str:
     return f"{n} layer{'s' if n > 1 else ''}"
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -139,7 +139,7 @@ def _attendance(facts: Facts) -> Finding:
     text = (
         f"{_many(companies, 'company', 'companies')} dropped out {_many(times, 'time', 'times')} in "
         f"{facts.rounds_done} rounds; {_many(len(facts.aborted), 'round was', 'rounds were')} aborted"
-        f"{', where nothing was opened' if facts.aborted else ''}."
+        f"{_aborted(facts)}."
     )
     if facts.unused_charges:
         text += (
@@ -147,6 +147,12 @@ def _attendance(facts: Facts) -> Finding:
             "no sum: privacy spent for nothing."
         )
     return Finding("Dropouts", text, bool(facts.aborted))
+
+
+def _aborted(facts: Facts) -> str:
+    if not facts.aborted:
+        return ""
+    return ", where nothing was opened" if facts.one_block_a_round else ", wholly or for some of their blocks"
 
 
 def _audit(facts: Facts, audit: Audited | None) -> list[Finding]:

@@ -42,7 +42,7 @@ _SECTIONS = (
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` into the run folder; the same files give the same page, byte for byte."""
     facts, audit = read_facts(run), read_audit(run)
-    diagnosed = read_diagnosed(run, facts.plan.model, facts.measure)
+    diagnosed = read_diagnosed(run, facts)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -50,10 +50,17 @@ def write_report(run: RunFolder) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    m = facts.measure
     environment.filters.update(
-        quality=facts.measure.show, change=facts.measure.change, percent=_percent, digits=three_digits,
-        epsilon=_epsilon, delta=delta, score=_score,
-    )  # fmt: skip
+        quality=m.show,
+        change=m.change,
+        alone=diagnosed.alone.show if diagnosed else m.show,
+        percent=_percent,
+        digits=three_digits,
+        epsilon=_epsilon,
+        delta=delta,
+        score=_score,
+    )
     page = environment.get_template("report.html.j2").render(_context(run, facts, diagnosed, audit))
     path = run.path / "report.html"
     write_atomically(path, page.encode())
@@ -89,7 +96,7 @@ def _context(
         "metric_names": METRICS,
         "shares": SHARES,
         "budgets_differ": audit is not None and len({view.budget for view in audit.views}) > 1,
-        "commands": _commands(facts),
+        "commands": _commands(facts, diagnosed),
     }
 
 
@@ -110,10 +117,11 @@ def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) ->
     return charts
 
 
-def _commands(facts: Facts) -> str:
+def _commands(facts: Facts, diagnosed: Diagnosed | None) -> str:
     reference = " --with-reference" if facts.utility and facts.utility.reference else ""
+    controls = " --with-controls" if diagnosed and diagnosed.controlled else ""
     audit = "fedblocks audit\n" if attackable(facts.plan.model) else ""
-    return f"fedblocks simulate settings.toml{reference}\n{audit}fedblocks report"
+    return f"fedblocks simulate settings.toml{reference}{controls}\n{audit}fedblocks report"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
