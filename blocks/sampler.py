@@ -14,8 +14,8 @@ def sample_chain(
 ) -> list[Tensor]:
     """The prediction after each block, in order; the last one is the model's answer.
 
-    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs where
-    it cannot act. inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
+    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs
+    where it cannot act. inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
     """
     return _run(model, inputs, like, generator, steps_per_block)[0]
 

@@ -7,6 +7,7 @@ within its own interval of sigma, and a sampling step runs one block only.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -20,7 +21,7 @@ from ..transformer import Block, NoiseEmbedding, Shape
 from .vit import images_of, patches_of, placed, positions
 
 # x -> (x - CENTRE) SCALE brings pixels in [0, 1] near mean 0 and deviation 0.5: scanned digits have mean 0.3
-# and deviation 0.37, photographs 0.47 and 0.25. A statistic of the data would let one example move all others.
+# and 0.37, photographs 0.47 and 0.25. A statistic of the data would let one example move all the others.
 CENTRE, SCALE = 0.4, 1.5
 
 
@@ -76,7 +77,9 @@ class DiT(GaussianDenoiser):
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         """The class as one vector (N, 1, D): it modulates the layers and is no token among them."""
-        embedded: Tensor = self.blocks[block].interface["label"](inputs)[:, None]
+        part = self.blocks[block]
+        assert isinstance(part, Block)
+        embedded: Tensor = part.interface["label"](inputs)[:, None]
         return embedded
 
     def clean(self, targets: Tensor) -> Tensor:
@@ -84,6 +87,7 @@ class DiT(GaussianDenoiser):
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         part = self.blocks[block]
+        assert isinstance(part, Block)
         own = part.interface
         tokens = own["patch"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, T, D)
         tokens = tokens + placed(own["position"], tokens)
@@ -105,6 +109,6 @@ class DiT(GaussianDenoiser):
         return self.loss(prediction, targets)
 
     def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
-        """z of the variance that noisy images have: with few steps the first level is not far above theirs."""
-        total = (level**2 + self.preconditioning.sigma_data**2) ** 0.5
+        """z of the variance of noisy images: with few steps the first level is not far above the images' own."""
+        total = math.hypot(level, self.preconditioning.sigma_data)
         return total * torch.randn(shape, generator=generator, device=generator.device)

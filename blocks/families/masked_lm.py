@@ -38,7 +38,9 @@ class MaskedLanguageModel(MaskedDenoiser):
         mlp_ratio: float = 4.0,
     ) -> None:
         if features != "raw":
-            raise InputError("features", features, "a masked-lm has no clean stream to pass on; expected 'raw'")
+            raise InputError(
+                "features", features, "a masked-lm has no clean stream to pass on; expected 'raw'"
+            )
         super().__init__(partition, vocabulary)
         self.hidden_size = hidden_size
         shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio, style="llama")
@@ -62,6 +64,7 @@ class MaskedLanguageModel(MaskedDenoiser):
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         part = self.blocks[block]
+        assert isinstance(part, Block)
         own = part.interface
         _, out = part(context, own["token"](z), own["noise"](level))
         return self.known(own["head"](own["norm"](out)), z)

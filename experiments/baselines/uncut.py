@@ -17,6 +17,4 @@ def end_to_end(model: DiTSettings | MaskedLanguageModelSettings, noise: NoiseSet
 
 def shallow(model: DiTSettings | MaskedLanguageModelSettings, noise: NoiseSettings) -> Denoiser:
     """One block's L/B layers, trained end to end: what the depth is worth."""
-    return build_model(
-        model.model_copy(update={"layers": model.layers // model.blocks, "blocks": 1}), noise
-    )
+    return build_model(model.model_copy(update={"layers": model.layers // model.blocks, "blocks": 1}), noise)

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain, train
 from ....blocks.frechet import FrechetDistance
@@ -77,6 +76,6 @@ def row(seeds: int, on_progress: Callable[[str], None] = lambda _: None) -> dict
         "steps_per_layer": SCHEDULE.steps,
         "seeds": seeds,
         "seconds": time.perf_counter() - started,
-        "note": f"features of a small digit classifier, {HELD_OUT} held-out digits, {SAMPLING_STEPS} sampling "
-        f"steps in all models; the training digits themselves are at {floor:.3f}",
+        "note": f"features of a small digit classifier, {HELD_OUT} held-out digits, {SAMPLING_STEPS} "
+        f"sampling steps in all models; the training digits themselves are at {floor:.3f}",
     }

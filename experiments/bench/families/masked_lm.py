@@ -25,7 +25,7 @@ DRAWS = 8
 
 @cache
 def texts() -> tuple[Tensor, Tensor]:
-    """Training and held-out sequences (N, T) of the help topics that Python ships; the last topics are held out."""
+    """Training and held-out sequences (N, T) of the help topics that Python ships, the last topics held out."""
     from pydoc_data.topics import topics
 
     text = "\n".join(topics[name] for name in sorted(topics))
