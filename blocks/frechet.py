@@ -43,7 +43,7 @@ class FrechetDistance:
             for _ in range(_STEPS):
                 index = torch.randint(len(labels), (_BATCH,))
                 optimizer.zero_grad()
-                F.cross_entropy(net(images[index]), labels[index]).backward()  # type: ignore[no-untyped-call]
+                F.cross_entropy(net(images[index]), labels[index]).backward()
                 optimizer.step()
         body.append(_Scale(body(images).detach().std(dim=0)))
         return cls(body.requires_grad_(False).eval())

@@ -109,6 +109,6 @@ class DiT(GaussianDenoiser):
         return self.loss(prediction, targets)
 
     def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
-        """z of the variance of noisy images: with few steps the first level is not far above the images' own."""
+        """z of the variance of noisy images, which at the first of few levels the images still add to."""
         total = math.hypot(level, self.preconditioning.sigma_data)
         return total * torch.randn(shape, generator=generator, device=generator.device)

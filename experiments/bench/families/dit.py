@@ -20,7 +20,7 @@ from ....config import DataSource, DiTSettings, NoiseSettings
 from ...baselines.uncut import end_to_end, shallow
 from .summary import summary
 
-MODEL = DiTSettings(hidden_size=64, layers=6, blocks=3)
+MODEL = DiTSettings(patch_size=4, hidden_size=64, layers=6, blocks=3)
 NOISE = NoiseSettings(P_mean=-1.2, weight="edm")
 SCHEDULE = Schedule(steps=800, batch_size=128, learning_rate=2e-3, ema=0.99)
 SAMPLING_STEPS = 18

@@ -18,14 +18,14 @@ from .summary import summary
 
 MODEL = MaskedLanguageModelSettings(hidden_size=64, layers=6, blocks=3, sequence_length=64)
 NOISE = NoiseSettings()
-SCHEDULE = Schedule(steps=600, batch_size=64, learning_rate=3e-3)
+SCHEDULE = Schedule(steps=200, batch_size=64, learning_rate=3e-3)
 HELD_OUT = 256
-DRAWS = 8
+DRAWS = 4
 
 
 @cache
 def texts() -> tuple[Tensor, Tensor]:
-    """Training and held-out sequences (N, T) of the help topics that Python ships, the last topics held out."""
+    """Training and held-out sequences (N, T) of the help topics in Python, the last topics held out."""
     from pydoc_data.topics import topics
 
     text = "\n".join(topics[name] for name in sorted(topics))
