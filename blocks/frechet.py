@@ -21,7 +21,7 @@ _STEPS, _BATCH = 200, 128
 class FrechetDistance:
     """Distance on the penultimate features of a fixed classifier, each of unit deviation on its images.
 
-    distance = FrechetDistance.on(public_images, public_labels)     # seconds for thousands of small images
+    distance = FrechetDistance.on(public_images, public_labels)     # takes seconds
     distance(generated, heldout)                                    # 0 for identical sets
     """
 
