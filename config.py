@@ -76,9 +76,9 @@ class DataKind(_Part):
     """Shapes of one example; `classes` is the number of values a whole-number field may take, none: real."""
 
     inputs: tuple[int, ...]
-    input_classes: int | None
+    input_classes: int | None = None
     targets: tuple[int, ...]
-    target_classes: int | None
+    target_classes: int | None = None
 
 
 class _ImageSettings(TransformerSettings):
@@ -109,9 +109,7 @@ class ViTSettings(_ImageSettings):
 
     @property
     def kind(self) -> DataKind:
-        return DataKind(
-            inputs=self.image_shape, input_classes=None, targets=(), target_classes=self.classes
-        )
+        return DataKind(inputs=self.image_shape, input_classes=None, targets=(), target_classes=self.classes)
 
 
 class DiTSettings(_ImageSettings):
@@ -121,9 +119,7 @@ class DiTSettings(_ImageSettings):
 
     @property
     def kind(self) -> DataKind:
-        return DataKind(
-            inputs=(), input_classes=self.classes, targets=self.image_shape, target_classes=None
-        )
+        return DataKind(inputs=(), input_classes=self.classes, targets=self.image_shape, target_classes=None)
 
 
 class _TextSettings(TransformerSettings):
@@ -180,7 +176,9 @@ class ForecasterSettings(TransformerSettings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         for name, length in (("context_length", self.context_length), ("horizon", self.horizon)):
-            _rule(length % self.patch_size == 0, "patch_size", self.patch_size, f"must divide {name}={length}")
+            _rule(
+                length % self.patch_size == 0, "patch_size", self.patch_size, f"must divide {name}={length}"
+            )
         return self
 
     @property
@@ -202,12 +200,15 @@ ModelSettings = Annotated[
 ]
 
 
+FAMILY_NAMES = ("vit", "dit", "ar-lm", "masked-lm", "recurrent-lm", "forecaster")
+
+
 class NoiseSettings(_Part):
     """Denoising noise of the blocks (not the privacy noise); names as in EDM.
 
     `partition`: "equi-probability" (the paper's), "uniform" (equal steps of log sigma), "uniform-linear", or
     "equi-information" (equal shares of what is to be learnt; refitted to the measured loss curve every
-    `refit_every` steps of pretraining where no closed form exists). `edges`, when given, are used as they are.
+    `refit_every` steps of pretraining where no closed form exists). `edges`, if given, are used as they are.
     """
 
     P_mean: float = Field(1.0, ge=-6, le=6)
@@ -216,7 +217,9 @@ class NoiseSettings(_Part):
     sigma_max: float = Field(80.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
     rate_min: float = Field(1e-3, gt=0, lt=1, description="lowest masking rate of a masked language model")
-    partition: Literal["equi-probability", "uniform", "uniform-linear", "equi-information"] = "equi-probability"
+    partition: Literal["equi-probability", "uniform", "uniform-linear", "equi-information"] = (
+        "equi-probability"
+    )
     edges: tuple[float, ...] | None = None
     refit_every: int = Field(100, ge=1)
     overlap: float = Field(0.05, ge=0, lt=1)
@@ -474,7 +477,8 @@ def validated_json(kind: type[T], text: str) -> T:
 
 def _readable(error: ValidationError) -> InputError:
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    # A union's tag is no field: model.vit.layers is model.layers.
+    field = ".".join(str(part) for part in first["loc"] if part not in FAMILY_NAMES)
     if first["type"] == "value_error":  # raised by `_rule`: already names field, value and rule
         name, _, rest = str(first["ctx"]["error"]).partition("=")
         value, _, rule = rest.partition(": ")

@@ -2,12 +2,13 @@
 
 `noise` cuts the noise range into one interval per block and `information` says where, `denoiser` is what
 every model family in `families` implements on the layers of `transformer`, `objective` is the loss of one
-block alone, `training` minimises it, `sampler` chains the blocks at inference, `state` splits a model into
-block states and merges them back.
+block alone, `training` minimises it, `sampler` chains the blocks at inference, `diagnostics` asks what each
+of them does there, `state` splits a model into block states and merges them back.
 """
 
-from .build import build_model
-from .denoiser import Denoiser, Draw
+from .build import build_model, metric_of
+from .denoiser import Denoiser, Draw, Metric
+from .diagnostics import BlockDiagnosis, diagnose
 from .noise import LogNormalNoise, MaskingRate, Partition
 from .objective import BlockObjective
 from .preconditioning import Preconditioning
@@ -16,20 +17,24 @@ from .state import ModelState, block_parameters, digest, load_state, merge, save
 from .training import Schedule, train
 
 __all__ = [
+    "BlockDiagnosis",
     "BlockObjective",
     "Denoiser",
     "Draw",
     "LogNormalNoise",
     "MaskingRate",
+    "Metric",
     "ModelState",
     "Partition",
     "Preconditioning",
     "Schedule",
     "block_parameters",
     "build_model",
+    "diagnose",
     "digest",
     "load_state",
     "merge",
+    "metric_of",
     "sample_chain",
     "save_state",
     "split",

@@ -55,6 +55,7 @@ class Denoiser(nn.Module, ABC):
 
     blocks: nn.ModuleList
     metric: ClassVar[Metric]
+    steps_per_block: int = 1  # of the sampler
 
     def __init__(self, partition: Partition, features: Features = "raw") -> None:
         super().__init__()
@@ -111,13 +112,27 @@ class Denoiser(nn.Module, ABC):
 
     # What all families share.
 
-    def context(self, block: int, inputs: Tensor) -> Tensor:
-        """What the block reads of the clean input: (N, ...) -> (N, Tc, D). No gradient reaches other blocks."""
+    def part(self, block: int) -> Block:
+        found = self.blocks[block]
+        assert isinstance(found, Block)
+        return found
+
+    def own(self, block: int, name: str, x: Tensor) -> Tensor:
+        """One module of a block's own interface, applied."""
+        out: Tensor = self.part(block).interface[name](x)
+        return out
+
+    def context(self, block: int, inputs: Tensor, before: Tensor | None = None) -> Tensor:
+        """What the block reads of the clean input, (N, ...) -> (N, Tc, D); no gradient to other blocks.
+
+        `before`: the features of the blocks before it, where they have been computed already.
+        """
         own = self.embed(block, inputs)
         if self.features == "raw" or block == 0 or own.shape[1] == 0:
             return own
-        with torch.no_grad():
-            before = self.features_before(block, inputs)
+        if before is None:
+            with torch.no_grad():
+                before = self.features_before(block, inputs)
         return own + before
 
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
@@ -125,23 +140,18 @@ class Denoiser(nn.Module, ABC):
         made: Tensor | None = None
         for b in range(block):
             own = self.embed(b, inputs)
-            part = self.blocks[b]
-            assert isinstance(part, Block)
-            made = part.features(own if made is None else own + made)
+            made = self.part(b).features(own if made is None else own + made)
         assert made is not None
         return made
 
     def contexts(self, inputs: Tensor) -> list[Tensor]:
         """`context` of every block, the features passed on once."""
         found: list[Tensor] = []
-        for b, part in enumerate(self.blocks):
+        for b in range(len(self.blocks)):
             own = self.embed(b, inputs)
             if b and self.features == "prefix" and own.shape[1]:
-                before = self.blocks[b - 1]
-                assert isinstance(before, Block)
-                own = own + before.features(found[-1])
+                own = own + self.part(b - 1).features(found[-1])
             found.append(own)
-            assert isinstance(part, Block)
         return found
 
     def trainable(self, block: int, interface: bool) -> list[str]:
@@ -164,7 +174,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class GaussianDenoiser(Denoiser):
-    """z = clean + sigma eps, with EDM preconditioning; sampling by Euler steps of the probability-flow ODE."""
+    """z = clean + sigma eps, EDM preconditioning; sampling by Euler steps of the probability-flow ODE."""
 
     def __init__(self, partition: Partition, preconditioning: Preconditioning, features: Features) -> None:
         super().__init__(partition, features)

@@ -13,6 +13,8 @@ all it tells about y and, unlike z, injects no noise where it tells nothing.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,8 +41,7 @@ class EmbeddedDenoiser(GaussianDenoiser):
 
     def condition(self, block: int, sigma: Tensor) -> Tensor:
         """Embedding of the noise level that modulates a block: (N,) -> (N, D)."""
-        embedded: Tensor = self.blocks[block].interface["noise"](self.preconditioning.c_noise(sigma))
-        return embedded
+        return self.own(block, "noise", self.preconditioning.c_noise(sigma))
 
     def evidence(self, z: Tensor, sigma: Tensor) -> Tensor:
         """log p(z | y) up to a constant: z (N, ..., D) -> (N, ..., V)."""
@@ -49,7 +50,7 @@ class EmbeddedDenoiser(GaussianDenoiser):
 
     def posterior_mean(self, evidence: Tensor) -> Tensor:
         """E[e_y | z], scaled so that its entries are of size 1: (N, ..., V) -> (N, ..., D)."""
-        return evidence.softmax(dim=-1) @ self.table * self.table.shape[1] ** 0.5
+        return evidence.softmax(dim=-1) @ self.table * math.sqrt(self.table.shape[1])
 
     def estimate(self, prediction: Tensor) -> Tensor:
         return prediction.softmax(dim=-1) @ self.table

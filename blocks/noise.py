@@ -1,8 +1,8 @@
 """Noise levels and their partition into one interval per block.
 
-DiffusionBlocks (arXiv 2506.14202), section 3.3: a law of noise levels on [low, high] is cut into intervals, one
-a block. Block 0 holds the network's first layers and owns the highest noise, because sampling starts there.
-A level is sigma where the noise is Gaussian, and the masking rate where tokens are masked.
+DiffusionBlocks (arXiv 2506.14202), section 3.3: a law of noise levels on [low, high] is cut into intervals,
+one a block. Block 0 holds the network's first layers and owns the highest noise, where sampling starts. A
+level is sigma where the noise is Gaussian, and the masking rate where tokens are masked.
 """
 
 from __future__ import annotations
@@ -154,12 +154,14 @@ class Partition:
         `uncertainty[i]` at `levels[i]`, levels rising, is the posterior entropy H(target | z) or a measured
         loss. As in the time warping of Dieleman et al. 2022 (arXiv 2211.15089, section 4.2).
         """
-        u = torch.as_tensor(uncertainty, dtype=torch.float64).cummax(0).values  # noise makes it fall here and there
+        u = (
+            torch.as_tensor(uncertainty, dtype=torch.float64).cummax(0).values
+        )  # noise makes it fall here and there
         log_levels = torch.as_tensor(levels, dtype=torch.float64).log()
-        # A grain of the uniform partition keeps every interval open where the curve is flat.
-        share = (u - u[0]) / (u[-1] - u[0]).clamp_min(1e-12)
         even = (log_levels - log_levels[0]) / (log_levels[-1] - log_levels[0])
-        share = 0.95 * share + 0.05 * even
+        rise = u - u[0]
+        # A grain of the uniform partition keeps every interval open where the curve is flat.
+        share = 0.95 * rise / rise[-1] + 0.05 * even if rise[-1] > 0 else even
         inner = []
         for i in range(1, blocks):
             at = int((share < 1 - i / blocks).sum().clamp(1, len(share) - 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,36 +12,65 @@ from .denoiser import Denoiser
 
 @torch.no_grad()
 def sample_chain(
-    model: Denoiser, inputs: Tensor, like: Tensor, generator: torch.Generator, steps_per_block: int = 1
+    model: Denoiser,
+    inputs: Tensor,
+    like: Tensor,
+    generator: torch.Generator,
+    steps_per_block: int | None = None,
+    draws: int = 1,
 ) -> list[Tensor]:
     """The prediction after each block, in order; the last one is the model's answer.
 
-    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs
-    where it cannot act. inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
+    inputs (N, ...); `like` has the targets' shape, which is all that is read of it. `draws` chains an input,
+    side by side in the predictions (N draws, ...).
     """
-    return _run(model, inputs, like, generator, steps_per_block)[0]
+    return _of_inputs(model, inputs, like, generator, steps_per_block, draws)[0]
 
 
 @torch.no_grad()
 def generate(
-    model: Denoiser, inputs: Tensor, like: Tensor, generator: torch.Generator, steps_per_block: int = 1
+    model: Denoiser,
+    inputs: Tensor,
+    like: Tensor,
+    generator: torch.Generator,
+    steps_per_block: int | None = None,
 ) -> Tensor:
     """A sample of the clean target, (N, ...): the chain, and from its last level one step to no noise."""
-    return _run(model, inputs, like, generator, steps_per_block)[1]
+    return _of_inputs(model, inputs, like, generator, steps_per_block)[1]
 
 
-def _run(
-    model: Denoiser, inputs: Tensor, like: Tensor, generator: torch.Generator, steps_per_block: int
+def _of_inputs(
+    model: Denoiser,
+    inputs: Tensor,
+    like: Tensor,
+    generator: torch.Generator,
+    steps_per_block: int | None,
+    draws: int = 1,
 ) -> tuple[list[Tensor], Tensor]:
-    """The prediction after each block, and z at no noise."""
     contexts = model.contexts(inputs)
-    shape = model.clean(like[:1]).shape[1:]
-    grid = model.partition.midpoints(steps_per_block)
-    z = model.prior(torch.Size((len(inputs), *shape)), grid[0][1], generator).to(model.device)
+    shape = torch.Size((len(inputs) * draws, *model.clean(like[:1]).shape[1:]))
+    return run_chain(
+        model, shape, lambda b, z, level: model.predict(b, z, level, contexts[b]), generator, steps_per_block
+    )
+
+
+def run_chain(
+    model: Denoiser,
+    shape: torch.Size,
+    predict: Callable[[int, Tensor, Tensor], Tensor],
+    generator: torch.Generator,
+    steps_per_block: int | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """The chain of a `predict(block, z, level)`: the prediction after each block, and z at no noise.
+
+    `shape` is that of z. The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so
+    that no block runs where it cannot act.
+    """
+    grid = model.partition.midpoints(steps_per_block or model.steps_per_block)
+    z = model.prior(shape, grid[0][1], generator).to(model.device)
     predictions: list[Tensor] = []
     for (block, level), (after, to) in zip(grid, [*grid[1:], (None, 0.0)], strict=True):
-        levels = torch.full((len(inputs),), level, device=z.device)
-        prediction = model.predict(block, z, levels, contexts[block])
+        prediction = predict(block, z, torch.full(shape[:1], level, device=z.device))
         if after != block:
             predictions.append(prediction)
         z = model.advance(z, prediction, level, to, generator)

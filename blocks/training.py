@@ -6,13 +6,15 @@ trained together, in random order, one after another, or in processes of their o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
 
 from .denoiser import Denoiser
 from .information import LossCurve
@@ -49,6 +51,15 @@ class Schedule:
             yield from (b for _ in range(self.steps) for b in range(blocks))
 
 
+def optimizer_of(parameters: Iterable[nn.Parameter], schedule: Schedule) -> tuple[AdamW, OneCycleLR]:
+    """The recipe of every training here, that of the baselines too: AdamW, warm-up, cosine."""
+    optimizer = AdamW(
+        parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
+    )
+    steps = max(2, schedule.steps + 1)
+    return optimizer, OneCycleLR(optimizer, schedule.learning_rate, total_steps=steps, pct_start=0.1)
+
+
 class BlockTrainer:
     """AdamW with warm-up and cosine on one block; the state of everything that a resume needs.
 
@@ -64,26 +75,29 @@ class BlockTrainer:
         self.part: nn.Module = part
         if schedule.compile:
             part.compile(dynamic=False)
-        self.optimizer = torch.optim.AdamW(
-            part.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
-        )
-        self.rate = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, schedule.learning_rate, total_steps=max(2, schedule.steps + 1), pct_start=0.1
-        )
+        self.optimizer, self.rate = optimizer_of(part.parameters(), schedule)
         self.average = (
             {name: p.detach().clone() for name, p in part.named_parameters()} if schedule.ema else None
         )
         self.taken = 0
 
     def step(
-        self, inputs: Tensor, targets: Tensor, objective: BlockObjective, generator: torch.Generator
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        objective: BlockObjective,
+        generator: torch.Generator,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """One step on a batch; returns the noise levels and the unweighted losses, (N draws,) each."""
+        """One step on a batch; returns the noise levels and the unweighted losses, (N draws,) each.
+
+        `before` as in `Denoiser.context`.
+        """
         s, model = self.schedule, self.model
         targets = targets.repeat_interleave(s.noise_draws, dim=0)
         draw = model.draw(self.block, targets, generator).to(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
-            context = model.context(self.block, inputs)
+            context = model.context(self.block, inputs, before)
             losses = objective.at(model, self.block, context, targets, draw)
         self.optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
@@ -130,8 +144,8 @@ def train(
 ) -> None:
     """Train all blocks in place; inputs (N, ...), targets (N, ...) on the model's device.
 
-    Each step draws one batch with replacement. `refit_every`: cut the noise range anew, at equal shares of the
-    measured loss curve, after every so many steps of the first half of the training.
+    Each step draws one batch with replacement. `refit_every`: cut the noise range anew, at equal shares of
+    the measured loss curve, after every so many steps of the first half of the training.
     """
     trainers = [BlockTrainer(model, b, schedule) for b in range(model.partition.blocks)]
     curve = LossCurve(model.partition.law)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Cache = list[tuple[Tensor, Tensor]]
+KeysValues = tuple[Tensor, Tensor]  # each (N, H, T, d_head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def rotate(x: Tensor, start: int = 0) -> Tensor:
 class Layer(nn.Module):
     """One pre-norm layer; adaLN gives shift, scale and gate to the noisy tokens at each half."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, modulated: bool = True) -> None:
         super().__init__()
         self.shape = shape
         d, llama = shape.hidden_size, shape.style == "llama"
@@ -91,10 +91,11 @@ class Layer(nn.Module):
         self.mlp: nn.Module = (
             SwiGLU(d, width) if llama else nn.Sequential(nn.Linear(d, width), nn.GELU(), nn.Linear(width, d))
         )
-        self.modulation = nn.Linear(d, 6 * d)
-        # adaLN-zero: for the noisy tokens every layer starts as the identity.
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        if modulated:
+            self.modulation = nn.Linear(d, 6 * d)
+            # adaLN-zero: for the noisy tokens every layer starts as the identity.
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
     def forward(self, clean: Tensor, z: Tensor, condition: Tensor, need_clean: bool) -> tuple[Tensor, Tensor]:
         """clean (n, Tc, D), z (n m, Tz, D) of m draws an example, condition (n m, D) -> both streams."""
@@ -122,7 +123,7 @@ class Layer(nn.Module):
         out: Tensor = x + self.mlp(self._norm(x))
         return out
 
-    def clean_step(self, x: Tensor, cache: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def clean_step(self, x: Tensor, cache: KeysValues | None) -> tuple[Tensor, KeysValues]:
         """The clean stream of new tokens (N, T, D) after the cached keys and values, and the longer cache."""
         at = 0 if cache is None else cache[0].shape[2]
         q, k, v = self._heads(self._norm(x), at)
@@ -133,11 +134,13 @@ class Layer(nn.Module):
         x = x + self._attend(q, k, v, mask=mask)
         return x + self.mlp(self._norm(x)), (k, v)
 
-    def noisy_step(self, z: Tensor, condition: Tensor, cache: tuple[Tensor, Tensor]) -> Tensor:
-        """One noisy token (N, 1, D) after the cached clean ones."""
+    def noisy_step(self, z: Tensor, condition: Tensor, cache: KeysValues | None) -> Tensor:
+        """One noisy token (N, 1, D) after the cached clean ones, of which there may be none."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
-        q, k, v = self._heads(self._norm(z) * (1 + scale1) + shift1, cache[0].shape[2])
-        k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+        at = 0 if cache is None else cache[0].shape[2]
+        q, k, v = self._heads(self._norm(z) * (1 + scale1) + shift1, at)
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
         z = z + (1 + gate1) * self._attend(q, k, v)
         out: Tensor = z + (1 + gate2) * self.mlp(self._norm(z) * (1 + scale2) + shift2)
         return out

@@ -19,7 +19,7 @@ from ..config import Plan, validated_json
 from ..errors import InputError, ProtocolError
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
 from .company import Company
-from .data import LabelledImages
+from .data import Examples
 from .protocol import (
     JoinReply,
     JoinRequest,
@@ -31,7 +31,7 @@ from .protocol import (
     UnmaskRequest,
     refusal,
 )
-from .training import block_size, codec, mechanism, model_of, train_block
+from .training import block_size, blocks_read, codec, mechanism, model_of, train_block
 
 app = ClientApp()
 
@@ -66,7 +66,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     if plan.private:
         with company.ledger() as ledger:
             done = sum(row.run == plan.run for row in ledger.rows())
-            left = max(0, plan.training.rounds - done)
+            left = max(0, plan.training.releases(plan.model.blocks) - done)
             event = mechanism(plan).event
             ledger.check_plan([replace(event, steps=event.steps * left)] if left else [])
     check_part(model_of(plan.model, plan.noise, company.policy.device), request.shared, None)
@@ -113,12 +113,15 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     # the data but the masked update itself.
     model = model_of(plan.model, plan.noise, company.policy.device)
     shared_state = company.load_shared(plan.run)
-    received, shared = digest(request.state), digest(shared_state)
+    received, shared = digest(*request.states.values()), digest(shared_state)
     if received != session.model_digest or shared != _stored(context, "run", "shared"):
         raise ProtocolError("wrong_session", "the model received is not the one the session is for")
-    check_part(model, request.state, request.block)
-    merge(model, shared_state, request.state)
-    if session.length != block_size(model, request.block):
+    if list(request.states) != list(blocks_read(plan, request.block)):
+        raise ProtocolError("wrong_session", "not the block states that this plan's blocks read")
+    for b, state in request.states.items():
+        check_part(model, state, b)
+    merge(model, shared_state, *request.states.values())
+    if session.length != block_size(model, request.block, plan):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     encoder = codec(plan, len(session.cohort))
@@ -158,14 +161,14 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
 
 
 def release_labels(
-    plan: Plan, session: Session, block: bytes, shared: bytes, data: LabelledImages
+    plan: Plan, session: Session, block: bytes, shared: bytes, data: Examples
 ) -> tuple[str | int, ...]:
     """All that a seeded release depends on: if any of it differs, so does the noise.
 
     Not the run's name, so that two simulations of the same settings agree.
     """
     settings = plan.model_copy(update={"run": "any"}).digest()
-    parts = (settings, block, shared, digest({"images": data.images, "labels": data.labels}))
+    parts = (settings, block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
     return (session.round, session.label, *(part.hex() for part in parts))
 
 

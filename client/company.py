@@ -23,10 +23,11 @@ from flwr.app import Context
 from safetensors.torch import load_file, save_file
 
 from ..blocks.state import State
+from ..config import DataKind
 from ..errors import InputError, PrivacyError
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
-from .data import LabelledImages
+from .data import Examples
 from .policy import Policy, load_policy
 
 COMPANIES = "companies"
@@ -59,18 +60,11 @@ class Company:
     def name(self) -> str:
         return self.policy.company
 
-    def data(self) -> LabelledImages:
+    def data(self) -> Examples:
         """The training examples, checked against what the policy declares of them."""
         path = self.home / "data.npz"
         state = path.stat()
-        data, p = _data(path, state.st_mtime_ns, state.st_size), self.policy
-        if data.images.shape[1:] != (p.channels, p.image_size, p.image_size):
-            raise InputError(
-                "data.npz", tuple(data.images.shape), "not of the size that policy.toml declares"
-            )
-        if len(data) and not 0 <= int(data.labels.min()) <= int(data.labels.max()) < p.classes:
-            raise InputError("data.npz", "labels", f"expected 0 to {p.classes - 1}")
-        return data
+        return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
 
     def save_shared(self, run: str, shared: State) -> None:
         save_file(shared, self._shared(run))
@@ -112,6 +106,6 @@ class Company:
 
 
 @lru_cache(maxsize=128)
-def _data(path: Path, modified: int, size: int) -> LabelledImages:
-    """Read once for as long as the file stays as it is."""
-    return LabelledImages.load(path)
+def _data(path: Path, modified: int, size: int, kind: DataKind) -> Examples:
+    """Read and checked once for as long as the file stays as it is."""
+    return Examples.load(path).check("data.npz", kind)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..config import Plan, validated
+from ..config import DataKind, Plan, validated
 from ..errors import InputError, PrivacyError
 
 
@@ -24,14 +24,13 @@ class Policy(BaseModel):
     company: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     epsilon_ceiling: float = Field(ge=0)
     delta: float = Field(gt=0, lt=1)
-    image_size: int = Field(ge=1)
-    channels: int = Field(ge=1)
-    classes: int = Field(ge=2)
+    data: DataKind
     minimum_cohort: int = Field(3, ge=3)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
     largest_max_grad_norm: float = Field(1e3, gt=0)
     largest_model: int = Field(100_000_000, ge=1, description="parameters")
     most_steps: int = Field(1_000_000, ge=1, description="local steps over the whole run")
+    allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
     i_accept_no_dp: bool = False
     device: str = "cpu"
     simulation_seed: int | None = Field(
@@ -52,12 +51,14 @@ class Policy(BaseModel):
             raise PrivacyError(
                 f"{plan.model.parameters} parameters, this company allows {self.largest_model}"
             )
-        if plan.training.rounds * plan.training.local_steps > self.most_steps:
+        releases = plan.training.releases(plan.model.blocks)
+        if releases * plan.training.local_steps > self.most_steps:
             raise PrivacyError(f"more local steps than this company's {self.most_steps}")
         # Against what the policy declares, never against the data: an answer must not tell what they hold.
-        kind = (plan.model.image_size, plan.model.channels, plan.model.classes)
-        if kind != (self.image_size, self.channels, self.classes):
-            raise PrivacyError(f"the plan is for other data: image_size, channels, classes = {kind}")
+        if plan.model.kind != self.data:
+            raise PrivacyError(f"the plan is for other data: {plan.model.kind}")
+        if plan.training.interface and not self.allow_interface:
+            raise PrivacyError("the plan trains input embeddings, which this company's policy does not allow")
         if plan.delta > self.delta:
             raise PrivacyError(f"delta={plan.delta} is above this company's delta={self.delta}")
         if plan.secure_aggregation.minimum_cohort < self.minimum_cohort:

@@ -92,25 +92,36 @@ class KeysReply:
 
 @dataclass(frozen=True)
 class TrainRequest:
+    """`states` holds the block to train last, and before it those that it reads (see `blocks_read`)."""
+
     block: int
-    state: State
+    states: dict[int, State]
     adverts: dict[str, Advert]
 
     def to_record(self) -> RecordDict:
         names = sorted(self.adverts)
-        values: dict[str, Any] = {
-            "block": self.block,
-            "companies": names,
-            "adverts": [self.adverts[name].to_bytes() for name in names],
-        }
-        return _record(values, self.state)
+        record = _record(
+            {
+                "block": self.block,
+                "companies": names,
+                "adverts": [self.adverts[name].to_bytes() for name in names],
+            }
+        )
+        for block, state in self.states.items():
+            record[f"block-{block}"] = ArrayRecord(state)
+        return record
 
     @classmethod
     def from_record(cls, record: RecordDict) -> TrainRequest:
         adverts = {
             name: Advert.from_bytes(advert) for name, advert in _named(record, "companies", "adverts").items()
         }
-        return cls(_field(record, "block", int), _state(record), adverts)
+        block = _field(record, "block", int)
+        held = [name for name in record if name != "message"]
+        blocks = range(block - len(held) + 1, block + 1)
+        if not held or set(held) != {f"block-{b}" for b in blocks}:
+            raise ProtocolError("malformed", "the block states are not those up to the block to train")
+        return cls(block, {b: _state(record, f"block-{b}") for b in blocks}, adverts)
 
 
 @dataclass(frozen=True)
@@ -199,10 +210,10 @@ def _named(record: RecordDict, keys: str, values: str) -> dict[str, bytes]:
     return dict(zip(names, items, strict=True))
 
 
-def _state(record: RecordDict) -> State:
-    arrays = record.array_records.get("state")
-    if arrays is None:
-        raise ProtocolError("malformed", "no state")
+def _state(record: RecordDict, name: str = "state") -> State:
+    arrays = record.get(name)
+    if not isinstance(arrays, ArrayRecord):
+        raise ProtocolError("malformed", f"no {name}")
     return {name: torch.from_numpy(_numpy(array).copy()) for name, array in arrays.items()}
 
 

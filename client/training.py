@@ -14,7 +14,7 @@ from ..config import ModelSettings, NoiseSettings, Plan
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.quantisation import FixedPoint
 from ..privacy.randomness import Randomness
-from .data import LabelledImages
+from .data import Examples
 
 _models = threading.local()
 
@@ -45,10 +45,15 @@ def mechanism(plan: Plan) -> DPSGD:
     )
 
 
-def block_size(model: Denoiser, block: int) -> int:
+def block_size(model: Denoiser, block: int, plan: Plan) -> int:
     """Number of values in an update of this block."""
-    model.freeze_all_but(block)
-    return sum(p.numel() for _, p in block_parameters(model.blocks[block]))
+    active = model.freeze_all_but(block, plan.training.interface)
+    return sum(p.numel() for _, p in block_parameters(active))
+
+
+def blocks_read(plan: Plan, block: int) -> range:
+    """The blocks whose state a company needs to train this one: with prefix features all before it too."""
+    return range(0 if plan.model.features == "prefix" else block, block + 1)
 
 
 def codec(plan: Plan, parties: int) -> FixedPoint:
@@ -57,23 +62,19 @@ def codec(plan: Plan, parties: int) -> FixedPoint:
 
 
 def train_block(
-    model: Denoiser, block: int, data: LabelledImages, plan: Plan, randomness: Randomness
+    model: Denoiser, block: int, data: Examples, plan: Plan, randomness: Randomness
 ) -> npt.NDArray[np.float64]:
-    """The block's update (P,) after the round's local steps, clipped to the company bound.
-
-    The block's inputs are encoded once by the frozen shared parts, which no gradient reaches.
-    """
-    active = model.freeze_all_but(block)
+    """The block's update (P,) after the round's local steps, clipped to the company bound."""
+    active = model.freeze_all_but(block, plan.training.interface).train()
     objective = BlockObjective(weight=plan.noise.weight)
     device = model.device
     generator = torch.Generator().manual_seed(int(randomness.integers(2**63 - 1, 1)[0]))
 
     def losses(indices: Tensor, draws: int) -> Tensor:
-        with torch.no_grad():
-            context = model.encode(data.images[indices].to(device)).repeat_interleave(draws, dim=0)
-        labels = data.labels[indices].to(device).repeat_interleave(draws)  # (n draws,)
-        sigma, eps = objective.draw(model, block, len(labels), context.shape[-1], generator)
-        return objective.at(model, block, context, labels, sigma.to(device), eps.to(device))
+        batch = data[indices].to(device)
+        return objective(
+            model, block=block, inputs=batch.inputs, targets=batch.targets, generator=generator, draws=draws
+        )
 
     update = mechanism(plan).train(active, losses, examples=len(data), randomness=randomness)
     return clip_to_norm(update, plan.company_clip).cpu().numpy()

@@ -8,13 +8,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ..blocks import BlockObjective, ViTClassifier, build_model, merge
-from ..client.data import LabelledImages
+from ..blocks import BlockObjective, build_model, merge
+from ..blocks.families.vit import ViTClassifier
+from ..client.data import Examples
 from ..config import AuditSettings as AuditOverrides
 from ..config import validated
 from ..errors import InputError
+from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
-from ..server.coordinator import assigned_block
 from ..server.run_folder import RunFolder
 from ..threat_model.audit import AuditSettings, audit_block
 
@@ -30,21 +31,25 @@ def audit_run(
     settings, plan = run.settings(), run.plan()
     chosen = validated(AuditOverrides, settings.audit.model_dump() | overrides)
     checkpoint = Checkpoint.load(run.checkpoints)
-    block = (
-        assigned_block(max(checkpoint.round, 1), plan.model.blocks) if chosen.block is None else chosen.block
-    )
+    if plan.model.family != "vit":
+        raise InputError("model.family", plan.model.family, "only the image classifier is attacked yet")
+    homes = sorted(run.companies.iterdir())
+    last = assign(max(checkpoint.round, 1), tuple(home.name for home in homes), plan)[-1]
+    block = chosen.block
+    if block is None:
+        block = 0 if plan.model.features == "prefix" else last.block
     if block >= plan.model.blocks:
         raise InputError("audit.block", block, f"the model has {plan.model.blocks} blocks")
     model = build_model(plan.model, plan.noise)
     merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
-    parts = [LabelledImages.load(home / "data.npz") for home in sorted(run.companies.iterdir())]
+    parts = [Examples.load(home / "data.npz") for home in homes]
     # One core: its matrices are small, and a second thread only waits.
     torch.set_num_threads(1)
     result = audit_block(
         cast(ViTClassifier, model),
         block,
-        private=(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts])),
-        public=LabelledImages.load(run.path / "public_train.npz").images,
+        private=(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts])),
+        public=Examples.load(run.path / "public_train.npz").inputs,
         objective=BlockObjective(weight=plan.noise.weight),
         draws=plan.training.noise_draws,
         max_grad_norm=plan.max_grad_norm,
@@ -52,7 +57,7 @@ def audit_run(
         settings=AuditSettings(
             targets=chosen.targets,
             aggregates=chosen.aggregates,
-            cohort=settings.companies.count,
+            cohort=len(last.companies),
             seed=settings.seed,
         ),
         on_progress=on_progress,

@@ -13,8 +13,8 @@ import numpy as np
 import tomli_w
 import torch
 
-from ..blocks import BlockObjective, Denoiser, build_model, pretrain, split
-from ..client.data import LabelledImages, load_images
+from ..blocks import BlockObjective, Denoiser, Schedule, build_model, split, train
+from ..client.data import Examples, load_examples
 from ..client.policy import Policy
 from ..client.training import block_size
 from ..config import Plan, Settings
@@ -33,18 +33,18 @@ OnStep = Callable[[int], None]
 class Inputs:
     """All data of a simulation, checked: nothing has been written yet."""
 
-    public_train: LabelledImages
-    public_test: LabelledImages
-    companies: list[LabelledImages]
-    heldout: LabelledImages
+    public_train: Examples
+    public_test: Examples
+    companies: list[Examples]
+    heldout: Examples
 
 
 def read_inputs(settings: Settings) -> Inputs:
     """Load, check and deal the data; the same settings give the same parts."""
     check_device(settings.device)
     contrast = settings.data.match_contrast
-    public = load_images("data.public.source", settings.data.public, settings.model, contrast)
-    private = load_images("data.private.source", settings.data.private, settings.model, contrast)
+    public = load_examples("data.public.source", settings.data.public, settings.model, contrast)
+    private = load_examples("data.private.source", settings.data.private, settings.model, contrast)
     rng = np.random.default_rng([settings.seed, 1])
     order = rng.permutation(len(public))
     test = int(len(public) * PUBLIC_TEST_SHARE)
@@ -53,8 +53,7 @@ def read_inputs(settings: Settings) -> Inputs:
             "data.public.source", settings.data.public.source, "too few examples to hold some out"
         )
     companies, heldout = [], []
-    parts = deal(private.labels.numpy(), settings.companies.count, settings.companies.alpha, settings.seed)
-    for part in parts:
+    for part in deal(private, settings.model, settings.companies, settings.seed):
         mixed = rng.permutation(part)
         out = max(1, int(len(mixed) * settings.companies.holdout))
         heldout.append(mixed[:out])
@@ -86,7 +85,8 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
     plan = Plan(
         run=run,
         model=settings.model,
-        noise=settings.noise,
+        # Companies get the cut that pretraining ended with, not the recipe for finding it.
+        noise=settings.noise.model_copy(update={"edges": model.partition.edges}),
         training=t,
         delta=p.delta,
         max_grad_norm=p.max_grad_norm,
@@ -95,7 +95,9 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
         secure_aggregation=settings.secure_aggregation,
     )
     if p.company_clip is None:
-        bound = plan.default_company_clip(max(block_size(model, b) for b in range(settings.model.blocks)))
+        bound = plan.default_company_clip(
+            max(block_size(model, b, plan) for b in range(settings.model.blocks))
+        )
         plan = plan.model_copy(update={"company_clip": bound})
     return plan
 
@@ -135,25 +137,28 @@ def prepare(
         raise
 
 
-def public_model(settings: Settings, public: LabelledImages, on_step: OnStep) -> Denoiser:
+def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoiser:
     """A fresh model trained on public data; a function of settings and data alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = build_model(settings.model, settings.noise).to(settings.device)
     data = public.to(settings.device)
-    pretrain(
+    closed_form = settings.model.kind.target_classes is not None
+    refit = settings.noise.partition == "equi-information" and not closed_form
+    train(
         model,
-        data.images,
-        data.labels,
+        data.inputs,
+        data.targets,
         objective=BlockObjective(weight=settings.noise.weight),
+        schedule=Schedule(**settings.pretraining.model_dump()),
         generator=torch.Generator().manual_seed(settings.seed),
+        refit_every=settings.noise.refit_every if refit and settings.noise.edges is None else None,
         on_step=on_step,
-        **settings.pretraining.model_dump(),
     )
     return model
 
 
-def write_home(home: Path, company: str, settings: Settings, data: LabelledImages) -> None:
+def write_home(home: Path, company: str, settings: Settings, data: Examples) -> None:
     """A simulated company's home: its data, and the policy that a willing company would write."""
     _made(home)
     data.save(home / "data.npz")
@@ -161,9 +166,8 @@ def write_home(home: Path, company: str, settings: Settings, data: LabelledImage
         company=company,
         epsilon_ceiling=settings.privacy.epsilon or 0.0,
         delta=settings.privacy.delta,
-        image_size=settings.model.image_size,
-        channels=settings.model.channels,
-        classes=settings.model.classes,
+        data=settings.model.kind,
+        allow_interface=settings.training.interface,
         minimum_cohort=settings.secure_aggregation.minimum_cohort,
         i_accept_no_dp=settings.privacy.i_accept_no_dp,
         device=settings.device,

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..blocks.build import metric_of
 from ..config import Settings
 from ..server.run_folder import RunFolder
 from .preparation import new_run, prepare, read_inputs
@@ -53,7 +54,9 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
     one_core_a_thread()
     inputs = read_inputs(settings)
     with progress_on(console) as progress:
-        task = progress.add_task("Public pretraining", total=settings.pretraining.steps, note="")
+        task = progress.add_task(
+            "Public pretraining", total=settings.pretraining.steps * settings.model.blocks, note=""
+        )
         return prepare(
             settings,
             new_run(runs, settings),
@@ -70,9 +73,9 @@ def continue_with_progress(run: RunFolder, console: Console, *, with_reference: 
             result = _simulate(run, progress, "Private rounds")
             if with_reference:
                 twin = prepare_reference(run)
-                result["accuracy_non_private"] = _simulate(twin, progress, "Reference without noise")[
-                    "accuracy"
-                ]
+                metric = metric_of(run.settings().model).name
+                plain = _simulate(twin, progress, "Reference without noise")
+                result[f"{metric}_non_private"] = plain[metric]
                 run.write_json("result.json", result)
             return result
     except KeyboardInterrupt:
@@ -83,11 +86,13 @@ def continue_with_progress(run: RunFolder, console: Console, *, with_reference: 
 
 
 def _simulate(run: RunFolder, progress: Progress, title: str) -> dict[str, Any]:
-    task = progress.add_task(title, total=run.settings().training.rounds, note="")
+    settings = run.settings()
+    metric = metric_of(settings.model)
+    task = progress.add_task(title, total=settings.training.rounds, note="")
 
     def on_round(row: dict[str, Any]) -> None:
-        accuracy = row.get("accuracy", {}).get("heldout")
-        note = f"accuracy {accuracy[-1]:.1%}" if accuracy else ""
+        quality = row.get("quality", {}).get("heldout")
+        note = f"{metric.name} {quality[-1]:.4g}" if quality else ""
         progress.update(task, completed=row["round"], note=note)
 
     return simulate(run, on_round)

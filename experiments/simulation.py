@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from ..blocks.build import metric_of
 from ..client.app import app as client_app
 from ..client.company import Company
 from ..client.policy import load_policy
@@ -34,20 +35,23 @@ def simulate(run: RunFolder, on_round: OnRound = lambda row: None) -> dict[str, 
 def summary(run: RunFolder) -> dict[str, Any]:
     """What a finished run achieved and what it cost; every figure is read back from the run's own files."""
     rounds = run.metrics()[1:]
-    rows = [row for row in run.metrics() if "accuracy" in row]
-    first, last = rows[0]["accuracy"], rows[-1]["accuracy"]
+    rows = [row for row in run.metrics() if "quality" in row]
+    first, last = rows[0]["quality"], rows[-1]["quality"]
     plan = run.plan()
+    metric = metric_of(plan.model).name
     return {
         "run": run.path.name,
         "folder": str(run.path),
+        "family": plan.model.family,
+        "metric": metric,
         "rounds": rows[-1]["round"],
         "rounds_done": sum(row["status"] == "done" for row in rounds),
         "rounds_failed": dict(Counter(row["status"] for row in rounds if row["status"] != "done")),
         "refusals": dict(Counter(code for row in rounds for _, code in row["absent"].values())),
-        "accuracy_public_model": first["heldout"][-1],
-        "accuracy": last["heldout"][-1],
-        "accuracy_by_block": last["heldout"],
-        "accuracy_on_public_data": last["public"][-1],
+        f"{metric}_public_model": first["heldout"][-1],
+        metric: last["heldout"][-1],
+        f"{metric}_by_block": last["heldout"],
+        f"{metric}_on_public_data": last["public"][-1],
         "epsilon": epsilon_by_company(run) if plan.private else {},
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,

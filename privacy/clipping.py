@@ -128,7 +128,7 @@ class PerExampleClipping:
                 gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
             uses: dict[nn.Module, list[Use]] = {}
             for (layer, a, output), g in zip(self._calls, gradients, strict=True):
-                if len(output) != n * draws:
+                if len(output) not in (n, n * draws):
                     raise UnsupportedLayer(
                         f"{type(layer).__name__}: read {len(output)} rows, not {n} examples of {draws} draws"
                     )

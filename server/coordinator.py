@@ -9,14 +9,16 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from ..blocks import block_parameters, build_model, merge
+from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState
+from ..client.training import blocks_read
+from .assignment import assign
 from .checkpoint import Checkpoint
 from .cohort import join
 from .dropout import LossyGrid
 from .evaluation import Evaluator
 from .optimizer import BlockOptimizer
-from .round import run_round
+from .round import RoundResult, run_round
 from .run_folder import RunFolder
 
 OnRound = Callable[[dict[str, Any]], None]
@@ -36,15 +38,16 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
     model = build_model(plan.model, plan.noise).to(settings.device)
     blocks = list(checkpoint.model.blocks)
     merge(model, checkpoint.model.shared, *blocks)
-    evaluator = Evaluator.of(run.evaluation, settings.seed)
-    optimizers: dict[int, BlockOptimizer] = {}
-    for b, block in enumerate(model.blocks):
-        model.freeze_all_but(b)
-        size = sum(p.numel() for _, p in block_parameters(block))
-        optimizers[b] = BlockOptimizer(plan.training, size)
-        optimizers[b].load(checkpoint.optimizers.get(b, {}))
+    evaluator = Evaluator.of(run.evaluation, settings.seed, plan.model)
+    names = [trainable(model, b, plan.training.interface) for b in range(len(blocks))]
+    optimizers = [
+        BlockOptimizer(plan.training, sum(blocks[b][name].numel() for name in names[b]))
+        for b in range(len(blocks))
+    ]
+    for b, optimizer in enumerate(optimizers):
+        optimizer.load(checkpoint.optimizers.get(b, {}))
     if checkpoint.round == 0 and not run.metrics():
-        row = {"round": 0, "accuracy": evaluator.accuracy(model)}
+        row: dict[str, Any] = {"round": 0, "quality": evaluator.quality(model)}
         run.append_metrics(row)
         on_round(row)
     rounds = plan.training.rounds
@@ -54,16 +57,23 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
     cohort = join(grid, plan, checkpoint.model.shared, settings.companies.count)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
-        b = assigned_block(round_, len(blocks))
-        blocks[b], result = run_round(round_, b, model, blocks[b], optimizers[b], cohort, plan)
-        row = asdict(result)
+        # All blocks of a round start from the state that the round began with.
+        before = tuple(blocks)
+        results: list[RoundResult] = []
+        for task in assign(round_, cohort.companies, plan):
+            b = task.block
+            states = {i: before[i] for i in blocks_read(plan, b)}
+            blocks[b], result = run_round(round_, task, states, names[b], optimizers[b], cohort, plan)
+            results.append(result)
+        row = summary_of(round_, results)
         if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
-            row["accuracy"] = evaluator.accuracy(model)
+            merge(model, *blocks)
+            row["quality"] = evaluator.quality(model)
         row["seconds"] = round(time.perf_counter() - started, 4)
         checkpoint = Checkpoint(
             round_,
             ModelState(checkpoint.model.shared, tuple(blocks)),
-            {b: optimizer.state() for b, optimizer in optimizers.items()},
+            {b: optimizer.state() for b, optimizer in enumerate(optimizers)},
         )
         # Metrics first: a line without its checkpoint is dropped on resume, a missing line could not be had.
         run.append_metrics(row)
@@ -72,6 +82,17 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
     return checkpoint
 
 
-def assigned_block(round_: int, blocks: int) -> int:
-    """`sequential`: the whole cohort trains one block a round, first to last and again."""
-    return (round_ - 1) % blocks
+def summary_of(round_: int, results: list[RoundResult]) -> dict[str, Any]:
+    """A round's line of metrics; it failed if one of its sums did."""
+    return {
+        "round": round_,
+        "status": next((r.status for r in results if r.status != "done"), "done"),
+        "survivors": sorted({name for r in results for name in r.survivors}),
+        "absent": {name: why for r in results for name, why in r.absent.items()},
+        "tasks": [asdict(r) for r in results],
+    }
+
+
+def trainable(model: Denoiser, block: int, interface: bool) -> list[str]:
+    """Names in the model's state of what a round trains of a block, in the order of its updates."""
+    return [f"blocks.{block}.{name}" for name in model.trainable(block, interface)]

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from torch import nn
 
-from ..blocks import Denoiser, block_parameters, digest, merge
-from ..blocks.state import State
+from ..blocks import digest
+from ..blocks.state import State, flatten, unflatten
 from ..client.protocol import (
     KEYS,
     TRAIN,
@@ -29,6 +28,7 @@ from ..client.training import codec
 from ..config import Plan
 from ..errors import ProtocolError
 from ..privacy.secure_aggregation import Aggregation, Session, Survivors, lowest_threshold
+from .assignment import Task
 from .cohort import Absences, Cohort
 from .optimizer import BlockOptimizer
 
@@ -49,38 +49,40 @@ class RoundResult:
 
 def run_round(
     round_: int,
-    block: int,
-    model: Denoiser,
-    state: State,
+    task: Task,
+    states: dict[int, State],
+    names: list[str],
     optimizer: BlockOptimizer,
     cohort: Cohort,
     plan: Plan,
 ) -> tuple[State, RoundResult]:
-    """Train `block` once over the cohort; returns its new state. Below the threshold nothing is opened."""
+    """Train a block once over its companies; returns its new state. Below the threshold nothing is opened.
+
+    `states`: the block's own and those that it reads; `names`: its trainable tensors, as `state` has them.
+    """
     absences = Absences()
+    block, companies = task.block, task.companies
+    state = states[block]
     result = RoundResult(round_, block)
-    group = f"round-{round_}"
+    group = f"round-{round_}-block-{block}"
 
     # 1. Fix cohort, model and settings: every company's keys are bound to them.
-    merge(model, state)
-    active = model.freeze_all_but(block)
-    parameters = [p for _, p in block_parameters(active)]
     session = Session(
         run=plan.run,
         round=round_,
         label=f"block-{block}",
-        model_digest=digest(state),
+        model_digest=digest(*states.values()),
         settings_digest=plan.digest(),
-        cohort=cohort.companies,
-        threshold=plan.secure_aggregation.threshold or lowest_threshold(len(cohort.companies)),
-        length=sum(p.numel() for p in parameters),
+        cohort=companies,
+        threshold=plan.secure_aggregation.threshold or lowest_threshold(len(companies)),
+        length=sum(state[name].numel() for name in names),
         bits=plan.secure_aggregation.bits,
     )
     aggregation = Aggregation(session)
     try:
         # 2. Keys: each company sends a fresh mask key and encrypted shares for its peers.
-        request = KeysRequest(session, dict(cohort.channels)).to_record()
-        everyone = dict.fromkeys(cohort.companies, request)
+        channels = {company: cohort.channels[company] for company in companies}
+        everyone = dict.fromkeys(companies, KeysRequest(session, channels).to_record())
         for company, key in cohort.ask(KEYS, group, everyone, KeysReply.from_record, absences).items():
             _accept(aggregation.add_advert, company, key.advert, KEYS, absences)
         adverts = aggregation.close_adverts()
@@ -88,7 +90,7 @@ def run_round(
         # 3. Train: each company charges its ledger, trains, clips, adds noise, masks and uploads.
         orders = {
             company: TrainRequest(
-                block, state, {peer: advert.for_recipient(company) for peer, advert in adverts.items()}
+                block, states, {peer: advert.for_recipient(company) for peer, advert in adverts.items()}
             ).to_record()
             for company in adverts
         }
@@ -109,12 +111,11 @@ def run_round(
     # 5. Apply: the mean update moves the block through the server optimiser.
     total = codec(plan, len(session.cohort)).decode_sum(residues)
     mean_update = torch.from_numpy(total / len(survivors))
-    old = nn.utils.parameters_to_vector(parameters).detach().cpu()
-    nn.utils.vector_to_parameters(optimizer.step(old, mean_update).to(model.device), parameters)
+    old = [state[name] for name in names]
+    new = unflatten(optimizer.step(flatten(old), mean_update), old)
     result.survivors, result.absent = survivors, absences.why
     result.update_norm = float(mean_update.norm())
-    own = model.state_dict()
-    return {name: own[name].detach().cpu().clone() for name in state}, result
+    return state | dict(zip(names, new, strict=True)), result
 
 
 def _accept(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedblocks.blocks import BlockObjective, LogNormalNoise, Partition, ViTClassifier
+from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition
+from fedblocks.blocks.families.vit import ViTClassifier
 from fedblocks.privacy.clipping import PerExampleClipping
 from fedblocks.threat_model.gradients import BlockGradient, Unknowns
 from fedblocks.threat_model.lm_map import LMMAP, Budget
@@ -27,7 +28,7 @@ def victim() -> ViTClassifier:
 def truth_of(gradient: BlockGradient, k: int, draws: int = 1, seed: int = 0) -> Unknowns:
     g = torch.Generator().manual_seed(seed)
     images, labels = torch.rand(k, 1, 8, 8, generator=g), torch.randint(10, (k,), generator=g)
-    return draw_truth(gradient, BlockObjective(), images, labels, draws, g)
+    return draw_truth(gradient, images, labels, draws, g)
 
 
 @pytest.mark.parametrize("draws", [1, 3])
@@ -36,14 +37,14 @@ def test_the_attackers_model_is_what_the_trainer_releases(victim: ViTClassifier,
     gradient = BlockGradient(victim, 1, BlockObjective())
     truth = truth_of(gradient, 4, draws)
     ours = released(gradient(truth), draws, 0.7).vector
-    active = victim.freeze_all_but(1)
-    context = victim.encode(truth.images.float()).repeat_interleave(draws, 0)
+    active = victim.freeze_all_but(1, interface=False)
     labels = truth.labels.repeat_interleave(draws)
     sigma, eps = truth.log_sigma.exp().flatten().float(), truth.eps.flatten(0, 1).float()
 
     def losses(part: slice) -> torch.Tensor:
         rows = slice(part.start * draws, part.stop * draws)
-        return BlockObjective().at(victim, 1, context[rows], labels[rows], sigma[rows], eps[rows])
+        context = victim.context(1, truth.images[part].float())
+        return BlockObjective().at(victim, 1, context, labels[rows], Draw(sigma[rows], eps[rows]))
 
     with PerExampleClipping(active, max_grad_norm=0.7) as clipping:
         theirs = clipping.sum(losses, examples=4, draws=draws).vector

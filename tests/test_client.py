@@ -68,7 +68,7 @@ class Coordinator:
             "settings_digest": self.plan.digest(),
             "cohort": tuple(f"company-{i}" for i in range(5)),
             "threshold": 4,
-            "length": sum(v.numel() for v in self.model.blocks[0].values()),
+            "length": sum(v.numel() for name, v in self.model.blocks[0].items() if ".layers." in name),
         }
         return Session(**(values | changes))
 
@@ -81,7 +81,7 @@ class Coordinator:
         replies = self.keys(session)
         adverts = {f"company-{n - 1}": KeysReply.from_record(r).advert for n, r in replies.items()}
         mine = {name: advert.for_recipient("company-0") for name, advert in adverts.items()}
-        return TrainRequest(0, self.model.blocks[0], mine)
+        return TrainRequest(0, {0: self.model.blocks[0]}, mine)
 
     def charges(self, company: int = 0) -> int:
         home = self.run.companies / f"company-{company}"
@@ -99,7 +99,7 @@ def rewrite_policy(run: RunFolder, company: int, line: str) -> None:
     path = run.companies / f"company-{company}" / "policy.toml"
     key = line.split("=")[0].strip()
     kept = [old for old in path.read_text().splitlines() if not old.startswith(key)]
-    path.write_text("\n".join([*kept, line]))
+    path.write_text("\n".join([line, *kept]))  # before the first table
 
 
 def test_a_faithful_round_trains_charges_once_and_masks(coordinator: Coordinator) -> None:
@@ -132,8 +132,8 @@ def test_a_plan_against_the_companys_rules_is_refused_at_join_and_costs_nothing(
 
 
 def altered_model(c: Coordinator, r: TrainRequest) -> TrainRequest:
-    state = {name: value + 1e-3 for name, value in r.state.items()}
-    return replace(r, state=state)
+    state = {name: value + 1e-3 for name, value in r.states[0].items()}
+    return replace(r, states={0: state})
 
 
 def altered_advert(c: Coordinator, r: TrainRequest) -> TrainRequest:
@@ -146,16 +146,20 @@ def few_adverts(c: Coordinator, r: TrainRequest) -> TrainRequest:
 
 
 def other_block(c: Coordinator, r: TrainRequest) -> TrainRequest:
-    return replace(r, block=1, state=c.model.blocks[1])
+    return replace(r, block=1, states={1: c.model.blocks[1]})
 
 
 def foreign_tensor(c: Coordinator, r: TrainRequest) -> TrainRequest:
-    return replace(r, state=r.state | {"head.weight": torch.zeros(10, 16)})
+    return replace(r, states={0: r.states[0] | {"head.weight": torch.zeros(10, 16)}})
+
+
+def more_blocks(c: Coordinator, r: TrainRequest) -> TrainRequest:
+    return replace(r, block=1, states={0: c.model.blocks[0], 1: c.model.blocks[1]})
 
 
 @pytest.mark.parametrize(
     "bend",
-    [altered_model, altered_advert, few_adverts, other_block, foreign_tensor],
+    [altered_model, altered_advert, few_adverts, other_block, foreign_tensor, more_blocks],
     ids=lambda f: f.__name__,
 )
 def test_a_bent_training_request_is_refused_before_anything_is_charged(
@@ -304,13 +308,13 @@ def test_a_block_state_that_is_not_exactly_the_block_is_refused_even_with_a_matc
     state = dict(coordinator.model.blocks[0])
     first = sorted(state)[0]
     if bend == "foreign":
-        state["head.weight"] = coordinator.model.shared["head.weight"] * 7
+        state["head.weight"] = coordinator.model.shared["table"] * 7
     elif bend == "missing":
         del state[first]
     else:
         state[first] = torch.full_like(state[first], float("nan"))
     request = coordinator.train_request(coordinator.session(model_digest=digest(state)))
-    assert refused(coordinator.ask(1, TRAIN, replace(request, state=state).to_record())) == "bad_run"
+    assert refused(coordinator.ask(1, TRAIN, replace(request, states={0: state}).to_record())) == "bad_run"
     assert coordinator.charges() == 0
 
 

@@ -10,16 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fedblocks.client.data import LabelledImages, load_images, standardise_contrast
-from fedblocks.config import DataSource, ModelSettings
+from fedblocks.client.data import Examples, load_examples
+from fedblocks.client.data.images import standardise_contrast
+from fedblocks.config import CompanySettings, DataSource, DiTSettings, ModelSettings, ViTSettings
 from fedblocks.errors import InputError
 from fedblocks.experiments.partition import deal
 
-MODEL = ModelSettings()
+MODEL = ViTSettings()
 
 
-def load(path: Path | str, model: ModelSettings = MODEL, **options: str) -> LabelledImages:
-    return load_images("data.private.source", DataSource(source=str(path), **options), model, False)
+def load(path: Path | str, model: ModelSettings = MODEL, **options: str) -> Examples:
+    return load_examples("data.private.source", DataSource(source=str(path), **options), model, False)
 
 
 @pytest.fixture
@@ -39,25 +40,25 @@ def test_all_formats_hold_the_same_images(tmp_path: Path, pixels: tuple[np.ndarr
         (tmp_path / "folder" / str(label)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "folder" / str(label) / f"{i:03d}.png")
     reference = load(tmp_path / "a.npz")
-    assert reference.images.shape == (30, 1, 8, 8)
-    np.testing.assert_allclose(reference.images[:, 0].numpy(), images / 255, atol=1e-7)
+    assert reference.inputs.shape == (30, 1, 8, 8)
+    np.testing.assert_allclose(reference.inputs[:, 0].numpy(), images / 255, atol=1e-7)
     for other in (
         load(tmp_path / "a.csv", label="digit"),
         load(tmp_path / "a.parquet", label="digit"),
     ):
-        assert torch.equal(other.images, reference.images)
-        assert torch.equal(other.labels, reference.labels)
+        assert torch.equal(other.inputs, reference.inputs)
+        assert torch.equal(other.targets, reference.targets)
     folder = load(tmp_path / "folder")
-    order = torch.argsort(reference.labels, stable=True)
-    assert torch.equal(folder.images, reference.images[order])
-    assert torch.equal(folder.labels, reference.labels[order])
+    order = torch.argsort(reference.targets, stable=True)
+    assert torch.equal(folder.inputs, reference.inputs[order])
+    assert torch.equal(folder.targets, reference.targets[order])
 
 
 def test_colour_and_size_are_brought_to_the_models(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "c.npz", images=rng.random((12, 16, 16, 3)), labels=np.zeros(12, int))
-    data = load(tmp_path / "c.npz", ModelSettings(channels=3))
-    assert data.images.shape == (12, 3, 8, 8)
+    data = load(tmp_path / "c.npz", ViTSettings(channels=3))
+    assert data.inputs.shape == (12, 3, 8, 8)
     with pytest.raises(InputError, match=r"3 channels, model\.channels=1"):
         load(tmp_path / "c.npz")
 
@@ -66,9 +67,9 @@ def test_built_in_sets_are_real_and_in_range() -> None:
     digits, mnist = load("digits"), load("mnist-5k")
     assert (len(digits), len(mnist)) == (1797, 5000)
     for data in (digits, mnist):
-        assert data.images.shape[1:] == (1, 8, 8)
-        assert 0 <= data.images.min() < data.images.max() <= 1
-        assert len(data.labels.unique()) == 10
+        assert data.inputs.shape[1:] == (1, 8, 8)
+        assert 0 <= data.inputs.min() < data.inputs.max() <= 1
+        assert len(data.targets.unique()) == 10
 
 
 @pytest.mark.parametrize(
@@ -119,17 +120,31 @@ def test_contrast_is_matched_image_by_image() -> None:
     assert standardise_contrast(x).max() <= 1
 
 
-def test_parts_are_disjoint_cover_everything_repeat_and_skew() -> None:
+def test_the_generator_reads_the_same_images_the_other_way_round() -> None:
+    """Would catch inputs and targets that are swapped or not paired."""
+    seen, made = load("digits"), load("digits", DiTSettings())
+    assert torch.equal(seen.inputs, made.targets)
+    assert torch.equal(seen.targets, made.inputs)
+
+
+@pytest.mark.parametrize("family", [ViTSettings, DiTSettings])
+def test_parts_are_disjoint_cover_everything_repeat_and_skew(family: type[ModelSettings]) -> None:
     labels = np.arange(2000) % 10
-    parts = deal(labels, 5, 1.0, seed=3)
-    joined = np.concatenate(parts)
-    assert sorted(joined) == list(range(2000))
-    assert all((a == b).all() for a, b in zip(parts, deal(labels, 5, 1.0, seed=3), strict=True))
+    images = torch.zeros(2000, 1, 8, 8)
+    data = Examples(images, torch.from_numpy(labels))
+    data = data if family is ViTSettings else Examples(data.targets, data.inputs)
+
+    def parts_of(alpha: float, count: int = 5) -> list[np.ndarray]:
+        return deal(data, family(), CompanySettings(count=count, alpha=alpha), seed=3)
+
+    parts = parts_of(1.0)
+    assert sorted(np.concatenate(parts)) == list(range(2000))
+    assert all((a == b).all() for a, b in zip(parts, parts_of(1.0), strict=True))
 
     def skew(alpha: float) -> float:
-        shares = [np.bincount(labels[p], minlength=10) / len(p) for p in deal(labels, 5, alpha, seed=3)]
+        shares = [np.bincount(labels[p], minlength=10) / len(p) for p in parts_of(alpha)]
         return float(np.std(shares))
 
     assert skew(0.3) > 2 * skew(30.0)
     with pytest.raises(InputError, match=r"companies\.count"):
-        deal(labels[:30], 5, 1.0, seed=0)
+        deal(data[:30], family(), CompanySettings(count=5), seed=0)

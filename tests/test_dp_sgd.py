@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedblocks.blocks import BlockObjective, LogNormalNoise, Partition, ViTClassifier, block_parameters
+from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, block_parameters
+from fedblocks.blocks.families.vit import ViTClassifier
 from fedblocks.errors import PrivacyError, UnsupportedLayer
 from fedblocks.privacy.clipping import PerExampleClipping
 from fedblocks.privacy.dp_sgd import DPSGD, add_gaussian_noise, clip_to_norm
@@ -27,24 +28,26 @@ def setting():  # type: ignore[no-untyped-def]
     for p in net.parameters():
         p.data += 0.1 * torch.randn_like(p)
     x, y = torch.rand(7, 1, 8, 8), torch.randint(10, (7,))
-    sigma, eps = BlockObjective().draw(net, 1, 21, 16, torch.Generator().manual_seed(0))
-    return net, x, y, sigma, eps
+    return net, x, y, net.draw(1, y.repeat_interleave(3), torch.Generator().manual_seed(0))
 
 
 def losses_of(setting, part: slice, draws: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    net, x, y, sigma, eps = setting
+    net, x, y, draw = setting
     rows = slice(part.start * draws, part.stop * draws)
-    context = net.encode(x[part]).repeat_interleave(draws, 0)
-    return BlockObjective().at(net, 1, context, y[part].repeat_interleave(draws), sigma[rows], eps[rows])
+    targets = y[part].repeat_interleave(draws)
+    return BlockObjective().at(
+        net, 1, net.context(1, x[part]), targets, Draw(draw.level[rows], draw.noise[rows])
+    )
 
 
+@pytest.mark.parametrize("interface", [False, True])
 @pytest.mark.parametrize(
     ("draws", "at_once", "bound"), [(1, 100, 0.5), (3, 100, 0.05), (3, 2, 0.5), (2, 3, 1e3)]
 )
-def test_clipped_sum_equals_a_loop_over_single_examples(setting, draws, at_once, bound) -> None:  # type: ignore[no-untyped-def]
+def test_clipped_sum_equals_a_loop_over_single_examples(setting, draws, at_once, bound, interface) -> None:  # type: ignore[no-untyped-def]
     """Oracle: one backward pass an example. Would catch mixed-up draws, lost micro-batches, wrong factors."""
     net = setting[0]
-    active = net.freeze_all_but(1)
+    active = net.freeze_all_but(1, interface)
     parameters = [p for _, p in block_parameters(active)]
     expected = 0
     for i in range(7):
@@ -229,15 +232,15 @@ def test_sums_equal_those_of_opacus_hooks(setting) -> None:  # type: ignore[no-u
 
     from opacus import GradSampleModule
 
-    net, x, y, sigma, eps = setting
-    copied = (copy.deepcopy(net), x, y, sigma, eps)
-    active = copied[0].freeze_all_but(1).train()
+    net, x, y, draw = setting
+    copied = (copy.deepcopy(net), x, y, draw)
+    active = copied[0].freeze_all_but(1, False).train()
     hooks = GradSampleModule(active, loss_reduction="sum")
     losses_of(copied, slice(0, 7), 1).sum().backward()
     g = torch.cat([p.grad_sample.reshape(7, -1) for _, p in block_parameters(active)], dim=1)
     hooks.to_standard_module()
     expected = ((0.3 / g.norm(dim=1)).clamp(max=1)[:, None] * g).sum(0)
-    with PerExampleClipping(net.freeze_all_but(1), max_grad_norm=0.3) as clipping:
+    with PerExampleClipping(net.freeze_all_but(1, False), max_grad_norm=0.3) as clipping:
         total = clipping.sum(lambda part: losses_of(setting, part, 1), examples=7)
     torch.testing.assert_close(total.vector.float(), expected, rtol=1e-4, atol=1e-6)
 

@@ -12,25 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from fedblocks.blocks import BlockObjective, build_model, merge
-from fedblocks.client.data import LabelledImages
-from fedblocks.config import DropoutSettings, PrivacySettings, Settings
+from fedblocks.blocks import Metric, build_model, diagnose, merge
+from fedblocks.client.data import Examples
+from fedblocks.config import ARLanguageModelSettings, DropoutSettings, PrivacySettings, Settings, ViTSettings
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.simulation import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.threat_model.audit import AuditSettings, audit_block
-from fedblocks.threat_model.lm_map import Budget
-from fedblocks.threat_model.metrics import psnr
+from fedblocks.threat_model.metrics import EXACT_PSNR, psnr, summarise
 from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.measures import Measure
+from fedblocks.threat_model.verdicts import Evidence
 
 INJECTED = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
 HEADINGS = (
     "Findings",
     "Utility",
+    "What each block does",
     "Privacy spent",
     "Who dropped out when",
     "Audit: what an attack recovers",
@@ -64,38 +67,67 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def finished(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A whole run in which companies drop out."""
+    """A whole run in which companies drop out, its blocks diagnosed."""
     dropout = small.companies.model_copy(update={"dropout": DropoutSettings(rate=0.25, phase="train")})
     settings = small.model_copy(update={"companies": dropout})
     run = prepare(settings, tmp_path_factory.mktemp("report") / "run")
     simulate(run)
+    plan, checkpoint = run.plan(), Checkpoint.load(run.checkpoints)
+    model = build_model(plan.model, plan.noise)
+    merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
+    heldout = Examples.load(run.evaluation / "heldout.npz")
+    found = diagnose(model, heldout.inputs, heldout.targets, torch.Generator().manual_seed(0))
+    run.write_json("diagnostics.json", diagnostics([block.to_json() for block in found]))
     return run
+
+
+def diagnostics(
+    blocks: list[dict[str, Any]], end_to_end: float | None = None, shallow: float | None = None
+) -> dict[str, Any]:
+    """diagnostics.json as a run writes it."""
+    return {"round": 4, "heldout": blocks, "control": {"end_to_end": end_to_end, "shallow": shallow}}
 
 
 @pytest.fixture(scope="module")
 def audited(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The same run, attacked with next to no budget: what is tested is the page, not the attack."""
+    """The same run with an audit made by hand: what is tested is the page, not the attack."""
     run = copy_of(finished, tmp_path_factory.mktemp("audited"))
-    plan, checkpoint = run.plan(), Checkpoint.load(run.checkpoints)
-    model = build_model(plan.model, plan.noise)
-    merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
-    parts = [LabelledImages.load(home / "data.npz") for home in run.companies.iterdir()]
-    data = max(parts, key=len)
-    budget = Budget(attempts=1, draw_iterations=1, iterations=1)
-    result = audit_block(
-        model,
-        0,
-        private=(data.images, data.labels),
-        public=LabelledImages.load(run.path / "public_train.npz").images,
-        objective=BlockObjective(weight=plan.noise.weight),
-        draws=1,
-        max_grad_norm=plan.max_grad_norm,
-        noise_multiplier=plan.noise_multiplier,
-        settings=AuditSettings(targets=2, aggregates=1, cohort=3, unknown=3, candidates=5, budget=budget),
-    )
-    np.savez_compressed(run.path / "audit_images.npz", **result.images)  # type: ignore[arg-type]
-    run.write_json("audit.json", {"run": plan.run, "round": checkpoint.round} | result.to_json())
+    rng = np.random.default_rng(0)
+    views, images = [], {}
+    for name, cases in (("raw_gradient", 2), ("company_release", 2), ("opened_sum", 3)):
+        original = rng.random((cases, 1, 8, 8))
+        errors = {"control": 1e-3, "released": 0.3, "prior": 0.3, "random": 0.5}
+        if name == "raw_gradient":
+            errors |= {"released": errors.pop("control")}
+        found = {c: original + e * rng.standard_normal(original.shape) for c, e in errors.items()}
+        views.append(view(name, original, found, rng))
+        shown = {"original": original} | {c: made for c, made in found.items() if c != "random"}
+        images |= {f"{name}.{c}": made.astype(np.float32) for c, made in shown.items()}
+    np.savez_compressed(run.path / "audit_images.npz", **images)  # type: ignore[arg-type]
+    document = {
+        "run": "run", "round": 4, "attack": "by hand", "budget": "none", "block": 0,
+        "exact_psnr": EXACT_PSNR, "settings": {"candidates": 5}, "views": views,
+    }  # fmt: skip
+    run.write_json("audit.json", document)
     return run
+
+
+def view(
+    name: str, original: npt.NDArray[np.float64], found: dict[str, npt.NDArray[np.float64]], rng: Any
+) -> dict[str, Any]:
+    """One view of audit.json."""
+    cases = len(original)
+    values = {condition: psnr(made, original) for condition, made in found.items()}
+    exact = {condition: int((value >= EXACT_PSNR).sum()) for condition, value in values.items()}
+    gain = summarise(values["released"] - values["prior"], np.arange(cases), rng)
+    evidence = Evidence("by hand", "none", cases, exact["released"], exact.get("control"), gain, 0, 0)
+    return {
+        "name": name, "title": f"A view by name of {name}", "verdict": evidence.words(),
+        "outcome": evidence.outcome, "recovered": evidence.outcome == "recovered",
+        "control_recovered": evidence.control_succeeded, "cases": cases, "exact": evidence.exact,
+        "control_exact": evidence.control_exact, "budget": "none", "gain": {"psnr": gain.to_json()},
+        "rows": {c: {"psnr": summarise(v, np.arange(cases), rng).to_json()} for c, v in values.items()},
+    }  # fmt: skip
 
 
 @dataclass
@@ -150,8 +182,9 @@ def test_it_fits_the_screen_and_speaks_to_screen_readers(
     )
     assert nameless == 0
     shown = page.locator("svg.chart:visible")
-    assert shown.count() == 4
-    assert all((shown.nth(i).bounding_box() or {"width": 0})["width"] >= 300 for i in range(4))
+    assert shown.count() == 6
+    assert all((shown.nth(i).bounding_box() or {"width": 0})["width"] >= 300 for i in range(6))
+    assert page.evaluate(OVERLAPS) == []
     doubled = page.evaluate(
         "(() => { const ids = [...document.querySelectorAll('[id]')].map(e => e.id);"
         " return ids.filter((id, i) => ids.indexOf(id) !== i); })()"
@@ -159,6 +192,26 @@ def test_it_fits_the_screen_and_speaks_to_screen_readers(
     assert doubled == []
     assert page.evaluate(CONTRAST) >= 4.5
 
+
+# Pairs of texts in one visible drawing that lie on each other, or texts that leave it.
+OVERLAPS = """(() => {
+  const found = [];
+  for (const chart of document.querySelectorAll('svg.chart')) {
+    if (!chart.checkVisibility()) continue;
+    const outer = chart.getBoundingClientRect();
+    const texts = [...chart.querySelectorAll('text')].filter(t => t.textContent.trim());
+    const boxes = texts.map(t => t.getBoundingClientRect());
+    boxes.forEach((a, i) => {
+      if (a.left < outer.left - 1 || a.right > outer.right + 1) found.push(texts[i].textContent + ' leaves');
+      boxes.slice(i + 1).forEach((b, k) => {
+        const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+        const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (x > 1 && y > 4) found.push(texts[i].textContent + ' / ' + texts[i + 1 + k].textContent);
+      });
+    });
+  }
+  return found;
+})()"""
 
 # The lowest contrast (WCAG 2) of any text to the first painted background behind it.
 CONTRAST = """(() => {
@@ -237,6 +290,147 @@ def test_names_and_settings_stay_text(finished: RunFolder, tmp_path: Path, brows
     assert seen.page.title() == f"{INJECTED} · privacy and utility report"
     assert seen.text().count("<script>document.title") >= 4
     assert seen.complaints == []
+
+
+BINS = [
+    {"low": 2.0 - i / 3, "high": 2.0 - (i - 1) / 3, "loss": 1.5 - i / 6, "gradient_norm": 0.4}
+    for i in range(6)
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, qualities after each block in the public model and at the end, and how the page says it.
+
+    `good` ends with a chain in which every block adds; `bad` forgets, and its last block takes away.
+    """
+
+    model: Any
+    start: tuple[float, float]
+    good: tuple[float, float]
+    bad: tuple[float, float]
+    forgotten: float
+    said_good: str
+    said_bad: str
+    lost: str
+    numbers: tuple[str, ...]
+
+    def run(self, finished: RunFolder, folder: Path, end: tuple[float, float], public: float) -> RunFolder:
+        """The finished run told anew as one of this family."""
+        run = copy_of(finished, folder)
+        rows = [row for row in run.metrics() if "quality" in row]
+        rows[0]["quality"] = {"heldout": self.start, "public": (self.start[0], self.start[1])}
+        for row in rows[1:]:
+            row["quality"] = {"heldout": end, "public": (end[0], public)}
+        run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        plan = run.plan().model_copy(update={"model": self.model})
+        run.write_settings(run.settings().model_copy(update={"model": self.model}), plan)
+        return run
+
+    def blocks(self, chain: tuple[float, float]) -> list[dict[str, Any]]:
+        told = {"with_z": chain[1], "without_z": chain[0], "inputs_shuffled": None, "follows_wrong_z": 0.25}
+        return [{"block": b, "level": 1.0, "in_chain": chain[b], "by_noise": BINS} | told for b in range(2)]
+
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "layers": 2, "blocks": 2, "heads": 2}
+FAMILIES = pytest.mark.parametrize("case", [
+    Case(
+        ViTSettings(patch_size=4, **SIZES), (0.5, 0.6), (0.6, 0.8), (0.6, 0.5), 0.4,
+        "Accuracy on held-out private data rose from 60.0% (public model) to 80.0% after round 4, a change "
+        "of +20.0 points (higher is better; ",
+        "fell from 60.0% (public model) to 50.0%", "block 1 loses 10.0 points", ("80.0%", "95% interval"),
+    ),
+    Case(
+        ARLanguageModelSettings(**SIZES), (3.0, 2.75), (2.75, 2.41), (2.5, 2.8), 3.1,
+        "Bits per character on held-out private data fell from 2.75 (public model) to 2.41 after round 4, a "
+        "change of −0.34 (lower is better; ",
+        "rose from 2.75 (public model) to 2.80", "block 1 loses 0.30 bits", ("2.41", "lower is better"),
+    ),
+], ids=lambda case: case.model.family)  # fmt: skip
+
+
+@FAMILIES
+def test_a_gain_is_told_in_the_familys_metric_and_direction(
+    case: Case, finished: RunFolder, tmp_path: Path, browser: Browser
+) -> None:
+    """Would catch a metric shown as a share, a loss praised because the figure rose, and needless alarms."""
+    run = case.run(finished, tmp_path, case.good, case.good[1])
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.good), case.good[1], case.start[0]))
+    seen = opened(browser, write_report(run))
+    assert seen.complaints == []
+    text = seen.text()
+    assert case.said_good in text
+    assert all(number in text for number in case.numbers)
+    is_share = case.model.family == "vit"
+    assert ("95% interval" in text) == is_share
+    assert (f"{case.good[1]:.1%}" in text) == is_share
+    assert f"the chain does better, with {case.numbers[0]}" in text
+    assert "trained as blocks they reach" in text
+    assert "no worse" in text
+    assert "▼" not in text
+    assert set(alarms(seen)) <= {"Audit", "Dropouts"}
+
+
+@FAMILIES
+def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
+    case: Case, finished: RunFolder, tmp_path: Path, browser: Browser
+) -> None:
+    """Would catch forgetting, or a block that takes away, sought the wrong way; labels that collide."""
+    run = case.run(finished, tmp_path, case.bad, case.forgotten)
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad), None, case.bad[0]))
+    report = write_report(run)
+    seen = opened(browser, report)
+    found = alarms(seen)
+    assert case.said_bad in found["Utility"]
+    assert "forgets public data" in found["Forgetting"]
+    assert case.lost in found["A block that hurts"]
+    assert "Stopping after block 0" in found["A block that hurts"]
+    assert "does better than the whole chain of 2" in found["First block"]
+    assert "1 layer, as many as one block has" in found["Control"]
+    assert "better than the chain" in found["Control"]
+    assert "Takes away: after block 1" in seen.text()
+    assert seen.page.locator("td.low").count() == 2
+    for width in (1280, 390):
+        page = opened(browser, report, width).page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OVERLAPS) == []
+
+
+def alarms(seen: Opened) -> dict[str, str]:
+    """The findings that need attention, by topic."""
+    topics = seen.page.locator(".findings .attention .topic").all_inner_texts()
+    texts = seen.page.locator(".findings .attention p").all_inner_texts()
+    return {topic.partition("(needs")[0].strip(): text for topic, text in zip(topics, texts, strict=True)}
+
+
+def test_a_family_without_an_attack_says_so(finished: RunFolder, tmp_path: Path, browser: Browser) -> None:
+    """Would catch an error, or the advice to run an audit that cannot run."""
+    case = FAMILIES.args[1][1]
+    seen = opened(browser, write_report(case.run(finished, tmp_path, case.good, case.good[1])))
+    text = " ".join(seen.text().split())
+    assert "cannot be yet" in text
+    assert "For autoregressive language model there is none so far" in text
+    assert "fedblocks audit" not in text
+    assert "No attack" in alarms(seen)["Audit"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown", "changed"),
+    [
+        (Metric("crps", False, "number"), "CRPS 0.0312", "−0.0104"),
+        (Metric("frechet_distance", False, "number"), "Fréchet distance 39.8", "−12.5"),
+        (Metric("some_new_score", True, "number"), "Some new score 1240", "+1.00"),
+    ],
+)
+def test_every_metric_has_words_and_digits(metric: Metric, shown: str, changed: str) -> None:
+    """Would catch exponents, lost digits and an unknown metric that has no name."""
+    m = Measure(metric)
+    value, step = {"crps": (0.0312, -0.0104), "frechet_distance": (39.83, -12.49)}.get(
+        metric.name, (1240.4, 1.0)
+    )
+    assert f"{m.title} {m.show(value)}" == shown
+    assert m.change(step) == changed
+    assert m.noticeably_better(value, value + step) != m.noticeably_worse(value, value + step) or step == 1.0
 
 
 def test_an_unaudited_run_says_how_to_audit_it(finished: RunFolder, browser: Browser) -> None:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..blocks import BlockObjective, ViTClassifier
+from ..blocks import BlockObjective
+from ..blocks.families.vit import ViTClassifier
 from ..errors import InputError
 from . import metrics
 from .campaign import Attacker, Task, run_all
@@ -120,7 +121,7 @@ def audit_block(
     tasks: list[Task] = []
     for name, (budget, cases, k) in plan.items():
         noise = torch.Generator().manual_seed(settings.seed + 1)
-        truths[name] = list(_cases(gradient, objective, images, labels, draws, cases, k, settings.seed))
+        truths[name] = list(_cases(gradient, images, labels, draws, cases, k, settings.seed))
         for case, (_, truth) in enumerate(truths[name]):
             seen = _observed(
                 name, gradient(truth), draws, max_grad_norm, noise_multiplier, settings.cohort, noise
@@ -144,7 +145,7 @@ def audit_block(
     # 3. Score, beside what the public data alone let one guess.
     views = []
     for name, (budget, _, _) in plan.items():
-        guesses = _baselines(truths[name], public.cpu().double(), len(model.label_table), settings.seed + 2)
+        guesses = _baselines(truths[name], public.cpu().double(), len(model.table), settings.seed + 2)
         for task_name, unknowns in sorted(found.items()):
             if task_name[0] == name:
                 truth = truths[name][task_name[2]][1]
@@ -164,7 +165,6 @@ def audit_block(
 
 def _cases(
     gradient: BlockGradient,
-    objective: BlockObjective,
     images: Tensor,
     labels: Tensor,
     draws: int,
@@ -176,7 +176,7 @@ def _cases(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     for indices in order[: cases * k].split(k):
-        yield indices, draw_truth(gradient, objective, images[indices], labels[indices], draws, generator)
+        yield indices, draw_truth(gradient, images[indices], labels[indices], draws, generator)
 
 
 def _observed(

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..blocks import BlockObjective, ViTClassifier
+from ..blocks import BlockObjective
+from ..blocks.families.vit import ViTClassifier
 from .gradients import BlockGradient, Unknowns
 from .lm_map import LMMAP, Budget
 from .views import Observation
@@ -30,7 +31,7 @@ class Attacker:
 
     def attack(self, budget: Budget) -> LMMAP:
         gradient = BlockGradient(self.model, self.block, self.objective)
-        return LMMAP(gradient, self.public, classes=int(self.model.label_table.shape[0]), budget=budget)
+        return LMMAP(gradient, self.public, classes=int(self.model.table.shape[0]), budget=budget)
 
 
 @dataclass(frozen=True)

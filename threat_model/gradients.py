@@ -15,8 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..blocks import BlockObjective, ViTClassifier, block_parameters
+from ..blocks import BlockObjective, Draw, block_parameters
+from ..blocks.families.vit import ViTClassifier
+from ..errors import InputError
 
 # Forward mode carries this many (draw, direction) pairs through the network at once; bounds the memory.
 _PAIRS_AT_ONCE = 1024
@@ -52,10 +55,11 @@ class _LossOfOneDraw(nn.Module):
         self.model, self.block, self.objective = model, block, objective
 
     def forward(self, image: Tensor, log_sigma: Tensor, eps: Tensor, label: Tensor) -> Tensor:
-        context = self.model.encode(image[None])
-        return self.objective.at(
-            self.model, self.block, context, label[None], log_sigma.exp()[None], eps[None]
-        )[0]
+        context = self.model.context(self.block, image[None])
+        draw = Draw(log_sigma.exp()[None], eps[None])
+        # Fused attention has no forward-mode derivative.
+        with sdpa_kernel(SDPBackend.MATH):
+            return self.objective.at(self.model, self.block, context, label[None], draw)[0]
 
 
 class BlockGradient:
@@ -66,15 +70,18 @@ class BlockGradient:
     """
 
     def __init__(self, model: ViTClassifier, block: int, objective: BlockObjective) -> None:
+        if block and model.features == "prefix":
+            rule = "with prefix features only block 0 reads the patches that this attack searches for"
+            raise InputError("audit.block", block, rule)
         self.block = block
         # The caller's model keeps its mode, its type and its flags.
         self.model = copy.deepcopy(model).cpu().double().eval()
-        self.layers = self.model.freeze_all_but(block)
+        self.layers = self.model.freeze_all_but(block, interface=False)
         named = block_parameters(self.layers)
         self.names = [name for name, _ in named]
         self.shapes = [p.shape for _, p in named]
         self.sizes = [p.numel() for _, p in named]
-        self.width = self.model.position.shape[-1]
+        self.width = self.model.table.shape[1]
         self.model.requires_grad_(False)
         self._exact = self._of_one_draw(self.model, objective)
         self._fast = self._of_one_draw(copy.deepcopy(self.model).float(), objective)
@@ -83,7 +90,7 @@ class BlockGradient:
         loss = _LossOfOneDraw(model, self.block, objective)
         prefix = f"model.blocks.{self.block}."
         parameters: dict[str, Tensor] = {
-            prefix + n: p.detach() for n, p in model.blocks[self.block].named_parameters()
+            prefix + n: p.detach() for n, p in model.blocks[self.block].named_parameters() if n in self.names
         }
         ordered = [prefix + n for n in self.names]
 

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..blocks import LogNormalNoise
+from ..blocks.families.vit import patches_of
 from .gradients import BlockGradient, Unknowns
 from .prior import ImagePrior
-from .token_span import PatchSearch, patches_of
+from .token_span import PatchSearch
 from .views import Observation, scale
 
 NAME = "LM-MAP"
@@ -96,9 +98,11 @@ class LMMAP:
         self.prior = ImagePrior.fit(public)
         partition = gradient.model.partition
         low, high = partition.training_interval(gradient.block)
-        self.median = torch.tensor(partition.noise.split(low, high, 0.5), dtype=torch.float64).log()
+        self.median = partition.levels(gradient.block, torch.tensor(0.5, dtype=torch.float64)).log()
         self.interval = torch.tensor([low, high], dtype=torch.float64).log()
-        self.level_mean, self.level_std = partition.noise.P_mean, partition.noise.P_std
+        law = partition.law
+        assert isinstance(law, LogNormalNoise)
+        self.level_mean, self.level_std = law.P_mean, law.P_std
 
     def run(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
         """Fit the noise draws from several starts, then everything from those that explain enough.

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..blocks import BlockObjective
 from ..privacy.clipping import clip_factors
 from .gradients import BlockGradient, Unknowns
 
@@ -49,7 +48,6 @@ def scale(gradients: Tensor, scaling: Scaling, max_grad_norm: float) -> tuple[Te
 
 def draw_truth(
     gradient: BlockGradient,
-    objective: BlockObjective,
     images: Tensor,
     labels: Tensor,
     draws: int,
@@ -57,11 +55,11 @@ def draw_truth(
 ) -> Unknowns:
     """The examples with the noise that their companies drew in training."""
     k = len(labels)
-    sigma, eps = objective.draw(gradient.model, gradient.block, k * draws, gradient.width, generator)
+    draw = gradient.model.draw(gradient.block, labels.repeat_interleave(draws), generator)
     return Unknowns(
         images.double(),
-        sigma.double().log().view(k, draws),
-        eps.double().view(k, draws, -1),
+        draw.level.double().log().view(k, draws),
+        draw.noise.double().view(k, draws, -1),
         labels.clone(),
     )
 

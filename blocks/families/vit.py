@@ -62,16 +62,14 @@ class ViTClassifier(EmbeddedDenoiser):
         self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
-        own = self.blocks[block].interface
-        return own["patch"](patches_of(inputs, self.patch_size)) + placed(own["position"], inputs)
+        patches = self.own(block, "patch", patches_of(inputs, self.patch_size))
+        return patches + placed(self.part(block).interface["position"], inputs)
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        part = self.blocks[block]
         evidence = self.evidence(z, level)  # (N, classes)
         token = self.posterior_mean(evidence)[:, None]  # (N, 1, D)
-        _, out = part(context, token, self.condition(block, level))
-        logits: Tensor = part.interface["head"](part.interface["norm"](out[:, 0])) + evidence
-        return logits
+        _, out = self.part(block)(context, token, self.condition(block, level))
+        return self.own(block, "head", self.own(block, "norm", out[:, 0])) + evidence
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return (prediction.argmax(dim=1) == targets).float()

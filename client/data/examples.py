@@ -40,7 +40,7 @@ class Examples:
             return cls(torch.from_numpy(file["inputs"]), torch.from_numpy(file["targets"]))
 
     def check(self, field: str, kind: DataKind) -> Examples:
-        """Refuse what is not of this kind: shapes, types, classes out of range, values that are not finite."""
+        """Refuse what is not of this kind: shapes, types, classes out of range, values not finite."""
         if len(self.inputs) != len(self.targets):
             raise InputError(field, len(self.inputs), f"{len(self.targets)} targets for as many inputs")
         for name, values, shape, classes in (
@@ -55,5 +55,7 @@ class Examples:
             elif values.dtype != torch.int64 or (
                 values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes
             ):
-                raise InputError(f"{field}.{name}", str(values.dtype), f"expected whole numbers 0 to {classes - 1}")
+                raise InputError(
+                    f"{field}.{name}", str(values.dtype), f"expected whole numbers 0 to {classes - 1}"
+                )
         return self

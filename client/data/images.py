@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...config import DataSource, DiTSettings, ViTSettings
 from ...errors import InputError
+from .image_files import is_image_file, read_image_file, training_files
 
 ImageSettings = ViTSettings | DiTSettings
 
@@ -68,7 +69,12 @@ def _read(field: str, source: DataSource, model: ImageSettings) -> Arrays:
         return BUILT_IN[source.source]()
     path = Path(source.source)
     if path.is_dir():
-        return _read_folder(field, path, model)
+        parts = [read_image_file(field, file) for file in training_files(path)]
+        if not parts:
+            return _read_folder(field, path, model)
+        return np.concatenate([images for images, _ in parts]), np.concatenate(
+            [labels for _, labels in parts]
+        )
     if not path.is_file():
         known = ", ".join(BUILT_IN)
         raise InputError(field, source.source, f"no such file or folder; built-in sets: {known}")
@@ -76,7 +82,10 @@ def _read(field: str, source: DataSource, model: ImageSettings) -> Arrays:
         return _read_npz(field, path)
     if path.suffix in (".csv", ".parquet"):
         return _read_table(field, path, source.label, model)
-    raise InputError(field, source.source, "expected .npz, .csv, .parquet or a folder of class folders")
+    if is_image_file(path):
+        return read_image_file(field, path)
+    rule = "expected .npz, .csv, .parquet, CIFAR or MNIST files or a folder of class folders"
+    raise InputError(field, source.source, rule)
 
 
 def _digits() -> Arrays:

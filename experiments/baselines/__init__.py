@@ -1,1 +1,1 @@
-"""What the blocks are compared with: the same task learnt end to end."""
+"""What block-wise training is compared with; `training` is the one way in which all of them are trained."""

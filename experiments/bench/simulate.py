@@ -22,7 +22,7 @@ from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from ...blocks import BlockObjective, block_parameters, build_model, merge, sample_chain
-from ...client.data import LabelledImages
+from ...client.data import Examples
 from ...config import Settings, load_settings
 from ...privacy.clipping import PerExampleClipping
 from ...server.checkpoint import Checkpoint
@@ -119,13 +119,13 @@ def plain_loop(settings: Settings, run: RunFolder, public: Checkpoint, gradients
     model = build_model(settings.model, settings.noise)
     merge(model, public.model.shared, *public.model.blocks)
     objective = BlockObjective()
-    parts = [LabelledImages.load(home / "data.npz") for home in sorted(run.companies.iterdir())]
-    test_sets = [LabelledImages.load(file) for file in sorted(run.evaluation.glob("*.npz"))]
+    parts = [Examples.load(home / "data.npz") for home in sorted(run.companies.iterdir())]
+    test_sets = [Examples.load(file) for file in sorted(run.evaluation.glob("*.npz"))]
     generator = torch.Generator().manual_seed(0)
     _evaluate(model, test_sets)
     for round_ in range(t.rounds):
         b = round_ % settings.model.blocks
-        block = model.freeze_all_but(b).train()
+        block = model.freeze_all_but(b, t.interface).train()
         parameters = [p for _, p in block_parameters(block)]
         start = nn.utils.parameters_to_vector(parameters).detach()
         updates = []
@@ -133,11 +133,15 @@ def plain_loop(settings: Settings, run: RunFolder, public: Checkpoint, gradients
             nn.utils.vector_to_parameters(start.clone(), parameters)
             for _ in range(t.local_steps):
                 batch = torch.rand(len(data), generator=generator) < t.sampling_rate
-                with torch.no_grad():
-                    context = model.encode(data.images[batch]).repeat_interleave(t.noise_draws, dim=0)
-                labels = data.labels[batch].repeat_interleave(t.noise_draws)
-                sigma, eps = objective.draw(model, b, len(labels), context.shape[-1], generator)
-                losses = partial(objective.at, model, b, context, labels, sigma, eps)
+                losses = partial(
+                    objective,
+                    model,
+                    block=b,
+                    inputs=data.inputs[batch],
+                    targets=data.targets[batch],
+                    generator=generator,
+                    draws=t.noise_draws,
+                )
                 step = gradients(block, losses, int(batch.sum()), settings)
                 now = nn.utils.parameters_to_vector(parameters).detach()
                 now -= t.local_learning_rate / t.expected_batch_size * step.float()
@@ -147,6 +151,6 @@ def plain_loop(settings: Settings, run: RunFolder, public: Checkpoint, gradients
     _evaluate(model, test_sets)
 
 
-def _evaluate(model: Any, test_sets: list[LabelledImages]) -> None:
+def _evaluate(model: Any, test_sets: list[Examples]) -> None:
     for data in test_sets:
-        sample_chain(model.eval(), data.images, torch.Generator().manual_seed(0))
+        sample_chain(model.eval(), data.inputs, data.targets, torch.Generator().manual_seed(0))

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from ...config import ModelSettings
 from ...server.run_folder import RunFolder
 from ..metrics import psnr
 from .images import picture
@@ -22,6 +23,7 @@ METRICS = {
     "reidentification": "re-identified",
 }
 SHARES = ("label", "reidentification")
+_ATTACKED = ("vit",)
 # condition -> (in a sentence, in a table's head or a narrow drawing, beside the pictures)
 _CONDITIONS = {
     "control": ("Control: noise taken away", "control", "Rebuilt with the noise taken away (control)"),
@@ -150,6 +152,11 @@ class Audited:
                 "targets exactly. That it fails with the noise is still no proof that nothing leaks."
             )
         return [*found, ("Audit controls", text, bool(failed))]
+
+
+def attackable(model: ModelSettings) -> bool:
+    """Whether there is an attack on this family at all."""
+    return model.family in _ATTACKED
 
 
 def read_audit(run: RunFolder) -> Audited | None:

@@ -56,6 +56,12 @@ _SETTINGS: dict[RcKeyType, Any] = {
 }
 
 WIDE, NARROW = 720, 350
+# Room for tick labels left of a scale, in pixels.
+LEFT = 48
+Dash = str | tuple[float, tuple[float, ...]]
+SOLID: Dash = "solid"
+DASHED: Dash = (0, (5, 2))
+DOTTED: Dash = (0, (1.5, 1.5))
 Draw = Callable[[Figure, bool], None]
 
 
@@ -99,6 +105,57 @@ def spread(wanted: list[float], gap: float, low: float, high: float) -> list[flo
     for position, i in zip(placed, order, strict=True):
         result[i] = position
     return result
+
+
+def whole_numbers(ax: Axes, first: int, last: int, wide: bool) -> None:
+    """A few round numbers, always with the first and the last."""
+    room = 10 if wide else 5
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if (last - first) / s <= room)
+    ticks = [t for t in range(0, last + 1, step) if first < t and last - t >= step * 0.6]
+    ax.set_xticks(sorted({first, *ticks, last}))
+
+
+def at_end(ax: Axes, y: float, text: str, colour: str) -> None:
+    """A label beside the end of a line."""
+    ax.annotate(
+        text,
+        (1, y),
+        (8, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center_baseline",
+        fontsize=12,
+        color=colour,
+    )
+
+
+def legend_above(ax: Axes, labels: list[str], columns: int = 1) -> None:
+    """A label for each of the first lines, in their order, over the drawing."""
+    ax.legend(
+        list(ax.get_lines())[: len(labels)],
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        frameon=False,
+        fontsize=11,
+        borderaxespad=0,
+        handlelength=1.8,
+        columnspacing=1.4,
+    )
+
+
+def title_at_top(figure: Figure, text: str) -> None:
+    """What a drawing's scale shows, above all else in it."""
+    width, height = (float(size) * figure.dpi for size in figure.get_size_inches())
+    figure.text(LEFT / width, 1 - 11 / height, text, fontsize=11, color=MUTED)
+
+
+def title_over(ax: Axes, text: str) -> None:
+    """What the axis shows, in the strip just above it."""
+    ax.annotate(
+        text, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=11, color=MUTED
+    )
 
 
 def _svg(name: str, label: str, draw: Draw, wide: bool, width: int, height: int) -> Markup:

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from ...blocks import metric_of
 from ...config import Plan, Settings
 from ...server.run_folder import RunFolder
+from .measures import Measure
 from .spending import Spending, read_spending
 
-# A block that lowers the accuracy of the chain by more than this is pointed out.
-LOSS_WORTH_NAMING = 0.005
 PHASES = {"keys": "key exchange", "train": "training", "unmask": "unmasking"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """Accuracy after a round: for each set one figure after each block, the last being the model's own."""
+    """Quality after a round: for each set one figure after each block, the last being the model's own."""
 
     round: int
     heldout: tuple[float, ...]
@@ -40,6 +40,9 @@ class Absence:
 
 @dataclass(frozen=True)
 class Utility:
+    """Quality over the rounds, in the family's metric."""
+
+    measure: Measure
     points: tuple[Point, ...]
     reference: tuple[Point, ...]
     non_private: float | None
@@ -55,10 +58,19 @@ class Utility:
         return self.points[-1]
 
     def losing_blocks(self) -> list[tuple[int, float]]:
-        """(block, points lost) wherever the chain is better off before a block than after it."""
+        """(block, quality lost) wherever the chain is better off before a block than after it."""
+        after, m = self.last.heldout, self.measure
+        return [
+            (b, m.gain(after[b], after[b - 1]))
+            for b in range(1, len(after))
+            if m.noticeably_worse(after[b - 1], after[b])
+        ]
+
+    @property
+    def best_block(self) -> int:
+        """After which block the chain is at its best now."""
         after = self.last.heldout
-        steps = [(b, after[b - 1] - after[b]) for b in range(1, len(after))]
-        return [(b, lost) for b, lost in steps if lost > LOSS_WORTH_NAMING]
+        return max(range(len(after)), key=lambda b: self.measure.gain(0.0, after[b]))
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class Facts:
     folder: str
     settings: Settings
     plan: Plan
+    measure: Measure
     rounds_done: int
     companies: tuple[str, ...]
     utility: Utility | None
@@ -86,6 +99,10 @@ class Facts:
     def finished(self) -> bool:
         return self.rounds_done >= self.plan.training.rounds
 
+    @property
+    def one_block_a_round(self) -> bool:
+        return self.plan.training.assignment == "sequential" or self.plan.model.blocks == 1
+
     def absence_table(self) -> list[tuple[str, str, str, bool, int, str]]:
         """(company, phase, code, counted, how often, rounds), most frequent first."""
         kinds = Counter((a.company, a.phase, a.code, a.counted) for a in self.absences)
@@ -102,14 +119,16 @@ def read_facts(run: RunFolder) -> Facts:
     rounds = [row for row in rows if row["round"] > 0]
     seen = {name for row in rounds for name in (*row["survivors"], *row["absent"])}
     result = run.read_json("result.json") or {}
+    measure = Measure(metric_of(plan.model))
     return Facts(
         run=plan.run,
         folder=str(run.path),
         settings=settings,
         plan=plan,
+        measure=measure,
         rounds_done=rounds[-1]["round"] if rounds else 0,
         companies=tuple(sorted(seen | {s.company for s in spending}, key=_natural)),
-        utility=_utility(run, rows, result),
+        utility=_utility(run, measure, rows, result),
         spending=tuple(sorted(spending, key=lambda s: _natural(s.company))),
         absences=tuple(_absence(row, name) for row in rounds for name in sorted(row["absent"])),
         aborted={row["round"]: row["status"] for row in rounds if row["status"] != "done"},
@@ -126,14 +145,17 @@ def interval(share: float, n: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _utility(run: RunFolder, rows: list[dict[str, Any]], result: dict[str, Any]) -> Utility | None:
+def _utility(
+    run: RunFolder, measure: Measure, rows: list[dict[str, Any]], result: dict[str, Any]
+) -> Utility | None:
     points = _points(rows)
     if not points:
         return None
     return Utility(
+        measure=measure,
         points=points,
         reference=_points(RunFolder(run.path / "reference").metrics()),
-        non_private=result.get("accuracy_non_private"),
+        non_private=result.get(f"{measure.metric.name}_non_private"),
         heldout_examples=_examples(run, "heldout"),
         public_examples=_examples(run, "public"),
     )
@@ -141,9 +163,9 @@ def _utility(run: RunFolder, rows: list[dict[str, Any]], result: dict[str, Any])
 
 def _points(rows: list[dict[str, Any]]) -> tuple[Point, ...]:
     return tuple(
-        Point(row["round"], tuple(row["accuracy"]["heldout"]), tuple(row["accuracy"].get("public", ())))
+        Point(row["round"], tuple(row["quality"]["heldout"]), tuple(row["quality"].get("public", ())))
         for row in rows
-        if "heldout" in row.get("accuracy", {})
+        if "heldout" in row.get("quality", {})
     )
 
 
@@ -152,7 +174,7 @@ def _examples(run: RunFolder, name: str) -> int:
     if not path.is_file():
         return 0
     with np.load(path, allow_pickle=False) as file:
-        return len(file["labels"])
+        return len(file["targets"])
 
 
 def _absence(row: dict[str, Any], company: str) -> Absence:

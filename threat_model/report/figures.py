@@ -1,8 +1,6 @@
-"""The drawings of a run: accuracy, epsilon, absences. What they show also stands in a table or in words."""
+"""The drawings of what a run spent and whom it missed. What they show also stands in a table or in words."""
 
 from __future__ import annotations
-
-import math
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -11,115 +9,26 @@ from matplotlib.patches import Rectangle
 
 from .canvas import (
     ALERT,
+    DASHED,
+    DOTTED,
     GRID,
     INK,
-    MUTED,
     NARROW,
     PAPER,
     PRIVATE,
-    PUBLIC,
-    REFERENCE,
+    SOLID,
     WIDE,
+    at_end,
     axes,
     chart,
     spread,
+    whole_numbers,
 )
-from .facts import Absence, Facts, Utility
+from .facts import Absence, Facts
 from .spending import Spending
 
 MOST_ROWS = 30
-_Dash = str | tuple[float, tuple[float, ...]]
-_SOLID: _Dash = "solid"
-_DASHED: _Dash = (0, (5, 2))
-_DOTTED: _Dash = (0, (1.5, 1.5))
 _LETTERS = {"key exchange": "K", "training": "T", "unmasking": "U"}
-
-
-def accuracy_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
-    """Held-out private and public accuracy of the whole chain, against the public model it started from."""
-    first, last = utility.first, utility.last
-    label = (
-        f"Line chart of accuracy by round. Held-out private data: {first.heldout[-1]:.1%} at round "
-        f"{first.round}, {last.heldout[-1]:.1%} at round {last.round}."
-    )
-    if last.public:
-        label += f" Public data: {first.public[-1]:.1%} to {last.public[-1]:.1%}."
-
-    def draw(figure: Figure, wide: bool) -> None:
-        series = [("private, held out", PRIVATE, _SOLID, [(p.round, p.heldout[-1]) for p in utility.points])]
-        if last.public:
-            series.append(("public data", PUBLIC, _DASHED, [(p.round, p.public[-1]) for p in utility.points]))
-        if utility.reference:
-            twin = [(p.round, p.heldout[-1]) for p in utility.reference]
-            series.append(("private, no noise", REFERENCE, _DOTTED, twin))
-        ax = axes(figure, 44, 14 if wide else 18 * len(series) + 30, 180 if wide else 16, 44)
-        ends = []
-        top = 0.0
-        for name, colour, dash, line in series:
-            rounds, values = zip(*line, strict=True)
-            top = max(top, *values)
-            ax.plot(rounds, values, color=colour, linestyle=dash)
-            ends.append((name, colour, values[-1]))
-        base = first.heldout[-1]
-        ax.axhline(base, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-        _percent(ax, top)
-        ax.set_xlim(first.round, max(last.round, first.round + 1))
-        ax.set_xlabel("round")
-        _whole_numbers(ax, first.round, last.round, wide)
-        low, high = ax.get_ylim()
-        for round_ in aborted:
-            ax.plot([round_], [low], marker="x", color=ALERT, markersize=6, clip_on=False)
-        ends.append(("public model at start", MUTED, base))
-        if wide:
-            pixel = (high - low) / (figure.get_figheight() * 72 - 58)
-            places = spread([v for *_, v in ends], 15 * pixel, low, high)
-            for (name, colour, value), y in zip(ends, places, strict=True):
-                _at_end(ax, y, f"{name} {value:.0%}", colour)
-        else:
-            _legend_above(ax, ends)
-
-    return chart("accuracy", label, draw, 300, narrow_height=330)
-
-
-def accuracy_by_block(utility: Utility) -> Markup:
-    """Held-out accuracy after each block of the chain, first round against last."""
-    first, last = utility.first, utility.last
-    losing = dict(utility.losing_blocks())
-    label = "Accuracy on held-out private data after each block: " + "; ".join(
-        f"block {b} {before:.1%} at round {first.round}, {after:.1%} at round {last.round}"
-        for b, (before, after) in enumerate(zip(first.heldout, last.heldout, strict=True))
-    )
-
-    def draw(figure: Figure, wide: bool) -> None:
-        ax = axes(figure, 44, 20, 24, 30)
-        blocks = list(range(len(last.heldout)))
-        bars = 0.28
-        for points, colour, shift in ((first.heldout, MUTED, -bars / 2), (last.heldout, PRIVATE, bars / 2)):
-            ax.bar(
-                [b + shift for b in blocks],
-                points,
-                bars * 0.94,
-                color=PAPER if colour == MUTED else colour,
-                edgecolor=colour,
-                linewidth=1.2,
-            )
-            for b, value in zip(blocks, points, strict=True):
-                if len(blocks) <= (12 if wide else 5):
-                    mark = " ▼" if colour == PRIVATE and b in losing else ""
-                    ax.annotate(
-                        f"{value:.0%}{mark}",
-                        (b + shift, value),
-                        (0, 3),
-                        textcoords="offset points",
-                        ha="center",
-                        fontsize=11,
-                        color=ALERT if mark else INK,
-                    )
-        _percent(ax, max(*first.heldout, *last.heldout))
-        ax.set_xlim(-0.6, len(blocks) - 0.4)
-        ax.set_xticks(blocks, [f"block {b}" if len(blocks) <= 8 else str(b) for b in blocks])
-
-    return chart("blocks", label, draw, 230)
 
 
 def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
@@ -136,7 +45,7 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
         ax = axes(figure, 44, 16, 150 if wide else 20, 44)
         ceilings = sorted({s.ceiling for s in spending})
         top = max(*ceilings, *(e for s in spending for _, e in s.curve))
-        dashes = [_SOLID, _DASHED, _DOTTED]
+        dashes = [SOLID, DASHED, DOTTED]
         ends = []
         for i, (curve, members) in enumerate(groups.items()):
             rounds = [*(r for r, _ in curve), last]
@@ -149,7 +58,7 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
             ends.append((name, ALERT, ceiling))
         ax.set_ylim(0, top * 1.06)
         ax.set_xlim(0, max(last, 1))
-        _whole_numbers(ax, 0, last, wide)
+        whole_numbers(ax, 0, last, wide)
         ax.set_xlabel("round")
         ax.set_ylabel("epsilon (one example, add or remove)", fontsize=11)
         if wide and len(ends) <= 14:
@@ -157,7 +66,7 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
             for (name, colour, value), y in zip(
                 ends, spread([v for *_, v in ends], 15 * pixel, 0, top * 1.06), strict=True
             ):
-                _at_end(ax, y, f"{name} {value:.3g}" if colour != ALERT else f"{name} {value:g}", colour)
+                at_end(ax, y, f"{name} {value:.3g}" if colour != ALERT else f"{name} {value:g}", colour)
         elif not wide:
             ax.annotate(
                 f"ceiling {ceilings[-1]:g}",
@@ -210,7 +119,7 @@ def absences(facts: Facts) -> Markup:
         width = int((left - 12) / 6.6)
         ax.set_yticks(range(len(names)), [n if len(n) <= width else n[: width - 1] + "…" for n in names])
         ax.tick_params(axis="y", colors=INK)
-        _whole_numbers(ax, 1, rounds, wide)
+        whole_numbers(ax, 1, rounds, wide)
         ax.set_xlabel("round")
 
     return chart("absences", label, draw, 64 + row * len(names))
@@ -242,46 +151,3 @@ def _members(members: list[Spending], total: int) -> str:
         return f"{len(members)} companies"
     name = members[0].company
     return name if len(name) <= 14 else name[:13] + "…"
-
-
-def _percent(ax: Axes, top: float) -> None:
-    limit = min(1.0, math.ceil((top + 0.04) * 10) / 10)
-    ax.set_ylim(0, limit)
-    step = 0.2 if limit > 0.5 else 0.1 if limit > 0.2 else 0.05
-    ticks = [i * step for i in range(round(limit / step) + 1)]
-    ax.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
-
-
-def _whole_numbers(ax: Axes, first: int, last: int, wide: bool) -> None:
-    """A few round numbers, always with the first and the last."""
-    room = 10 if wide else 5
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if (last - first) / s <= room)
-    ticks = [t for t in range(0, last + 1, step) if first < t and last - t >= step * 0.6]
-    ax.set_xticks(sorted({first, *ticks, last}))
-
-
-def _at_end(ax: Axes, y: float, text: str, colour: str) -> None:
-    ax.annotate(
-        text,
-        (1, y),
-        (8, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center_baseline",
-        fontsize=12,
-        color=colour,
-    )
-
-
-def _legend_above(ax: Axes, ends: list[tuple[str, str, float]]) -> None:
-    handles = list(ax.get_lines())[: len(ends)]
-    ax.legend(
-        handles,
-        [f"{name} {value:.0%}" for name, _, value in ends],
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=1,
-        frameon=False,
-        fontsize=11,
-        borderaxespad=0,
-    )

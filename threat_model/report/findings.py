@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 
 from ...privacy.accounting import round_up
-from .audited import Audited
+from .audited import Audited, attackable
+from .diagnosed import Diagnosed
 from .facts import Facts, Utility, interval
+from .measures import Measure
 from .spending import planned_epsilon
-
-# A change of accuracy smaller than this is called none.
-_NOTICEABLE = 0.005
-_FORGETTING = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ def largest_epsilon(facts: Facts) -> float:
     return max((s.spent for s in facts.spending), default=0.0) or planned_epsilon(facts.plan)
 
 
-def find(facts: Facts, audit: Audited | None) -> list[Finding]:
+def find(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> list[Finding]:
     """In order of what a privacy officer asks first."""
     found: list[Finding] = []
     if not facts.finished:
@@ -39,15 +37,12 @@ def find(facts: Facts, audit: Audited | None) -> list[Finding]:
         found.append(Finding("Unfinished", f"{done} of {planned} rounds have run so far.", True))
     if facts.utility is not None:
         found += _utility(facts.utility, facts)
+    if diagnosed is not None:
+        found += [Finding(*sentence) for sentence in diagnosed.sentences()]
     found.append(_epsilon(facts))
     found.append(_attendance(facts))
-    found += _audit(audit)
+    found += _audit(facts, audit)
     return found
-
-
-def points(change: float) -> str:
-    """A change of a share in points, with a sign."""
-    return f"{100 * change:+.1f}".replace("-", "−")
 
 
 def delta(value: float) -> str:
@@ -56,52 +51,59 @@ def delta(value: float) -> str:
 
 
 def _utility(utility: Utility, facts: Facts) -> list[Finding]:
-    first, last, n = utility.first, utility.last, utility.heldout_examples
+    first, last, m = utility.first, utility.last, utility.measure
     before, after = first.heldout[-1], last.heldout[-1]
     text = (
-        f"Accuracy on held-out private data {_moved(before, after)} from {before:.1%} (public model) to "
-        f"{after:.1%} after round {last.round}, a change of {points(after - before)} points"
+        f"{m.title} on held-out private data {_moved(m, before, after)} from {m.show(before)} (public model) "
+        f"to {m.show(after)} after round {last.round}, a change of {m.change(after - before)}"
+        f"{' points' if m.is_share else ''} ({m.direction}{_certainty(utility, after)})"
     )
-    if n:
-        low, high = interval(after, n)
-        text += f" ({n:,} examples, 95% interval {low:.1%} to {high:.1%})"
     text += f". {_price(utility, after)}" if facts.private else "."
-    found = [Finding("Utility", text, after < before + _NOTICEABLE)]
-    if last.public and first.public[-1] - last.public[-1] > _FORGETTING:
+    found = [Finding("Utility", text, not m.noticeably_better(before, after))]
+    if last.public and m.forgotten(first.public[-1], last.public[-1]):
         text = (
-            f"The model forgets public data: accuracy there fell from {first.public[-1]:.1%} to "
-            f"{last.public[-1]:.1%}."
+            f"The model forgets public data: {m.words} there went from {m.show(first.public[-1])} to "
+            f"{m.show(last.public[-1])}."
         )
         found.append(Finding("Forgetting", text, True))
     losing = utility.losing_blocks()
     if losing:
-        lost = "; ".join(f"block {b} loses {100 * share:.1f} points" for b, share in losing)
-        best = max(range(len(last.heldout)), key=lambda b: last.heldout[b])
-        text = f"Part of the chain takes accuracy away: {lost}."
-        if last.heldout[best] > after + _NOTICEABLE:
+        lost = "; ".join(f"block {b} loses {m.amount(share)}" for b, share in losing)
+        text = f"Part of the chain takes quality away: {lost}."
+        best = utility.best_block
+        if m.noticeably_worse(last.heldout[best], after):
             text += (
-                f" Stopping after block {best} would give {last.heldout[best]:.1%} on the same held-out data "
-                f"instead of {after:.1%}."
+                f" Stopping after block {best} would give {m.show(last.heldout[best])} on the same held-out "
+                f"data instead of {m.show(after)}."
             )
         found.append(Finding("A block that hurts", text, True))
     return found
 
 
+def _certainty(utility: Utility, after: float) -> str:
+    n = utility.heldout_examples
+    if not n:
+        return ""
+    if not utility.measure.is_share:
+        return f"; {n:,} examples"
+    low, high = interval(after, n)
+    return f"; {n:,} examples, 95% interval {low:.1%} to {high:.1%}"
+
+
 def _price(utility: Utility, after: float) -> str:
-    plain = utility.non_private
+    plain, m = utility.non_private, utility.measure
     if plain is None:
         return (
             "What the noise costs was not measured: fedblocks simulate --with-reference adds the same run "
             "without noise."
         )
-    gap = 100 * (plain - after)
-    if abs(gap) < 100 * _NOTICEABLE:
-        cost = "no noticeable difference"
-    elif gap > 0:
-        cost = f"the noise cost {gap:.1f} points of accuracy"
+    if m.noticeably_worse(plain, after):
+        cost = f"the noise cost {m.amount(plain - after)}"
+    elif m.noticeably_better(plain, after):
+        cost = f"{m.amount(plain - after)} worse, so the noise cost nothing"
     else:
-        cost = f"{-gap:.1f} points less, so the noise cost nothing"
-    return f"The same run without noise reaches {plain:.1%}: {cost}."
+        cost = "no noticeable difference"
+    return f"The same run without noise reaches {m.show(plain)}: {cost}."
 
 
 def _epsilon(facts: Facts) -> Finding:
@@ -147,17 +149,22 @@ def _attendance(facts: Facts) -> Finding:
     return Finding("Dropouts", text, bool(facts.aborted))
 
 
-def _audit(audit: Audited | None) -> list[Finding]:
-    if audit is None:
-        text = "The releases of this run have not been attacked yet, so nothing is known about what leaks."
-        return [Finding("Audit", text, True)]
-    return [Finding(*sentence) for sentence in audit.sentences()]
+def _audit(facts: Facts, audit: Audited | None) -> list[Finding]:
+    if audit is not None:
+        return [Finding(*sentence) for sentence in audit.sentences()]
+    text = "The releases of this run have not been attacked yet, so nothing is known about what leaks."
+    if not attackable(facts.plan.model):
+        text = (
+            "No attack on this family of models is part of fedblocks yet, so nothing is known about what the "
+            "releases of this run leak."
+        )
+    return [Finding("Audit", text, True)]
 
 
-def _moved(before: float, after: float) -> str:
-    if after > before + _NOTICEABLE:
-        return "rose"
-    return "fell" if after < before - _NOTICEABLE else "hardly moved"
+def _moved(m: Measure, before: float, after: float) -> str:
+    if not m.noticeably_better(before, after) and not m.noticeably_worse(before, after):
+        return "hardly moved"
+    return "rose" if after > before else "fell"
 
 
 def _many(n: int, one: str, more: str) -> str:

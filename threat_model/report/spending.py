@@ -40,7 +40,7 @@ def planned_epsilon(plan: Plan) -> float:
     steps = GaussianSteps(
         sampling_rate=t.sampling_rate,
         noise_multiplier=plan.noise_multiplier,
-        steps=t.rounds * t.local_steps,
+        steps=t.releases(plan.model.blocks) * t.local_steps,
     )
     return epsilon([steps], plan.delta)
 

@@ -18,14 +18,19 @@ from ...privacy.accounting import round_up
 from ...server.run_folder import RunFolder, write_atomically
 from . import figures
 from .audit_figures import psnr_by_view
-from .audited import METRICS, SHARES, Audited, read_audit
+from .audited import METRICS, SHARES, Audited, attackable, read_audit
+from .block_figures import block_answers, loss_by_noise
+from .diagnosed import Diagnosed, read_diagnosed
 from .facts import Facts, read_facts
-from .findings import delta, find, largest_epsilon, points
+from .findings import delta, find, largest_epsilon
+from .measures import model_words, three_digits
+from .quality_figures import quality_by_block, quality_by_round
 
 _HERE = Path(__file__).parent
 _SECTIONS = (
     ("findings", "Findings"),
     ("utility", "Utility"),
+    ("each-block", "What each block does"),
     ("privacy", "Privacy spent"),
     ("dropouts", "Who dropped out"),
     ("audit", "Audit"),
@@ -37,6 +42,7 @@ _SECTIONS = (
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` into the run folder; the same files give the same page, byte for byte."""
     facts, audit = read_facts(run), read_audit(run)
+    diagnosed = read_diagnosed(run, facts.plan.model, facts.measure)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -44,23 +50,32 @@ def write_report(run: RunFolder) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, points=points, epsilon=_epsilon, delta=delta, score=_score)
-    page = environment.get_template("report.html.j2").render(_context(run, facts, audit))
+    environment.filters.update(
+        quality=facts.measure.show, change=facts.measure.change, percent=_percent, digits=three_digits,
+        epsilon=_epsilon, delta=delta, score=_score,
+    )  # fmt: skip
+    page = environment.get_template("report.html.j2").render(_context(run, facts, diagnosed, audit))
     path = run.path / "report.html"
     write_atomically(path, page.encode())
     return path
 
 
-def _context(run: RunFolder, facts: Facts, audit: Audited | None) -> dict[str, Any]:
+def _context(
+    run: RunFolder, facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None
+) -> dict[str, Any]:
     epsilon = largest_epsilon(facts)
     return {
         "version": __version__,
         "css": Markup((_HERE / "report.css").read_text("utf-8")),
         "facts": facts,
+        "measure": facts.measure,
+        "model_words": model_words(facts.plan.model),
+        "diagnosed": diagnosed,
+        "attackable": attackable(facts.plan.model),
         "audit": audit,
-        "findings": find(facts, audit),
+        "findings": find(facts, diagnosed, audit),
         "sections": _SECTIONS,
-        "charts": _charts(facts, audit),
+        "charts": _charts(facts, diagnosed, audit),
         "companies": len(facts.companies) or facts.settings.companies.count,
         "epsilon": epsilon,
         "factor": _factor(epsilon),
@@ -74,15 +89,18 @@ def _context(run: RunFolder, facts: Facts, audit: Audited | None) -> dict[str, A
         "metric_names": METRICS,
         "shares": SHARES,
         "budgets_differ": audit is not None and len({view.budget for view in audit.views}) > 1,
-        "commands": _commands(facts, audit),
+        "commands": _commands(facts),
     }
 
 
-def _charts(facts: Facts, audit: Audited | None) -> dict[str, Markup]:
+def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> dict[str, Markup]:
     charts: dict[str, Markup] = {}
     if facts.utility is not None:
-        charts["accuracy"] = figures.accuracy_by_round(facts.utility, facts.aborted)
-        charts["blocks"] = figures.accuracy_by_block(facts.utility)
+        charts["quality"] = quality_by_round(facts.utility, facts.aborted)
+        charts["blocks"] = quality_by_block(facts.utility)
+    if diagnosed is not None:
+        charts["answers"] = block_answers(diagnosed)
+        charts["noise"] = loss_by_noise(diagnosed)
     if facts.spending:
         charts["epsilon"] = figures.epsilon_by_company(facts.spending)
     if facts.absences or facts.aborted:
@@ -92,9 +110,10 @@ def _charts(facts: Facts, audit: Audited | None) -> dict[str, Markup]:
     return charts
 
 
-def _commands(facts: Facts, audit: Audited | None) -> str:
+def _commands(facts: Facts) -> str:
     reference = " --with-reference" if facts.utility and facts.utility.reference else ""
-    return f"fedblocks simulate settings.toml{reference}\nfedblocks audit\nfedblocks report"
+    audit = "fedblocks audit\n" if attackable(facts.plan.model) else ""
+    return f"fedblocks simulate settings.toml{reference}\n{audit}fedblocks report"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

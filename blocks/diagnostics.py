@@ -1,0 +1,178 @@
+"""What each block does: does it add to the chain, read its input, or merely copy z?
+
+A chain's quality alone hides blocks that have learnt to copy their noisy target (see `embedded`). So every
+block is asked, in the units of the family's metric, how good it is in the chain, without z, with the inputs
+of other examples, and how often it believes a z that was made from a wrong target; and where in its noise
+interval (arXiv 2506.14202, section 3.3) its loss and its gradients lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .denoiser import Denoiser, Draw
+from .sampler import sample_chain
+
+BINS = 6
+_BATCHES, _BATCH_SIZE = 4, 32
+
+
+@dataclass(frozen=True)
+class NoiseBin:
+    """Levels in [low, high]: mean unweighted loss, and mean gradient norm over small batches."""
+
+    low: float
+    high: float
+    loss: float
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class BlockDiagnosis:
+    """One block. Qualities are means of the family's metric; all but `in_chain` are taken at `level`.
+
+    in_chain          after this block in the sampling chain
+    with_z            z made from the example's own target
+    without_z         z of no information: what the block gets from its input alone
+    inputs_shuffled   z from the own target, input of another example; none where the block reads no input
+    follows_wrong_z   z from another example's target: share of predictions that are that wrong target, or,
+                      where targets are real, are nearer to it than to the right one
+    by_noise          bins of equal mass over the interval it owns, from the highest noise down
+    """
+
+    block: int
+    level: float
+    in_chain: float
+    with_z: float
+    without_z: float
+    inputs_shuffled: float | None
+    follows_wrong_z: float
+    by_noise: tuple[NoiseBin, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diagnose(
+    model: Denoiser, inputs: Tensor, targets: Tensor, generator: torch.Generator
+) -> list[BlockDiagnosis]:
+    """One diagnosis a block; inputs (N, ...), targets (N, ...), N >= 2, on the model's device.
+
+    The chain takes its noise first: with a generator in the same state it is `sample_chain`'s own.
+    """
+    if len(targets) < 2:
+        raise InputError(
+            "targets", len(targets), "expected at least 2 examples, to exchange inputs and targets"
+        )
+    chain = sample_chain(model, inputs, targets, generator)
+    other = _exchange(len(targets), generator).to(targets.device)
+    return [
+        _diagnosis(model, block, level, chain[block], inputs, targets, other, generator)
+        for block, level in model.partition.midpoints()
+    ]
+
+
+@torch.no_grad()
+def _diagnosis(
+    model: Denoiser,
+    block: int,
+    level: float,
+    in_chain: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
+    other: Tensor,
+    generator: torch.Generator,
+) -> BlockDiagnosis:
+    context = model.context(block, inputs)
+    levels = torch.full((len(targets),), level, device=targets.device)
+    draw = replace(model.draw(block, targets, generator).to(targets.device), level=levels)
+    clean = model.clean(targets)
+    z = model.corrupt(clean, draw)
+    nothing = model.prior(clean.shape, level, generator).to(z.device)
+    wrong = model.predict(block, model.corrupt(clean[other], draw), levels, context)
+
+    def quality(prediction: Tensor) -> float:
+        return float(model.score(prediction, targets).double().mean())
+
+    reads = context.shape[1] > 0
+    return BlockDiagnosis(
+        block=block,
+        level=level,
+        in_chain=quality(in_chain),
+        with_z=quality(model.predict(block, z, levels, context)),
+        without_z=quality(model.predict(block, nothing, levels, context)),
+        inputs_shuffled=quality(model.predict(block, z, levels, context[other])) if reads else None,
+        follows_wrong_z=_followed(model, wrong, targets, targets[other]),
+        by_noise=tuple(_by_noise(model, block, inputs, targets, generator)),
+    )
+
+
+def _exchange(n: int, generator: torch.Generator) -> Tensor:
+    """Another example for each, (N,): a random cycle, since neighbours in a set may be alike."""
+    order = torch.randperm(n, generator=generator)
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return other
+
+
+def _followed(model: Denoiser, prediction: Tensor, right: Tensor, wrong: Tensor) -> float:
+    """Share of the predictions that follow z, among those for which z was wrong."""
+    if right.is_floating_point():
+        found = model.estimate(prediction)
+        to_right, to_wrong = (
+            (found - model.clean(targets)).flatten(1).norm(dim=1) for targets in (right, wrong)
+        )
+        return float((to_wrong < to_right).double().mean())
+    differs = right != wrong
+    if not differs.any():
+        return 0.0
+    return float((prediction.argmax(dim=-1) == wrong)[differs].double().mean())
+
+
+def _by_noise(
+    model: Denoiser, block: int, inputs: Tensor, targets: Tensor, generator: torch.Generator
+) -> Iterator[NoiseBin]:
+    edges = model.partition.levels(block, torch.linspace(1, 0, BINS + 1, dtype=torch.float64)).tolist()
+    with _training(model, block) as parameters:
+        for i in range(BINS):
+            found = []
+            for _ in range(_BATCHES):
+                index = torch.randint(len(targets), (_BATCH_SIZE,), generator=generator).to(targets.device)
+                u = 1 - (i + torch.rand(_BATCH_SIZE, generator=generator, dtype=torch.float64)) / BINS
+                level = model.partition.levels(block, u).float()
+                draw = replace(model.draw(block, targets[index], generator), level=level).to(targets.device)
+                found.append(
+                    _loss_and_gradient(model, block, inputs[index], targets[index], draw, parameters)
+                )
+            loss, norm = (sum(values) / _BATCHES for values in zip(*found, strict=True))
+            yield NoiseBin(edges[i + 1], edges[i], loss, norm)
+
+
+def _loss_and_gradient(
+    model: Denoiser, block: int, inputs: Tensor, targets: Tensor, draw: Draw, parameters: list[Tensor]
+) -> tuple[float, float]:
+    with torch.enable_grad():
+        context = model.context(block, inputs)
+        z = model.corrupt(model.clean(targets), draw)
+        loss = model.loss(model.predict(block, z, draw.level, context), targets).mean()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    squares = sum(float(g.double().square().sum()) for g in gradients if g is not None)
+    return float(loss), squares**0.5
+
+
+@contextmanager
+def _training(model: Denoiser, block: int) -> Iterator[list[Tensor]]:
+    """The block's parameters, open to gradients for as long as this lasts; all others are not."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield list(model.freeze_all_but(block).parameters())
+    finally:
+        for p, wanted in before:
+            p.requires_grad_(wanted)

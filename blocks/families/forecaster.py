@@ -1,0 +1,134 @@
+"""Probabilistic forecaster as DiffusionBlocks: the future's patches are denoised given the past's.
+
+The paper has no forecaster; this is its image generator (arXiv 2506.14202, section 4.2) with a clean stream:
+the past runs through the layers as a patch transformer (Nie et al. 2023) and never sees the future, whose
+noisy patches read it and each other, so that a sample is a joint draw over horizon and channels. A patch
+spans all channels.
+
+Network and targets live in units of each window's own context, see `normalise`; `forecast` takes and returns
+the series' own units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..denoiser import Features, GaussianDenoiser, Metric
+from ..forecast_metrics import crps
+from ..noise import Partition
+from ..preconditioning import Preconditioning
+from ..sampler import sample_chain
+from ..transformer import Block, NoiseEmbedding, Shape
+from .vit import placed, positions
+
+
+class Forecaster(GaussianDenoiser):
+    """Past (N, C, context_length) and future (N, C, horizon), both normalised by their context."""
+
+    metric: ClassVar[Metric] = Metric("crps", False, "number")
+
+    def __init__(
+        self,
+        *,
+        partition: Partition,
+        preconditioning: Preconditioning | None = None,
+        features: Features = "raw",
+        context_length: int = 96,
+        horizon: int = 24,
+        channels: int = 1,
+        patch_size: int = 8,
+        hidden_size: int = 64,
+        layers: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__(partition, preconditioning or Preconditioning(), features)
+        self.channels, self.patch_size, self.horizon = channels, patch_size, horizon
+        shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio)
+        width = channels * patch_size
+
+        def interface() -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {
+                    "past": nn.Linear(width, hidden_size),
+                    "past_position": positions(context_length // patch_size, hidden_size),
+                    "future": nn.Linear(width, hidden_size),
+                    "future_position": positions(horizon // patch_size, hidden_size),
+                    "noise": NoiseEmbedding(hidden_size),
+                    "norm": nn.LayerNorm(hidden_size),
+                    "head": nn.Linear(hidden_size, width),
+                }
+            )
+
+        each = layers // partition.blocks
+        self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
+
+    def embed(self, block: int, inputs: Tensor) -> Tensor:
+        own = self.blocks[block].interface
+        return own["past"](patches_of(inputs, self.patch_size)) + placed(own["past_position"], inputs)
+
+    def clean(self, targets: Tensor) -> Tensor:
+        return targets
+
+    def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        part = self.blocks[block]
+        own = part.interface
+        tokens = own["future"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, horizon/p, D)
+        tokens = tokens + placed(own["future_position"], z)
+        _, out = part(context, tokens, own["noise"](self.preconditioning.c_noise(level)))
+        return self.denoised(z, level, series_of(own["head"](own["norm"](out)), self.channels))
+
+    def estimate(self, prediction: Tensor) -> Tensor:
+        return prediction
+
+    def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return (prediction - targets).square().flatten(1).mean(dim=1)
+
+    def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        """CRPS of the samples side by side in `prediction` (n m, C, horizon), in units of the context's scale."""
+        return crps(prediction.unflatten(0, (len(targets), -1)), targets)
+
+    def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
+        """The law of z where it tells nothing: the targets' own spread and the noise's."""
+        spread = math.hypot(level, self.preconditioning.sigma_data)
+        return spread * torch.randn(shape, generator=generator, device=generator.device)
+
+
+def forecast(
+    model: Forecaster, history: Tensor, generator: torch.Generator, *, samples: int = 50, steps_per_block: int = 8
+) -> Tensor:
+    """Samples of the future (N, samples, C, horizon) in the units of `history` (N, C, context_length)."""
+    location, scale = location_and_scale(history)
+    inputs = normalise(history, history[..., :0])[0].float()
+    like = inputs.new_zeros(len(inputs), model.channels, model.horizon)
+    drawn = sample_chain(model, inputs, like, generator, steps_per_block, draws=samples)[-1]
+    # A constant history has no scale, and its forecast is that constant.
+    return location[:, None] + scale[:, None] * drawn.unflatten(0, (len(inputs), samples)).to(history.dtype)
+
+
+def normalise(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """inputs (N, C, T) and targets (N, C, H) in units of the inputs' mean and deviation, and that deviation."""
+    location, scale = location_and_scale(inputs)
+    unit = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (inputs - location) / unit, (targets - location) / unit, scale
+
+
+def location_and_scale(context: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, (N, C, T) -> (N, C, 1) each; the deviation is 0 where it is constant."""
+    constant = context.amax(dim=-1, keepdim=True) == context.amin(dim=-1, keepdim=True)
+    location = torch.where(constant, context[..., :1], context.mean(dim=-1, keepdim=True))
+    return location, context.std(dim=-1, keepdim=True).masked_fill(constant, 0)
+
+
+def patches_of(series: Tensor, patch_size: int) -> Tensor:
+    """(N, C, T) -> (N, T/p, C p)."""
+    return series.unflatten(2, (-1, patch_size)).transpose(1, 2).flatten(2)  # (N, T/p, C, p) on the way
+
+
+def series_of(patches: Tensor, channels: int) -> Tensor:
+    """The inverse of `patches_of`: (N, T/p, C p) -> (N, C, T)."""
+    return patches.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2)

@@ -1,0 +1,72 @@
+"""End-to-end backpropagation of a plain vision transformer: no noise, no modulation, one loss at the end.
+
+The same layers as a block's (their clean stream), so that ours and this differ in how they are trained.
+With `layers` divided by the number of blocks it is the shallow control: what one block's depth can do alone.
+With `checkpointing` only each layer's input is kept for the backward pass, the rest computed again (Chen et
+al. 2016, arXiv 1604.06174): the usual way to save activations, at a third more time.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...blocks.families.vit import patches_of, placed, positions
+from ...blocks.transformer import Layer, Shape
+
+
+class PlainViT(nn.Module):
+    """Images (N, C, H, W) -> logits (N, classes), read off a class token or the mean of the patches."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int,
+        patch_size: int,
+        hidden_size: int,
+        layers: int,
+        heads: int,
+        classes: int,
+        mlp_ratio: float = 4.0,
+        readout: Literal["class token", "mean"] = "mean",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.readout, self.checkpointing = patch_size, readout, checkpointing
+        self.patch = nn.Linear(channels * patch_size**2, hidden_size)
+        self.position = positions((image_size // patch_size) ** 2, hidden_size)
+        self.token = positions(1, hidden_size) if readout == "class token" else None
+        shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio)
+        self.layers = nn.ModuleList(plain_layer(shape) for _ in range(layers))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.head = nn.Linear(hidden_size, classes)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Embedded patches, after the class token where there is one: (N, T, D)."""
+        x: Tensor = self.patch(patches_of(images, self.patch_size)) + placed(self.position, images)
+        return x if self.token is None else torch.cat([placed(self.token, images), x], dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.tokens(images)
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            x = checkpoint(layer.clean, x, use_reentrant=False) if self.checkpointing else layer.clean(x)
+        x = self.norm(x)
+        logits: Tensor = self.head(x.mean(dim=1) if self.token is None else x[:, 0])
+        return logits
+
+    def losses(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of each example, (N,)."""
+        return F.cross_entropy(self(images), labels, reduction="none")
+
+
+def plain_layer(shape: Shape) -> Layer:
+    """A layer without modulation: its clean stream is an ordinary pre-norm transformer layer."""
+    layer = Layer(shape)
+    del layer.modulation
+    return layer

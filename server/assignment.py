@@ -1,0 +1,42 @@
+"""Block assignment: which companies train which block in a round.
+
+`sequential`  the whole cohort trains one block a round, first to last and again: largest anonymity set
+`parallel`    disjoint groups train different blocks at once, never below the minimum cohort; each company's
+              ledger composes over its own rounds alone, and the groups move on by one block every round
+`all`         the whole cohort trains every block every round: B releases a round
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import Plan
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One block and the companies that train it together."""
+
+    block: int
+    companies: tuple[str, ...]
+
+
+def assign(round_: int, companies: tuple[str, ...], plan: Plan) -> list[Task]:
+    """The tasks of a round, rounds counted from 1. A function of its arguments alone, so a resume agrees."""
+    blocks = plan.model.blocks
+    if plan.training.assignment == "all":
+        return [Task(b, companies) for b in range(blocks)]
+    if plan.training.assignment == "sequential":
+        return [Task((round_ - 1) % blocks, companies)]
+    count = groups(len(companies), blocks, plan.secure_aggregation.minimum_cohort)
+    # Fixed groups: differencing the sums of two cohorts would isolate a company.
+    return [Task((round_ - 1 + g) % blocks, companies[g::count]) for g in range(count)]
+
+
+def groups(companies: int, blocks: int, minimum_cohort: int) -> int:
+    """Into how many groups `parallel` splits a cohort: one a block, as far as each stays large enough."""
+    count = min(blocks, companies // minimum_cohort)
+    if count < 1:
+        raise InputError("companies.count", companies, f"must reach minimum_cohort={minimum_cohort}")
+    return count

@@ -1,0 +1,107 @@
+"""A family's metric in the report's words: its name, its numbers, and which way is better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...blocks import Metric
+from ...config import DiTSettings, ForecasterSettings, ModelSettings, ViTSettings
+
+_NAMES = {"crps": "CRPS", "frechet_distance": "Fréchet distance"}
+# What counts as no change, and as forgetting: in shares of the examples, else in shares of the value itself.
+_NOTICEABLE = {"share": 0.005, "bits": 0.01, "number": 0.01}
+_FORGETTING = 0.05
+_KINDS = {
+    "vit": "image classifier (ViT)",
+    "dit": "image generator (DiT)",
+    "ar-lm": "autoregressive language model",
+    "masked-lm": "masked language model",
+    "recurrent-lm": "recurrent language model",
+    "forecaster": "forecaster",
+}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How qualities, and differences of them, are written and compared."""
+
+    metric: Metric
+
+    @property
+    def words(self) -> str:
+        """The name within a sentence."""
+        return _NAMES.get(self.metric.name, self.metric.name.replace("_", " "))
+
+    @property
+    def title(self) -> str:
+        return self.words[:1].upper() + self.words[1:]
+
+    @property
+    def direction(self) -> str:
+        return "higher is better" if self.metric.higher_is_better else "lower is better"
+
+    @property
+    def is_share(self) -> bool:
+        return self.metric.unit == "share"
+
+    def show(self, value: float) -> str:
+        if self.is_share:
+            return f"{value:.1%}"
+        return f"{value:.2f}" if self.metric.unit == "bits" else three_digits(value)
+
+    def short(self, value: float) -> str:
+        """As `show`, where a drawing has little room."""
+        return f"{value:.0%}" if self.is_share else self.show(value)
+
+    def change(self, step: float) -> str:
+        """A difference with its sign: points of a share, else in the metric's own unit."""
+        shown = f"{100 * step:.1f}" if self.is_share else self.show(step)
+        return f"+{shown}" if step >= 0 else shown.replace("-", "−")
+
+    def amount(self, size: float) -> str:
+        """A difference without sign, with its unit."""
+        if self.is_share:
+            return f"{100 * abs(size):.1f} points"
+        return self.show(abs(size)) + (" bits" if self.metric.unit == "bits" else "")
+
+    def gain(self, before: float, after: float) -> float:
+        """How much better: negative where it is worse, whichever way the metric runs."""
+        return after - before if self.metric.higher_is_better else before - after
+
+    def noticeably_better(self, before: float, after: float) -> bool:
+        return self.gain(before, after) > self._scale(before, _NOTICEABLE[self.metric.unit])
+
+    def noticeably_worse(self, before: float, after: float) -> bool:
+        return self.gain(before, after) < -self._scale(before, _NOTICEABLE[self.metric.unit])
+
+    def forgotten(self, before: float, after: float) -> bool:
+        return self.gain(before, after) < -self._scale(before, _FORGETTING)
+
+    def _scale(self, value: float, share: float) -> float:
+        return share if self.is_share else share * abs(value)
+
+
+def three_digits(value: float) -> str:
+    """39.8, 0.123, 1240: three digits that count, never an exponent where a reader expects none."""
+    if value == 0 or not math.isfinite(value) or not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+@dataclass(frozen=True)
+class ModelWords:
+    """A model by what it is and by the examples that it reads."""
+
+    kind: str
+    data: str
+
+
+def model_words(model: ModelSettings) -> ModelWords:
+    if isinstance(model, ViTSettings | DiTSettings):
+        data = f"{model.image_size} × {model.image_size} images in {model.classes} classes"
+    elif isinstance(model, ForecasterSettings):
+        data = f"{model.horizon} values ahead from the last {model.context_length}"
+    else:
+        data = f"sequences of {model.sequence_length} tokens out of {model.vocabulary}"
+    return ModelWords(_KINDS[model.family], data)
