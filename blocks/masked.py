@@ -21,6 +21,7 @@ from torch import Tensor
 from .denoiser import Denoiser, Draw, over
 from .noise import Partition
 
+_AT_ONCE = 256
 _NEVER = -1e9  # log-probability of what is known not to be; finite, so that 0 * _NEVER is a number
 
 
@@ -77,6 +78,11 @@ class MaskedDenoiser(Denoiser):
         drawn = torch.searchsorted(cumulative, v[..., None] * cumulative[..., -1:])[..., 0]
         unmasked = (z == self.mask) & (u >= to / level)
         return torch.where(unmasked, drawn.clamp(max=self.vocabulary - 1), z)
+
+    def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:
+        """The bound after each block, in bits a token."""
+        parts = [self.bits(tokens, generator) for tokens in targets.to(self.device).split(_AT_ONCE)]
+        return [float(b) for b in torch.cat(parts, dim=1).mean(dim=1)]
 
     @torch.no_grad()
     def bits(self, targets: Tensor, generator: torch.Generator, draws: int = 8) -> Tensor:

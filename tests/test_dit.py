@@ -12,7 +12,8 @@ from fedblocks.blocks import BlockObjective, LogNormalNoise, Partition, Schedule
 from fedblocks.blocks.denoiser import Draw
 from fedblocks.blocks.families.dit import DiT
 from fedblocks.blocks.families.vit import images_of, patches_of
-from fedblocks.blocks.frechet import FrechetDistance, frechet_distance
+from fedblocks.blocks.frechet import classifier_on, frechet_distance
+from fedblocks.blocks.quality import chain_quality
 from fedblocks.errors import InputError
 from fedblocks.privacy.clipping import PerExampleClipping
 
@@ -144,8 +145,18 @@ def test_frechet_distance_of_a_set_to_itself_is_zero_and_noise_is_far() -> None:
     g = torch.Generator().manual_seed(0)
     y = torch.randint(2, (200,), generator=g)
     x = (y.view(-1, 1, 1, 1) * 0.5 + 0.2 * torch.rand(200, 1, 8, 8, generator=g)).clamp(0, 1)
-    distance, again = FrechetDistance.on(x, y), FrechetDistance.on(x, y)
+    distance, again = classifier_on(x, y), classifier_on(x.clone(), y)
     assert distance(x, x) == pytest.approx(0, abs=1e-6)
     noise = torch.rand(200, 1, 8, 8, generator=g)
     assert distance(noise, x) > 10 * distance(x[:100], x[100:]) > 0
     assert distance(noise, x) == again(noise, x)  # the same classifier in every run
+
+
+def test_chain_quality_is_the_distance_after_each_block() -> None:
+    """Would catch samples of other labels, or a value that is not a function of model, examples and seed."""
+    net = model().requires_grad_(False)
+    y, x = batch(60)
+    found = chain_quality(net, y, x, seed=3)
+    images = sample_chain(net, y, x, torch.Generator().manual_seed(3))
+    assert found == pytest.approx([classifier_on(x, y)(after, x) for after in images])
+    assert found == chain_quality(net, y, x, seed=3)

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ..denoiser import Features, GaussianDenoiser, Metric
+from ..frechet import classifier_on
 from ..noise import Partition
 from ..preconditioning import Preconditioning
+from ..sampler import sample_chain
 from ..transformer import Block, NoiseEmbedding, Shape
 from .vit import images_of, patches_of, placed, positions
 
 # x -> (x - CENTRE) SCALE brings pixels in [0, 1] near mean 0 and deviation 0.5: scanned digits have mean 0.3
 # and 0.37, photographs 0.47 and 0.25. A statistic of the data would let one example move all the others.
 CENTRE, SCALE = 0.4, 1.5
+_AT_ONCE = 512
 
 
 class DiT(GaussianDenoiser):
@@ -30,10 +33,11 @@ class DiT(GaussianDenoiser):
 
     labels = torch.arange(10)
     like = torch.empty(1, 1, 8, 8)
-    images = sample_chain(model, labels, like, generator, steps_per_block=6)[-1].clamp(0, 1)
+    images = sample_chain(model, labels, like, generator)[-1].clamp(0, 1)
     """
 
     metric: ClassVar[Metric] = Metric("frechet_distance", False, "number")
+    steps_per_block = 6
 
     def __init__(
         self,
@@ -105,8 +109,17 @@ class DiT(GaussianDenoiser):
         return (self.clean(prediction) - self.clean(targets)).square().flatten(1).mean(dim=1)
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        """Denoising error of each example; the metric itself is one of sets of images: see `frechet`."""
+        """Denoising error of each example; the metric itself is one of sets: see `chain_quality`."""
         return self.loss(prediction, targets)
+
+    @torch.no_grad()
+    def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:
+        """Frechet distance to the targets, after each block, of as many images drawn for the same labels."""
+        parts = inputs.to(self.device).split(_AT_ONCE)
+        chains = [sample_chain(self, labels, targets[:1], generator) for labels in parts]
+        targets = targets.cpu()
+        distance = classifier_on(targets, inputs.cpu())
+        return [distance(torch.cat(images).cpu(), targets) for images in zip(*chains, strict=True)]
 
     def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
         """z of the variance of noisy images, which at the first of few levels the images still add to."""

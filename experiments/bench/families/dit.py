@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain, train
-from ....blocks.frechet import FrechetDistance
+from ....blocks.frechet import FrechetDistance, classifier_on
 from ....client.data import Examples, load_examples
 from ....config import DataSource, DiTSettings, NoiseSettings
 from ...baselines.uncut import end_to_end, shallow
@@ -33,7 +33,7 @@ def digits() -> tuple[Examples, Examples, FrechetDistance]:
     """Training digits, held-out digits, and the distance, whose classifier has seen all of them."""
     found = load_examples("data", DataSource(source="digits"), MODEL, match_contrast=True)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
-    distance = FrechetDistance.on(found.targets, found.inputs)
+    distance = classifier_on(found.targets, found.inputs)
     return found[order[HELD_OUT:]], found[order[:HELD_OUT]], distance
 
 
