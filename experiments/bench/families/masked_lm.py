@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, train
 from ....blocks.masked import MaskedDenoiser
-from ....config import MaskedLanguageModelSettings, NoiseSettings
+from ....client.data import load_examples
+from ....config import DataSource, MaskedLanguageModelSettings, NoiseSettings
 from ...baselines.uncut import end_to_end, shallow
 from .summary import summary
 
@@ -26,13 +27,7 @@ DRAWS = 4
 @cache
 def texts() -> tuple[Tensor, Tensor]:
     """Training and held-out sequences (N, T) of the help topics in Python, the last topics held out."""
-    from pydoc_data.topics import topics
-
-    text = "\n".join(topics[name] for name in sorted(topics))
-    alphabet = {c: i for i, c in enumerate("\n" + "".join(map(chr, range(32, 127))))}
-    tokens = torch.tensor([alphabet.get(c, len(alphabet)) for c in text])
-    length = MODEL.sequence_length
-    cut = tokens[: len(tokens) // length * length].view(-1, length)
+    cut = load_examples("data", DataSource(source="python-topics"), MODEL, match_contrast=False).targets
     edge = len(cut) - len(cut) // 10
     held_out = cut[edge:]
     chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:HELD_OUT]
