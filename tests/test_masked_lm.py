@@ -71,19 +71,21 @@ def test_per_example_clipping_equals_a_loop_over_examples() -> None:
     """Would catch a layer that mixes examples, or whose per-example gradient the hooks get wrong."""
     net, x = model(), batch(5)
     block = net.freeze_all_but(1)
-    draw = net.draw(1, x, torch.Generator().manual_seed(1))
+    twice = x.repeat_interleave(2, dim=0)  # two noise draws an example
+    draw = net.draw(1, twice, torch.Generator().manual_seed(1))
 
     def losses(part: slice) -> Tensor:
-        at = Draw(draw.level[part], draw.noise[part])
-        return BlockObjective().at(net, 1, net.context(1, x[part]), x[part], at)
+        rows = slice(2 * part.start, 2 * part.stop)
+        at = Draw(draw.level[rows], draw.noise[rows])
+        return BlockObjective().at(net, 1, net.context(1, x[part]), twice[rows], at)
 
     bound = 0.5
     with PerExampleClipping(block, max_grad_norm=bound) as clipping:
-        found = clipping.sum(losses, examples=5).vector
+        found = clipping.sum(losses, examples=5, draws=2).vector
     parameters = [p for _, p in sorted(block.named_parameters())]
     expected = torch.zeros_like(found)
     for i in range(5):
-        gradients = torch.autograd.grad(losses(slice(i, i + 1)).sum(), parameters)
+        gradients = torch.autograd.grad(losses(slice(i, i + 1)).sum() / 2, parameters)
         each = torch.cat([g.reshape(-1) for g in gradients]).double()
         expected += each * min(1.0, bound / float(each.norm()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
