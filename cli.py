@@ -21,6 +21,7 @@ from rich.table import Table
 from . import __version__
 from .config import load_settings, preset_names
 from .errors import FedblocksError, InputError, ProtocolError, RunError
+from .experiments.bench.commands import bench
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -30,7 +31,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-bench = typer.Typer(no_args_is_help=True, help="Measure against the alternative, side by side in one run.")
 app.add_typer(bench, name="bench")
 people = Console(stderr=True)
 
@@ -97,6 +97,9 @@ def simulate(
     with_reference: Annotated[
         bool, typer.Option("--with-reference", help="also run it without noise, to see what privacy costs")
     ] = False,
+    with_controls: Annotated[
+        bool, typer.Option("--with-controls", help="also one network end to end, of L and of L/B layers")
+    ] = False,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -113,7 +116,7 @@ def simulate(
         run = prepare_with_progress(settings, runs_dir, people)
     else:
         run = RunFolder.existing(resume or Path())
-    result = continue_with_progress(run, people, with_reference=with_reference)
+    result = continue_with_progress(run, people, with_reference=with_reference, with_controls=with_controls)
     if as_json:
         print(json.dumps(result))
     if result["rounds_done"] == 0:
@@ -161,24 +164,6 @@ def report(run: RunArgument = None, runs_dir: RunsDir = Path("runs"), as_json: A
     else:
         people.print("Report: ", end="")
         print(path)
-
-
-@bench.command("simulate")
-def bench_simulate(
-    companies: Annotated[int, typer.Option(min=3)] = 20,
-    rounds: Annotated[int, typer.Option(min=1)] = 10,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
-    as_json: AsJson = False,
-) -> None:
-    """The federated loop against the same arithmetic in a plain PyTorch loop."""
-    from .experiments.bench.simulate import measure
-
-    result = measure(companies, rounds, repeats)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        for key, value in _readable(result):
-            print(f"{key:40} {value}")
 
 
 def _existing(run: Path | None, runs_dir: Path) -> Any:

@@ -10,9 +10,9 @@ from ..config import ModelSettings, NoiseSettings
 from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
 from .families.dit import DiT
+from .families.forecaster import Forecaster
 from .families.masked_lm import MaskedLanguageModel
 from .families.recurrent_lm import RecurrentLanguageModel
-from .families.forecaster import Forecaster
 from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
@@ -53,11 +53,6 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
     [block] = built.blocks
     built.blocks = nn.ModuleList(block if b == only else Absent() for b in range(model.blocks))
     return built
-
-
-def metric_of(model: ModelSettings) -> Metric:
-    """What the family's predictions are judged by."""
-    return FAMILIES[model.family].metric
 
 
 def metric_of(model: ModelSettings) -> Metric:

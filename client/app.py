@@ -69,7 +69,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
             left = max(0, plan.training.releases(plan.model.blocks) - done)
             event = mechanism(plan).event
             ledger.check_plan([replace(event, steps=event.steps * left)] if left else [])
-    check_part(model_of(plan.model, plan.noise, company.policy.device), request.shared, None)
+    check_part(model_of(plan, company.policy.device, 0), request.shared, None)
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
     context.state["run"] = ConfigRecord(
@@ -111,7 +111,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("wrong_session", "the session is for another block")
     # Everything that can be refused is refused here. Once the ledger is charged, no outcome may depend on
     # the data but the masked update itself.
-    model = model_of(plan.model, plan.noise, company.policy.device)
+    model = model_of(plan, company.policy.device, request.block)
     shared_state = company.load_shared(plan.run)
     received, shared = digest(*request.states.values()), digest(shared_state)
     if received != session.model_digest or shared != _stored(context, "run", "shared"):

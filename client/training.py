@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
-from ..config import ModelSettings, NoiseSettings, Plan
+from ..config import Plan
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.quantisation import FixedPoint
 from ..privacy.randomness import Randomness
@@ -19,14 +19,16 @@ from .data import Examples
 _models = threading.local()
 
 
-def model_of(model: ModelSettings, noise: NoiseSettings, device: str) -> Denoiser:
-    """The model of these settings; its state is whatever was merged into it last.
+def model_of(plan: Plan, device: str, block: int) -> Denoiser:
+    """A model of this plan to train a block of; its state is whatever was merged into it last.
 
-    Kept from message to message, one a thread: simulated companies that train at once must not share it.
+    Only what the block reads is in memory. Kept from message to message, one a thread: simulated companies that
+    train at once must not share it.
     """
-    key = (model, noise, device)
+    only = None if plan.model.features == "prefix" else block
+    key = (plan.model, plan.noise, device, only)
     if getattr(_models, "key", None) != key:
-        _models.key, _models.model = key, build_model(model, noise).to(device)
+        _models.key, _models.model = key, build_model(plan.model, plan.noise, only).to(device)
     kept: Denoiser = _models.model
     return kept
 

@@ -23,6 +23,8 @@ from rich.progress import (
 from ..blocks.build import metric_of
 from ..config import Settings
 from ..server.run_folder import RunFolder
+from .controls import CONTROLS, prepare_control
+from .diagnosing import diagnose_run
 from .preparation import new_run, prepare, read_inputs
 from .reference import prepare_reference
 from .simulation import simulate
@@ -65,18 +67,26 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
         )
 
 
-def continue_with_progress(run: RunFolder, console: Console, *, with_reference: bool) -> dict[str, Any]:
-    """Run to the end from wherever the run stands; with its noise-free twin if asked for."""
+def continue_with_progress(
+    run: RunFolder, console: Console, *, with_reference: bool, with_controls: bool
+) -> dict[str, Any]:
+    """Run to the end from wherever the run stands; with its noise-free twin and its controls if asked for."""
     one_core_a_thread()
+    metric = metric_of(run.settings().model).name
     try:
         with progress_on(console) as progress:
             result = _simulate(run, progress, "Private rounds")
             if with_reference:
-                twin = prepare_reference(run)
-                metric = metric_of(run.settings().model).name
-                plain = _simulate(twin, progress, "Reference without noise")
+                plain = _simulate(prepare_reference(run), progress, "Reference without noise")
                 result[f"{metric}_non_private"] = plain[metric]
-                run.write_json("result.json", result)
+            for control in CONTROLS if with_controls else ():
+                task = progress.add_task(f"Control {control}, public", total=None, note="")
+                twin = prepare_control(run, control, lambda s, t=task: progress.update(t, completed=s))  # type: ignore[misc]
+                progress.update(task, total=1, completed=1)
+                result[f"{metric}_{control}"] = _simulate(twin, progress, f"Control {control}")[metric]
+            run.write_json("result.json", result)
+            if result["rounds_done"]:
+                diagnose_run(run)
             return result
     except KeyboardInterrupt:
         console.print(

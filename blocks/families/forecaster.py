@@ -99,7 +99,12 @@ class Forecaster(GaussianDenoiser):
 
 
 def forecast(
-    model: Forecaster, history: Tensor, generator: torch.Generator, *, samples: int = 50, steps_per_block: int = 8
+    model: Forecaster,
+    history: Tensor,
+    generator: torch.Generator,
+    *,
+    samples: int = 50,
+    steps_per_block: int = 8,
 ) -> Tensor:
     """Samples of the future (N, samples, C, horizon) in the units of `history` (N, C, context_length)."""
     location, scale = location_and_scale(history)

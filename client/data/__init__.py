@@ -10,8 +10,8 @@ from ...config import DataSource, DiTSettings, ForecasterSettings, ModelSettings
 from ...errors import InputError
 from .examples import Examples
 from .images import load_images
-from .text import TextSettings, load_text
 from .series import load_series
+from .text import TextSettings, load_text
 
 __all__ = ["Examples", "load_examples"]
 

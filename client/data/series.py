@@ -135,7 +135,9 @@ def _value_columns(field: str, source: DataSource, table: pd.DataFrame) -> list[
     import pandas as pd
 
     text = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    dates = [name for name in text if pd.to_datetime(table[name], errors="coerce", format="mixed").notna().all()]
+    dates = [
+        name for name in text if pd.to_datetime(table[name], errors="coerce", format="mixed").notna().all()
+    ]
     for name in dates:
         when = pd.to_datetime(table[name], format="mixed")
         if not (when.is_monotonic_increasing and when.is_unique):

@@ -1,0 +1,83 @@
+"""`fedblocks bench ...`: every measurement that README and docs quote, against its alternative in one run."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+bench = typer.Typer(no_args_is_help=True, help="Measure against the alternative, side by side in one run.")
+people = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Seeds = Annotated[int, typer.Option(min=1, help="runs with different seeds; mean and deviation are reported")]
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """The result for a machine, or a line a key for a person."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for key, value in result.items():
+        print(f"{key:40} {value:.4g}" if isinstance(value, float) else f"{key:40} {value}")
+
+
+def _say(line: str) -> None:
+    people.print(line, highlight=False)
+
+
+@bench.command("simulate")
+def simulate(
+    companies: Annotated[int, typer.Option(min=3)] = 20,
+    rounds: Annotated[int, typer.Option(min=1)] = 10,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """The federated loop against the same arithmetic in a plain PyTorch loop."""
+    from .simulate import measure
+
+    show(measure(companies, rounds, repeats), as_json)
+
+
+@bench.command("block-quality")
+def block_quality(
+    seeds: Seeds = 3,
+    others: Annotated[
+        bool, typer.Option("--others", help="also Forward-Forward and DiffusionBlocks as published")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Classifiers of 12 layers in 3 blocks against end-to-end training, on digits and MNIST-5k."""
+    from .block_quality import measure
+
+    show(measure(seeds, others, on_progress=_say), as_json)
+
+
+@bench.command("families")
+def families(
+    seeds: Seeds = 3,
+    only: Annotated[list[str] | None, typer.Option("--only", help="a family; repeatable")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Every other family against its end-to-end training at equal steps per layer."""
+    from .families import measure
+
+    show(measure(seeds, only or [], on_progress=_say), as_json)
+
+
+@bench.command("block-memory")
+def block_memory(as_json: AsJson = False) -> None:
+    """Memory of training one block against end-to-end training of the same network."""
+    from .block_memory import measure
+
+    show(measure(), as_json)
+
+
+@bench.command("block-step")
+def block_step(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson = False) -> None:
+    """Time of one block's step against the same layers trained alone in plain PyTorch."""
+    from .block_step import measure
+
+    show(measure(repeats), as_json)
