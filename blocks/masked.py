@@ -5,8 +5,8 @@ never masks anew. With linear alpha the negative log-likelihood a token is bound
 
     E_t  1/t * E_z  mean over tokens of  [z = MASK] * -log p(y | z),      t uniform on [0, 1],
 
-each t by the block that owns it (arXiv 2506.14202, section 4.3: edges at equal steps of alpha). The blocks hand
-tokens to each other, so what a token looks like is a matter of each block alone.
+each t by the block that owns it (arXiv 2506.14202, section 4.3: edges at equal steps of alpha). The blocks
+hand tokens to each other, so how a token is embedded is a matter of each block alone.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from torch import Tensor
 from .denoiser import Denoiser, Draw, over
 from .noise import Partition
 
+_AT_ONCE = 256
 _NEVER = -1e9  # log-probability of what is known not to be; finite, so that 0 * _NEVER is a number
 
 
 class MaskedDenoiser(Denoiser):
-    """Targets (N, T) long in [0, vocabulary), z the same with MASK = vocabulary, predictions logits (N, T, V)."""
+    """Targets (N, T) long in [0, V), z the same with MASK = V, predictions logits (N, T, V)."""
 
     def __init__(self, partition: Partition, vocabulary: int) -> None:
         super().__init__(partition)
@@ -78,13 +79,18 @@ class MaskedDenoiser(Denoiser):
         unmasked = (z == self.mask) & (u >= to / level)
         return torch.where(unmasked, drawn.clamp(max=self.vocabulary - 1), z)
 
+    def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:
+        """The bound after each block, in bits a token."""
+        parts = [self.bits(tokens, generator) for tokens in targets.to(self.device).split(_AT_ONCE)]
+        return [float(b) for b in torch.cat(parts, dim=1).mean(dim=1)]
+
     @torch.no_grad()
     def bits(self, targets: Tensor, generator: torch.Generator, draws: int = 8) -> Tensor:
         """Upper bound on the bits a token of each example, after each block: (B, N).
 
-        After block b: blocks 0 to b in their own intervals and block b in all later ones too. `draws` rates an
-        example and interval, one in each of as many strata. Divided by the same average of 1/t * [z = MASK],
-        which is 1 in expectation: a ratio estimate, in which the number of masked tokens that chance gave cancels.
+        After block b: blocks 0 to b in their own intervals and block b in all later ones too. `draws` rates
+        an example and interval, one in each of as many strata. Divided by the same average of 1/t [z = MASK],
+        which is 1 in expectation: a ratio estimate, in which the number of tokens masked by chance cancels.
         """
         blocks, n = self.partition.blocks, len(targets)
         found = torch.zeros(blocks, n, device=targets.device)

@@ -7,6 +7,7 @@ within its own interval of sigma, and a sampling step runs one block only.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -14,14 +15,17 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ..denoiser import Features, GaussianDenoiser, Metric
+from ..frechet import classifier_on
 from ..noise import Partition
 from ..preconditioning import Preconditioning
+from ..sampler import sample_chain
 from ..transformer import Block, NoiseEmbedding, Shape
 from .vit import images_of, patches_of, placed, positions
 
 # x -> (x - CENTRE) SCALE brings pixels in [0, 1] near mean 0 and deviation 0.5: scanned digits have mean 0.3
-# and deviation 0.37, photographs 0.47 and 0.25. A statistic of the data would let one example move all others.
+# and 0.37, photographs 0.47 and 0.25. A statistic of the data would let one example move all the others.
 CENTRE, SCALE = 0.4, 1.5
+_AT_ONCE = 512
 
 
 class DiT(GaussianDenoiser):
@@ -29,10 +33,11 @@ class DiT(GaussianDenoiser):
 
     labels = torch.arange(10)
     like = torch.empty(1, 1, 8, 8)
-    images = sample_chain(model, labels, like, generator, steps_per_block=6)[-1].clamp(0, 1)
+    images = sample_chain(model, labels, like, generator)[-1].clamp(0, 1)
     """
 
     metric: ClassVar[Metric] = Metric("frechet_distance", False, "number")
+    steps_per_block = 6
 
     def __init__(
         self,
@@ -76,7 +81,9 @@ class DiT(GaussianDenoiser):
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         """The class as one vector (N, 1, D): it modulates the layers and is no token among them."""
-        embedded: Tensor = self.blocks[block].interface["label"](inputs)[:, None]
+        part = self.blocks[block]
+        assert isinstance(part, Block)
+        embedded: Tensor = part.interface["label"](inputs)[:, None]
         return embedded
 
     def clean(self, targets: Tensor) -> Tensor:
@@ -84,6 +91,7 @@ class DiT(GaussianDenoiser):
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         part = self.blocks[block]
+        assert isinstance(part, Block)
         own = part.interface
         tokens = own["patch"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, T, D)
         tokens = tokens + placed(own["position"], tokens)
@@ -101,10 +109,19 @@ class DiT(GaussianDenoiser):
         return (self.clean(prediction) - self.clean(targets)).square().flatten(1).mean(dim=1)
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        """Denoising error of each example; the metric itself is one of sets of images: see `frechet`."""
+        """Denoising error of each example; the metric itself is one of sets: see `chain_quality`."""
         return self.loss(prediction, targets)
 
+    @torch.no_grad()
+    def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:
+        """Frechet distance to the targets, after each block, of as many images drawn for the same labels."""
+        parts = inputs.to(self.device).split(_AT_ONCE)
+        chains = [sample_chain(self, labels, targets[:1], generator) for labels in parts]
+        targets = targets.cpu()
+        distance = classifier_on(targets, inputs.cpu())
+        return [distance(torch.cat(images).cpu(), targets) for images in zip(*chains, strict=True)]
+
     def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
-        """z of the variance that noisy images have: with few steps the first level is not far above theirs."""
-        total = (level**2 + self.preconditioning.sigma_data**2) ** 0.5
+        """z of the variance of noisy images, which at the first of few levels the images still add to."""
+        total = math.hypot(level, self.preconditioning.sigma_data)
         return total * torch.randn(shape, generator=generator, device=generator.device)

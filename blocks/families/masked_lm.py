@@ -21,10 +21,11 @@ class MaskedLanguageModel(MaskedDenoiser):
     """Tokens (N, T) in [0, vocabulary), as inputs and as targets; the inputs are never read.
 
     bound = model.bits(tokens, generator).mean(dim=1)      # (B,) bits a character after each block
-    text = generate(model, tokens, tokens, generator, steps_per_block=16)
+    text = generate(model, tokens, tokens, generator)
     """
 
     metric: ClassVar[Metric] = Metric("bits_per_character", False, "bits")
+    steps_per_block = 16
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class MaskedLanguageModel(MaskedDenoiser):
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         part = self.blocks[block]
+        assert isinstance(part, Block)
         own = part.interface
         _, out = part(context, own["token"](z), own["noise"](level))
         return self.known(own["head"](own["norm"](out)), z)

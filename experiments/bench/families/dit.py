@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain, train
-from ....blocks.frechet import FrechetDistance
+from ....blocks.frechet import FrechetDistance, classifier_on
 from ....client.data import Examples, load_examples
 from ....config import DataSource, DiTSettings, NoiseSettings
 from ...baselines.uncut import end_to_end, shallow
 from .summary import summary
 
-MODEL = DiTSettings(hidden_size=64, layers=6, blocks=3)
+MODEL = DiTSettings(patch_size=4, hidden_size=64, layers=6, blocks=3)
 NOISE = NoiseSettings(P_mean=-1.2, weight="edm")
 SCHEDULE = Schedule(steps=800, batch_size=128, learning_rate=2e-3, ema=0.99)
 SAMPLING_STEPS = 18
@@ -33,7 +33,7 @@ def digits() -> tuple[Examples, Examples, FrechetDistance]:
     """Training digits, held-out digits, and the distance, whose classifier has seen all of them."""
     found = load_examples("data", DataSource(source="digits"), MODEL, match_contrast=True)
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
-    distance = FrechetDistance.on(found.targets, found.inputs)
+    distance = classifier_on(found.targets, found.inputs)
     return found[order[HELD_OUT:]], found[order[:HELD_OUT]], distance
 
 
@@ -76,6 +76,6 @@ def row(seeds: int, on_progress: Callable[[str], None] = lambda _: None) -> dict
         "steps_per_layer": SCHEDULE.steps,
         "seeds": seeds,
         "seconds": time.perf_counter() - started,
-        "note": f"features of a small digit classifier, {HELD_OUT} held-out digits, {SAMPLING_STEPS} sampling "
-        f"steps in all models; the training digits themselves are at {floor:.3f}",
+        "note": f"features of a small digit classifier, {HELD_OUT} held-out digits, {SAMPLING_STEPS} "
+        f"sampling steps in all models; the training digits themselves are at {floor:.3f}",
     }

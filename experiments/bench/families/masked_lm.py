@@ -12,27 +12,22 @@ from torch import Tensor
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, train
 from ....blocks.masked import MaskedDenoiser
-from ....config import MaskedLanguageModelSettings, NoiseSettings
+from ....client.data import load_examples
+from ....config import DataSource, MaskedLanguageModelSettings, NoiseSettings
 from ...baselines.uncut import end_to_end, shallow
 from .summary import summary
 
 MODEL = MaskedLanguageModelSettings(hidden_size=64, layers=6, blocks=3, sequence_length=64)
 NOISE = NoiseSettings()
-SCHEDULE = Schedule(steps=600, batch_size=64, learning_rate=3e-3)
+SCHEDULE = Schedule(steps=200, batch_size=64, learning_rate=3e-3)
 HELD_OUT = 256
-DRAWS = 8
+DRAWS = 4
 
 
 @cache
 def texts() -> tuple[Tensor, Tensor]:
-    """Training and held-out sequences (N, T) of the help topics that Python ships; the last topics are held out."""
-    from pydoc_data.topics import topics
-
-    text = "\n".join(topics[name] for name in sorted(topics))
-    alphabet = {c: i for i, c in enumerate("\n" + "".join(map(chr, range(32, 127))))}
-    tokens = torch.tensor([alphabet.get(c, len(alphabet)) for c in text])
-    length = MODEL.sequence_length
-    cut = tokens[: len(tokens) // length * length].view(-1, length)
+    """Training and held-out sequences (N, T) of the help topics in Python, the last topics held out."""
+    cut = load_examples("data", DataSource(source="python-topics"), MODEL, match_contrast=False).targets
     edge = len(cut) - len(cut) // 10
     held_out = cut[edge:]
     chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:HELD_OUT]
