@@ -183,14 +183,14 @@ def test_training_finds_the_law_of_the_future() -> None:
     net = build_model(settings, NOISE)
     train(
         net, *pairs(4000), objective=BlockObjective(weight="edm"), generator=g,
-        schedule=Schedule(steps=200, batch_size=32, learning_rate=5e-3),
+        schedule=Schedule(steps=150, batch_size=64, learning_rate=1e-2),
     )  # fmt: skip
-    x, y = pairs(300)
-    samples = sample_chain(net, x, y, g, 6, draws=20)[-1]
+    x, y = pairs(200)
+    samples = sample_chain(net, x, y, g, 6, draws=10)[-1]
     best = deviation / math.sqrt(math.pi)
-    assert best * 0.9 < float(net.score(samples, y).mean()) < best * 1.15
-    spread = samples.unflatten(0, (300, 20)).std(dim=1).mean()
-    assert abs(float(spread) / deviation - 1) < 0.15
+    assert best * 0.9 < float(net.score(samples, y).mean()) < best * 1.2
+    spread = samples.unflatten(0, (200, 10)).std(dim=1).mean()
+    assert abs(float(spread) / deviation - 1) < 0.25
 
 
 def test_quantile_baseline_scores_as_crps_does() -> None:
