@@ -82,7 +82,7 @@ def _stretches(series: Values) -> Iterator[Values]:
 def _windows(series: Values, length: int, stride: int) -> Values:
     """(C, T) -> (N, C, length)."""
     every = np.lib.stride_tricks.sliding_window_view(series, length, axis=1)[:, ::stride]
-    return np.ascontiguousarray(every.transpose(1, 0, 2))
+    return np.array(every.transpose(1, 0, 2))  # a copy: the view is read-only
 
 
 def _read(field: str, source: DataSource, model: ForecasterSettings) -> list[Values]:
