@@ -1,0 +1,1 @@
+"""What block-wise training is compared with; `training` is the one way in which all of them are trained."""
