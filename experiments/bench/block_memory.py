@@ -1,7 +1,7 @@
 """Memory of training one block, the others not in memory, against end-to-end training of the same network.
 
-Shapes of the paper's CIFAR experiment: 12 layers, 32x32 images, patches of 4, batches of 128. End to end is the
-same network as one block. The paper's model of it is (4P + A)L against (4P + A)L/B (section 3.4): parameters,
+Shapes of the paper's CIFAR experiment: 12 layers, 32x32 images, patches of 4, batches of 128. End to end is
+the same network as one block. The paper's model of it is (4P + A)L against (4P + A)L/B (section 3.4): parameters,
 gradients and two Adam moments, and activations. Each ratio is meant to stay below 1/B + 0.05.
 """
 
