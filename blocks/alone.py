@@ -1,9 +1,9 @@
 """Training one block with nothing of the others in memory, from a folder of block states (see `state`).
 
 The block's file and the shared part are all that is read. With prefix features the blocks before it are
-streamed, one in memory at a time, to compute once what they make of the training inputs. What a resume needs
-(block, optimiser, schedule, generator, step) is checkpointed in one file, so that an interrupted training ends
-in the same bits as one that ran through.
+streamed, one in memory at a time, to compute once what they make of the training inputs. What a resume
+needs (block, optimiser, schedule, generator, step) is checkpointed in one file, so that an interrupted
+training ends in the same bits as one that ran through.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def train_in_processes(
 ) -> None:
     """`train_alone` for several blocks at once, each in a process; the same result as one after another.
 
-    For the same bits the calling process must compute with as many threads as a worker: its share of the cores.
+    For the same bits the calling process must compute with as many threads as a worker: its share of them.
     """
     if job.model.features == "prefix" and len(blocks) > 1:
         raise InputError("features", "prefix", "a block's training needs those before it finished; use raw")

@@ -38,8 +38,8 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
     """A freshly initialised model of the family that the settings name, on the CPU.
 
     `equi-information` starts from the closed form where there is one, else from equal probability.
-    `only`: build this block and the shared part alone; all blocks have the same shape, so it is a network of one
-    block put in its place among absent ones.
+    `only`: build this block and the shared part alone; all blocks have the same shape, so it is a network of
+    one block put in its place among absent ones.
     """
     options: dict[str, Any] = model.model_dump(exclude=_ELSEWHERE)
     if model.family != "masked-lm":

@@ -53,9 +53,8 @@ class Schedule:
 
 def optimizer_of(parameters: Iterable[nn.Parameter], schedule: Schedule) -> tuple[AdamW, OneCycleLR]:
     """The recipe of every training here, that of the baselines too: AdamW, warm-up, cosine."""
-    optimizer = AdamW(
-        parameters, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
-    )
+    decay = schedule.weight_decay
+    optimizer = AdamW(parameters, schedule.learning_rate, weight_decay=decay, betas=(0.9, 0.99), fused=True)
     steps = max(2, schedule.steps + 1)
     return optimizer, OneCycleLR(optimizer, schedule.learning_rate, total_steps=steps, pct_start=0.1)
 

@@ -166,6 +166,18 @@ class Layer(nn.Module):
         return merged
 
 
+def initialise(module: nn.Module, std: float = 0.02) -> None:
+    """Linear weights from N(0, std^2) and biases zero, but for layers that start at zero on purpose.
+
+    PyTorch's own start is 2.5 times as wide at width 128; it cost a vision transformer 3 points on digits.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear) and part.weight.any():
+            nn.init.normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 def _past_and_self(t: int, device: torch.device) -> Tensor:
     """(T, 2 T): the noisy token at t sees clean tokens before t, and of the noisy ones itself alone."""
     past = torch.ones(t, t, dtype=torch.bool, device=device).tril(-1)

@@ -181,8 +181,12 @@ def test_block_quality_reports_every_key(monkeypatch: pytest.MonkeyPatch) -> Non
         for method in ("accuracy", "end_to_end", "shallow", "forward_forward", "as_published"):
             assert 0 <= found[f"{name}_{method}"] <= 1
             assert found[f"{name}_{method}_std"] >= 0
+            assert found[f"{name}_{method}_seconds"] >= 0
+            assert found[f"{name}_{method}_bytes"]["activations"] > 0
         assert len(found[f"{name}_accuracy_after_each_block"]) == 3
         assert len(found[f"{name}_accuracy_follows_wrong_z"]) == 3
+        ours, whole = (found[f"{name}_{m}_bytes"]["optimizer"] for m in ("accuracy", "as_published"))
+        assert ours < whole
     assert found["worst_chain_drop"] >= 0
 
 

@@ -179,6 +179,7 @@ def test_bfloat16_keeps_the_loss_and_the_parameters_in_float32() -> None:
     rough, gradients, less = one_step(precision="bfloat16")
     assert not torch.equal(losses, rough)
     torch.testing.assert_close(rough.float(), losses, atol=0.05, rtol=0.02)
+    assert rough.dtype == torch.float32
     assert all(g.dtype == torch.float32 for g in gradients)
     assert less["parameters"] == memory["parameters"]
     assert less["activations"] < memory["activations"]

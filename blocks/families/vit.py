@@ -15,7 +15,7 @@ from ..denoiser import Features, Metric
 from ..embedded import EmbeddedDenoiser
 from ..noise import Partition
 from ..preconditioning import Preconditioning
-from ..transformer import Block, NoiseEmbedding, Shape
+from ..transformer import Block, NoiseEmbedding, Shape, initialise
 
 
 class ViTClassifier(EmbeddedDenoiser):
@@ -60,6 +60,7 @@ class ViTClassifier(EmbeddedDenoiser):
 
         each = layers // partition.blocks
         self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
+        initialise(self.blocks)
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         patches = self.own(block, "patch", patches_of(inputs, self.patch_size))

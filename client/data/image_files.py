@@ -70,7 +70,7 @@ def read_image_file(field: str, path: Path) -> Arrays:
 
 
 def _cifar_binary(path: Path) -> Arrays:
-    """One label byte an image in CIFAR-10's files, two (coarse, fine) in CIFAR-100's train.bin and test.bin."""
+    """One label byte an image in CIFAR-10's files; coarse and fine in CIFAR-100's train.bin and test.bin."""
     label_bytes = 2 if path.name in ("train.bin", "test.bin") else 1
     records = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     if records.size == 0 or records.size % (label_bytes + CIFAR_PIXELS):
@@ -99,8 +99,8 @@ def _images(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 class ArrayUnpickler(pickle.Unpickler):
     """Knows the names by which numpy pickles a plain array; any other name is refused, not imported.
 
-    Even numpy's own classes are stood in for: their state, taken from an untrusted file, could name memory that
-    is not the array's.
+    Even numpy's own classes are stood in for: their state, taken from an untrusted file, could name memory
+    that is not the array's.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...blocks.families.vit import patches_of, placed, positions
 from ...blocks.noise import LogNormalNoise, Partition
 from ...blocks.preconditioning import Preconditioning
-from ...blocks.transformer import Layer, NoiseEmbedding, Shape
+from ...blocks.transformer import Layer, NoiseEmbedding, Shape, initialise
 
 
 class PublishedViT(nn.Module):
@@ -51,6 +51,7 @@ class PublishedViT(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, classes)
         self._turn = cycle(range(blocks))
+        initialise(self)
 
     def predict(self, block: int, images: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
         """Logits (N, classes) of one block for z (N, D) at sigma (N,)."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...blocks.families.vit import patches_of, placed, positions
-from ...blocks.transformer import Layer, Shape
+from ...blocks.transformer import Layer, Shape, initialise
 
 
 class PlainViT(nn.Module):
@@ -33,7 +33,7 @@ class PlainViT(nn.Module):
         heads: int,
         classes: int,
         mlp_ratio: float = 4.0,
-        readout: Literal["class token", "mean"] = "mean",
+        readout: Literal["class token", "mean"] = "class token",
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -45,6 +45,7 @@ class PlainViT(nn.Module):
         self.layers = nn.ModuleList(plain_layer(shape) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, classes)
+        initialise(self)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Embedded patches, after the class token where there is one: (N, T, D)."""

@@ -1,9 +1,10 @@
-"""Forward-Forward (Hinton 2022, arXiv 2212.13345): every layer learns from its own goodness, nothing flows back.
+"""Forward-Forward (Hinton 2022, arXiv 2212.13345): every layer learns from its own goodness alone.
 
-The label is written over the image's first pixels. A layer shall have a high mean square activity, its goodness,
-where image and label belong together and a low one where the label is wrong. Its input is normalised, so that
-the goodness of the layer before tells nothing, and cut from the graph. An image gets the label under which the
-layers after the first are most active (section 3.3). The layers are those of the plain vision transformer.
+The label is written over the image's first pixels. A layer shall have a high mean square activity, its
+goodness, where image and label belong together and a low one where the label is wrong. Its input is
+normalised, so that the goodness of the layer before tells nothing, and cut from the graph. An image gets the
+label under which the layers after the first are most active (section 3.3). The layers are those of the plain
+vision transformer.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...blocks.training import Schedule, optimizer_of
+from ..memory import training_memory
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -50,21 +52,34 @@ def moved(images: Tensor, by: int, generator: torch.Generator) -> Tensor:
     return picked.permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Cost of a training: `memory` of its first step in bytes by part (see `memory.training_memory`)."""
+
+    seconds: float
+    memory: dict[str, int]
+
+
 def fit(
     network: nn.Module, losses: Callable[[Tensor, Tensor], Tensor], batches: Batches, schedule: Schedule
-) -> float:
-    """Minimise the mean of `losses(images, labels)` over all of the network's parameters; returns seconds."""
+) -> Fitted:
+    """Minimise the mean of `losses(images, labels)` over all of the network's parameters."""
     optimizer, rate = optimizer_of(network.parameters(), schedule)
-    network.train()
-    started = time.perf_counter()
-    for images, labels in batches:
+
+    def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
         losses(images, labels).mean().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         rate.step()
+
+    network.train()
+    started = time.perf_counter()
+    memory = training_memory(network.parameters(), optimizer, partial(step, *next(batches)))
+    for images, labels in batches:
+        step(images, labels)
     network.eval()
-    return time.perf_counter() - started
+    return Fitted(time.perf_counter() - started, memory)
 
 
 @torch.no_grad()

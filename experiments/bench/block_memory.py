@@ -1,8 +1,8 @@
 """Memory of training one block, the others not in memory, against end-to-end training of the same network.
 
-Shapes of the paper's CIFAR experiment: 12 layers, 32x32 images, patches of 4, batches of 128. End to end is the
-same network as one block. The paper's model of it is (4P + A)L against (4P + A)L/B (section 3.4): parameters,
-gradients and two Adam moments, and activations. Each ratio is meant to stay below 1/B + 0.05.
+Shapes of the paper's CIFAR experiment: 12 layers, 32x32 images, patches of 4, batches of 128. End to end is
+the same network as one block. The paper's model of it is (4P + A)L against (4P + A)L/B (section 3.4):
+parameters, gradients and two Adam moments, and activations. Each ratio is meant to stay below 1/B + 0.05.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def measure(hidden_size: int = 192, batch_size: int = 128) -> dict[str, Any]:
     torch.set_num_threads(1)
     parts = {b: of_one_block(b, hidden_size, batch_size) for b in (1, *CUTS)}
     plain = of_plain(hidden_size, batch_size)
+    checkpointed = of_plain(hidden_size, batch_size, checkpointing=True)
     result: dict[str, Any] = {}
     for name, key, whole in (
         ("ratio", "total", parts[1]),
@@ -49,6 +50,7 @@ def measure(hidden_size: int = 192, batch_size: int = 128) -> dict[str, Any]:
         "batch_size": batch_size,
         "end_to_end_bytes": parts[1],
         "plain_bytes": plain,
+        "plain_checkpointed_bytes": checkpointed,
         "block_bytes": {f"b{b}": parts[b] for b in CUTS},
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -66,10 +68,13 @@ def of_one_block(blocks: int, hidden_size: int, batch_size: int) -> dict[str, in
     return _parts(list(trainer.part.parameters()), trainer.optimizer, step)
 
 
-def of_plain(hidden_size: int, batch_size: int) -> dict[str, int]:
-    """Bytes by part of training a plain vision transformer of all layers end to end."""
+def of_plain(hidden_size: int, batch_size: int, checkpointing: bool = False) -> dict[str, int]:
+    """Bytes by part of training a plain vision transformer of all layers end to end.
+
+    With `checkpointing` only `measured` has what a layer keeps while it is computed again.
+    """
     torch.manual_seed(0)
-    plain = PlainViT(**_sizes(hidden_size), layers=LAYERS, readout="class token")
+    plain = PlainViT(**_sizes(hidden_size), layers=LAYERS, readout="class token", checkpointing=checkpointing)
     optimizer = torch.optim.AdamW(plain.parameters())
     images, labels = _batch(batch_size)
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from ...config import NoiseSettings, ViTSettings
 from ..baselines.diffusion_blocks import PublishedViT
 from ..baselines.end_to_end import PlainViT
 from ..baselines.forward_forward import ForwardForward
-from ..baselines.training import accuracy, fit
+from ..baselines.training import Fitted, accuracy, fit
+from ..memory import training_memory
 from .image_sets import SETS, ImageSet
 
 LAYERS, BLOCKS = 12, 3
@@ -33,22 +35,40 @@ SCHEDULES = {
 }
 NOISE_DRAWS = 4
 
-Result = dict[str, list[float]]
-Method = Callable[[ImageSet, Schedule, int], Result]
+ByBlock = dict[str, list[float]]
 
 
-def ours(data: ImageSet, schedule: Schedule, seed: int) -> Result:
-    """Every block trained alone; accuracy after each in the chain, and what each reads off the image."""
+@dataclass(frozen=True)
+class Trained:
+    """What one training came to: `chain` is the accuracy after each block, the last being the answer."""
+
+    chain: list[float]
+    cost: Fitted
+    probes: ByBlock = field(default_factory=dict)
+
+
+Method = Callable[[ImageSet, Schedule, int], Trained]
+
+
+def ours(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
+    """Every block trained alone; the memory is that of one."""
     generator = seeded(seed)
     model = build_model(ViTSettings(**data.sizes, layers=LAYERS, blocks=BLOCKS), NOISE)
     trainers = [BlockTrainer(model, b, replace(schedule, noise_draws=NOISE_DRAWS)) for b in range(BLOCKS)]
     model.train()
+    memory: dict[str, int] = {}
+    started = time.perf_counter()
     for images, labels in data.split.batches(schedule, generator):
         for b, trainer in enumerate(trainers):
-            model.freeze_all_but(b)
-            trainer.step(images, labels, BlockObjective(), generator)
+            active = model.freeze_all_but(b)
+            step = partial(trainer.step, images, labels, BlockObjective(), generator)
+            if memory:
+                step()
+            else:
+                memory = training_memory(active.parameters(), trainer.optimizer, step)
     model.eval()
-    return {"after_each_block": chain(model, *data.split.test, generator), **probes(model, data, generator)}
+    cost = Fitted(time.perf_counter() - started, memory)
+    return Trained(chain(model, *data.split.test, generator), cost, probes(model, data, generator))
 
 
 def chain(model: Denoiser, images: Tensor, labels: Tensor, generator: torch.Generator) -> list[float]:
@@ -57,10 +77,10 @@ def chain(model: Denoiser, images: Tensor, labels: Tensor, generator: torch.Gene
 
 
 @torch.no_grad()
-def probes(model: Denoiser, data: ImageSet, generator: torch.Generator) -> Result:
+def probes(model: Denoiser, data: ImageSet, generator: torch.Generator) -> ByBlock:
     """Whether a block reads its image: accuracy without z, with shuffled images, how often a wrong z wins."""
     images, labels = data.split.test
-    found: Result = {"without_z": [], "follows_wrong_z": []}
+    found: ByBlock = {"without_z": [], "follows_wrong_z": []}
     wrong = (labels + torch.randint(1, data.sizes["classes"], labels.shape, generator=generator)) % 10
     clean = model.clean(wrong)
     for block, level in model.partition.midpoints():
@@ -78,36 +98,36 @@ def right(prediction: Tensor, labels: Tensor) -> float:
     return accuracy(lambda images: images, (prediction, labels))
 
 
-def plain(data: ImageSet, schedule: Schedule, seed: int, layers: int = LAYERS) -> Result:
+def plain(data: ImageSet, schedule: Schedule, seed: int, layers: int = LAYERS) -> Trained:
     """End to end."""
     generator = seeded(seed)
     network = PlainViT(**data.sizes, layers=layers)
-    fit(network, network.losses, data.split.batches(schedule, generator), schedule)
-    return {"after_each_block": [accuracy(network, data.split.test)]}
+    cost = fit(network, network.losses, data.split.batches(schedule, generator), schedule)
+    return Trained([accuracy(network, data.split.test)], cost)
 
 
-def shallow(data: ImageSet, schedule: Schedule, seed: int) -> Result:
+def shallow(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
     """End to end, one block's depth."""
     return plain(data, schedule, seed, LAYERS // BLOCKS)
 
 
-def forward_forward(data: ImageSet, schedule: Schedule, seed: int) -> Result:
+def forward_forward(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
     """Every layer takes `steps` steps of its own goodness."""
     generator = seeded(seed)
     network = ForwardForward(PlainViT(**data.sizes, layers=LAYERS), generator)
-    fit(network, network.losses, data.split.batches(schedule, generator), schedule)
-    return {"after_each_block": [accuracy(network, data.split.test)]}
+    cost = fit(network, network.losses, data.split.batches(schedule, generator), schedule)
+    return Trained([accuracy(network, data.split.test)], cost)
 
 
-def as_published(data: ImageSet, schedule: Schedule, seed: int) -> Result:
+def as_published(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
     """One block a step, `steps` each, all of them training the shared parts."""
     generator = seeded(seed)
     network = PublishedViT(**data.sizes, layers=LAYERS, blocks=BLOCKS, generator=generator)
     longer = replace(schedule, steps=BLOCKS * schedule.steps)
-    fit(network, network.losses, data.split.batches(longer, generator), longer)
+    cost = fit(network, network.losses, data.split.batches(longer, generator), longer)
     images, labels = data.split.test
     with torch.no_grad():
-        return {"after_each_block": [right(p, labels) for p in network.chain(images)]}
+        return Trained([right(p, labels) for p in network.chain(images)], cost)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -133,23 +153,33 @@ def measure(
     """
     torch.set_num_threads(1)
     result: dict[str, Any] = {"seeds": seeds, "layers": LAYERS, "blocks": BLOCKS}
-    drops, seconds = [], {}
+    drops: list[float] = []
     for name in sets:
         data, schedule = SETS[name](), SCHEDULES[name]
         result[f"{name}_steps_per_layer"] = schedule.steps
         for method, run in (METHODS | (OTHERS if others else {})).items():
-            started, runs = time.perf_counter(), []
+            runs = []
             for seed in range(seeds):
                 runs.append(run(data, schedule, seed))
-                on_progress(f"{name} {method} seed {seed}: {100 * runs[-1]['after_each_block'][-1]:.1f}%")
-            seconds[f"{name}_{method}"] = round(time.perf_counter() - started, 1)
-            last = [r["after_each_block"][-1] for r in runs]
-            result[f"{name}_{method}"] = round(statistics.mean(last), 4)
-            result[f"{name}_{method}_std"] = round(statistics.pstdev(last), 4)
-            if len(runs[0]["after_each_block"]) > 1:
-                for key in runs[0]:
-                    columns = zip(*(r[key] for r in runs), strict=True)
-                    result[f"{name}_{method}_{key}"] = [round(statistics.mean(c), 4) for c in columns]
+                on_progress(f"{name} {method} seed {seed}: {100 * runs[-1].chain[-1]:.1f}%")
+            result |= {f"{name}_{method}{key}": value for key, value in summary(runs).items()}
             if method == "accuracy":
-                drops += [100 * (max(r["after_each_block"]) - r["after_each_block"][-1]) for r in runs]
-    return result | {"worst_chain_drop": round(max(drops), 3), "seconds": seconds}
+                drops += [100 * (max(r.chain) - r.chain[-1]) for r in runs]
+    return result | {"worst_chain_drop": round(max(drops), 3)}
+
+
+def summary(runs: list[Trained]) -> dict[str, Any]:
+    """Over the seeds of one method, keys to stand behind its name."""
+    last = [r.chain[-1] for r in runs]
+    by_block = [{"after_each_block": r.chain, **r.probes} for r in runs if len(r.chain) > 1]
+    return {
+        "": round(statistics.mean(last), 4),
+        "_std": round(statistics.pstdev(last), 4),
+        "_seconds": round(statistics.mean(r.cost.seconds for r in runs), 1),
+        "_bytes": runs[0].cost.memory,
+        **{f"_{key}": _means([r[key] for r in by_block]) for key in (by_block[0] if by_block else {})},
+    }
+
+
+def _means(rows: list[list[float]]) -> list[float]:
+    return [round(statistics.mean(column), 4) for column in zip(*rows, strict=True)]
