@@ -12,7 +12,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Job:
     model: ModelSettings
     noise: NoiseSettings
     schedule: Schedule
-    objective: BlockObjective = BlockObjective()
+    objective: BlockObjective = field(default_factory=BlockObjective)
     seed: int = 0
 
     def record(self, block: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def train_alone(
                 "job": job.record(block), "block": _own(model), "trainer": trainer.state(),
                 "generator": generator.get_state(),
             }  # fmt: skip
-            _replace(checkpoint, lambda path: torch.save(saved, path))
+            _replace(checkpoint, partial(torch.save, saved))
         on_step(trainer.taken)
     trainer.finish()
     _replace(_file(folder, block), lambda path: save_file(_own(model), path))
