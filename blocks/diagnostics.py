@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .denoiser import Denoiser, Draw
-from .sampler import sample_chain
+from .quality import quality_in_chain
 
 BINS = 6
 _BATCHES, _BATCH_SIZE = 4, 32
@@ -36,9 +36,9 @@ class NoiseBin:
 
 @dataclass(frozen=True)
 class BlockDiagnosis:
-    """One block. Qualities are means of the family's metric; all but `in_chain` are taken at `level`.
+    """One block. All but `in_chain` are mean scores of single predictions at `level`.
 
-    in_chain          after this block in the sampling chain
+    in_chain          the family's metric after this block in the sampling chain
     with_z            z made from the example's own target
     without_z         z of no information: what the block gets from its input alone
     inputs_shuffled   z from the own target, input of another example; none where the block reads no input
@@ -71,7 +71,7 @@ def diagnose(
         raise InputError(
             "targets", len(targets), "expected at least 2 examples, to exchange inputs and targets"
         )
-    chain = sample_chain(model, inputs, targets, generator)
+    chain = quality_in_chain(model, inputs, targets, generator)
     other = _exchange(len(targets), generator).to(targets.device)
     return [
         _diagnosis(model, block, level, chain[block], inputs, targets, other, generator)
@@ -84,7 +84,7 @@ def _diagnosis(
     model: Denoiser,
     block: int,
     level: float,
-    in_chain: Tensor,
+    in_chain: float,
     inputs: Tensor,
     targets: Tensor,
     other: Tensor,
@@ -105,7 +105,7 @@ def _diagnosis(
     return BlockDiagnosis(
         block=block,
         level=level,
-        in_chain=quality(in_chain),
+        in_chain=in_chain,
         with_z=quality(model.predict(block, z, levels, context)),
         without_z=quality(model.predict(block, nothing, levels, context)),
         inputs_shuffled=quality(model.predict(block, z, levels, context[other])) if reads else None,

@@ -11,13 +11,19 @@ from .sampler import sample_chain
 _AT_ONCE = 512
 
 
-@torch.no_grad()
 def chain_quality(model: Denoiser, inputs: Tensor, targets: Tensor, seed: int) -> list[float]:
-    """`model.metric` after each block, over all examples; a function of model, examples and seed alone.
+    """`model.metric` after each block, over all examples; a function of model, examples and seed alone."""
+    return quality_in_chain(model, inputs, targets, torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def quality_in_chain(
+    model: Denoiser, inputs: Tensor, targets: Tensor, generator: torch.Generator
+) -> list[float]:
+    """`model.metric` after each block, over all examples.
 
     A family whose metric belongs to a set rather than to single examples has a `chain_quality` of its own.
     """
-    generator = torch.Generator().manual_seed(seed)
     own = getattr(model, "chain_quality", None)
     if own is not None:
         found: list[float] = own(inputs, targets, generator)
