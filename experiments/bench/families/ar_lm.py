@@ -79,5 +79,6 @@ def row(
         "seeds": seeds,
         "seconds": time.perf_counter() - started,
         "note": "exact likelihood (the chain draws nothing); Python help topics, windows of "
-        f"{MODEL.sequence_length} characters, {len(held_out)} held out; shallow_longer takes {steps * MODEL.blocks} steps",
+        f"{MODEL.sequence_length} characters, {len(held_out)} held out; "
+        f"shallow_longer takes {steps * MODEL.blocks} steps",
     }
