@@ -26,10 +26,24 @@ TINY = (
 )  # fmt: skip
 
 
-def settings_of(preset: str, *more: str) -> Any:
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stretch of the text that every Python ships, small enough for a test."""
+    from pydoc_data.topics import topics
+
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\n".join(topics[key] for key in sorted(topics))[:12_000])
+    return path
+
+
+def settings_of(preset: str, text: Path, *more: str) -> Any:
     one_block = preset == "recurrent-text"
     cut = ("model.layers=4",) if one_block else ("model.layers=2", "model.blocks=2")
-    short = ("model.sequence_length=16",) if preset.endswith("-text") else ()
+    short = (
+        ("model.sequence_length=16", f"data.public.source={text}", f"data.private.source={text}")
+        if preset.endswith("-text")
+        else ()
+    )
     return load_settings(preset, [*TINY, *cut, *short, *more])
 
 
@@ -49,10 +63,12 @@ def test_every_preset_is_valid_and_private_unless_it_says_so(name: str) -> None:
 
 @pytest.mark.parametrize("preset", [name for name in SMALL if name != "digits"])
 @pytest.mark.parametrize("private", [True, False], ids=["private", "non-private"])
-def test_a_family_runs_from_preset_to_report(preset: str, private: bool, tmp_path: Path) -> None:
+def test_a_family_runs_from_preset_to_report(
+    preset: str, private: bool, text: Path, tmp_path: Path
+) -> None:
     """Would catch a family that trains but cannot be accounted, evaluated, diagnosed or reported."""
     open_ = () if private else ("privacy.epsilon=none", "privacy.i_accept_no_dp=true")
-    settings = settings_of(preset, *open_)
+    settings = settings_of(preset, text, *open_)
     run = prepare(settings, tmp_path / "run")
     result = simulate(run)
     assert result["rounds_done"] == 2
