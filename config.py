@@ -256,13 +256,14 @@ class DataSettings(_Part):
 
 class PretrainingSettings(_Part):
     """Public pretraining of all blocks. `schedule`: every step trains all blocks ("together"), one at random
-    ("random"), or the blocks one after another, `steps` each ("sequential")."""
+    ("random"), or the blocks one after another, `steps` each ("sequential"), each starting from the weights of
+    the one before ("stacked")."""
 
     steps: int = Field(500, ge=0)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    schedule: Literal["together", "random", "sequential"] = "together"
+    schedule: Literal["together", "random", "sequential", "stacked"] = "together"
     noise_draws: int = Field(1, ge=1, le=64)
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0 means none")
     precision: Literal["float32", "bfloat16"] = "float32"

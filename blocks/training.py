@@ -33,7 +33,7 @@ class Schedule:
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.01
-    schedule: Literal["together", "random", "sequential"] = "together"
+    schedule: Literal["together", "random", "sequential", "stacked"] = "together"
     noise_draws: int = 1
     ema: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -42,7 +42,7 @@ class Schedule:
 
     def order(self, blocks: int, generator: torch.Generator) -> Iterator[int]:
         """The block of every step; each block comes `steps` times ("random": on average)."""
-        if self.schedule == "sequential":
+        if self.schedule in ("sequential", "stacked"):
             yield from (b for b in range(blocks) for _ in range(self.steps))
         elif self.schedule == "random":
             for _ in range(self.steps * blocks):
@@ -145,12 +145,19 @@ def train(
 
     Each step draws one batch with replacement. `refit_every`: cut the noise range anew, at equal shares of
     the measured loss curve, after every so many steps of the first half of the training.
+
+    "stacked" is progressive stacking (Gong et al. 2019, ICML) block by block: a block that reads what the
+    blocks before it have made has the same work to do, and starts from what the last of them has learnt.
     """
     trainers = [BlockTrainer(model, b, schedule) for b in range(model.partition.blocks)]
     curve = LossCurve(model.partition.law)
     total = schedule.steps * len(trainers)
     model.train()
     for taken, b in enumerate(schedule.order(len(trainers), generator), start=1):
+        if schedule.schedule == "stacked" and b and not trainers[b].taken:
+            trainers[b - 1].finish()
+            model.blocks[b].load_state_dict(model.blocks[b - 1].state_dict())
+            trainers[b] = BlockTrainer(model, b, schedule)
         with only(model, b):
             index = torch.randint(len(targets), (schedule.batch_size,), generator=generator).to(inputs.device)
             curve.add(*trainers[b].step(inputs[index], targets[index], objective, generator))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, sample_chain
+from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, Schedule, sample_chain, train
 from fedblocks.blocks.families.ar_lm import ARLanguageModel, GrowingText, generate
 from fedblocks.blocks.families.recurrent_lm import RecurrentLanguageModel
 from fedblocks.privacy.clipping import PerExampleClipping, clip_factors
@@ -166,3 +166,28 @@ def test_no_gradient_reaches_another_block() -> None:
     ).sum().backward()
     assert all(p.grad is None for p in net.blocks[0].parameters())
     assert any(p.grad is not None for p in net.blocks[1].parameters())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_stacked_blocks_start_from_the_trained_block_before(ema: float) -> None:
+    """Would catch a copy of the untrained block or of the wrong one, or two blocks that share weights."""
+    net, tokens, steps = ar(blocks=3), text(4), 20
+    untrained = vector_of(net.blocks[0])
+    after_one_step: list[torch.Tensor] = []
+
+    def on_step(step: int) -> None:
+        if step % steps == 1:
+            after_one_step.append(vector_of(net.blocks[step // steps]))
+
+    schedule = Schedule(steps=steps, batch_size=4, learning_rate=1e-2, schedule="stacked", ema=ema)
+    generator = torch.Generator().manual_seed(0)
+    objective = BlockObjective()
+    train(net, tokens, tokens, objective=objective, schedule=schedule, generator=generator, on_step=on_step)
+    for b in (1, 2):  # the first step of a one-cycle schedule is a 25th of the highest
+        assert float((after_one_step[b] - vector_of(net.blocks[b - 1])).abs().max()) < 1e-3
+        assert float((after_one_step[b] - untrained).abs().max()) > 1e-2
+        assert float((vector_of(net.blocks[b]) - vector_of(net.blocks[b - 1])).abs().max()) > 1e-2
+
+
+def vector_of(block: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in block.parameters()])

@@ -326,7 +326,7 @@ def test_the_loss_curve_remembers_what_was_seen_where() -> None:
     np.testing.assert_allclose(loss, np.log(levels), atol=0.1)
 
 
-@pytest.mark.parametrize("schedule", ["together", "random", "sequential"])
+@pytest.mark.parametrize("schedule", ["together", "random", "sequential", "stacked"])
 def test_a_schedule_gives_every_block_its_steps(schedule: str) -> None:
     """Would catch a block that is trained less than it is said to be."""
     s = Schedule(steps=50, batch_size=1, learning_rate=1.0, schedule=schedule)  # type: ignore[arg-type]

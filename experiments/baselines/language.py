@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...blocks import Schedule
+from ...blocks.training import optimizer_of
 from ...blocks.transformer import Layer, Shape
 from ...config import ARLanguageModelSettings, RecurrentLanguageModelSettings
 
@@ -93,12 +94,7 @@ def train_end_to_end(
     on_step: Callable[[int], None] = lambda step: None,
 ) -> float:
     """The recipe of `blocks.training.BlockTrainer` on the next-token loss; returns processor seconds."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
-    )
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=max(2, schedule.steps + 1), pct_start=0.1
-    )
+    optimizer, rate = optimizer_of(model.parameters(), schedule)
     started = time.process_time()
     for step in range(schedule.steps):
         rows = tokens[torch.randint(len(tokens), (schedule.batch_size,), generator=generator)]

@@ -24,7 +24,7 @@ from .topics import Part, topics
 
 MODEL = RecurrentLanguageModelSettings(hidden_size=64, layers=8, recurrences=8)
 NOISE = NoiseSettings(P_mean=2.0)
-BPTT = Schedule(steps=150, batch_size=16, learning_rate=4e-3)
+BPTT = Schedule(steps=100, batch_size=16, learning_rate=8e-3)
 TRIAL_STEPS = 20  # to learn what a step costs
 
 # Trains afresh for so many steps; returns processor seconds, and bits per character as a function.
