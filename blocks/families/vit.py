@@ -69,7 +69,8 @@ class ViTClassifier(EmbeddedDenoiser):
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         part = self.blocks[block]
         evidence = self.evidence(z, level)  # (N, classes)
-        token = self.posterior_mean(evidence)[:, None]  # (N, 1, D)
+        # As small as the embedded patches are at first: at size 1 it drowns what the layers add to it.
+        token = self.posterior_mean(evidence)[:, None] / self.table.shape[1] ** 0.5  # (N, 1, D)
         _, out = part(context, token, self.condition(block, level))
         logits: Tensor = part.interface["head"](part.interface["norm"](out[:, 0])) + evidence
         return logits
