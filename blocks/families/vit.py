@@ -6,6 +6,7 @@ patches stay clean. Label embeddings have unit norm in training and at inference
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -68,7 +69,8 @@ class ViTClassifier(EmbeddedDenoiser):
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         evidence = self.evidence(z, level)  # (N, classes)
-        token = self.posterior_mean(evidence)[:, None]  # (N, 1, D)
+        # As small as the embedded patches are at first: at size 1 it drowns what the layers add to it.
+        token = self.posterior_mean(evidence)[:, None] / math.sqrt(self.table.shape[1])  # (N, 1, D)
         _, out = self.part(block)(context, token, self.condition(block, level))
         return self.own(block, "head", self.own(block, "norm", out[:, 0])) + evidence
 

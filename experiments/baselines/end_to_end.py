@@ -8,8 +8,6 @@ al. 2016, arXiv 1604.06174): the usual way to save activations, at a third more 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from ...blocks.transformer import Layer, Shape, initialise
 
 
 class PlainViT(nn.Module):
-    """Images (N, C, H, W) -> logits (N, classes), read off a class token or the mean of the patches."""
+    """Images (N, C, H, W) -> logits (N, classes), read off a class token (the patches' mean did no better)."""
 
     def __init__(
         self,
@@ -33,14 +31,13 @@ class PlainViT(nn.Module):
         heads: int,
         classes: int,
         mlp_ratio: float = 4.0,
-        readout: Literal["class token", "mean"] = "class token",
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.patch_size, self.readout, self.checkpointing = patch_size, readout, checkpointing
+        self.patch_size, self.checkpointing = patch_size, checkpointing
         self.patch = nn.Linear(channels * patch_size**2, hidden_size)
         self.position = positions((image_size // patch_size) ** 2, hidden_size)
-        self.token = positions(1, hidden_size) if readout == "class token" else None
+        self.token = positions(1, hidden_size)
         shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio)
         self.layers = nn.ModuleList(plain_layer(shape) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size)
@@ -48,17 +45,16 @@ class PlainViT(nn.Module):
         initialise(self)
 
     def tokens(self, images: Tensor) -> Tensor:
-        """Embedded patches, after the class token where there is one: (N, T, D)."""
-        x: Tensor = self.patch(patches_of(images, self.patch_size)) + placed(self.position, images)
-        return x if self.token is None else torch.cat([placed(self.token, images), x], dim=1)
+        """The class token and the embedded patches: (N, 1 + T, D)."""
+        x = self.patch(patches_of(images, self.patch_size)) + placed(self.position, images)
+        return torch.cat([placed(self.token, images), x], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.tokens(images)
         for layer in self.layers:
             assert isinstance(layer, Layer)
             x = checkpoint(layer.clean, x, use_reentrant=False) if self.checkpointing else layer.clean(x)
-        x = self.norm(x)
-        logits: Tensor = self.head(x.mean(dim=1) if self.token is None else x[:, 0])
+        logits: Tensor = self.head(self.norm(x[:, 0]))
         return logits
 
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def of_plain(hidden_size: int, batch_size: int, checkpointing: bool = False) -> 
     With `checkpointing` only `measured` has what a layer keeps while it is computed again.
     """
     torch.manual_seed(0)
-    plain = PlainViT(**_sizes(hidden_size), layers=LAYERS, readout="class token", checkpointing=checkpointing)
+    plain = PlainViT(**_sizes(hidden_size), layers=LAYERS, checkpointing=checkpointing)
     optimizer = torch.optim.AdamW(plain.parameters())
     images, labels = _batch(batch_size)
 

@@ -33,7 +33,7 @@ SCHEDULES = {
     "digits": Schedule(steps=400, batch_size=64, learning_rate=1e-3),
     "mnist": Schedule(steps=375, batch_size=128, learning_rate=1e-3),  # 12 epochs of 4,000 images
 }
-NOISE_DRAWS = 4
+NOISE_DRAWS = 2
 
 ByBlock = dict[str, list[float]]
 

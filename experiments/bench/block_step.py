@@ -37,7 +37,7 @@ def measure(repeats: int = 15, batch_size: int = 64, layers: int = 12, blocks: i
     trainer = BlockTrainer(model, block, schedule)
     model.freeze_all_but(block).train()
     generator = torch.Generator().manual_seed(0)
-    plain = PlainViT(**SIZES, layers=layers // blocks, readout="class token")
+    plain = PlainViT(**SIZES, layers=layers // blocks)
     optimizer, rate = optimizer_of(plain.parameters(), schedule)
 
     def plain_step() -> None:
