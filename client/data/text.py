@@ -115,7 +115,8 @@ def _read_jsonl(field: str, file: Path) -> Iterator[str]:
             try:
                 text = json.loads(line)["text"].encode("utf-8").decode("utf-8")
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(field, f"{file}:{number}", 'expected {"text": "..."}') from None
+                rule = f'line {number}: expected {{"text": "..."}}'
+                raise InputError(field, str(file), rule) from None
             yield f"{text}\n"
 
 

@@ -56,7 +56,11 @@ def bits(model: Llama, text: Tensor) -> float:
 def row(
     seeds: int, on_progress: Callable[[str], None] = lambda _: None, part: Part = "test"
 ) -> dict[str, Any]:
-    """The bench row; lower is better. Settings were chosen on `part="validation"`."""
+    """The bench row; lower is better.
+
+    Schedule and learning rate were chosen, one seed, on windows drawn at random from the whole text, of which
+    some lie in the test part: the row compares models, and is no untouched test.
+    """
     started = time.perf_counter()
     text, held_out = topics(MODEL, part)
     steps, few = SCHEDULE.steps, MODEL.layers // MODEL.blocks

@@ -59,7 +59,7 @@ def fits(part: Part) -> dict[str, Fit]:
 def row(
     seeds: int, on_progress: Callable[[str], None] = lambda _: None, part: Part = "test"
 ) -> dict[str, Any]:
-    """The bench row; lower is better. Settings were chosen on `part="validation"`."""
+    """The bench row; lower is better. The learning rate was chosen on `part="validation"`, one seed."""
     started = time.perf_counter()
     kinds = fits(part)
     found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}

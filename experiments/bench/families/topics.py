@@ -1,6 +1,6 @@
 """The text of the language rows: the help topics that Python ships, their last tenth held out.
 
-The tenth before it is the validation text, on which settings were chosen.
+The tenth before it is the validation text, to choose settings on.
 """
 
 from __future__ import annotations
