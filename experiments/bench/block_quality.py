@@ -62,7 +62,7 @@ def ours(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
         for b, trainer in enumerate(trainers):
             active = model.freeze_all_but(b)
             step = partial(trainer.step, images, labels, BlockObjective(), generator)
-            if memory:
+            if trainer.taken + 1 < schedule.steps:
                 step()
             else:
                 memory = training_memory(active.parameters(), trainer.optimizer, step)
