@@ -18,7 +18,7 @@ from ...blocks.transformer import Layer, Shape, initialise
 
 
 class PlainViT(nn.Module):
-    """Images (N, C, H, W) -> logits (N, classes), read off a class token (the patches' mean did no better)."""
+    """Images (N, C, H, W) -> logits (N, classes), read off a class token (the mean does no better)."""
 
     def __init__(
         self,

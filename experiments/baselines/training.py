@@ -54,7 +54,7 @@ def moved(images: Tensor, by: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Cost of a training: `memory` of its first step in bytes by part (see `memory.training_memory`)."""
+    """Cost of a training: `memory` of its last step in bytes by part (see `memory.training_memory`)."""
 
     seconds: float
     memory: dict[str, int]
@@ -75,9 +75,12 @@ def fit(
 
     network.train()
     started = time.perf_counter()
-    memory = training_memory(network.parameters(), optimizer, partial(step, *next(batches)))
-    for images, labels in batches:
-        step(images, labels)
+    memory: dict[str, int] = {}
+    for taken, batch in enumerate(batches, start=1):
+        if taken < schedule.steps:
+            step(*batch)
+        else:
+            memory = training_memory(network.parameters(), optimizer, partial(step, *batch))
     network.eval()
     return Fitted(time.perf_counter() - started, memory)
 
