@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import tomli_w
 import torch
 
@@ -17,7 +18,7 @@ from ..blocks import BlockObjective, Denoiser, Schedule, build_model, split, tra
 from ..client.data import Examples, load_examples
 from ..client.policy import Policy
 from ..client.training import block_size
-from ..config import Plan, Settings
+from ..config import DiTSettings, Plan, Settings, ViTSettings
 from ..errors import InputError
 from ..privacy.accounting import noise_multiplier_for, steps_within
 from ..server.checkpoint import Checkpoint
@@ -46,19 +47,29 @@ def read_inputs(settings: Settings) -> Inputs:
     public = load_examples("data.public.source", settings.data.public, settings.model, contrast)
     private = load_examples("data.private.source", settings.data.private, settings.model, contrast)
     rng = np.random.default_rng([settings.seed, 1])
-    order = rng.permutation(len(public))
-    test = int(len(public) * PUBLIC_TEST_SHARE)
-    if test == 0:
+    # Texts and series are held out from their end: drawn at random, a held-out future would stand in the past
+    # of a training window.
+    ordered = not isinstance(settings.model, ViTSettings | DiTSettings)
+    train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, None if ordered else rng)
+    if len(test) == 0:
         raise InputError(
             "data.public.source", settings.data.public.source, "too few examples to hold some out"
         )
     companies, heldout = [], []
     for part in deal(private, settings.model, settings.companies, settings.seed):
-        mixed = rng.permutation(part)
-        out = max(1, int(len(mixed) * settings.companies.holdout))
-        heldout.append(mixed[:out])
-        companies.append(private[mixed[out:]])
-    return Inputs(public[order[test:]], public[order[:test]], companies, private[np.concatenate(heldout)])
+        kept, out = _hold_out(part, settings.companies.holdout, None if ordered else rng, least=1)
+        companies.append(private[kept])
+        heldout.append(out)
+    return Inputs(public[train], public[test], companies, private[np.concatenate(heldout)])
+
+
+def _hold_out(
+    index: npt.NDArray[np.int64], share: float, rng: np.random.Generator | None, least: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(kept, held out): the last share in order, or of a shuffle."""
+    order = index if rng is None else rng.permutation(index)
+    cut = len(order) - max(least, int(len(order) * share))
+    return order[:cut], order[cut:]
 
 
 def check_device(device: str) -> None:

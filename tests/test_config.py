@@ -59,7 +59,7 @@ def test_bad_settings_are_refused_in_one_line(override: str, words: list[str]) -
 
 
 def test_unknown_presets_and_broken_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="presets: digits"):
+    with pytest.raises(InputError, match="presets: ar-lm1b"):
         load_settings("digit")
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(InputError, match="not valid TOML"):

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedblocks.blocks import digest
 from fedblocks.blocks.build import metric_of
 from fedblocks.config import load_settings, preset_names
 from fedblocks.experiments.diagnosing import diagnose_run
-from fedblocks.experiments.preparation import prepare
+from fedblocks.experiments.preparation import prepare, read_inputs
 from fedblocks.experiments.simulation import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.threat_model.report import write_report
@@ -82,3 +83,18 @@ def test_a_family_runs_from_preset_to_report(preset: str, private: bool, text: P
     assert len(found["heldout"]) == settings.model.blocks
     json.dumps(found)
     assert write_report(run).is_file()
+
+
+def test_held_out_windows_of_a_series_come_after_all_training_windows() -> None:
+    """Would catch held-out futures that stand in the past of a training window."""
+    settings = load_settings("forecast-series")
+    inputs = read_inputs(settings)
+    windows = len(inputs.heldout) // settings.companies.count
+    futures = inputs.heldout.targets[:windows].flatten(1)  # of the first company
+    size = futures.shape[1]
+    pasts = inputs.companies[0].inputs.flatten(1).unfold(1, size, size)  # (N, pieces, horizon)
+    # Each window is normalised by its own context: compare shapes, not values.
+    shapes = (pasts - pasts.mean(-1, keepdim=True)) / pasts.std(-1, keepdim=True).clamp_min(1e-6)
+    wanted = (futures - futures.mean(1, keepdim=True)) / futures.std(1, keepdim=True).clamp_min(1e-6)
+    nearest = torch.cdist(wanted, shapes.flatten(0, 1)).min(dim=1).values
+    assert float(nearest.min()) > 1e-2

@@ -56,21 +56,26 @@ Method = Callable[[ImageSet, Schedule, int], Trained]
 
 
 def ours(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
-    """Every block trained alone; the memory is that of one."""
+    """Every block trained alone, one after another, each from a copy of the one before ("stacked" in `train`).
+
+    The memory is that of one block.
+    """
     generator = seeded(seed)
     model = build_model(ViTSettings(**data.sizes, layers=LAYERS, blocks=BLOCKS), NOISE)
-    trainers = [BlockTrainer(model, b, replace(schedule, noise_draws=NOISE_DRAWS)) for b in range(BLOCKS)]
-    model.train()
     memory: dict[str, int] = {}
     started = time.perf_counter()
-    for images, labels in data.split.batches(schedule, generator):
-        for b, trainer in enumerate(trainers):
-            active = model.freeze_all_but(b)
+    for b in range(BLOCKS):
+        if b:
+            model.blocks[b].load_state_dict(model.blocks[b - 1].state_dict())
+        trainer = BlockTrainer(model, b, replace(schedule, noise_draws=NOISE_DRAWS))
+        active = model.freeze_all_but(b).train()
+        for images, labels in data.split.batches(schedule, generator):
             step = partial(trainer.step, images, labels, BlockObjective(), generator)
-            if trainer.taken + 1 < schedule.steps:
+            if memory:
                 step()
             else:
                 memory = training_memory(active.parameters(), trainer.optimizer, step)
+        trainer.finish()
     model.eval()
     cost = Fitted(time.perf_counter() - started, memory)
     return Trained(chain(model, *data.split.test, generator), cost, probes(model, data, generator))
