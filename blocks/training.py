@@ -106,9 +106,7 @@ class BlockTrainer:
             self.rate.step()
         self.taken += 1
         if self.average is not None:
-            decay = min(s.ema, (1 + self.taken) / (10 + self.taken))  # a short run must forget its start
-            for name, p in self.part.named_parameters():
-                self.average[name].lerp_(p.detach(), 1 - decay)
+            follow(self.average, self.part, s.ema, self.taken)
         return draw.level, losses.detach() / model.weight(draw.level, objective.weight)
 
     def finish(self) -> None:
@@ -128,6 +126,13 @@ class BlockTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rate.load_state_dict(state["rate"])
         self.average, self.taken = state["average"], state["taken"]
+
+
+def follow(average: dict[str, Tensor], network: nn.Module, ema: float, taken: int) -> None:
+    """Move the average of a network's weights after its `taken`-th step; a short run must forget its start."""
+    decay = min(ema, (1 + taken) / (10 + taken))
+    for name, p in network.named_parameters():
+        average[name].lerp_(p.detach(), 1 - decay)
 
 
 def train(

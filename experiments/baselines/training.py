@@ -65,6 +65,7 @@ def fit(
 ) -> Fitted:
     """Minimise the mean of `losses(images, labels)` over all of the network's parameters."""
     optimizer, rate = optimizer_of(network.parameters(), schedule)
+    average = {name: p.detach().clone() for name, p in network.named_parameters()} if schedule.ema else {}
 
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)

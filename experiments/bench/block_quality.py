@@ -35,10 +35,10 @@ from .image_sets import SETS, ImageSet
 LAYERS, BLOCKS = 12, 3
 NOISE = NoiseSettings(sigma_min=0.3, partition="equi-information")
 SCHEDULES = {
-    "digits": Schedule(steps=400, batch_size=64, learning_rate=1e-3),
-    "mnist": Schedule(steps=375, batch_size=128, learning_rate=1e-3),  # 12 epochs of 4,000 images
+    "digits": Schedule(steps=600, batch_size=64, learning_rate=5e-4, ema=0.99),
+    "mnist": Schedule(steps=750, batch_size=64, learning_rate=5e-4, ema=0.99),  # 12 epochs of 4,000 images
 }
-NOISE_DRAWS = 2
+NOISE_DRAWS = 4
 
 ByBlock = dict[str, list[float]]
 
