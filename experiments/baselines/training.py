@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...blocks.training import Schedule, optimizer_of
+from ...blocks.training import Schedule, follow, optimizer_of
 from ..memory import training_memory
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -82,6 +82,10 @@ def fit(
             step(*batch)
         else:
             memory = training_memory(network.parameters(), optimizer, partial(step, *batch))
+        if average:
+            follow(average, network, schedule.ema, taken)
+    if average:
+        network.load_state_dict(average, strict=False)
     network.eval()
     return Fitted(time.perf_counter() - started, memory)
 
