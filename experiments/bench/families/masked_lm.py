@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....blocks import BlockObjective, Denoiser, Schedule, build_model, train
+from ....blocks import Denoiser, Schedule
 from ....blocks.masked import MaskedDenoiser
-from ....client.data import load_examples
+from ....client.data import Examples, load_examples
 from ....config import DataSource, MaskedLanguageModelSettings, NoiseSettings
-from ...baselines.uncut import end_to_end, shallow
-from .summary import summary
+from .summary import uncut_row
 
 MODEL = MaskedLanguageModelSettings(hidden_size=64, layers=6, blocks=3, sequence_length=64)
 NOISE = NoiseSettings()
@@ -34,41 +32,21 @@ def texts() -> tuple[Tensor, Tensor]:
     return cut[:edge], held_out[chosen]
 
 
-def bits(model: Denoiser) -> list[float]:
+def bits(model: Denoiser, seed: int) -> list[float]:
     """Bits per character after each block, on the held-out text; the same masks for every model."""
     assert isinstance(model, MaskedDenoiser)
     draws = DRAWS * MODEL.blocks // model.partition.blocks  # as many rates over the whole range
     return model.bits(texts()[1], torch.Generator().manual_seed(0), draws).mean(dim=1).tolist()
 
 
-def trained(build: Callable[[MaskedLanguageModelSettings, NoiseSettings], Denoiser], seed: int) -> Denoiser:
-    """A model trained on the training text."""
-    torch.manual_seed(seed)
-    model = build(MODEL, NOISE)
-    text = texts()[0]
-    train(
-        model, text, text, objective=BlockObjective(), schedule=SCHEDULE,
-        generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
-    return model
-
-
 def row(seeds: int, on_progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """The bench row; lower is better."""
-    started = time.perf_counter()
-    kinds = {"ours": build_model, "end_to_end": end_to_end, "shallow": shallow}
-    found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
-    for seed in range(seeds):
-        for kind, build in kinds.items():
-            found[kind].append(bits(trained(build, seed)))
-            on_progress(f"masked-lm seed {seed} {kind}: {found[kind][-1][-1]:.3f}")
-    return {
-        "family": "masked-lm",
-        "metric": "bits_per_character",
-        **summary(found),
-        "steps_per_layer": SCHEDULE.steps,
-        "seeds": seeds,
-        "seconds": time.perf_counter() - started,
-        "note": f"bound, not likelihood; sequences of {MODEL.sequence_length} characters of the Python help "
-        "topics; the same masks for all models",
-    }
+    text = texts()[0]
+    found = uncut_row(
+        MODEL, NOISE, Examples(text, text), SCHEDULE, bits, seeds=seeds, on_progress=on_progress
+    )
+    note = (
+        f"bound, not likelihood; sequences of {MODEL.sequence_length} characters of the Python help topics; "
+        "the same masks for all models"
+    )
+    return found | {"note": note}

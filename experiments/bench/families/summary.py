@@ -1,10 +1,56 @@
-"""From the three models' measurements to a bench row."""
+"""From the three models' trainings and measurements to a bench row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import Any
+
+import torch
+
+from ....blocks import BlockObjective, Denoiser, Schedule, build_model, train
+from ....blocks.build import metric_of
+from ....client.data import Examples
+from ....config import DiTSettings, MaskedLanguageModelSettings, NoiseSettings
+from ...baselines.uncut import end_to_end, shallow
+
+
+def uncut_row(
+    model: DiTSettings | MaskedLanguageModelSettings,
+    noise: NoiseSettings,
+    examples: Examples,
+    schedule: Schedule,
+    quality: Callable[[Denoiser, int], list[float]],
+    *,
+    seeds: int,
+    on_progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """A row of a family whose end-to-end training is the same network uncut.
+
+    `quality(model, seed)` is the metric after each block on held-out examples.
+    """
+    started = time.perf_counter()
+    kinds = {"ours": build_model, "end_to_end": end_to_end, "shallow": shallow}
+    found: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    for seed in range(seeds):
+        for kind, build in kinds.items():
+            torch.manual_seed(seed)
+            network = build(model, noise)
+            train(
+                network, examples.inputs, examples.targets, objective=BlockObjective(weight=noise.weight),
+                schedule=schedule, generator=torch.Generator().manual_seed(seed),
+            )  # fmt: skip
+            found[kind].append(quality(network, seed))
+            on_progress(f"seed {seed} {kind}: {found[kind][-1][-1]:.3f}")
+    return {
+        "family": model.family,
+        "metric": metric_of(model).name,
+        **summary(found),
+        "steps_per_layer": schedule.steps,
+        "seeds": seeds,
+        "seconds": time.perf_counter() - started,
+    }
 
 
 def summary(after_each_block: dict[str, list[list[float]]]) -> dict[str, Any]:
