@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedblocks.blocks import digest
+from fedblocks.blocks import build_model, digest
 from fedblocks.blocks.build import metric_of
 from fedblocks.config import load_settings, preset_names
 from fedblocks.experiments.diagnosing import diagnose_run
@@ -98,3 +98,18 @@ def test_held_out_windows_of_a_series_come_after_all_training_windows() -> None:
     wanted = (futures - futures.mean(1, keepdim=True)) / futures.std(1, keepdim=True).clamp_min(1e-6)
     nearest = torch.cdist(wanted, shapes.flatten(0, 1)).min(dim=1).values
     assert float(nearest.min()) > 1e-2
+
+
+def test_an_informed_cut_is_refitted_in_pretraining_and_offered_to_the_companies(tmp_path: Path) -> None:
+    """Would catch companies that train on another cut than the one the public model ended with."""
+    settings = settings_of(
+        "dit-digits", tmp_path, "noise.partition=equi-information", "noise.refit_every=10",
+        "pretraining.steps=20", "pretraining.batch_size=64",
+    )  # fmt: skip
+    run = prepare(settings, tmp_path / "run")
+    edges = run.plan().noise.edges
+    assert edges is not None
+    even = build_model(settings.model, settings.noise).partition
+    assert edges[1] != pytest.approx(even.edges[1])
+    assert (edges[0], edges[-1]) == (even.edges[0], even.edges[-1])
+    assert build_model(run.plan().model, run.plan().noise).partition.edges == edges
