@@ -235,7 +235,7 @@ class NoiseSettings(_Part):
 
 
 class DataSource(_Part):
-    """A built-in set, or a path on disk; see `fedblocks.data` for the formats.
+    """A built-in set, or a path on disk; see `client/data/` for the formats.
 
     `label` names the label column of a table of images, `columns` the value columns of a table of time
     series (none means all numeric ones).
@@ -247,7 +247,7 @@ class DataSource(_Part):
 
 
 class DataSettings(_Part):
-    """`public` may be left out: the coordinator then starts from an untrained model."""
+    """Public data for the coordinator, private data to be dealt to the companies."""
 
     public: DataSource = DataSource(source="digits")
     private: DataSource = DataSource(source="mnist-5k")
