@@ -7,7 +7,6 @@ trained together, in random order, one after another, or in processes of their o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -163,21 +162,15 @@ def train(
             trainers[b - 1].finish()
             model.blocks[b].load_state_dict(model.blocks[b - 1].state_dict())
             trainers[b] = BlockTrainer(model, b, schedule)
-        with only(model, b):
-            index = torch.randint(len(targets), (schedule.batch_size,), generator=generator).to(inputs.device)
-            curve.add(*trainers[b].step(inputs[index], targets[index], objective, generator))
+        model.freeze_all_but(b)
+        index = torch.randint(len(targets), (schedule.batch_size,), generator=generator).to(inputs.device)
+        curve.add(*trainers[b].step(inputs[index], targets[index], objective, generator))
         if refit_every and taken % refit_every == 0 and taken <= total // 2 and curve.ready:
             model.partition = refitted(model.partition, curve)
         on_step(taken)
     for trainer in trainers:
         trainer.finish()
     model.requires_grad_(False).eval()
-
-
-@contextmanager
-def only(model: Denoiser, block: int) -> Iterator[nn.Module]:
-    """Only this block trains: nothing is kept for a gradient that goes elsewhere."""
-    yield model.freeze_all_but(block)
 
 
 def refitted(partition: Partition, curve: LossCurve) -> Partition:

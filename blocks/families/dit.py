@@ -81,17 +81,13 @@ class DiT(GaussianDenoiser):
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         """The class as one vector (N, 1, D): it modulates the layers and is no token among them."""
-        part = self.blocks[block]
-        assert isinstance(part, Block)
-        embedded: Tensor = part.interface["label"](inputs)[:, None]
-        return embedded
+        return self.own(block, "label", inputs)[:, None]
 
     def clean(self, targets: Tensor) -> Tensor:
         return (targets - CENTRE) * SCALE
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        part = self.blocks[block]
-        assert isinstance(part, Block)
+        part = self.part(block)
         own = part.interface
         tokens = own["patch"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, T, D)
         tokens = tokens + placed(own["position"], tokens)

@@ -68,7 +68,7 @@ class Forecaster(GaussianDenoiser):
         self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
-        own = self._part(block).interface
+        own = self.part(block).interface
         patches: Tensor = own["past"](patches_of(inputs, self.patch_size))
         return patches + placed(own["past_position"], inputs)
 
@@ -76,17 +76,12 @@ class Forecaster(GaussianDenoiser):
         return targets
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        part = self._part(block)
+        part = self.part(block)
         own = part.interface
         tokens = own["future"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, horizon/p, D)
         tokens = tokens + placed(own["future_position"], z)
         _, out = part(context, tokens, own["noise"](self.preconditioning.c_noise(level)))
         return self.denoised(z, level, series_of(own["head"](own["norm"](out)), self.channels))
-
-    def _part(self, block: int) -> Block:
-        found = self.blocks[block]
-        assert isinstance(found, Block)
-        return found
 
     def estimate(self, prediction: Tensor) -> Tensor:
         return prediction

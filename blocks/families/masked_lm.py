@@ -64,8 +64,7 @@ class MaskedLanguageModel(MaskedDenoiser):
         return inputs.new_empty(len(inputs), 0, self.hidden_size).float()
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        part = self.blocks[block]
-        assert isinstance(part, Block)
+        part = self.part(block)
         own = part.interface
         _, out = part(context, own["token"](z), own["noise"](level))
         return self.known(own["head"](own["norm"](out)), z)
