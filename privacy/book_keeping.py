@@ -1,118 +1,300 @@
 """Book-keeping: clipped gradient sums from one forward and one backward pass (Bu et al. 2023, ICML).
 
-No per-example gradient is ever formed. A layer's weight gradient for one example is a product of what went in
-and of what came back, g^T a, so its norm follows from small Gram matrices and the clipped sum from one
-matrix product in which each example's g carries its clip factor. Everything below is float64, in which no
-float32 value under- or overflows when squared.
+A layer's weight gradient for one example is g^T a, of what went in (a) and of what came back (g). Where it is
+large it is never formed: its norm follows from the Gram matrices of a and g, and the clipped sum from one
+matrix product in which every example carries its clip factor (`Ghost`). Where it costs less, it is formed and
+takes their place (`Formed`).
 
-The calls of one layer, and the noise draws of one example, are joined along time: the norm of their summed
-gradient is then exact.
+The uses of one layer, and the noise draws of one example, belong to one gradient: they are summed, or their
+Gram matrices crossed, before anything is squared.
+
+Norms are computed in the precision of the pass, float32 at the least, and every norm below is an upper bound:
+what rounding may hide (Higham 2002, section 3.1) is added to it. A clip that rounding could pass would be no
+clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UnsupportedLayer
+
 
 @dataclass(frozen=True)
-class Layer:
-    """How one kind of layer turns (a, g) into per-example squared norms and weighted sums.
+class Use:
+    """One call of a layer: what it read, `a`, and the gradient of what it gave, `g`, as it had them.
 
-    a is what the layer read and g the gradient at its output, (n, T, ...) each with time flattened to T.
-    `squared_norms` -> (n,) over the layer's trainable parameters; `weighted_sum(layer, a, g)` -> gradient of
-    each trainable parameter by name, where g has been scaled by the clip factors.
+    Both have n m rows: m draws of n examples, those of one example side by side.
     """
 
-    squared_norms: Callable[[nn.Module, Tensor, Tensor], Tensor]
-    weighted_sum: Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+    a: Tensor
+    g: Tensor
+
+    def of(self, examples: int) -> tuple[Tensor, Tensor]:
+        """(n, T, d) and (n, T, p): all rows of one example side by side, in float32 or better."""
+        a, g = _wide(self.a), _wide(self.g)
+        return a.reshape(examples, -1, a.shape[-1]), g.reshape(examples, -1, g.shape[-1])
 
 
-def _trains(layer: nn.Module, name: str) -> bool:
+class Formed:
+    """The named parameters' per-example gradients (n, ...), as they are."""
+
+    def __init__(self, gradients: dict[str, Tensor]) -> None:
+        self.gradients = gradients
+
+    def squared_norms(self) -> Tensor:
+        """(n,)"""
+        flat = [g.flatten(1) for g in self.gradients.values()]
+        total = sum((torch.linalg.vector_norm(g, dim=1).square() for g in flat), flat[0].new_zeros(()))
+        finest = torch.finfo(total.dtype)
+        # Sums run in lanes, so their error grows as the logarithm of the size: 100 epsilons hold any of them.
+        return total * (1 + 100 * finest.eps) + sum(g.shape[1] for g in flat) * finest.tiny
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        """Sum over examples, each times its factor (n,); of the parameter's size, if not of its shape."""
+        return {name: factors.to(g.dtype) @ g.flatten(1) for name, g in self.gradients.items()}
+
+    def without(self, dropped: Tensor) -> Formed:
+        """Zero where `dropped` (n,) is true: zero times infinity would not be."""
+        return Formed({name: _zeroed(g, dropped) for name, g in self.gradients.items()})
+
+
+class Ghost:
+    """The weight (p, d), and the bias (p,), of a linear map by what it read and gave.
+
+    `uses` are pairs of a (n, T, d) and g (n, T, p). The bias is one more column of the weight, which reads 1.
+    """
+
+    def __init__(self, uses: Sequence[tuple[Tensor, Tensor]], bias: bool) -> None:
+        self.uses, self.bias = uses, bias
+
+    def squared_norms(self) -> Tensor:
+        """|sum_t g_t a_t^T|^2 = sum over s, t of (a_s . a_t)(g_s . g_t), from above: (n,)."""
+        products, lengths_a, lengths_g = [], [], []
+        chunks = [chunk for use in self.uses for chunk in _in_chunks(*use)]
+        for a, g in chunks:
+            gram_a, gram_g = self._gram(a, a), g @ g.mT  # (n, T, T)
+            lengths_a.append(gram_a.diagonal(dim1=1, dim2=2))
+            lengths_g.append(gram_g.diagonal(dim1=1, dim2=2))
+            products.append((gram_a * gram_g).sum(dim=(1, 2)))
+        for (a, g), (b, h) in combinations(chunks, 2):
+            products.append(self._gram(a, b).mul_(g @ h.mT).sum(dim=(1, 2)).mul_(2))
+        hidden = self._hidden(torch.stack([torch.cat(lengths_a, 1), torch.cat(lengths_g, 1)]))
+        return torch.stack([*products, hidden]).sum(dim=0)
+
+    def _gram(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.mT).add_(1) if self.bias else a @ b.mT
+
+    def _hidden(self, squared: Tensor) -> Tensor:
+        """What rounding and underflow may have taken off, of the squared lengths of a's and g's rows (2, n, T)."""
+        finest = torch.finfo(squared.dtype)
+        d, p, t = self.uses[0][0].shape[2] + self.bias, self.uses[0][1].shape[2], squared.shape[2]
+        length = (squared + max(d, p) * finest.tiny).sqrt()
+        rounded = (d + p + t) * finest.eps * (length[0] * length[1]).sum(dim=1).square()
+        lost = max(d, p) * finest.tiny * length.sum(dim=2).square().sum(dim=0)
+        return rounded + lost
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        """Sum over examples, each times its factor (n,); of the parameter's size, if not of its shape."""
+        sums: dict[str, Tensor] = {}
+        for a, g in self.uses:
+            weights = factors.to(a.dtype)[:, None, None]
+            if self.bias:
+                flat = weights.expand(-1, a.shape[1], -1).flatten()
+                _add(sums, "bias", flat @ g.flatten(0, 1))
+            a, g = (a * weights, g) if a.shape[2] < g.shape[2] else (a, g * weights)
+            _add(sums, "weight", g.flatten(0, 1).T @ a.flatten(0, 1))
+        return sums
+
+    def without(self, dropped: Tensor) -> Ghost:
+        """Zero where `dropped` (n,) is true."""
+        return Ghost([(_zeroed(a, dropped), _zeroed(g, dropped)) for a, g in self.uses], self.bias)
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name].add_(value) if name in sums else value
+
+
+def _in_chunks(a: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Halves of up to 16 rows, where that serves: matrix kernels take 17 rows for as long as 32."""
+    parts = 2 if 16 < a.shape[1] <= 32 else 1
+    return list(zip(a.tensor_split(parts, dim=1), g.tensor_split(parts, dim=1), strict=True))
+
+
+Gradients = Formed | Ghost
+
+
+def _linear(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients]:
+    return _linear_map(layer, [use.of(examples) for use in uses])
+
+
+def _linear_map(layer: nn.Module, uses: list[tuple[Tensor, Tensor]]) -> list[Gradients]:
+    """Weight (p, d) and bias (p,) of a map that takes rows of a to rows of g."""
+    weight, bias = trains(layer, "weight"), trains(layer, "bias")
+    t, d, p = sum(a.shape[1] for a, _ in uses), uses[0][0].shape[2], uses[0][1].shape[2]
+    # Per example, Gram matrices take T^2 (d + p) operations beyond what the sum takes. A formed gradient is
+    # written once and read twice, which measured as 16 for each of its d p values.
+    if weight and (16 * d * p > t * t * (d + p) or d * p > 2 * t * (d + p)):
+        return [Ghost(uses, bias)]
+    formed = {}
+    if weight:
+        formed["weight"] = _summed([g.mT @ a for a, g in uses])
+    if bias:
+        formed["bias"] = _summed([g.sum(dim=1) for _, g in uses])
+    return [Formed(formed)]
+
+
+def _convolution(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients]:
+    """A convolution is the linear map of the patches that it sees; `groups` of them side by side."""
+    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
+    groups, (h, w) = layer.groups, layer.kernel_size
+    rows: list[tuple[Tensor, Tensor]] = []
+    for use in uses:
+        patches = F.unfold(
+            _wide(use.a), (h, w), dilation=layer.dilation, padding=layer.padding, stride=layer.stride
+        )  # (N, C h w, L)
+        rows.append((_by_example(patches, examples), _by_example(_wide(use.g).flatten(2), examples)))
+    if groups == 1:
+        return _linear_map(layer, rows)
+    formed = {}
+    if trains(layer, "bias"):
+        formed["bias"] = _summed([g.sum(dim=1) for _, g in rows])
+    if trains(layer, "weight"):
+        by_group = [
+            (a.unflatten(2, (groups, -1)), g.unflatten(2, (groups, -1))) for a, g in rows
+        ]  # (n, L, groups, ...)
+        formed["weight"] = _summed([torch.einsum("ntgp,ntgd->ngpd", g, a) for a, g in by_group])
+    return [Formed(formed)]
+
+
+def _by_example(x: Tensor, examples: int) -> Tensor:
+    """(n m, C, L) -> (n, m L, C)"""
+    return x.mT.reshape(examples, -1, x.shape[1])
+
+
+class _Rows:
+    """The rows of a table that each example has read: gradients that coincide belong together."""
+
+    def __init__(self, index: Tensor, g: Tensor, table: torch.Size) -> None:
+        self.index, self.g, self.table = index, g, table  # (n, T), (n, T, D)
+
+    def squared_norms(self) -> Tensor:
+        finest = torch.finfo(self.g.dtype)
+        same = (self.index[:, :, None] == self.index[:, None, :]).to(self.g.dtype)  # (n, T, T)
+        gram = self.g @ self.g.mT
+        d, t = self.g.shape[2], self.g.shape[1]
+        length = (gram.diagonal(dim1=1, dim2=2) + d * finest.tiny).sqrt()
+        hidden = (d + t) * finest.eps * length.sum(dim=1).square() + t * t * d * finest.tiny
+        return gram.mul_(same).flatten(1).sum(dim=1) + hidden
+
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
+        g = self.g * factors.to(self.g.dtype)[:, None, None]
+        return {"weight": g.new_zeros(self.table).index_add_(0, self.index.flatten(), g.flatten(0, 1))}
+
+    def without(self, dropped: Tensor) -> _Rows:
+        return _Rows(self.index, _zeroed(self.g, dropped), self.table)
+
+
+def _embedding(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[_Rows]:
+    assert isinstance(layer, nn.Embedding)
+    index = torch.cat([use.a.reshape(examples, -1) for use in uses], dim=1)
+    g = torch.cat([_wide(use.g).reshape(examples, -1, layer.embedding_dim) for use in uses], dim=1)
+    if layer.padding_idx is not None:
+        g = g * (index != layer.padding_idx)[:, :, None]
+    return [_Rows(index, g, layer.weight.shape)]
+
+
+def _layer_norm(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients]:
+    assert isinstance(layer, nn.LayerNorm | nn.RMSNorm)
+    shape = list(layer.normalized_shape)
+
+    def normalised(a: Tensor) -> Tensor:
+        if isinstance(layer, nn.LayerNorm):
+            return F.layer_norm(a, shape, eps=layer.eps)
+        # The layer ran in the input's own precision, whose epsilon is its default.
+        eps = layer.eps if layer.eps is not None else torch.finfo(layer.weight.dtype).eps
+        return F.rms_norm(a, shape, eps=eps)
+
+    def by_example(x: Tensor) -> Tensor:
+        return x.reshape(examples, -1, *shape).sum(dim=1)
+
+    return _scale_and_shift(
+        layer,
+        weight=lambda: _summed([by_example(_wide(u.g) * normalised(_wide(u.a))) for u in uses]),
+        bias=lambda: _summed([by_example(_wide(u.g)) for u in uses]),
+    )
+
+
+def _group_norm(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients]:
+    assert isinstance(layer, nn.GroupNorm)
+
+    def by_example(x: Tensor) -> Tensor:
+        """(n m, C, ...) -> (n, C)"""
+        return x.reshape(examples, -1, *x.shape[1:2], x[0, 0].numel()).sum(dim=(1, 3))
+
+    def normalised(a: Tensor) -> Tensor:
+        return F.group_norm(a, layer.num_groups, eps=layer.eps)
+
+    return _scale_and_shift(
+        layer,
+        weight=lambda: _summed([by_example(_wide(u.g) * normalised(_wide(u.a))) for u in uses]),
+        bias=lambda: _summed([by_example(_wide(u.g)) for u in uses]),
+    )
+
+
+def _scale_and_shift(
+    layer: nn.Module, *, weight: Callable[[], Tensor], bias: Callable[[], Tensor]
+) -> list[Gradients]:
+    """Gradients no larger than the layer's input are simply formed."""
+    return [
+        Formed({name: form()}) for name, form in (("weight", weight), ("bias", bias)) if trains(layer, name)
+    ]
+
+
+LAYERS: dict[type[nn.Module], Callable[[nn.Module, Sequence[Use], int], Sequence[Gradients | _Rows]]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+}
+
+
+def check_supported(layer: nn.Module, where: str) -> None:
+    """Refuse a layer with trainable parameters whose per-example gradient cannot be had."""
+    reason = None
+    if type(layer) not in LAYERS:
+        reason = f"parameters of {type(layer).__name__}"
+    elif isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq):
+        reason = "an Embedding with max_norm or scale_grad_by_freq"
+    elif isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        reason = "a Conv2d whose padding is not a number of zeros"
+    if reason:
+        raise UnsupportedLayer(
+            f"{where}: no per-example gradient for {reason}; freeze it or use a supported layer"
+        )
+
+
+def trains(layer: nn.Module, name: str) -> bool:
     parameter = getattr(layer, name, None)
     return parameter is not None and bool(parameter.requires_grad)
 
 
-def _linear_norms(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
-    total = g.new_zeros(len(g))
-    if _trains(layer, "weight"):
-        t, d, p = a.shape[1], a.shape[2], g.shape[2]
-        if t * (d + p) <= d * p:  # cheaper as sum over s, t of (a_s . a_t)(g_s . g_t)
-            total = total + ((a @ a.mT) * (g @ g.mT)).sum(dim=(1, 2))
-        else:
-            total = total + (g.mT @ a).square().sum(dim=(1, 2))
-    if _trains(layer, "bias"):
-        total = total + g.sum(dim=1).square().sum(dim=1)
-    return total
+def _summed(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
 
-def _linear_sum(layer: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
-    sums = {}
-    if _trains(layer, "weight"):
-        sums["weight"] = g.flatten(0, 1).T @ a.flatten(0, 1)  # (p, d)
-    if _trains(layer, "bias"):
-        sums["bias"] = g.sum(dim=(0, 1))
-    return sums
+def _wide(x: Tensor) -> Tensor:
+    """float32 at the least: half precision is for the passes, not for norms."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _embedding_norms(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
-    same = (a[:, :, None] == a[:, None, :]).to(g.dtype)  # (n, T, T): rows of the table that coincide
-    return (same * (g @ g.mT)).sum(dim=(1, 2))
-
-
-def _embedding_sum(layer: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
-    assert isinstance(layer, nn.Embedding)
-    table = g.new_zeros(layer.num_embeddings, layer.embedding_dim)
-    return {"weight": table.index_add_(0, a.flatten(), g.flatten(0, 1))}
-
-
-def _normalised(layer: nn.Module, a: Tensor) -> Tensor:
-    if isinstance(layer, nn.LayerNorm):
-        return F.layer_norm(a, layer.normalized_shape, eps=layer.eps)
-    assert isinstance(layer, nn.RMSNorm)
-    # The layer ran in the input's own precision, whose epsilon is its default.
-    eps = layer.eps if layer.eps is not None else torch.finfo(layer.weight.dtype).eps
-    return F.rms_norm(a, layer.normalized_shape, eps=eps)
-
-
-def _norm_gradients(layer: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Per-example gradients; they are as small as the layer's input, so they are simply formed."""
-    gradients = {}
-    if _trains(layer, "weight"):
-        gradients["weight"] = (g * _normalised(layer, a)).sum(dim=1)  # (n, d)
-    if _trains(layer, "bias"):
-        gradients["bias"] = g.sum(dim=1)
-    return gradients
-
-
-def _norm_norms(layer: nn.Module, a: Tensor, g: Tensor) -> Tensor:
-    gradients = _norm_gradients(layer, a, g).values()
-    return torch.stack([gradient.square().sum(dim=1) for gradient in gradients]).sum(dim=0)
-
-
-def _norm_sum(layer: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
-    return {name: gradient.sum(dim=0) for name, gradient in _norm_gradients(layer, a, g).items()}
-
-
-_NORM = Layer(_norm_norms, _norm_sum)
-
-LAYERS: dict[type[nn.Module], Layer] = {
-    nn.Linear: Layer(_linear_norms, _linear_sum),
-    nn.Embedding: Layer(_embedding_norms, _embedding_sum),
-    nn.LayerNorm: _NORM,
-    nn.RMSNorm: _NORM,
-}
-
-
-def joined(uses: list[tuple[Tensor, Tensor]], examples: int) -> tuple[Tensor, Tensor]:
-    """The uses of one layer as one (a, g), all rows of one example side by side: (n, T, ...) each."""
-    inputs, gradients = [], []
-    for a, g in uses:
-        gradients.append(g.double().reshape(examples, -1, g.shape[-1]))
-        rows = (examples, -1, a.shape[-1]) if a.is_floating_point() else (examples, -1)
-        inputs.append((a.double() if a.is_floating_point() else a).reshape(rows))
-    return torch.cat(inputs, dim=1), torch.cat(gradients, dim=1)
+def _zeroed(values: Tensor, dropped: Tensor) -> Tensor:
+    return values.masked_fill(dropped.view(-1, *[1] * (values.dim() - 1)), 0.0)

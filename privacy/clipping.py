@@ -9,37 +9,118 @@ Norms and sums come from book-keeping: see `book_keeping`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import PrivacyError, UnsupportedLayer
-from .book_keeping import LAYERS, joined
+from .book_keeping import LAYERS, Use, check_supported
+from .graph import check_every_use_is_seen, saved_bytes
 
-Use = tuple[Tensor, Tensor]
+Clipping = Literal["flat", "per-layer", "automatic"]
+
+# Automatic clipping divides by the norm and this much more (Bu et al. 2023, section 4.2: 0.01 in all of theirs).
+_STABILITY = 0.01
+# Rounding of a sum over all examples that go at once must not lift a clipped gradient past the bound.
+_ROUNDINGS = 512
+_PROBE = 4
 
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """A sum over examples, each clipped in L2 norm to `sensitivity`, under add/remove adjacency."""
+    """A sum over examples, each clipped in L2 norm to `sensitivity`, under add/remove adjacency.
+
+    `examples` and `within`, the number of those whose gradient the clip left as it was, are private.
+    """
 
     vector: Tensor  # (P,) float64, the parameters' gradients flattened in name order
     sensitivity: float
+    examples: int = field(repr=False)
+    within: int = field(repr=False, default=0)
+
+
+class Part(Protocol):
+    """The gradients of some parameters of one layer; see `book_keeping`."""
+
+    def squared_norms(self) -> Tensor: ...
+    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]: ...
+    def without(self, dropped: Tensor) -> Part: ...
+
+
+@dataclass
+class _Pass:
+    """One pass forward and back of n examples, from the first layer's call to the last gradient."""
+
     examples: int
+    edges: list[GradientEdge] = field(default_factory=list)  # of the outputs, which themselves are not kept
+    called: list[nn.Module] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    waiting: Counter[nn.Module] = field(default_factory=Counter)  # calls whose gradient has not come yet
+    uses: dict[nn.Module, list[Use]] = field(default_factory=dict)
+    layers: list[_Layer] = field(default_factory=list)
+    hooks: list[RemovableHandle] = field(default_factory=list)
+
+    def call(self, layer: nn.Module, a: Tensor, output: Tensor) -> None:
+        self.edges.append(get_gradient_edge(output))
+        self.called.append(layer)
+        self.rows.append(len(output))
+        self.waiting[layer] += 1
+        self.hooks.append(output.register_hook(lambda g: self.arrived(layer, a, g)))
+
+    def arrived(self, layer: nn.Module, a: Tensor, g: Tensor) -> None:
+        """Norms are taken as soon as a layer's last gradient is there, while it still lies in cache."""
+        self.uses.setdefault(layer, []).append(Use(a, g))
+        self.waiting[layer] -= 1
+        if self.waiting[layer] == 0:
+            self.close(layer)
+
+    def end(self) -> None:
+        """Graph and hooks hold each other: without this their memory would wait for the garbage collector."""
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+        self.edges.clear()
+
+    def close(self, layer: nn.Module) -> None:
+        parts: list[Part] = list(LAYERS[type(layer)](layer, self.uses.pop(layer), self.examples))
+        squared = [part.squared_norms().double() for part in parts]
+        self.layers.append(_Layer(layer, parts, torch.stack(squared).sum(dim=0)))
 
 
-def clip_factors(squared_norms: Tensor, max_grad_norm: float) -> Tensor:
-    """min(1, C/||g||) for each example, (N,) -> (N,); zero where the norm is not finite.
+@dataclass
+class _Layer:
+    module: nn.Module
+    parts: list[Part]
+    squared_norms: Tensor  # (n,) float64
 
-    The bound is lowered by a relative 1e-6, so that rounding in the sum cannot lift a clipped norm past C.
+
+def clip_factors(
+    squared_norms: Tensor,
+    max_grad_norm: float,
+    *,
+    automatic: bool = False,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """min(1, C/||g||), or C/(||g|| + 0.01), for each example: (n,) -> (n,); zero where it is not finite.
+
+    The bound is lowered by 512 epsilons of the `precision` of the sum, 6e-5 in float32, so that its rounding
+    cannot lift a clipped norm past C.
     An example whose gradient is not finite contributes nothing: to refuse the batch because of it would tell
     that it was there.
     """
-    bound = max_grad_norm * (1 - 1e-6)
+    bound = max_grad_norm * (1 - _ROUNDINGS * torch.finfo(precision).eps)
     norms = squared_norms.sqrt()
-    factors = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
+    if automatic:
+        factors = bound / (norms + _STABILITY)
+    else:
+        factors = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
     return torch.where(torch.isfinite(squared_norms), factors, torch.zeros_like(factors))
 
 
@@ -48,17 +129,39 @@ class PerExampleClipping:
 
     with PerExampleClipping(block, max_grad_norm=1.0) as clipping:
         total = clipping.sum(lambda part: losses_of(part), examples=n, draws=4)
+
+    `clipping`: "flat", the whole gradient to the bound; "per-layer", each of L layers to bound / sqrt(L);
+    "automatic", to the bound whatever its size (Bu et al. 2023). In all three one example moves the sum by at
+    most `max_grad_norm`.
+
+    `memory_budget`: bytes that a pass may keep for its backward pass, from which follows how many examples
+    go at once; none means `examples_at_once`. `size` is P, the number of trainable parameters.
     """
 
-    def __init__(self, block: nn.Module, *, max_grad_norm: float, examples_at_once: int = 256) -> None:
+    def __init__(
+        self,
+        block: nn.Module,
+        *,
+        max_grad_norm: float,
+        clipping: Clipping = "flat",
+        examples_at_once: int = 256,
+        memory_budget: int | None = None,
+    ) -> None:
         if not max_grad_norm > 0:
             raise PrivacyError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
-        self.examples_at_once = examples_at_once
+        self.clipping = clipping
+        self.memory_budget = memory_budget
+        self._at_once: int | None = examples_at_once if memory_budget is None else None
         self._layers = self._supported(block)
-        named = sorted(block.named_parameters())
-        self.parameters = [p for _, p in named if p.requires_grad]
-        self._calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+        named = sorted((name, p) for name, p in block.named_parameters() if p.requires_grad)
+        self._names = {p: name for name, p in named}
+        self.parameters = [p for _, p in named]
+        ends = [0, *accumulate(p.numel() for p in self.parameters)]
+        self.size = ends[-1]
+        self._place = {p: slice(a, b) for p, (a, b) in zip(self.parameters, pairwise(ends), strict=True)}
+        self._pass: _Pass | None = None
+        self._checked = False
         self._hooks = [layer.register_forward_hook(self._record) for layer in self._layers]
 
     @staticmethod
@@ -70,11 +173,7 @@ class PerExampleClipping:
             trained = [(n, p) for n, p in module.named_parameters(recurse=False) if p.requires_grad]
             for name, parameter in trained:
                 where = f"{prefix}.{name}".lstrip(".")
-                if type(module) not in LAYERS:
-                    raise UnsupportedLayer(
-                        f"{where}: no per-example gradient for parameters of {type(module).__name__}; "
-                        "freeze it or use a supported layer"
-                    )
+                check_supported(module, where)
                 if parameter in owner:
                     raise UnsupportedLayer(
                         f"{where}: is the same parameter as {owner[parameter]}; untie them"
@@ -85,7 +184,8 @@ class PerExampleClipping:
         return layers
 
     def _record(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._calls.append((layer, inputs[0].detach(), output))
+        if self._pass is not None and output.requires_grad:
+            self._pass.call(layer, inputs[0].detach(), output)
 
     def __enter__(self) -> PerExampleClipping:
         return self
@@ -93,61 +193,73 @@ class PerExampleClipping:
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._calls.clear()
-
-    @property
-    def size(self) -> int:
-        """P, the number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters)
 
     def sum(self, losses: Callable[[slice], Tensor], *, examples: int, draws: int = 1) -> ClippedSum:
         """Sum of the examples' clipped gradients.
 
         `losses(part)` returns the losses of the examples in `part`, draws of one example side by side:
-        (len(part) * draws,). No example, no gradient: the sum is then zero. Norms and sum are float64, in
-        which no float32 gradient's norm under- or overflows.
+        (len(part) * draws,). No example, no gradient: the sum is then zero.
         """
-        total = {p: torch.zeros_like(p, dtype=torch.float64) for p in self.parameters}
-        for start in range(0, examples, self.examples_at_once):
-            n = min(self.examples_at_once, examples - start)
-            for layer, (a, g) in self._uses(losses, slice(start, start + n), draws):
-                for name, part in LAYERS[type(layer)].weighted_sum(layer, a, g).items():
-                    total[getattr(layer, name)] += part
-        vector = torch.cat([total[p].reshape(-1) for p in self.parameters])
-        return ClippedSum(vector, self.max_grad_norm, examples)
+        vector = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
+        within = start = 0
+        while start < examples:
+            n = min(self._at_once or _PROBE, examples - start)
+            layers = self._layers_of(losses, slice(start, start + n), draws)
+            factors, unclipped = self._factors(layers, n)
+            within += unclipped
+            while layers:  # released one by one: together with the sum they would be the largest cost
+                layer = layers.pop()
+                for part in layer.parts:
+                    for name, value in part.weighted_sum(factors[layer.module]).items():
+                        vector[self._place[getattr(layer.module, name)]] += value.reshape(-1)
+            start += n
+        return ClippedSum(vector, self.max_grad_norm, examples, within)
 
-    def _uses(
-        self, losses: Callable[[slice], Tensor], part: slice, draws: int
-    ) -> list[tuple[nn.Module, Use]]:
-        """Every layer with what it read and its output gradient, already scaled by the clip factors."""
+    def _layers_of(self, losses: Callable[[slice], Tensor], part: slice, draws: int) -> list[_Layer]:
+        """Every layer with the gradients of the examples in `part`, from one pass forward and one back."""
         n = part.stop - part.start
+        self._pass = current = _Pass(n)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), saved_bytes(self._at_once is None, self.parameters) as saved:
                 loss = losses(part).sum() / draws
-                outputs = [output for _, _, output in self._calls]
-                gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
-            uses: dict[nn.Module, list[Use]] = {}
-            for (layer, a, output), g in zip(self._calls, gradients, strict=True):
-                if len(output) not in (n, n * draws):
-                    raise UnsupportedLayer(
-                        f"{type(layer).__name__}: read {len(output)} rows, not {n} examples of {draws} draws"
-                    )
-                if g is not None:
-                    uses.setdefault(layer, []).append((a, g))
+            for layer, rows in zip(current.called, current.rows, strict=True):
+                if rows not in (n, n * draws):
+                    name = type(layer).__name__
+                    raise UnsupportedLayer(f"{name}: read {rows} rows, not {n} examples of {draws} draws")
+            if not self._checked:
+                check_every_use_is_seen(loss, self._names, current.called)
+                self._checked = True
+            if current.edges:
+                torch.autograd.grad(loss, current.edges, allow_unused=True)
         finally:
-            self._calls.clear()
-        ready = [(layer, joined(calls, n)) for layer, calls in uses.items()]
-        squared_norms = torch.zeros(n, dtype=torch.float64, device=self.parameters[0].device)
-        for layer, (a, g) in ready:
-            squared_norms += LAYERS[type(layer)].squared_norms(layer, a, g)
-        factors = clip_factors(squared_norms, self.max_grad_norm)
-        finite = torch.isfinite(squared_norms)
-        if not finite.all():
-            # Zero times infinity is not zero: what is not finite is taken out before the product.
-            ready = [(layer, (_only(finite, a), _only(finite, g))) for layer, (a, g) in ready]
-        return [(layer, (a, g * factors[:, None, None])) for layer, (a, g) in ready]
+            current.end()
+            self._pass = None
+        if self._at_once is None:
+            assert self.memory_budget is not None
+            self._at_once = max(1, self.memory_budget // max(1, saved.bytes // n))
+        for layer in list(current.uses):  # some of whose outputs the loss does not need
+            current.close(layer)
+        return current.layers
 
-
-def _only(rows: Tensor, values: Tensor) -> Tensor:
-    """Zero in every row but those named: rows (n,), values (n, ...)."""
-    return torch.where(rows.view(-1, *[1] * (values.dim() - 1)), values, torch.zeros_like(values))
+    def _factors(self, layers: Sequence[_Layer], n: int) -> tuple[dict[nn.Module, Tensor], int]:
+        """Each layer's clip factors (n,), and how many examples were not clipped."""
+        norms = [layer.squared_norms for layer in layers]
+        whole = torch.stack(norms).sum(dim=0) if norms else torch.zeros(n, dtype=torch.float64)
+        dropped = ~torch.isfinite(whole)
+        if dropped.any():
+            for layer in layers:
+                layer.parts = [part.without(dropped) for part in layer.parts]
+        precision = torch.promote_types(self.parameters[0].dtype, torch.float32)
+        if self.clipping == "per-layer":
+            bound = self.max_grad_norm / len(self._layers) ** 0.5
+            factors = {
+                layer.module: clip_factors(layer.squared_norms, bound, precision=precision).masked_fill(
+                    dropped, 0
+                )
+                for layer in layers
+            }
+        else:
+            automatic = self.clipping == "automatic"
+            flat = clip_factors(whole, self.max_grad_norm, automatic=automatic, precision=precision)
+            factors = {layer.module: flat for layer in layers}
+        return factors, int((whole <= self.max_grad_norm**2).sum())

@@ -74,17 +74,14 @@ def test_each_contribution_is_within_the_bound(bound: float, scale: float, n: in
         assert float((with_one - without).norm()) <= bound * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])  # the square of the last overflows
 def test_a_gradient_that_is_not_finite_counts_as_zero(bad: float) -> None:
     """Would catch a refusal, or a poisoned sum, by which one example would betray that it is there."""
     layer = nn.Linear(2, 1, bias=False)
     x = torch.tensor([[0.3, 0.4], [bad, bad]])
     with PerExampleClipping(layer, max_grad_norm=10.0) as clipping:
         total = clipping.sum(lambda part: layer(x)[:, 0], examples=2)
-    if bad == 3e38:  # its square overflows float32, not float64
-        assert float((total.vector - x[0].double()).norm()) == pytest.approx(10.0, rel=1e-5)
-    else:
-        torch.testing.assert_close(total.vector, x[0].double())
+    torch.testing.assert_close(total.vector, x[0].double())
 
 
 def test_a_layer_without_per_example_gradients_is_refused_by_name() -> None:

@@ -81,3 +81,11 @@ def block_step(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJso
     from .block_step import measure
 
     show(measure(repeats), as_json)
+
+
+@bench.command("dp-step")
+def dp_step(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson = False) -> None:
+    """Time and memory of a private step against a plain one, and against Opacus."""
+    from .dp_step import measure
+
+    show(measure(repeats), as_json)

@@ -1,0 +1,184 @@
+"""Time and memory of one private step against the plain AdamW step, and against Opacus in the same run.
+
+All train the same four adaLN layers (Peebles & Xie 2023) with cross-entropy. A private step clips every
+example's gradient, adds noise from the cryptographic generator, and takes the same optimiser's step. `ghost`
+and `hooks` are Opacus' two ways, with its own noise. Steps are taken in turns and medians compared.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from opacus import GradSampleModule
+from opacus.grad_sample import GradSampleModuleFastGradientClipping
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from ...privacy.clipping import PerExampleClipping
+from ...privacy.dp_sgd import add_gaussian_noise
+from ...privacy.randomness import Randomness
+from ..memory import allocator_peak
+
+SHAPES = ((128, 17, 128), (128, 65, 128), (384, 17, 128))  # width, tokens, batch
+LAYERS, HEADS, CLASSES = 4, 4, 10
+CLIP, NOISE_MULTIPLIER = 1.0, 1.0
+
+Step = Callable[[], object]
+
+
+class AdaLNLayer(nn.Module):
+    """A pre-norm transformer layer modulated by a condition: (N, T, D), (N, D) -> (N, T, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 6 * width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)
+        n, t, d = x.shape
+        h = F.layer_norm(x, (d,)) * (1 + scale1) + shift1
+        q, k, v = self.qkv(h).view(n, t, 3, HEADS, d // HEADS).permute(2, 0, 3, 1, 4)
+        x = x + gate1 * self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
+        h = F.layer_norm(x, (d,)) * (1 + scale2) + shift2
+        out: Tensor = x + gate2 * self.down(F.gelu(self.up(h)))
+        return out
+
+
+class AdaLNBlock(nn.Module):
+    """Four layers and a readout: (N, T, D), (N, D) -> logits (N, classes)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(AdaLNLayer(width) for _ in range(LAYERS))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, condition)
+        logits: Tensor = self.head(x.mean(dim=1))
+        return logits
+
+
+class Case:
+    """One shape: the same weights and batch for every way of stepping."""
+
+    def __init__(self, width: int, tokens: int, batch: int) -> None:
+        torch.manual_seed(0)
+        self.width, self.batch = width, batch
+        self.x, self.condition = torch.randn(batch, tokens, width), torch.randn(batch, width)
+        self.labels = torch.randint(CLASSES, (batch,))
+
+    def block(self) -> AdaLNBlock:
+        torch.manual_seed(1)
+        return AdaLNBlock(self.width)
+
+    def losses(self, block: nn.Module, part: slice) -> Tensor:
+        logits = block(self.x[part], self.condition[part])
+        return F.cross_entropy(logits, self.labels[part], reduction="none")
+
+    def plain(self) -> Step:
+        block = self.block()
+        optimizer = AdamW(block.parameters(), fused=True)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            self.losses(block, slice(None)).mean().backward()
+            optimizer.step()
+
+        return step
+
+    def ours(self) -> Step:
+        block = self.block()
+        optimizer = AdamW(block.parameters(), fused=True)
+        clipping = PerExampleClipping(block, max_grad_norm=CLIP)
+        randomness = Randomness.from_entropy()
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            clipped = clipping.sum(lambda part: self.losses(block, part), examples=self.batch)
+            noisy = add_gaussian_noise(clipped, NOISE_MULTIPLIER, randomness).div_(self.batch)
+            sizes = [p.numel() for p in clipping.parameters]
+            for p, g in zip(clipping.parameters, noisy.split(sizes), strict=True):
+                p.grad = g.view_as(p).to(p.dtype)
+            optimizer.step()
+
+        return step
+
+    def hooks(self) -> Step:
+        block = GradSampleModule(self.block())
+        optimizer = DPOptimizer(
+            AdamW(block.parameters(), fused=True), noise_multiplier=NOISE_MULTIPLIER, max_grad_norm=CLIP,
+            expected_batch_size=self.batch,
+        )  # fmt: skip
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            self.losses(block, slice(None)).mean().backward()
+            optimizer.step()
+
+        return step
+
+    def ghost(self) -> Step:
+        block = GradSampleModuleFastGradientClipping(
+            self.block(), max_grad_norm=CLIP, use_ghost_clipping=True
+        )
+        optimizer = DPOptimizerFastGradientClipping(
+            AdamW(block.parameters(), fused=True), noise_multiplier=NOISE_MULTIPLIER, max_grad_norm=CLIP,
+            expected_batch_size=self.batch,
+        )  # fmt: skip
+        criterion = DPLossFastGradientClipping(block, optimizer, nn.CrossEntropyLoss())
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            criterion(block(self.x, self.condition), self.labels).backward()
+            optimizer.step()
+
+        return step
+
+
+def measure(repeats: int = 15, peers: bool = True) -> dict[str, Any]:
+    """Under `shapes`, keyed width/tokens/batch: `ratio_to_plain`, `peak_ratio_to_plain` and the peers' ratios."""
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="opacus")
+    found = {}
+    for shape in SHAPES:
+        case = Case(*shape)
+        makers = {"plain": case.plain, "ours": case.ours}
+        if peers:
+            makers |= {"ghost": case.ghost, "hooks": case.hooks}
+        steps = {name: make() for name, make in makers.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for repeat in range(repeats + 2):  # the first two warm up allocator and optimisers
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step()
+                if repeat >= 2:
+                    seconds[name].append(time.perf_counter() - started)
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        peak = {}
+        for name, step in steps.items():
+            gc.collect()
+            peak[name] = allocator_peak(step)
+        row = {"plain_ms": round(1000 * median["plain"], 1), "plain_peak_mb": round(peak["plain"] / 1e6, 1)}
+        for name in steps:
+            if name != "plain":
+                key = "" if name == "ours" else f"{name}_"
+                row[f"{key}ratio_to_plain"] = round(median[name] / median["plain"], 3)
+                row[f"{key}peak_ratio_to_plain" if not key else f"{name}_peak_ratio"] = round(
+                    peak[name] / peak["plain"], 3
+                )
+        found["/".join(map(str, shape))] = row
+    return {"shapes": found, "repeats": repeats, "layers": LAYERS}

@@ -1,0 +1,82 @@
+"""What the autograd graph of a loss tells: whether every use of a parameter was seen, and what it keeps."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedLayer
+
+# Nodes that only show a parameter in another form: who uses them uses the parameter.
+_FORMS = ("TBackward0", "ToCopyBackward0", "TransposeBackward0", "ViewBackward0", "PermuteBackward0")
+
+
+def check_every_use_is_seen(
+    loss: Tensor, names: Mapping[nn.Parameter, str], called: Sequence[nn.Module]
+) -> None:
+    """Refuse a parameter that the loss uses more often than its layer was called (`called` has a layer once a call).
+
+    A weight that a model uses past its layer, as in `F.linear(x, layer.weight)`, would get no gradient from
+    that use: it would train wrongly, and silently.
+    """
+    seen = Counter(p for layer in called for p in layer.parameters(recurse=False))
+    for parameter, uses in _uses(loss, names).items():
+        if uses > seen[parameter]:
+            raise UnsupportedLayer(
+                f"{names[parameter]}: is used {uses - seen[parameter]} times past its own layer, where its "
+                "per-example gradient cannot be had; call the layer instead"
+            )
+
+
+def _uses(loss: Tensor, names: Mapping[nn.Parameter, str]) -> dict[nn.Parameter, int]:
+    """How many operations of the graph read each of the named parameters."""
+    readers: defaultdict[Any, list[Any]] = defaultdict(list)
+    leaves: dict[Any, nn.Parameter] = {}
+    waiting, seen = [loss.grad_fn], {loss.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for before, _ in getattr(node, "next_functions", ()):
+            if before is None:
+                continue
+            readers[before].append(node)
+            variable = getattr(before, "variable", None)
+            if isinstance(variable, nn.Parameter) and variable in names:
+                leaves[before] = variable
+            if before not in seen:
+                seen.add(before)
+                waiting.append(before)
+
+    def count(node: Any) -> int:
+        return sum(count(r) if r.name() in _FORMS else 1 for r in readers[node])
+
+    return {parameter: count(leaf) for leaf, parameter in leaves.items()}
+
+
+@dataclass
+class Saved:
+    bytes: int = 0
+
+
+@contextmanager
+def saved_bytes(wanted: bool, apart_from: Iterable[Tensor]) -> Iterator[Saved]:
+    """Counts what autograd keeps for the backward pass, each storage once; nothing if not `wanted`."""
+    saved, known = Saved(), {tensor.untyped_storage().data_ptr() for tensor in apart_from}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            saved.bytes += storage.nbytes()
+        return tensor
+
+    if not wanted:
+        yield saved
+        return
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield saved
