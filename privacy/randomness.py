@@ -85,7 +85,7 @@ class Randomness:
     def words(self, n: int) -> NDArray[np.uint64]:
         """(n,) words of 64 stream bits each, little-endian."""
         out = np.empty(_count("n", n), dtype="<u8")
-        self._into(memoryview(out.view(np.uint8)))
+        self._into(out.view(np.uint8).data)
         return out.astype(np.uint64, copy=False)
 
     def uniform(self, n: int) -> NDArray[np.float64]:
@@ -106,18 +106,19 @@ class Randomness:
         """
         n = _count("n", n)
         out = torch.empty(n + n % 2, dtype=torch.float64)
+        buffers = torch.empty(3, min(len(out), _CHUNK) // 2, dtype=torch.float64)
         for start in range(0, len(out), _CHUNK):
-            part = out[start : start + _CHUNK]
-            words = torch.from_numpy(self.words(len(part)).view(np.int64)).view(-1, 2)  # (pairs, 2)
-            radius = (words[:, 0] & _MAX).double().mul_(2.0**-63)  # (pairs,) in [0, 1]
+            pairs = out[start : start + _CHUNK].view(-1, 2)
+            words = torch.from_numpy(self.words(pairs.numel()).view(np.int64)).view(-1, 2)  # as `pairs`
+            radius, angle, projection = buffers[:, : len(pairs)]  # (pairs,) each
+            radius.copy_(words[:, 0] & _MAX).mul_(2.0**-63)
             if float(radius.min()) < _RARE:
                 # The angle rounds its word to 53 bits: its last 11 go where they count, below the radius's.
                 rare = torch.nonzero(radius < _RARE)[:, 0]
                 radius[rare] += ((words[rare, 1] & 2047).double() + 0.5) * 2.0**-74
             radius.log_().mul_(-2).sqrt_()
-            angle = words[:, 1].double().mul_(math.pi * 2.0**-63)
-            pairs = part.view(-1, 2)
-            torch.mul(radius, torch.cos(angle), out=pairs[:, 0])
+            angle.copy_(words[:, 1]).mul_(math.pi * 2.0**-63)
+            torch.mul(radius, torch.cos(angle, out=projection), out=pairs[:, 0])
             torch.mul(radius, angle.sin_(), out=pairs[:, 1])
         return out[:n].numpy()
 
