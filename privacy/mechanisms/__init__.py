@@ -1,8 +1,10 @@
 """What is added to a clipped sum to make its release private.
 
-`gaussian` is the mechanism of a company that adds its own full noise.
+`gaussian` is the mechanism of a company that adds its own full noise. `skellam` is for companies that each add
+a share and whose sum alone is opened; `skellam_sampler` draws its integers.
 """
 
 from .gaussian import add_gaussian_noise
+from .skellam import SkellamNoise, default_scale
 
-__all__ = ["add_gaussian_noise"]
+__all__ = ["SkellamNoise", "add_gaussian_noise", "default_scale"]
