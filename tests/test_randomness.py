@@ -88,6 +88,19 @@ def test_far_tails_have_their_probabilities(monkeypatch: pytest.MonkeyPatch) -> 
     assert stats.kstest(squared - 124 * np.log(2), "expon", args=(0, 2)).pvalue > 1e-3
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="needs extended precision as the oracle")
+def test_normals_are_accurate_to_what_the_gaussian_mechanism_counts_on() -> None:
+    n, extended = 400_000, np.longdouble
+    x = Randomness.from_seed(3).normal(n).reshape(-1, 2)
+    words = Randomness.from_seed(3).words(n).reshape(-1, 2)
+    radius = np.sqrt(-2 * np.log((words[:, 0] & np.uint64(2**63 - 1)).astype(extended) / extended(2) ** 63))
+    pi = extended("3.14159265358979323846264338327950288")
+    angle = words[:, 1].view(np.int64).astype(extended) * (pi / extended(2) ** 63)
+    error = np.abs(x - radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    assert np.sqrt((error**2).mean()) < 2.0**-51
+    assert (error / radius[:, None])[radius > 1].max() < 2.0**-50
+
+
 def test_pairs_are_independent() -> None:
     """Both of a pair come from one radius: signs, squares and quadrants must not show it."""
     x = Randomness.from_seed(8).normal(400_000).reshape(-1, 2)
