@@ -60,7 +60,28 @@ def test_probabilities_agree_with_bessel_functions(variance: float) -> None:
     k = np.unique(np.round(np.linspace(-8, 8, 41) * math.sqrt(variance)))
     ours = sampler._probability(k)
     exact = ive(np.abs(k), variance)
-    np.testing.assert_allclose(ours / ours[20], exact / exact[20], rtol=2e-11)
+    np.testing.assert_allclose(ours / ours[20], exact / exact[20], rtol=2e-12)
+
+
+@pytest.mark.parametrize("variance", [0.3, 900.0, 2100.0, 2e4])
+def test_cells_and_acceptance_together_are_the_law(variance: float) -> None:
+    """Without drawing: chance of a cell by the alias table, of an integer in it, and of its acceptance."""
+    sampler = SkellamSampler(variance)
+    thresholds, aliases = [int(t) for t in sampler._thresholds], sampler._aliases
+    chances = list(thresholds)  # in units of 2^-64
+    for bucket, alias in enumerate(aliases):
+        chances[alias] += 2**54 - thresholds[bucket]
+    assert sum(chances) == 2**64
+    assert min(chances) >= 1
+    bits = sampler._cell_bits
+    k = np.arange(-512 * 2**bits, 512 * 2**bits)
+    cell = (k >> bits) + 512
+    accepted = np.minimum(sampler._probability(k.astype(np.float64)) * sampler._inverse[cell], 1)
+    law = np.array(chances, dtype=np.float64)[cell] * accepted
+    exact = ive(np.abs(k), variance)
+    seen = exact > 1e-16
+    np.testing.assert_allclose(law[seen] / law.sum(), exact[seen] / exact.sum(), rtol=2e-12)
+    assert law.sum() / 2.0 ** (64 + bits) > 0.97  # few are drawn again
 
 
 def test_acceptance_never_passes_one() -> None:
