@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import PrivacyError
 from .accounting import GaussianSteps
-from .clipping import ClippedSum, PerExampleClipping
+from .clipping import PerExampleClipping
+from .mechanisms.gaussian import add_gaussian_noise
 from .randomness import Randomness
 
 Losses = Callable[[Tensor, int], Tensor]
@@ -69,15 +70,6 @@ class DPSGD:
                 position -= self.learning_rate / self.expected_batch_size * noisy
                 nn.utils.vector_to_parameters(position.float(), clipping.parameters)
         return position - start
-
-
-def add_gaussian_noise(clipped: ClippedSum, noise_multiplier: float, randomness: Randomness) -> Tensor:
-    """The Gaussian mechanism: standard deviation is noise_multiplier times the sum's own sensitivity. (P,)"""
-    total = clipped.vector.double()
-    if noise_multiplier == 0:
-        return total
-    noise = torch.from_numpy(randomness.normal(total.numel()))
-    return total + noise_multiplier * clipped.sensitivity * noise.to(total.device)
 
 
 def clip_to_norm(vector: Tensor, bound: float) -> Tensor:

@@ -80,12 +80,17 @@ class FixedPoint:
 
     def decode_sum(self, residues: NDArray[np.uint32]) -> NDArray[np.float64]:
         """The sum mod 2^bits (d,) uint32 of up to `parties` encoded vectors -> (d,) float64."""
-        if not isinstance(residues, np.ndarray) or residues.dtype != np.uint32 or residues.ndim != 1:
-            raise InputError("residues", type(residues).__name__, "expected a uint32 array of one dimension")
-        if residues.size and int(residues.max()) >= 2**self.bits:
-            raise InputError("residues", int(residues.max()), f"expected values below 2^{self.bits}")
-        # Up to the sign bit and back: an arithmetic shift fills in the sign.
-        unused = 32 - self.bits
-        centred = (residues << np.uint32(unused)).view(np.int32) >> unused  # (d,)
-        result: NDArray[np.float64] = centred / self.scale
+        result: NDArray[np.float64] = centred(residues, self.bits) / self.scale
         return result
+
+
+def centred(residues: NDArray[np.uint32], bits: int) -> NDArray[np.int32]:
+    """Residues mod 2^bits (d,) uint32 -> the integers of [-2^(bits-1), 2^(bits-1)) that they stand for."""
+    if not isinstance(residues, np.ndarray) or residues.dtype != np.uint32 or residues.ndim != 1:
+        raise InputError("residues", type(residues).__name__, "expected a uint32 array of one dimension")
+    if residues.size and int(residues.max()) >= 2**bits:
+        raise InputError("residues", int(residues.max()), f"expected values below 2^{bits}")
+    # Up to the sign bit and back: an arithmetic shift fills in the sign.
+    unused = 32 - bits
+    integers: NDArray[np.int32] = (residues << np.uint32(unused)).view(np.int32) >> unused
+    return integers

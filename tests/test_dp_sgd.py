@@ -14,7 +14,8 @@ from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, bl
 from fedblocks.blocks.families.vit import ViTClassifier
 from fedblocks.errors import PrivacyError, UnsupportedLayer
 from fedblocks.privacy.clipping import PerExampleClipping
-from fedblocks.privacy.dp_sgd import DPSGD, add_gaussian_noise, clip_to_norm
+from fedblocks.privacy.dp_sgd import DPSGD, clip_to_norm
+from fedblocks.privacy.mechanisms import add_gaussian_noise
 from fedblocks.privacy.randomness import Randomness
 
 

@@ -63,16 +63,82 @@ def test_normal_follows_the_exact_normal_law() -> None:
     assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 4 / np.sqrt(n)
 
 
-@pytest.mark.parametrize(("word", "tail"), [(0, -1), ((1 << 64) - 1, 1)])
-def test_extreme_words_give_finite_symmetric_tails(
-    monkeypatch: pytest.MonkeyPatch, word: int, tail: int
+def test_far_tails_have_their_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Radii that occur once in 2^20 pairs: would catch a mistake in the extra bits, or gaps in the tail.
+
+    Given -2 ln u of a radius beyond 2 * 20 ln 2, what exceeds that is exponential with mean 2 (no memory).
+    """
+    rng, n = Randomness.from_seed(9), 40_000
+    words = Randomness.from_seed(10).words
+
+    def small_radii(count: int) -> np.ndarray:
+        drawn = words(count)
+        drawn[0::2] >>= np.uint64(21)  # below 2^43 of 2^63
+        return drawn
+
+    monkeypatch.setattr(rng, "words", small_radii)
+    x = rng.normal(n)
+    squared = x[0::2] ** 2 + x[1::2] ** 2
+    assert stats.kstest(squared - 40 * np.log(2), "expon", args=(0, 2)).pvalue > 1e-3
+    # The last of the 63 bits alone: without more bits there would be as many radii as words.
+    monkeypatch.setattr(rng, "words", lambda count: words(count) >> np.tile(np.uint64([63, 0]), count // 2))
+    x = rng.normal(n)
+    squared = x[0::2] ** 2 + x[1::2] ** 2
+    assert len(np.unique(np.round(squared, 9))) > 2000
+    assert stats.kstest(squared - 124 * np.log(2), "expon", args=(0, 2)).pvalue > 1e-3
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="needs extended precision as the oracle")
+def test_normals_are_accurate_to_what_the_gaussian_mechanism_counts_on() -> None:
+    n, extended = 400_000, np.longdouble
+    x = Randomness.from_seed(3).normal(n).reshape(-1, 2)
+    words = Randomness.from_seed(3).words(n).reshape(-1, 2)
+    radius = np.sqrt(-2 * np.log((words[:, 0] & np.uint64(2**63 - 1)).astype(extended) / extended(2) ** 63))
+    pi = extended("3.14159265358979323846264338327950288")
+    angle = words[:, 1].view(np.int64).astype(extended) * (pi / extended(2) ** 63)
+    error = np.abs(x - radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    assert np.sqrt((error**2).mean()) < 2.0**-51
+    assert (error / radius[:, None])[radius > 1].max() < 2.0**-50
+
+
+def test_pairs_are_independent() -> None:
+    """Both of a pair come from one radius: signs, squares and quadrants must not show it."""
+    x = Randomness.from_seed(8).normal(400_000).reshape(-1, 2)
+    bins = stats.norm.ppf(np.linspace(0, 1, 11))
+    table = np.histogram2d(x[:, 0], x[:, 1], bins=(bins, bins))[0]  # (10, 10), all cells equally likely
+    assert stats.chisquare(table.ravel()).pvalue > 1e-3
+    following = np.histogram2d(x[:-1, 1], x[1:, 0], bins=(bins, bins))[0]
+    assert stats.chisquare(following.ravel()).pvalue > 1e-3
+    assert stats.kstest((x**2).sum(axis=1), "chi2", args=(2,)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("radius", "angle", "low", "high"),
+    [
+        (0, 0, 10.19, 10.2),
+        (0, 1 << 63, -10.2, -10.19),
+        ((1 << 64) - 1, 0, 0, 0),
+        ((1 << 63) - 1, 0, 0, 0),
+        (1, 2047, 9.2, 9.3),
+    ],
+)
+def test_extreme_words_give_finite_normals(
+    monkeypatch: pytest.MonkeyPatch, radius: int, angle: int, low: float, high: float
 ) -> None:
     rng = Randomness.from_seed(0)
-    monkeypatch.setattr(rng, "_next", lambda n: word.to_bytes(8, "little") * (n // 8))
+    monkeypatch.setattr(rng, "words", lambda n: np.tile(np.array([radius, angle], dtype=np.uint64), n // 2))
+    x = rng.normal(2)
+    assert np.isfinite(x).all()
+    assert low <= x[0] <= high
+    assert abs(x[1]) < 1e-12
+
+
+@pytest.mark.parametrize("word", [0, (1 << 64) - 1])
+def test_uniforms_stay_inside_the_open_interval(monkeypatch: pytest.MonkeyPatch, word: int) -> None:
+    rng = Randomness.from_seed(0)
+    monkeypatch.setattr(rng, "words", lambda n: np.full(n, word, dtype=np.uint64))
     (u,) = rng.uniform(1)
     assert 0 < u < 1
-    (x,) = rng.normal(1)
-    assert 8.2 < tail * x < 8.3
 
 
 def test_uniform_law_and_open_interval() -> None:
@@ -83,10 +149,16 @@ def test_uniform_law_and_open_interval() -> None:
 
 
 def test_draws_continue_across_calls_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Randomness.from_seed(5).normal(5000)
+    """Would catch a law that depends on where a value stands in a vector instruction or a chunk."""
+    wholes = [getattr(Randomness.from_seed(5), kind)(5000) for kind in ("normal", "uniform", "words")]
     monkeypatch.setattr("fedblocks.privacy.randomness._CHUNK", 64)
-    rng = Randomness.from_seed(5)
-    np.testing.assert_array_equal(np.concatenate([rng.normal(1), rng.normal(4000), rng.normal(999)]), whole)
+    monkeypatch.setattr("fedblocks.privacy.randomness._ZEROS", memoryview(bytes(24)))
+    for kind, whole in zip(("normal", "uniform", "words"), wholes, strict=True):
+        draw = getattr(Randomness.from_seed(5), kind)
+        np.testing.assert_array_equal(np.concatenate([draw(2), draw(4000), draw(998)]), whole)
+    odd = Randomness.from_seed(5)
+    np.testing.assert_array_equal(odd.normal(3), wholes[0][:3])
+    np.testing.assert_array_equal(odd.normal(4), wholes[0][4:8])  # the fourth was dropped
 
 
 @pytest.mark.parametrize("q", [0.0, 0.001, 0.3, 1.0])
@@ -125,7 +197,7 @@ def test_repr_and_errors_keep_the_key() -> None:
 @pytest.mark.parametrize("n", [-1, 1.5, True, "3", None])
 def test_counts_are_checked(n: object) -> None:
     rng = Randomness.from_seed(0)
-    for draw in (rng.bytes, rng.uniform, rng.normal):
+    for draw in (rng.bytes, rng.words, rng.uniform, rng.normal):
         with pytest.raises(InputError, match="n="):
             draw(n)  # type: ignore[operator]
 

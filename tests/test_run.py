@@ -100,7 +100,8 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
     names = [f"blocks.0.{name}" for name in build_model(plan.model, plan.noise).trainable(0, False)]
     before = flatten([start.blocks[0][name] for name in names])
     optimizer = BlockOptimizer(plan.training, len(before))
-    expected = optimizer.step(before, torch.from_numpy(np.mean(updates, axis=0)))
+    mean = torch.from_numpy(np.mean(updates, axis=0))
+    expected = optimizer.step(before, mean)
 
     class StopAfterOne(Exception):
         pass
@@ -114,7 +115,10 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
         coordinate(grid, run, stop)
     after = Checkpoint.load(run.checkpoints, 1).model
     found = flatten([after.blocks[0][name] for name in names])
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    # Noise lies on a grid, so a mean can be exactly 0; Adam's first step would magnify what rounding makes of it.
+    clear = mean.abs() > 1e-6
+    assert clear.float().mean() > 0.99
+    torch.testing.assert_close(found[clear], expected[clear], rtol=0, atol=2e-5)
     assert (found - before).abs().max() > 1e-4
     assert digest(after.blocks[1]) == digest(start.blocks[1])
     assert digest(after.shared) == digest(start.shared)
