@@ -1,7 +1,7 @@
 """A company's ledger: every release that leaves, charged on disk before the training that makes it.
 
 Purpose: the company's own record of what it has spent over all runs, rounds and blocks; it survives crashes
-and never under-counts. Releases are data (`GaussianSteps`): the epsilon that counts is recomputed from all
+and never under-counts. Releases are data (`Event`): the epsilon that counts is recomputed from all
 events at each charge (composition as in `accounting.py`), never read back from a row.
 """
 
@@ -14,17 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import BudgetExceeded, InputError, LedgerError
-from .accounting import (
-    ADJACENCY,
-    MECHANISM,
-    UNIT,
-    GaussianSteps,
-    Guarantee,
-    epsilon,
-    largest,
-    releases_within,
-    round_up,
-)
+from .accounting import Guarantee, epsilon, guarantee, largest, releases_within, round_up
+from .events import UNIT, Event, check_event
 from .ledger_store import LedgerRow, LedgerStore
 
 _LONGEST_TEXT = 200
@@ -75,7 +66,7 @@ class Ledger:
         store = LedgerStore(Path(path), company, delta)
         return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
 
-    def charge(self, *, run: str, round: int, block: str, release_id: str, event: GaussianSteps) -> Charge:
+    def charge(self, *, run: str, round: int, block: str, release_id: str, event: Event) -> Charge:
         """Record one release before it is made, or raise BudgetExceeded and write nothing.
 
         A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content
@@ -85,8 +76,7 @@ class Ledger:
             _text(field, value)
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round < 1 << 63:
             raise InputError("round", round, "must be an integer of at least 0")
-        if not isinstance(event, GaussianSteps):
-            raise InputError("event", event, "must be GaussianSteps")
+        check_event(event)
         with self._store.transaction():
             rows = self._store.rows()
             spent = [row.event for row in rows]
@@ -112,7 +102,7 @@ class Ledger:
                 release_id=release_id,
                 event=event,
                 unit=UNIT,
-                adjacency=ADJACENCY,
+                adjacency=event.adjacency,
                 delta=self._delta,
                 epsilon_before=before,
                 epsilon_after=after,
@@ -123,13 +113,13 @@ class Ledger:
 
     def spent(self) -> Guarantee:
         """What all rows together cost, recomputed from their events."""
-        return Guarantee(epsilon(self._events(), self._delta), self._delta, MECHANISM)
+        return guarantee(self._events(), self._delta)
 
-    def remaining(self, event: GaussianSteps) -> int:
+    def remaining(self, event: Event) -> int:
         """How many releases like `event` still fit under the ceiling."""
         return releases_within(self._ceiling, self._delta, event, self._events())
 
-    def check_plan(self, events: Iterable[GaussianSteps]) -> float:
+    def check_plan(self, events: Iterable[Event]) -> float:
         """The epsilon that the whole plan would reach; raises BudgetExceeded if that passes the ceiling."""
         spent, plan = self._events(), list(events)
         projected = epsilon([*spent, *plan], self._delta)
@@ -153,7 +143,7 @@ class Ledger:
     def verify(self) -> None:
         """Recompute all hashes and every epsilon; raises LedgerError naming the first row that is wrong."""
         self._store.check_integrity()
-        events: list[GaussianSteps] = []
+        events: list[Event] = []
         before = 0.0
         for row in self._store.rows():
             events.append(row.event)
@@ -181,11 +171,11 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _events(self) -> list[GaussianSteps]:
+    def _events(self) -> list[Event]:
         return [row.event for row in self._store.rows()]
 
 
-def _check_same(row: LedgerRow, run: str, round: int, block: str, event: GaussianSteps) -> None:
+def _check_same(row: LedgerRow, run: str, round: int, block: str, event: Event) -> None:
     if (row.run, row.round, row.block, row.event) != (run, round, block, event):
         raise LedgerError(
             f"release_id={row.release_id!r} was charged in row {row.seq} for run={row.run!r} "

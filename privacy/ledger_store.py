@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import InputError, LedgerError
-from .accounting import ADJACENCY, UNIT, GaussianSteps
+from .events import ADD_REMOVE, UNIT, Event
 
 _APPLICATION_ID = 0x66624C67
 _SCHEMA_VERSION = 1
@@ -62,7 +62,7 @@ class LedgerRow:
     round: int
     block: str
     release_id: str
-    event: GaussianSteps
+    event: Event
     unit: str
     adjacency: str
     delta: float
@@ -81,7 +81,7 @@ class LedgerStore:
     def __init__(self, path: Path, company: str, delta: float) -> None:
         """Open the file, or create it with this company and delta."""
         self.path = path
-        self._genesis = _digest("fedblocks ledger", [_SCHEMA_VERSION, company, delta, UNIT, ADJACENCY])
+        self._genesis = _digest("fedblocks ledger", [_SCHEMA_VERSION, company, delta, UNIT, ADD_REMOVE])
         with self._mendable():
             if not os.path.lexists(path):
                 _create(path, company, delta)
@@ -108,7 +108,7 @@ class LedgerStore:
                     "before it was changed or removed after it was written: restore the ledger from a backup"
                 )
             try:
-                values[_EVENT_COLUMN] = GaussianSteps.from_json(values[_EVENT_COLUMN])
+                values[_EVENT_COLUMN] = Event.from_json(values[_EVENT_COLUMN])
             except InputError as error:
                 raise LedgerError(f"ledger {self.path} row {number}: {error}") from error
             rows.append(LedgerRow(**dict(zip(_FIELDS, (*values, digest), strict=True))))

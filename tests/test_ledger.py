@@ -12,7 +12,8 @@ from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
 from fedblocks.errors import BudgetExceeded, InputError, LedgerError
 from fedblocks.privacy import ledger as ledger_module
-from fedblocks.privacy.accounting import GaussianSteps, epsilon
+from fedblocks.privacy.accounting import epsilon
+from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Charge, Ledger
 
 DELTA = 1e-5

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedblocks.errors import BudgetExceeded
-from fedblocks.privacy.accounting import GaussianSteps
+from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Charge, Ledger
 
 EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20)
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 CHARGERS = """
 import os, sys
 from pathlib import Path
-from fedblocks.privacy.accounting import GaussianSteps
+from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Ledger
 event = GaussianSteps(sampling_rate=0.001, noise_multiplier=20.0, steps=1)
 
