@@ -22,8 +22,11 @@ from .events import EpochGaussian, Event, GaussianSteps, TruncatedGaussianSteps
 from .ledger_file import LedgerRow
 
 _INDEPENDENT_ROWS = 4
-# The PRV accountant's own interval is +- this wide.
+# The PRV accountant's own interval is +- this wide, or wider where that would take more than so many cells of
+# its grid, about 2 (epsilon + 3) sqrt(12 steps) / error; beyond an epsilon of 100 it is not asked.
 _PRV_ERROR = 0.01
+_PRV_CELLS = 1 << 22
+_PRV_REACH = 100.0
 # What stored figures may miss the independent bounds by: 1% and a little for epsilons near 0.
 _SLACK, _LITTLE = 0.01, 1e-3
 
@@ -110,16 +113,21 @@ def independent_bounds(events: Sequence[Event], delta: float) -> tuple[float | N
     if not counts:
         return None, None, "no independent accountant knows these mechanisms"
     history = tuple((noise, rate, steps) for (noise, rate), steps in sorted(counts.items()))
-    lower, upper = _prv_lower(history, delta), _rdp_upper(history, delta) if exact else None
-    below = "nothing below (Opacus' PRV accountant failed)" if lower is None else "Opacus' PRV below"
+    rdp = _rdp_upper(history, delta)
+    lower = _prv_lower(history, delta, rdp)
+    below = "nothing below (beyond Opacus' PRV accountant)" if lower is None else "Opacus' PRV below"
     if exact:
-        return lower, upper, f"{below}, its RDP above"
+        return lower, rdp, f"{below}, its RDP above"
     return lower, None, f"{below}, for the releases and parts of releases it knows; nothing above"
 
 
 @lru_cache(maxsize=64)
-def _prv_lower(history: History, delta: float) -> float | None:
-    """The lower end of the PRV accountant's interval; None where its arithmetic fails."""
+def _prv_lower(history: History, delta: float, rdp: float) -> float | None:
+    """The lower end of the PRV accountant's interval; None where its arithmetic or memory would fail."""
+    steps = sum(steps for _, _, steps in history)
+    error = max(_PRV_ERROR, 2 * (rdp + 3) * math.sqrt(12 * steps) / _PRV_CELLS)
+    if not rdp <= _PRV_REACH:
+        return None
     # Opacus imports torch, which nothing else here needs.
     from opacus.accountants import PRVAccountant
 
@@ -129,8 +137,8 @@ def _prv_lower(history: History, delta: float) -> float | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # Its public method returns the upper end alone.
-            found = accountant._get_dprv(eps_error=_PRV_ERROR, delta_error=delta / 1000)
-            lower = float(found.compute_epsilon(delta, delta / 1000, _PRV_ERROR)[0])
+            found = accountant._get_dprv(eps_error=error, delta_error=delta / 1000)
+            lower = float(found.compute_epsilon(delta, delta / 1000, error)[0])
     except (ArithmeticError, MemoryError, RuntimeError, ValueError):
         return None
     return max(lower, 0.0) if math.isfinite(lower) else None
@@ -144,4 +152,5 @@ def _rdp_upper(history: History, delta: float) -> float:
     accountant.history = list(history)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return float(accountant.get_epsilon(delta))
+        found = float(accountant.get_epsilon(delta))
+    return math.inf if math.isnan(found) else found

@@ -283,3 +283,13 @@ def test_independent_bounds_of_what_it_knows_in_part() -> None:
         assert independent_bounds([event], DELTA) == (
             None, None, "no independent accountant knows these mechanisms",
         )  # fmt: skip
+
+
+def test_figures_beyond_the_prv_accountant_are_said_not_to_be_checked_by_it() -> None:
+    """Would otherwise take all memory: its grid grows with epsilon."""
+    lower, upper, says = independent_bounds(
+        [GaussianSteps(sampling_rate=0.5, noise_multiplier=0.05, steps=9)], DELTA
+    )
+    assert lower is None
+    assert upper is not None
+    assert "beyond Opacus' PRV" in says

@@ -22,6 +22,7 @@ from fedblocks.privacy.accounting import (
     epsilon,
     guarantee,
     releases_within,
+    round_up,
 )
 from fedblocks.privacy.events import (
     EpochGaussian,
@@ -310,3 +311,18 @@ def test_every_kind_is_calibrated(kind: str) -> None:
     fits = releases_within(3.0, DELTA, event.step)
     assert fits >= event.steps
     assert epsilon([event.step.times(fits)], DELTA) <= 3.0 < epsilon([event.step.times(fits + 1)], DELTA)
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (gaussian(0.01, 1.0, 1000), 1.829),
+        (capped(150), 1.832),
+        (capped(128), 4.015),
+        (EpochGaussian(noise_multiplier=1.0, epochs=10), 17.86),
+        (fixed(100, 1.0, 1000), 20.99),
+        (skellam(0.01, 1.0, 1000), 2.451),
+    ],
+)
+def test_figures_of_the_readme(event: Event, expected: float) -> None:
+    assert round_up(epsilon([event], DELTA)) == expected
