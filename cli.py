@@ -1,4 +1,4 @@
-"""The command line: `fedblocks simulate|prepare|audit|report|bench|presets`.
+"""The command line: `fedblocks simulate|prepare|audit|report|account|ledger|bench|presets`.
 
 People read stderr (progress, hints), machines read stdout: with `--json` it ends with one JSON object.
 Exit codes: 0 done, 2 input that cannot be used (nothing was written), 3 a privacy or protocol rule
@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
+from .commands.privacy import account, ledger
 from .config import load_settings, preset_names
 from .errors import FedblocksError, InputError, ProtocolError, RunError
 from .experiments.bench.commands import bench
@@ -32,6 +33,8 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(bench, name="bench")
+app.add_typer(ledger, name="ledger")
+app.command("account")(account)
 people = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]

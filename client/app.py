@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -68,7 +67,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
             done = sum(row.run == plan.run for row in ledger.rows())
             left = max(0, plan.training.releases(plan.model.blocks) - done)
             event = mechanism(plan).event
-            ledger.check_plan([replace(event, steps=event.steps * left)] if left else [])
+            ledger.check_plan([event.times(left)] if left else [])
     check_part(model_of(plan, company.policy.device, 0), request.shared, None)
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()

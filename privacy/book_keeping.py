@@ -152,7 +152,8 @@ def _linear_map(layer: nn.Module, uses: list[tuple[Tensor, Tensor]]) -> list[Gra
 
 def _convolution(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients]:
     """A convolution is the linear map of the patches that it sees; `groups` of them side by side."""
-    assert isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str)
+    assert isinstance(layer, nn.Conv2d)
+    assert not isinstance(layer.padding, str)
     groups, (h, w) = layer.groups, layer.kernel_size
     rows: list[tuple[Tensor, Tensor]] = []
     for use in uses:

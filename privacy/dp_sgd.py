@@ -1,8 +1,8 @@
-"""DP-SGD on one block (Abadi et al. 2016, algorithm 1), with Poisson sampling as accounted.
+"""DP-SGD on one block (Abadi et al. 2016, algorithm 1), with batches drawn as accounted.
 
-Every example joins a step with probability q on its own; a step without examples still adds its noise,
-because the account assumes that it does. The divisor is a public constant, not the batch's size: the
-number of examples that a company holds is private too.
+By default every example joins a step with probability q on its own (`sampling` has other ways, each with its
+own account); a step without examples still adds its noise, because the account assumes that it does. The
+divisor is a public constant, not the batch's size: the number of examples that a company holds is private too.
 """
 
 from __future__ import annotations
@@ -15,19 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PrivacyError
-from .accounting import GaussianSteps
 from .clipping import PerExampleClipping
+from .events import Event
 from .mechanisms.gaussian import add_gaussian_noise
 from .randomness import Randomness
+from .sampling import PoissonSampling, Sampling
 
 Losses = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPSGD:
-    """One release: `steps` noisy steps, of which only the sum leaves. noise_multiplier 0 means no privacy."""
+    """One release: `steps` noisy steps, of which only the sum leaves. noise_multiplier 0 means no privacy.
 
-    sampling_rate: float
+    `sampling` draws the batches; none means Poisson sampling at `sampling_rate`. One of the two is given.
+    """
+
+    sampling_rate: float | None = None
+    sampling: Sampling | None = None
     noise_multiplier: float
     max_grad_norm: float
     expected_batch_size: float
@@ -36,7 +41,9 @@ class DPSGD:
     noise_draws: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.sampling_rate <= 1:
+        if (self.sampling is None) == (self.sampling_rate is None):
+            raise PrivacyError("Expected either sampling_rate or sampling.")
+        if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
             raise PrivacyError(f"Expected 0 < sampling_rate={self.sampling_rate} <= 1.")
         if not self.noise_multiplier >= 0:
             raise PrivacyError(f"Expected noise_multiplier={self.noise_multiplier} >= 0.")
@@ -44,11 +51,16 @@ class DPSGD:
             raise PrivacyError(f"Expected expected_batch_size={self.expected_batch_size} > 0.")
 
     @property
-    def event(self) -> GaussianSteps:
-        """What the ledger is charged for this release."""
-        return GaussianSteps(
-            sampling_rate=self.sampling_rate, noise_multiplier=self.noise_multiplier, steps=self.steps
-        )
+    def event(self) -> Event:
+        """What the ledger is charged for this release, where the account does not need the data set's size."""
+        return self.event_for(None)
+
+    def event_for(self, examples: int | None) -> Event:
+        """What the ledger is charged for this release on a data set of `examples`."""
+        return self._sampling().event(self.noise_multiplier, self.steps, examples)
+
+    def _sampling(self) -> Sampling:
+        return self.sampling or PoissonSampling(self.sampling_rate or 0.0)
 
     def train(self, block: nn.Module, losses: Losses, *, examples: int, randomness: Randomness) -> Tensor:
         """Take the steps on `block`, in place, and return its update (P,) in float64.
@@ -59,8 +71,7 @@ class DPSGD:
         with PerExampleClipping(block, max_grad_norm=self.max_grad_norm) as clipping:
             start = nn.utils.parameters_to_vector(clipping.parameters).detach().double()
             position = start.clone()
-            for _ in range(self.steps):
-                batch = torch.from_numpy(np.flatnonzero(randomness.bernoulli(examples, self.sampling_rate)))
+            for batch in self._sampling().batches(examples, self.steps, randomness):
 
                 def of_part(part: slice, batch: Tensor = batch) -> Tensor:
                     return losses(batch[part], self.noise_draws)

@@ -1,7 +1,7 @@
 """A company's ledger: every release that leaves, charged on disk before the training that makes it.
 
 Purpose: the company's own record of what it has spent over all runs, rounds and blocks; it survives crashes
-and never under-counts. Releases are data (`GaussianSteps`): the epsilon that counts is recomputed from all
+and never under-counts. Releases are data (`events.py`): the epsilon that counts is recomputed from all
 events at each charge (composition as in `accounting.py`), never read back from a row.
 """
 
@@ -14,18 +14,11 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import BudgetExceeded, InputError, LedgerError
-from .accounting import (
-    ADJACENCY,
-    MECHANISM,
-    UNIT,
-    GaussianSteps,
-    Guarantee,
-    epsilon,
-    largest,
-    releases_within,
-    round_up,
-)
-from .ledger_store import LedgerRow, LedgerStore
+from .accounting import Guarantee, epsilon, guarantee, largest, releases_within, round_up
+from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, check_event
+from .ledger_file import LedgerRow
+from .ledger_store import LedgerStore
+from .verification import Verification, verify_rows
 
 _LONGEST_TEXT = 200
 
@@ -64,18 +57,22 @@ class Ledger:
         epsilon_ceiling: float,
         delta: float,
         clock: Callable[[], float] = time.time,
+        adjacency: str = ADD_REMOVE,
     ) -> "Ledger":
-        """Open or create. Company and delta are fixed at creation; the ceiling is the company's to choose."""
+        """Open or create. The ceiling is the company's to choose; company, delta and adjacency are fixed at
+        creation: which data sets count as neighbours decides what every epsilon means."""
         _text("company", company)
         ceiling, delta = _number("epsilon_ceiling", epsilon_ceiling), _number("delta", delta)
         if ceiling < 0:
             raise InputError("epsilon_ceiling", ceiling, "must be at least 0")
         if not 0 < delta < 1:
             raise InputError("delta", delta, "must lie between 0 and 1")
-        store = LedgerStore(Path(path), company, delta)
+        if adjacency not in ADJACENCIES:
+            raise InputError("adjacency", adjacency, f"must be one of {ADJACENCIES}")
+        store = LedgerStore(Path(path), company, delta, adjacency)
         return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
 
-    def charge(self, *, run: str, round: int, block: str, release_id: str, event: GaussianSteps) -> Charge:
+    def charge(self, *, run: str, round: int, block: str, release_id: str, event: Event) -> Charge:
         """Record one release before it is made, or raise BudgetExceeded and write nothing.
 
         A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content
@@ -85,8 +82,7 @@ class Ledger:
             _text(field, value)
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round < 1 << 63:
             raise InputError("round", round, "must be an integer of at least 0")
-        if not isinstance(event, GaussianSteps):
-            raise InputError("event", event, "must be GaussianSteps")
+        self._check(event)
         with self._store.transaction():
             rows = self._store.rows()
             spent = [row.event for row in rows]
@@ -112,7 +108,7 @@ class Ledger:
                 release_id=release_id,
                 event=event,
                 unit=UNIT,
-                adjacency=ADJACENCY,
+                adjacency=event.adjacency,
                 delta=self._delta,
                 epsilon_before=before,
                 epsilon_after=after,
@@ -123,15 +119,15 @@ class Ledger:
 
     def spent(self) -> Guarantee:
         """What all rows together cost, recomputed from their events."""
-        return Guarantee(epsilon(self._events(), self._delta), self._delta, MECHANISM)
+        return guarantee(self._events(), self._delta, self._store.identity.adjacency)
 
-    def remaining(self, event: GaussianSteps) -> int:
+    def remaining(self, event: Event) -> int:
         """How many releases like `event` still fit under the ceiling."""
-        return releases_within(self._ceiling, self._delta, event, self._events())
+        return releases_within(self._ceiling, self._delta, self._check(event), self._events())
 
-    def check_plan(self, events: Iterable[GaussianSteps]) -> float:
+    def check_plan(self, events: Iterable[Event]) -> float:
         """The epsilon that the whole plan would reach; raises BudgetExceeded if that passes the ceiling."""
-        spent, plan = self._events(), list(events)
+        spent, plan = self._events(), [self._check(event) for event in events]
         projected = epsilon([*spent, *plan], self._delta)
         if not projected <= self._ceiling:
             fit = largest(lambda n: epsilon([*spent, *plan[:n]], self._delta) <= self._ceiling, len(plan))
@@ -150,25 +146,10 @@ class Ledger:
         """The hash that stands for all rows; kept elsewhere, it shows a ledger cut short or put back."""
         return self._store.head()
 
-    def verify(self) -> None:
+    def verify(self) -> Verification:
         """Recompute all hashes and every epsilon; raises LedgerError naming the first row that is wrong."""
         self._store.check_integrity()
-        events: list[GaussianSteps] = []
-        before = 0.0
-        for row in self._store.rows():
-            events.append(row.event)
-            after = epsilon(events, self._delta)
-            for field, stored, computed in (
-                ("epsilon_before", row.epsilon_before, before),
-                ("epsilon_after", row.epsilon_after, after),
-            ):
-                # Loose enough for another version of the numerical libraries, tight enough for any lie.
-                if not math.isclose(stored, computed, rel_tol=1e-3, abs_tol=1e-6):
-                    raise LedgerError(
-                        f"ledger {self._store.path} row {row.seq}: {field}={stored!r}, but the events cost "
-                        f"{computed!r}: restore the ledger from a backup"
-                    )
-            before = after
+        return verify_rows(self._store.path, self._store.rows(), self._delta)
 
     def close(self) -> None:
         self._store.close()
@@ -181,11 +162,21 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _events(self) -> list[GaussianSteps]:
+    def _check(self, event: Event) -> Event:
+        own = self._store.identity.adjacency
+        if check_event(event).adjacency != own:
+            raise LedgerError(
+                f"company={self._company!r}: the ledger's adjacency is {own!r}, that of {event.mechanism} is "
+                f"{event.adjacency!r}: their epsilons do not add up; it needs a ledger of its own, whose "
+                "guarantee is then a separate one"
+            )
+        return event
+
+    def _events(self) -> list[Event]:
         return [row.event for row in self._store.rows()]
 
 
-def _check_same(row: LedgerRow, run: str, round: int, block: str, event: GaussianSteps) -> None:
+def _check_same(row: LedgerRow, run: str, round: int, block: str, event: Event) -> None:
     if (row.run, row.round, row.block, row.event) != (run, round, block, event):
         raise LedgerError(
             f"release_id={row.release_id!r} was charged in row {row.seq} for run={row.run!r} "

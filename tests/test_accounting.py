@@ -1,10 +1,8 @@
 """Epsilon against tables, closed forms and independent accountants; calibration against epsilon itself."""
 
 import itertools
-import json
 import math
 import warnings
-from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -16,8 +14,6 @@ from scipy.stats import norm
 
 from fedblocks.errors import InputError
 from fedblocks.privacy.accounting import (
-    MAX_STEPS,
-    GaussianSteps,
     Guarantee,
     epsilon,
     largest,
@@ -26,6 +22,7 @@ from fedblocks.privacy.accounting import (
     round_up,
     steps_within,
 )
+from fedblocks.privacy.events import MAX_STEPS, GaussianSteps
 
 DELTA = 1e-5
 
@@ -165,61 +162,6 @@ def test_releases_within_counts_after_what_is_spent() -> None:
 def test_largest() -> None:
     for limit, edge in itertools.product((0, 1, 2, 7, 8, 100), (0, 1, 2, 3, 7, 8, 64, 99, 500)):
         assert largest(lambda n, edge=edge: n <= edge, limit) == min(limit, edge)  # type: ignore[misc]
-
-
-def test_event_is_data() -> None:
-    steps = event(0.01, 1.1, 5)
-    assert json.loads(steps.to_json()) == {
-        "mechanism": "poisson_subsampled_gaussian",
-        "version": 1,
-        "sampling_rate": 0.01,
-        "noise_multiplier": 1.1,
-        "steps": 5,
-    }
-    assert GaussianSteps.from_json(steps.to_json()) == steps
-    converted = GaussianSteps(
-        sampling_rate=np.float32(0.25), noise_multiplier=np.float64(2), steps=np.int64(3)  # type: ignore[arg-type]
-    )  # fmt: skip
-    assert GaussianSteps.from_json(converted.to_json()) == converted == event(0.25, 2.0, 3)
-    with pytest.raises(FrozenInstanceError):
-        steps.steps = 1  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        GaussianSteps(0.1, 1.0, 1)  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"version": 2},
-        {"mechanism": "skellam"},
-        {"steps": 0},
-        {"steps": 1.5},
-        {"sampling_rate": None},
-        {"more": 1},
-    ],
-)
-def test_other_events_are_not_understood(change: dict[str, object]) -> None:
-    fields = json.loads(event(0.1, 1.0, 1).to_json()) | change
-    with pytest.raises(InputError):
-        GaussianSteps.from_json(json.dumps(fields))
-
-
-@pytest.mark.parametrize("text", ["", "[]", "1", "{}", '{"steps": 1}', "{"])
-def test_broken_events_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="event="):
-        GaussianSteps.from_json(text)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [(field, value) for field in ("sampling_rate", "noise_multiplier")
-     for value in (0.0, -1.0, math.nan, math.inf, "1", True, None)]
-    + [("sampling_rate", 1.0001)] + [("steps", value) for value in (0, -1, 1.0, True, "1", MAX_STEPS + 1)],
-)  # fmt: skip
-def test_settings_are_checked(field: str, value: object) -> None:
-    settings: dict[str, object] = {"sampling_rate": 0.1, "noise_multiplier": 1.0, "steps": 1} | {field: value}
-    with pytest.raises(InputError, match=field):
-        GaussianSteps(**settings)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, math.nan, "1e-5"])

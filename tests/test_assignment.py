@@ -16,7 +16,7 @@ from fedblocks.config import Plan, Settings, validated
 from fedblocks.errors import InputError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.simulation import simulate
-from fedblocks.privacy.ledger_store import LedgerRow
+from fedblocks.privacy.ledger_file import LedgerRow
 from fedblocks.server.assignment import assign, groups
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder

@@ -12,7 +12,8 @@ from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
 from fedblocks.errors import BudgetExceeded, InputError, LedgerError
 from fedblocks.privacy import ledger as ledger_module
-from fedblocks.privacy.accounting import GaussianSteps, epsilon
+from fedblocks.privacy.accounting import epsilon
+from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Charge, Ledger
 
 DELTA = 1e-5
@@ -219,7 +220,7 @@ def as_other_database(path: Path) -> None:
 
 def as_newer_schema(path: Path) -> None:
     opened(path).close()
-    tamper(path, "PRAGMA user_version = 2")
+    tamper(path, "PRAGMA user_version = 3")
 
 
 def as_torn(path: Path) -> None:
@@ -245,7 +246,7 @@ def as_log_without_file(path: Path) -> None:
         (as_text, "restore it from a backup"),
         (as_empty, "is empty, which a ledger never is"),
         (as_other_database, "no ledger"),
-        (as_newer_schema, "schema version 2"),
+        (as_newer_schema, "schema version 3"),
         (as_torn, "restore it from a backup"),
         (as_lost_table, "restore it from a backup"),
         (as_log_without_file, "may hold charges"),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ...privacy.clipping import PerExampleClipping
-from ...privacy.dp_sgd import add_gaussian_noise
+from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.randomness import Randomness
 from ..memory import allocator_peak
 

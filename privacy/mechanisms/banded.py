@@ -32,7 +32,7 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from ...errors import InputError, PrivacyError
-from ..accounting import GaussianSteps
+from ..events import GaussianSteps
 from ..clipping import ClippedSum
 from ..randomness import Randomness
 from .gaussian import release

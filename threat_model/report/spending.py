@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ...client.company import Company
 from ...client.policy import load_policy
 from ...config import Plan
-from ...privacy.accounting import GaussianSteps, epsilon
-from ...privacy.ledger_store import LedgerRow
+from ...privacy.accounting import epsilon
+from ...privacy.events import GaussianSteps
+from ...privacy.ledger_file import LedgerRow
 from ...server.run_folder import RunFolder
 
 

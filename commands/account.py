@@ -1,0 +1,210 @@
+"""What a plan costs, the noise for a target, the rounds that are left: figures for `fedblocks account`.
+
+No data is loaded and nothing is written. A plan is a preset, a TOML file or a run's own; without one, single
+figures come from the numbers alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..client.policy import load_policy
+from ..config import load_settings
+from ..errors import InputError
+from ..privacy.accounting import calibrate, guarantee, releases_within
+from ..privacy.events import (
+    EpochGaussian,
+    Event,
+    FixedSizeGaussianSteps,
+    GaussianSteps,
+    TruncatedGaussianSteps,
+)
+from ..privacy.ledger_file import read_ledger
+from ..server.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan as the account sees it: `release_at(noise)` is one release, a round is `a_round` of them."""
+
+    release_at: Callable[[float], Event]
+    noise_multiplier: float
+    rounds: int
+    a_round: int
+    delta: float
+    target: float
+
+
+def figures(
+    *,
+    sampling_rate: float | None,
+    noise_multiplier: float | None,
+    epsilon: float | None,
+    steps: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    batch_cap: int | None,
+    examples: int | None,
+    delta: float,
+) -> dict[str, Any]:
+    """What the numbers of the options alone amount to; InputError names the option that is wrong or missing."""
+    if noise_multiplier is None and epsilon is None:
+        raise InputError("--noise-multiplier", None, "give a preset, or --noise-multiplier or --epsilon")
+    event_at = _mechanism(sampling_rate, steps, epochs, batch_size, batch_cap, examples)
+    noise = noise_multiplier
+    if noise is None:
+        noise = calibrate(event_at, epsilon or 0.0, delta)
+    event = event_at(noise)
+    result = _meaning(event, delta) | {"noise_multiplier": noise, "event": json.loads(event.to_json())}
+    if epsilon is not None:
+        result |= {"target": epsilon, f"{event.COUNT}_within": releases_within(epsilon, delta, event.step)}
+    return result
+
+
+def _mechanism(
+    sampling_rate: float | None,
+    steps: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    batch_cap: int | None,
+    examples: int | None,
+) -> Callable[[float], Event]:
+    """The one mechanism that these numbers describe, by its noise."""
+    ways = {"--sampling-rate": sampling_rate, "--epochs": epochs, "--batch-size": batch_size}
+    if sum(value is not None for value in ways.values()) != 1:
+        raise InputError("--sampling-rate", sampling_rate, f"give exactly one of {', '.join(ways)}")
+    if batch_cap is not None and sampling_rate is None:
+        raise InputError("--batch-cap", batch_cap, "goes with --sampling-rate")
+    if (batch_size is None and batch_cap is None) != (examples is None):
+        raise InputError("--examples", examples, "goes with --batch-size or --batch-cap")
+    if epochs is not None:
+        if steps is not None:
+            raise InputError("--steps", steps, "does not go with --epochs")
+        return lambda noise: EpochGaussian(noise_multiplier=noise, epochs=epochs)
+    if steps is None:
+        raise InputError("--steps", steps, "say how many")
+    if batch_size is not None and examples is not None:
+        return lambda noise: FixedSizeGaussianSteps(
+            examples=examples, batch_size=batch_size, noise_multiplier=noise, steps=steps
+        )
+    rate = sampling_rate or 0.0
+    if batch_cap is not None and examples is not None:
+        return lambda noise: TruncatedGaussianSteps(
+            sampling_rate=rate, noise_multiplier=noise, steps=steps, examples=examples, batch_cap=batch_cap
+        )
+    return lambda noise: GaussianSteps(sampling_rate=rate, noise_multiplier=noise, steps=steps)
+
+
+def planned(
+    preset: str | None, overrides: list[str], rounds: int | None, target: float | None, spent: Path | None
+) -> Planned:
+    """The plan of a preset or TOML file, else of the run folder `spent`, with its noise."""
+    noise = None
+    if preset is not None:
+        more = [] if rounds is None else [f"training.rounds={rounds}"]
+        settings = load_settings(preset, [*overrides, *more])
+    else:
+        if overrides:
+            raise InputError("--set", overrides[0], "needs a preset; a run keeps its own settings")
+        if spent is None or not spent.is_dir():
+            raise InputError("preset", None, "a ledger does not hold its plan: give a preset too")
+        run = RunFolder.existing(spent)
+        settings, noise = run.settings(), run.plan().noise_multiplier
+        if rounds is not None and rounds < 1:
+            raise InputError("--rounds", rounds, "must be at least 1")
+    training, privacy = settings.training, settings.privacy
+    goal = target if target is not None else privacy.epsilon
+    if goal is None:
+        raise InputError("privacy.epsilon", None, "the plan adds no noise: give --target-epsilon")
+
+    def release_at(noise: float) -> Event:
+        return GaussianSteps(
+            sampling_rate=training.sampling_rate, noise_multiplier=noise, steps=training.local_steps
+        )
+
+    a_round = training.releases(settings.model.blocks) // training.rounds
+    rounds = training.rounds if rounds is None else rounds
+    # Found for the target where the plan leaves it open, or where a target was asked for.
+    noise = None if target is not None else noise or privacy.noise_multiplier
+    noise = noise or calibrate(lambda z: release_at(z).times(rounds * a_round), goal, privacy.delta)
+    return Planned(release_at, noise, rounds, a_round, privacy.delta, goal)
+
+
+def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
+    """The plan's epsilon and what it means, the rounds that fit, and what companies have left."""
+    release = plan.release_at(plan.noise_multiplier)
+    whole = release.times(plan.rounds * plan.a_round)
+    result = _meaning(whole, plan.delta) | {
+        "noise_multiplier": plan.noise_multiplier,
+        "rounds": plan.rounds,
+        "releases_a_round": plan.a_round,
+        "steps": whole.steps,
+        "release": json.loads(release.to_json()),
+        "target": plan.target,
+        "rounds_within": releases_within(plan.target, plan.delta, release) // plan.a_round,
+    }
+    if spent is not None:
+        result["companies"] = [_left(each, plan, release) for each in _spenders(spent, plan)]
+    return result
+
+
+@dataclass(frozen=True)
+class _Spender:
+    """A ledger and the ceiling over it; `company` and `delta` are the ledger's own where there is one."""
+
+    company: str
+    ledger: Path
+    ceiling: float
+    delta: float
+    events: tuple[Event, ...] = ()
+
+
+def _spenders(spent: Path, plan: Planned) -> list[_Spender]:
+    """The companies of a run folder under their own ceilings, or one ledger under the plan's target."""
+    if not spent.is_dir():
+        return [_read(_Spender("", spent, plan.target, plan.delta))]
+    policies = sorted(RunFolder.existing(spent).companies.glob("*/policy.toml"))
+    if not policies:
+        raise InputError("--spent", str(spent), "holds no companies; give one company's ledger")
+    found = []
+    for path in policies:
+        policy = load_policy(path)
+        one = _Spender(policy.company, path.parent / "ledger.sqlite", policy.epsilon_ceiling, policy.delta)
+        # A company that has released nothing has no ledger yet.
+        found.append(_read(one) if one.ledger.exists() else one)
+    return found
+
+
+def _read(spender: _Spender) -> _Spender:
+    copy = read_ledger(spender.ledger)
+    own = copy.identity
+    return replace(spender, company=own.company, delta=own.delta, events=tuple(copy.events))
+
+
+def _left(spender: _Spender, plan: Planned, release: Event) -> dict[str, Any]:
+    fit = releases_within(spender.ceiling, spender.delta, release, spender.events)
+    return {
+        "company": spender.company,
+        "ledger": str(spender.ledger),
+        "releases": len(spender.events),
+        "epsilon": guarantee(spender.events, spender.delta).epsilon,
+        "delta": spender.delta,
+        "ceiling": spender.ceiling,
+        "rounds_left": fit // plan.a_round,
+    }
+
+
+def _meaning(event: Event, delta: float) -> dict[str, Any]:
+    found = guarantee([event], delta)
+    return {
+        "epsilon": found.epsilon,
+        "delta": found.delta,
+        "unit": found.unit,
+        "adjacency": found.adjacency,
+        "mechanism": found.mechanism,
+        "accountant": found.accountant,
+    }

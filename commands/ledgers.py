@@ -1,0 +1,108 @@
+"""Companies' ledgers found, described, verified and exported, without touching them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import InputError, LedgerError
+from ..privacy.accounting import Guarantee, guarantee
+from ..privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, read_ledger
+from ..privacy.verification import verify_rows
+
+
+def find_ledgers(path: Path, company: str | None) -> list[Path]:
+    """The ledgers at `path`: the file itself, or those of a company's home or of a run folder."""
+    if path.is_dir():
+        found = sorted([*path.glob("ledger.sqlite"), *path.glob("companies/*/ledger.sqlite")])
+        if not found:
+            raise InputError("ledger", str(path), "no ledger here, nor in companies/")
+    else:
+        found = [path]
+    if company is None:
+        return found
+    chosen = [each for each in found if _name(each) == company]
+    if not chosen:
+        raise InputError("--company", company, f"no ledger of this company in {path}")
+    return chosen
+
+
+def _name(path: Path) -> str:
+    """A damaged ledger cannot say whose it is; then its folder does."""
+    try:
+        return read_ledger(path).identity.company
+    except LedgerError:
+        return path.parent.name
+
+
+def spent(copy: LedgerCopy) -> Guarantee:
+    """What all its rows together cost."""
+    return guarantee(copy.events, copy.identity.delta, copy.identity.adjacency)
+
+
+def described(copy: LedgerCopy) -> dict[str, Any]:
+    """The ledger as plain values, row by row."""
+    return {
+        "path": str(copy.path),
+        "company": copy.identity.company,
+        **vars(spent(copy)),
+        "head": copy.head,
+        "rows": [_plain(row) for row in copy.rows],
+    }
+
+
+def verified(path: Path) -> dict[str, Any]:
+    """Whether a ledger holds and what was compared, or what is wrong."""
+    try:
+        copy = read_ledger(path)
+        found = verify_rows(path, copy.rows, copy.identity.delta)
+    except LedgerError as error:
+        return {"path": str(path), "ok": False, "says": str(error)}
+    return {
+        "path": str(path),
+        "ok": True,
+        "says": str(found),
+        "company": copy.identity.company,
+        "rows": found.rows,
+        "accountant": found.accountant,
+        "head": copy.head,
+        "independent": [vars(check) for check in found.checks],
+    }
+
+
+def export_rows(paths: list[Path], to: Path) -> int:
+    """Write all rows to the new file `to` (.jsonl or .csv) and return their number."""
+    if to.suffix not in (".jsonl", ".csv"):
+        raise InputError("to", str(to), "must end in .jsonl or .csv")
+    rows = [row for path in paths for row in read_ledger(path).rows]
+    try:
+        with to.open("x", encoding="utf-8", newline="") as file:
+            (_write_csv if to.suffix == ".csv" else _write_lines)(file, rows)
+    except FileExistsError:
+        raise InputError("to", str(to), "exists already; give a new file") from None
+    except OSError as error:
+        raise InputError("to", str(to), f"cannot be written ({error.strerror})") from None
+    return len(rows)
+
+
+def _plain(row: LedgerRow) -> dict[str, Any]:
+    return vars(row) | {"event": json.loads(row.event.to_json())}
+
+
+def _write_lines(file: TextIO, rows: list[LedgerRow]) -> None:
+    file.writelines(json.dumps(_plain(row)) + "\n" for row in rows)
+
+
+def _write_csv(file: TextIO, rows: list[LedgerRow]) -> None:
+    writer = csv.DictWriter(file, FIELDS)
+    writer.writeheader()
+    for row in rows:
+        values = vars(row) | {"event": row.event.to_json()}
+        writer.writerow({name: _harmless(value) for name, value in values.items()})
+
+
+def _harmless(value: object) -> object:
+    """Names come from the coordinator; a spreadsheet would run one that begins like a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value

@@ -1,0 +1,142 @@
+"""Epsilon by Renyi differential privacy (Mironov 2017), for releases that have no privacy loss distribution.
+
+Gaussian steps come from dp-accounting: Poisson sampling by Mironov, Talwar, Zhang 2019, fixed-size batches by
+Wang, Balle, Kasiviswanathan 2019, Theorem 27. Skellam steps are computed here:
+
+    eps(a) = a D2^2 / (2 mu) + min(((2a-1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))
+                                     (Agarwal, Kairouz, Liu 2021, Corollary 3.6, whole orders a >= 2)
+
+and, for a Poisson sample of rate q (Zhu & Wang 2019, Theorem 5, any mechanism, whole orders),
+
+    exp((a-1) eps'(a)) = (1-q)^(a-1) (a q - q + 1) + C(a,2) q^2 (1-q)^(a-2) exp(eps(2))
+                         + 3 sum_{l=3..a} C(a,l) q^l (1-q)^(a-l) exp((l-1) eps(l)).
+
+Between whole orders (a-1) eps(a) is bounded by its chord, because it is convex. The conversion to (epsilon,
+delta) is dp-accounting's (Canonne, Kamath, Steinke 2020, Proposition 12).
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+from dp_accounting.privacy_accountant import NeighboringRelation
+from dp_accounting.rdp import RdpAccountant
+from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+from numpy.typing import NDArray
+from scipy.special import gammaln, logsumexp
+
+from .events import REPLACE_ONE, SMALLEST_NOISE, Event, SkellamSteps
+
+# Every fraction lies between two whole orders of this list, as the chord needs.
+_WHOLE = (*range(2, 64), 128, 256, 512, 1024)
+ORDERS = tuple(sorted({1 + tenth / 10 for tenth in range(1, 100)} | {float(order) for order in _WHOLE}))
+# Beyond it squares overflow; less noise costs more, so it stands for all above.
+_LARGEST_NOISE = 1e6
+# What floating point may lose of log E[exp((a-1) loss)] in one step.
+_LOST_PER_STEP = 1e-13
+
+
+def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
+    """The epsilon of `events` at `delta`: an upper bound; 0.0 for no events. All must have one adjacency."""
+    counts: Counter[Event] = Counter()
+    for event in events:
+        counts[event.step] += event.steps
+    if not counts:
+        return 0.0
+    total = sum((steps * rdp_of(step) for step, steps in counts.items()), np.zeros(len(ORDERS)))
+    # Numpy's minimum would return a NaN for "best"; an order that cannot be computed bounds nothing.
+    total = np.where(np.isnan(total), np.inf, total)
+    found = float(compute_epsilon(ORDERS, total, delta)[0])
+    return math.inf if math.isnan(found) else found
+
+
+@lru_cache(maxsize=256)
+def rdp_of(step: Event) -> NDArray[np.float64]:
+    """(len(ORDERS),) Renyi divergence bounds of one step; inf where none is known."""
+    orders = np.asarray(ORDERS)
+    if _noise(step) < SMALLEST_NOISE:
+        return np.full(len(ORDERS), math.inf)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        rdp = _skellam(step) if isinstance(step, SkellamSteps) else _of_library(step)
+        bound = np.maximum(rdp, 0.0) + _LOST_PER_STEP / (orders - 1)
+    bound.flags.writeable = False
+    return bound
+
+
+def _noise(step: Event) -> float:
+    """The noise's standard deviation over the sensitivity to one example."""
+    if isinstance(step, SkellamSteps):
+        return math.sqrt(step.variance) / step.l2
+    noise: float = step.noise_multiplier  # type: ignore[attr-defined]
+    return noise
+
+
+def _of_library(step: Event) -> NDArray[np.float64]:
+    if _noise(step) > _LARGEST_NOISE:
+        step = replace(step, noise_multiplier=_LARGEST_NOISE)  # type: ignore[call-arg]
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    if step.adjacency == REPLACE_ONE:
+        relation = NeighboringRelation.REPLACE_ONE
+    accountant = RdpAccountant(ORDERS, relation)
+    with _quiet():
+        accountant.compose(step.dp_event())
+    # The library hands out epsilons only; a mixed list needs the divergences.
+    rdp = np.asarray(accountant._rdp, dtype=np.float64)
+    at = {1: 0.0} | {order: (order - 1) * float(rdp[ORDERS.index(order)]) for order in _WHOLE}
+    return np.fmin(rdp, _chords(at))
+
+
+def _skellam(step: SkellamSteps) -> NDArray[np.float64]:
+    whole = np.arange(2, _WHOLE[-1] + 1, dtype=np.float64)  # (1023,) orders 2, 3, ...
+    square, variance = step.l2**2, step.variance
+    base = whole * square / (2 * variance) + np.minimum(
+        ((2 * whole - 1) * square + 6 * step.l1) / (4 * variance**2), 3 * step.l1 / (2 * variance)
+    )
+    at = {1: 0.0}  # order -> (order - 1) * eps(order)
+    for order in _WHOLE:
+        at[order] = (order - 1) * float(base[order - 2])
+        if step.sampling_rate < 1:
+            # Sampling never costs: divergence is quasi-convex. The factor 3 may say otherwise.
+            at[order] = min(at[order], _sampled(base, step.sampling_rate, order))
+    return _chords(at)
+
+
+def _chords(at: Mapping[int, float]) -> NDArray[np.float64]:
+    """(len(ORDERS),) bounds from (order - 1) eps(order) at the whole orders and 1."""
+    chords = []
+    for alpha in ORDERS:
+        low = math.floor(alpha)
+        share = alpha - low
+        upper = share * at[low + 1] if share else 0.0
+        chords.append(((1 - share) * at[low] + upper) / (alpha - 1))
+    return np.asarray(chords)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library logs each fractional order that it leaves out; the chord stands in for those."""
+    logger = logging.getLogger("absl")
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(nothing)
+
+
+def _sampled(base: NDArray[np.float64], rate: float, order: int) -> float:
+    """(order - 1) eps'(order): the logarithm of the sum in the module's docstring."""
+    l = np.arange(2, order + 1, dtype=np.float64)  # noqa: E741, the paper's letter
+    binomial = gammaln(order + 1) - gammaln(l + 1) - gammaln(order - l + 1)
+    terms = binomial + l * math.log(rate) + (order - l) * math.log1p(-rate) + (l - 1) * base[: order - 1]
+    terms[1:] += math.log(3)
+    first = (order - 1) * math.log1p(-rate) + math.log1p((order - 1) * rate)
+    return float(logsumexp(np.concatenate([[first], terms])))

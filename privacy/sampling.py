@@ -1,0 +1,144 @@
+"""How batches are drawn, each way with the event that accounts for it.
+
+Purpose: no batch is drawn one way and accounted another. A scheme yields the batches of a release and says
+which event they are; none of them can be passed off as Poisson sampling (Chua et al. 2024,
+https://arxiv.org/abs/2403.17673, shows how far that may under-report).
+
+    sampling = PoissonSampling(0.01, batch_cap=batch_cap_for(len(data), 0.01))
+    for batch in sampling.batches(len(data), steps=100, randomness=randomness):  # (batch,) int64, ascending
+        ...                                                                      # may be empty: add noise anyway
+    ledger.charge(..., event=sampling.event(noise_multiplier, steps=100, examples=len(data)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .events import (
+    MAX_EXAMPLES,
+    EpochGaussian,
+    Event,
+    FixedSizeGaussianSteps,
+    GaussianSteps,
+    TruncatedGaussianSteps,
+    count,
+    real,
+)
+from .randomness import Randomness
+
+
+class Sampling(Protocol):
+    """A way to draw batches."""
+
+    def batches(self, examples: int, steps: int, randomness: Randomness) -> Iterator[Tensor]:
+        """`steps` batches of indices below `examples`, (batch,) int64 ascending; drawn as they are asked for."""
+        ...
+
+    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
+        """What `steps` noisy sums over these batches are to a ledger; `examples` where the account needs it."""
+        ...
+
+
+@dataclass(frozen=True)
+class PoissonSampling:
+    """Every example joins with probability `rate`, on its own; of a batch above `batch_cap` a random rest stays.
+
+    With a cap memory is bounded, and the cap is accounted: see `batch_cap_for` for one that costs little.
+    """
+
+    rate: float
+    batch_cap: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < real("sampling_rate", self.rate) <= 1:
+            raise InputError("sampling_rate", self.rate, "must be above 0 and at most 1")
+        if self.batch_cap is not None:
+            count("batch_cap", self.batch_cap, MAX_EXAMPLES)
+
+    def batches(self, examples: int, steps: int, randomness: Randomness) -> Iterator[Tensor]:
+        for _ in range(steps):
+            joined = np.flatnonzero(randomness.bernoulli(examples, self.rate))
+            if self.batch_cap is not None and len(joined) > self.batch_cap:
+                joined = joined[_subset(len(joined), self.batch_cap, randomness)]
+            yield torch.from_numpy(joined)
+
+    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
+        if self.batch_cap is None:
+            return GaussianSteps(sampling_rate=self.rate, noise_multiplier=noise_multiplier, steps=steps)
+        return TruncatedGaussianSteps(
+            sampling_rate=self.rate,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+            examples=_needed(examples),
+            batch_cap=self.batch_cap,
+        )
+
+
+@dataclass(frozen=True)
+class EpochSampling:
+    """Balls and bins: in every epoch each example goes into one of `batch_count` batches, on its own.
+
+    A release begins a new epoch, and one that is begun counts as a whole.
+    """
+
+    batch_count: int
+
+    def __post_init__(self) -> None:
+        count("batch_count", self.batch_count)
+
+    def batches(self, examples: int, steps: int, randomness: Randomness) -> Iterator[Tensor]:
+        for step in range(steps):
+            if step % self.batch_count == 0:
+                assignment = randomness.integers(self.batch_count, examples)  # (examples,) its batch
+            yield torch.from_numpy(np.flatnonzero(assignment == step % self.batch_count))
+
+    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
+        epochs = -(-count("steps", steps) // self.batch_count)
+        return EpochGaussian(noise_multiplier=noise_multiplier, epochs=epochs)
+
+
+@dataclass(frozen=True)
+class FixedSizeSampling:
+    """`batch_size` different examples, every such set equally likely, anew each step.
+
+    Its guarantee is for replacing an example: the number of examples is public.
+    """
+
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        count("batch_size", self.batch_size, MAX_EXAMPLES)
+
+    def batches(self, examples: int, steps: int, randomness: Randomness) -> Iterator[Tensor]:
+        if examples < self.batch_size:
+            raise InputError("batch_size", self.batch_size, f"must be at most examples={examples}")
+        for _ in range(steps):
+            yield torch.from_numpy(_subset(examples, self.batch_size, randomness))
+
+    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
+        return FixedSizeGaussianSteps(
+            examples=_needed(examples),
+            batch_size=self.batch_size,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+        )
+
+
+def _subset(n: int, size: int, randomness: Randomness) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """(size,) ascending: a uniformly random subset of 0 .. n - 1, those of the smallest of n random keys."""
+    # Two keys of 53 bits meet with probability below n^2 / 2^53.
+    keys = randomness.uniform(n)
+    return np.sort(np.argsort(keys, kind="stable")[:size]).astype(np.int64)
+
+
+def _needed(examples: int | None) -> int:
+    if examples is None:
+        raise InputError("examples", examples, "this sampling's account needs the number of examples")
+    return examples
