@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import PrivacyError, UnsupportedLayer
 from .book_keeping import LAYERS, Use, check_supported
-from .graph import check_every_use_is_seen, saved_bytes
+from .graph import check_every_use_is_seen, deepest, saved_bytes
 
 Clipping = Literal["flat", "per-layer", "automatic"]
 
@@ -62,21 +62,27 @@ class _Pass:
     edges: list[GradientEdge] = field(default_factory=list)  # of the outputs, which themselves are not kept
     called: list[nn.Module] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    inputs: dict[int, Tensor] = field(
+        default_factory=dict
+    )  # by the number of the call, until its gradient comes
     waiting: Counter[nn.Module] = field(default_factory=Counter)  # calls whose gradient has not come yet
     uses: dict[nn.Module, list[Use]] = field(default_factory=dict)
     layers: list[_Layer] = field(default_factory=list)
     hooks: list[RemovableHandle] = field(default_factory=list)
 
     def call(self, layer: nn.Module, a: Tensor, output: Tensor) -> None:
+        number = len(self.called)
         self.edges.append(get_gradient_edge(output))
+        self.inputs[number] = a
         self.called.append(layer)
         self.rows.append(len(output))
         self.waiting[layer] += 1
-        self.hooks.append(output.register_hook(lambda g: self.arrived(layer, a, g)))
+        self.hooks.append(output.register_hook(lambda g: self.arrived(number, g)))
 
-    def arrived(self, layer: nn.Module, a: Tensor, g: Tensor) -> None:
+    def arrived(self, number: int, g: Tensor) -> None:
         """Norms are taken as soon as a layer's last gradient is there, while it still lies in cache."""
-        self.uses.setdefault(layer, []).append(Use(a, g))
+        layer = self.called[number]
+        self.uses.setdefault(layer, []).append(Use(self.inputs.pop(number), g))
         self.waiting[layer] -= 1
         if self.waiting[layer] == 0:
             self.close(layer)
@@ -161,7 +167,8 @@ class PerExampleClipping:
         self.size = ends[-1]
         self._place = {p: slice(a, b) for p, (a, b) in zip(self.parameters, pairwise(ends), strict=True)}
         self._pass: _Pass | None = None
-        self._checked = False
+        self._called: list[nn.Module] = []
+        self._deepest: list[int] = []
         self._hooks = [layer.register_forward_hook(self._record) for layer in self._layers]
 
     @staticmethod
@@ -200,20 +207,24 @@ class PerExampleClipping:
         `losses(part)` returns the losses of the examples in `part`, draws of one example side by side:
         (len(part) * draws,). No example, no gradient: the sum is then zero.
         """
-        vector = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
+        vector: Tensor | None = None
         within = start = 0
         while start < examples:
             n = min(self._at_once or _PROBE, examples - start)
             layers = self._layers_of(losses, slice(start, start + n), draws)
             factors, unclipped = self._factors(layers, n)
             within += unclipped
+            vector = self._zeros() if vector is None else vector
             while layers:  # released one by one: together with the sum they would be the largest cost
                 layer = layers.pop()
                 for part in layer.parts:
                     for name, value in part.weighted_sum(factors[layer.module]).items():
                         vector[self._place[getattr(layer.module, name)]] += value.reshape(-1)
             start += n
-        return ClippedSum(vector, self.max_grad_norm, examples, within)
+        return ClippedSum(self._zeros() if vector is None else vector, self.max_grad_norm, examples, within)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
 
     def _layers_of(self, losses: Callable[[slice], Tensor], part: slice, draws: int) -> list[_Layer]:
         """Every layer with the gradients of the examples in `part`, from one pass forward and one back."""
@@ -226,11 +237,11 @@ class PerExampleClipping:
                 if rows not in (n, n * draws):
                     name = type(layer).__name__
                     raise UnsupportedLayer(f"{name}: read {rows} rows, not {n} examples of {draws} draws")
-            if not self._checked:
+            if current.called != self._called:
                 check_every_use_is_seen(loss, self._names, current.called)
-                self._checked = True
+                self._called, self._deepest = current.called, deepest(loss, current.edges)
             if current.edges:
-                torch.autograd.grad(loss, current.edges, allow_unused=True)
+                torch.autograd.grad(loss, [current.edges[i] for i in self._deepest], allow_unused=True)
         finally:
             current.end()
             self._pass = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from ..errors import UnsupportedLayer
 
@@ -56,6 +57,25 @@ def _uses(loss: Tensor, names: Mapping[nn.Parameter, str]) -> dict[nn.Parameter,
         return sum(count(r) if r.name() in _FORMS else 1 for r in readers[node])
 
     return {parameter: count(leaf) for leaf, parameter in leaves.items()}
+
+
+def deepest(loss: Tensor, edges: Sequence[GradientEdge]) -> list[int]:
+    """Indices of the edges below which, away from the loss, no other edge lies.
+
+    A backward pass that is asked for their gradients alone passes all the others, and keeps none of those.
+    """
+    asked = {edge.node for edge in edges}
+    holds: dict[Any, bool] = {}  # whether one of the asked lies below the node
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting[-1]
+        below = [n for n, _ in getattr(node, "next_functions", ()) if n is not None]
+        unknown = [n for n in below if n not in holds]
+        if unknown:
+            waiting.extend(unknown)
+            continue
+        holds[waiting.pop()] = any(n in asked or holds[n] for n in below)
+    return [i for i, edge in enumerate(edges) if not holds.get(edge.node, False)]
 
 
 @dataclass

@@ -32,8 +32,8 @@ from scipy.signal import lfilter
 from torch import Tensor
 
 from ...errors import InputError, PrivacyError
-from ..events import GaussianSteps
 from ..clipping import ClippedSum
+from ..events import GaussianSteps
 from ..randomness import Randomness
 from .gaussian import release
 
