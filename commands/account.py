@@ -7,6 +7,7 @@ figures come from the numbers alone.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,7 +202,8 @@ def _left(spender: _Spender, plan: Planned, release: Event) -> dict[str, Any]:
 def _meaning(event: Event, delta: float) -> dict[str, Any]:
     found = guarantee([event], delta)
     return {
-        "epsilon": found.epsilon,
+        # JSON has no infinity: null where no finite epsilon is known.
+        "epsilon": found.epsilon if math.isfinite(found.epsilon) else None,
         "delta": found.delta,
         "unit": found.unit,
         "adjacency": found.adjacency,

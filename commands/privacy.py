@@ -99,7 +99,9 @@ def _show_account(result: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for key, value in result.items():
         if key not in ("companies", "event", "release"):
-            shown = round_up(value) if key == "epsilon" else value
+            shown = value
+            if key == "epsilon":
+                shown = "no finite one is known" if value is None else round_up(value)
             table.add_row(key.replace("_", " "), escape(str(shown)))
     people.print(table)
     if "companies" not in result:

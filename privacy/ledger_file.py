@@ -1,7 +1,8 @@
 """Reading a ledger's file: whose it is, its rows in order, and whether their hash chain holds.
 
 Purpose: what a writer (`ledger_store`) and a mere reader share. `read_ledger` takes a copy of the rows and never
-creates or changes anything, also while another process writes.
+creates a ledger or changes a row, also while another process writes; a writer that closes meanwhile leaves its
+write-ahead log to the next one.
 
 Each row carries the SHA-256 of its content and of the row before, so edits and gaps are noticed. A chain
 cannot notice its own end being cut off, a whole file put back from an older copy, or all hashes written

@@ -116,7 +116,7 @@ def independent_bounds(events: Sequence[Event], delta: float) -> tuple[float | N
     rdp = _rdp_upper(history, delta)
     lower = _prv_lower(history, delta, rdp)
     below = "nothing below (beyond Opacus' PRV accountant)" if lower is None else "Opacus' PRV below"
-    if exact:
+    if exact and math.isfinite(rdp):
         return lower, rdp, f"{below}, its RDP above"
     return lower, None, f"{below}, for the releases and parts of releases it knows; nothing above"
 

@@ -9,7 +9,7 @@ import pytest
 
 from fedblocks.errors import InputError, LedgerError
 from fedblocks.privacy import ledger as ledger_module
-from fedblocks.privacy import verification
+from fedblocks.privacy import ledger_file, verification
 from fedblocks.privacy.accounting import epsilon
 from fedblocks.privacy.events import (
     ADD_REMOVE,
@@ -206,6 +206,25 @@ def test_a_missing_ledger_is_named_and_not_made(path: Path) -> None:
     path.write_text("not a database " * 100)
     with pytest.raises(LedgerError, match="restore it from a backup"):
         read_ledger(path)
+
+
+def test_a_write_during_an_unlocked_read_is_noticed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody wrote when the reader began, so it took no lock; what it read meanwhile counts for nothing."""
+    opened(path).close()
+    modes = []
+
+    def read(where: Path, mode: str) -> ledger_file.LedgerCopy:
+        modes.append(mode)
+        found = original(where, mode)
+        if len(modes) == 1:
+            with opened(path) as ledger:
+                charge(ledger, 0, GAUSSIAN)
+        return found
+
+    original = ledger_file._read
+    monkeypatch.setattr(ledger_file, "_read", read)
+    assert len(read_ledger(path).rows) == 1
+    assert modes == ["&immutable=1"] * 2
 
 
 def test_reading_while_another_writes(path: Path) -> None:

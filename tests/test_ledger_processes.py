@@ -148,6 +148,23 @@ def test_processes_charging_at_once_are_all_recorded(path: Path, chargers: Charg
         ledger.verify()
 
 
+def test_reading_while_processes_charge_hinders_none(path: Path, chargers: Chargers) -> None:
+    chargers.start(path, 15, "p0", "p1")
+    seen, until = [0], time.monotonic() + 30
+    while seen[-1] < 30 and time.monotonic() < until:
+        if path.exists():
+            seen.append(len(read_ledger(path).rows))
+    assert chargers.exit_codes() == [0, 0]
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2
+    assert seen[-1] == 30
+    # A writer that closes while it is read leaves its log to the next one, which tidies up.
+    with opened(path) as ledger:
+        assert len(ledger.rows()) == 30
+        ledger.verify()
+    assert not Path(f"{path}-wal").exists()
+
+
 def test_two_processes_share_one_ceiling(path: Path) -> None:
     with opened(path, ceiling=0.8) as one, opened(path, ceiling=0.8) as two:
         fit, taken = one.remaining(EVENT), 0

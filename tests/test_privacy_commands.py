@@ -96,6 +96,12 @@ def test_direct_figures() -> None:
     assert GaussianSteps.from_json(json.dumps(got["event"])) == event
 
 
+def test_no_finite_epsilon_is_null_and_said() -> None:
+    words = ("account", "--sampling-rate", 0.5, "--noise-multiplier", 0.001, "--steps", 10)
+    assert found(*words)["epsilon"] is None
+    assert "no finite one is known" in invoke(*words).output
+
+
 def test_direct_noise_for_an_epsilon() -> None:
     got = found("account", "--epsilon", 8, "--sampling-rate", 0.5, "--steps", 120, "--delta", 1e-5)
     assert got["noise_multiplier"] == noise_multiplier_for(8.0, 1e-5, 0.5, 120)

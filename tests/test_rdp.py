@@ -72,13 +72,19 @@ def test_a_cap_costs_more_the_lower_it_is() -> None:
     assert costs[1] == pytest.approx(free, rel=1e-3)
 
 
-def test_a_cap_covers_the_neighbour_of_one_example_more() -> None:
-    for examples in (9_999, 10_001):
-        accountant = PLDAccountant()
-        accountant.compose(capped(128, examples=examples - 1).dp_event())
-        assert epsilon([capped(128)], DELTA) >= accountant.get_epsilon(DELTA) * (
-            1 - (examples > 10_000) * 1e-3
+def test_a_cap_covers_neighbours_of_one_example_more_and_one_less() -> None:
+    """On few examples, where one makes a difference: the pair of 12 and 13 is the worse one for 12 in hand."""
+    event = TruncatedGaussianSteps(
+        sampling_rate=0.4, noise_multiplier=3.0, steps=20, examples=12, batch_cap=5
+    )
+    pairs = []
+    for larger in (12, 13):
+        step = privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+            dataset_size=larger, sampling_probability=0.4, truncated_batch_size=5, noise_multiplier=3.0
         )
+        pairs.append(step.self_compose(20).get_epsilon_for_delta(DELTA))
+    assert pairs[0] * 1.02 < pairs[1]
+    assert epsilon([event], DELTA) == pytest.approx(pairs[1], rel=2e-3)
 
 
 def test_capped_batches_compose_with_others_as_in_the_library() -> None:
@@ -181,6 +187,24 @@ def test_general_amplification_against_the_tight_gaussian_one(rate: float, noise
         rdp_epsilon([gaussian(rate, noise, steps)], DELTA),
     )
     assert best <= ours <= 1.6 * best
+
+
+@pytest.mark.parametrize(("rate", "order"), [(0.1, 2), (0.1, 3), (0.02, 7), (0.5, 5)])
+def test_amplification_is_the_sum_of_zhu_and_wang(rate: float, order: int) -> None:
+    """Theorem 5, term by term and without logarithms."""
+    event = SkellamSteps(sampling_rate=rate, steps=1, l2=3.0, l1=5.0, variance=50.0)
+
+    def base(a: int) -> float:
+        wide = min(((2 * a - 1) * 9 + 6 * 5) / (4 * 50**2), 3 * 5 / (2 * 50))
+        return a * 9 / (2 * 50) + wide
+
+    total = (1 - rate) ** (order - 1) * (order * rate - rate + 1)
+    total += math.comb(order, 2) * rate**2 * (1 - rate) ** (order - 2) * math.exp(base(2))
+    for l in range(3, order + 1):  # noqa: E741, the paper's letter
+        chance = math.comb(order, l) * (1 - rate) ** (order - l) * rate**l
+        total += 3 * chance * math.exp((l - 1) * base(l))
+    expected = min(math.log(total) / (order - 1), base(order))
+    assert rdp_of(event)[ORDERS.index(order)] == pytest.approx(expected, rel=1e-9)
 
 
 def masses(variance: float, shift: int, rate: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
