@@ -139,7 +139,8 @@ def _linear_map(layer: nn.Module, uses: list[tuple[Tensor, Tensor]]) -> list[Gra
     weight, bias = trains(layer, "weight"), trains(layer, "bias")
     t, d, p = sum(a.shape[1] for a, _ in uses), uses[0][0].shape[2], uses[0][1].shape[2]
     # Per example, Gram matrices take T^2 (d + p) operations beyond what the sum takes. A formed gradient is
-    # written once and read twice, which measured as 16 for each of its d p values.
+    # written once and read twice, which measured as 16 for each of its d p values; nor may it be twice as
+    # large as a and g.
     if weight and (16 * d * p > t * t * (d + p) or d * p > 2 * t * (d + p)):
         return [Ghost(uses, bias)]
     formed = {}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ Clipping = Literal["flat", "per-layer", "automatic"]
 _STABILITY = 0.01
 # Rounding of a sum over all examples that go at once must not lift a clipped gradient past the bound.
 _ROUNDINGS = 512
+# Bytes that an example needs are counted once for each block, on a few examples.
 _PROBE = 4
+_needs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ def clip_factors(
         factors = bound / (norms + _STABILITY)
     else:
         factors = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
-    return torch.where(torch.isfinite(squared_norms), factors, torch.zeros_like(factors))
+    # What is not finite, and what the sum's precision could not hold exactly enough, is left out.
+    usable = torch.isfinite(squared_norms) & (factors >= torch.finfo(precision).tiny)
+    return torch.where(usable, factors, torch.zeros_like(factors))
 
 
 class PerExampleClipping:
@@ -141,7 +146,7 @@ class PerExampleClipping:
     most `max_grad_norm`.
 
     `memory_budget`: bytes that a pass may keep for its backward pass, from which follows how many examples
-    go at once; none means `examples_at_once`. `size` is P, the number of trainable parameters.
+    go at once, one at the least. `size` is P, the number of trainable parameters.
     """
 
     def __init__(
@@ -150,15 +155,14 @@ class PerExampleClipping:
         *,
         max_grad_norm: float,
         clipping: Clipping = "flat",
-        examples_at_once: int = 256,
-        memory_budget: int | None = None,
+        memory_budget: int = 320 << 20,
     ) -> None:
         if not max_grad_norm > 0:
             raise PrivacyError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
         self.clipping = clipping
         self.memory_budget = memory_budget
-        self._at_once: int | None = examples_at_once if memory_budget is None else None
+        self._block = block
         self._layers = self._supported(block)
         named = sorted((name, p) for name, p in block.named_parameters() if p.requires_grad)
         self._names = {p: name for name, p in named}
@@ -210,28 +214,47 @@ class PerExampleClipping:
         vector: Tensor | None = None
         within = start = 0
         while start < examples:
-            n = min(self._at_once or _PROBE, examples - start)
+            n = self._at_once(examples - start)
             layers = self._layers_of(losses, slice(start, start + n), draws)
             factors, unclipped = self._factors(layers, n)
             within += unclipped
-            vector = self._zeros() if vector is None else vector
-            while layers:  # released one by one: together with the sum they would be the largest cost
-                layer = layers.pop()
-                for part in layer.parts:
-                    for name, value in part.weighted_sum(factors[layer.module]).items():
-                        vector[self._place[getattr(layer.module, name)]] += value.reshape(-1)
+            vector = self._added(vector, layers, factors)
             start += n
-        return ClippedSum(self._zeros() if vector is None else vector, self.max_grad_norm, examples, within)
+        if vector is None:
+            vector = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
+        return ClippedSum(vector, self.max_grad_norm, examples, within)
 
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
+    def _at_once(self, left: int) -> int:
+        """How many of the examples that are left go next: parts of equal size within the budget."""
+        if self._block not in _needs:
+            return min(_PROBE, left)
+        fit = max(1, self.memory_budget // max(1, _needs[self._block]))
+        return -(-left // -(-left // fit))
+
+    def _added(self, vector: Tensor | None, layers: list[_Layer], factors: dict[nn.Module, Tensor]) -> Tensor:
+        """The sum so far and that of `layers`, which are released one by one."""
+        missing = set(self.parameters)
+        first = vector is None
+        if vector is None:
+            vector = torch.empty(self.size, dtype=torch.float64, device=self.parameters[0].device)
+        while layers:
+            layer = layers.pop()
+            for part in layer.parts:
+                for name, value in part.weighted_sum(factors[layer.module]).items():
+                    parameter = getattr(layer.module, name)
+                    place = vector[self._place[parameter]]
+                    (place.copy_ if first else place.add_)(value.reshape(-1))
+                    missing.discard(parameter)
+        for parameter in missing if first else ():
+            vector[self._place[parameter]] = 0.0
+        return vector
 
     def _layers_of(self, losses: Callable[[slice], Tensor], part: slice, draws: int) -> list[_Layer]:
         """Every layer with the gradients of the examples in `part`, from one pass forward and one back."""
         n = part.stop - part.start
         self._pass = current = _Pass(n)
         try:
-            with torch.enable_grad(), saved_bytes(self._at_once is None, self.parameters) as saved:
+            with torch.enable_grad(), saved_bytes(self._block not in _needs, self.parameters) as saved:
                 loss = losses(part).sum() / draws
             for layer, rows in zip(current.called, current.rows, strict=True):
                 if rows not in (n, n * draws):
@@ -245,9 +268,7 @@ class PerExampleClipping:
         finally:
             current.end()
             self._pass = None
-        if self._at_once is None:
-            assert self.memory_budget is not None
-            self._at_once = max(1, self.memory_budget // max(1, saved.bytes // n))
+        _needs.setdefault(self._block, -(-saved.bytes // n))
         for layer in list(current.uses):  # some of whose outputs the loss does not need
             current.close(layer)
         return current.layers

@@ -78,7 +78,7 @@ class DPSGD:
 
                 clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
                 noisy = add_gaussian_noise(clipped, self.noise_multiplier, randomness)
-                position -= self.learning_rate / self.expected_batch_size * noisy
+                position.sub_(noisy, alpha=self.learning_rate / self.expected_batch_size)
                 nn.utils.vector_to_parameters(position.float(), clipping.parameters)
         return position - start
 

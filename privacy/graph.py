@@ -85,14 +85,18 @@ class Saved:
 
 @contextmanager
 def saved_bytes(wanted: bool, apart_from: Iterable[Tensor]) -> Iterator[Saved]:
-    """Counts what autograd keeps for the backward pass, each storage once; nothing if not `wanted`."""
-    saved, known = Saved(), {tensor.untyped_storage().data_ptr() for tensor in apart_from}
+    """Counts what autograd keeps for the backward pass, each place once; nothing if not `wanted`."""
+    saved, known = Saved(), set()
+    apart = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            known.add(storage.data_ptr())
-            saved.bytes += storage.nbytes()
+        place = (storage.data_ptr(), tensor.storage_offset())
+        if storage.data_ptr() not in apart and place not in known:
+            known.add(place)
+            saved.bytes += min(
+                tensor.nbytes, storage.nbytes()
+            )  # of a batch, its part; of a broadcast, its source
         return tensor
 
     if not wanted:
