@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import __version__
+from .allocator import keep_freed_memory
 from .commands.privacy import account, ledger
 from .config import load_settings, preset_names
 from .errors import FedblocksError, InputError, ProtocolError, RunError
@@ -30,6 +31,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+keep_freed_memory()
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(bench, name="bench")

@@ -101,6 +101,7 @@ class ViTSettings(_ImageSettings):
     """Image classifier: images in, label out."""
 
     family: Literal["vit"] = "vit"
+    initializer_range: float = Field(0.02, gt=0, le=1, description="deviation of the weights at first")
 
     @model_validator(mode="after")
     def _table(self) -> Self:
@@ -316,8 +317,15 @@ class PrivacySettings(_Part):
 
     `epsilon` none needs `i_accept_no_dp = true`; the report then opens with that.
     `noise_multiplier` is calibrated from epsilon when it is not given.
+
+    `mode`: "local", every company adds its full noise and needs to trust nobody; "secure_step", every step's sum
+    is opened alone and companies add shares of one noise. The shares suffice while at most `dropouts` companies
+    are missing and `colluders` tell the coordinator theirs, or add none.
     """
 
+    mode: Literal["local", "secure_step"] = "local"
+    dropouts: int = Field(0, ge=0)
+    colluders: int = Field(1, ge=0)
     epsilon: float | None = Field(8.0, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, ge=1e-6, le=1e6)
@@ -382,6 +390,22 @@ class Settings(_Part):
         t = self.secure_aggregation.threshold
         floor = 2 * n // 3 + 1
         _rule(t is None or floor <= t <= n, "secure_aggregation.threshold", t, f"expected {floor} to {n}")
+        if self.privacy.mode == "secure_step":
+            steps, tolerated = self.training.local_steps, self.privacy.dropouts + self.privacy.colluders
+            _rule(
+                steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
+            )
+            group = (
+                n // groups_of(n, self.model.blocks, least) if self.training.assignment == "parallel" else n
+            )
+            _rule(
+                tolerated < group,
+                "privacy.colluders",
+                self.privacy.colluders,
+                f"sums are of {group} companies",
+            )
+            needed = group - self.privacy.dropouts
+            _rule(t is None or t >= needed, "secure_aggregation.threshold", t, f"expected {needed} or more")
         b = self.audit.block
         _rule(
             b is None or b < self.model.blocks, "audit.block", b, f"the model has {self.model.blocks} blocks"
@@ -392,6 +416,11 @@ class Settings(_Part):
     def total_steps(self) -> int:
         """DP-SGD steps of one company over the run."""
         return self.training.releases(self.model.blocks) * self.training.local_steps
+
+
+def groups_of(companies: int, blocks: int, minimum_cohort: int) -> int:
+    """Into how many groups `parallel` splits a cohort: one a block, as far as each stays large enough."""
+    return min(blocks, companies // minimum_cohort)
 
 
 class Plan(_Part):
@@ -405,11 +434,33 @@ class Plan(_Part):
     max_grad_norm: float = Field(ge=1e-6, le=1e6)
     noise_multiplier: float = Field(ge=0)
     company_clip: float = Field(ge=1e-6, le=1e9)
+    mode: Literal["local", "secure_step"] = "local"
+    dropouts: int = Field(0, ge=0)
+    colluders: int = Field(0, ge=0)
     secure_aggregation: SecureAggregationSettings
+
+    @model_validator(mode="after")
+    def _single_steps(self) -> Plan:
+        if self.mode == "secure_step":
+            steps = self.training.local_steps
+            _rule(
+                steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
+            )
+        return self
 
     @property
     def private(self) -> bool:
         return self.noise_multiplier > 0
+
+    @property
+    def secure_step(self) -> bool:
+        """Whether companies add shares of one noise; without any noise there is nothing to share."""
+        return self.private and self.mode == "secure_step"
+
+    def threshold(self, cohort: int) -> int | None:
+        """The smallest set that may be opened, where the plan has a say."""
+        asked = self.secure_aggregation.threshold
+        return max(asked or 0, cohort - self.dropouts) if self.secure_step else asked
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON; companies sign up to exactly this plan."""
@@ -421,6 +472,8 @@ class Plan(_Part):
         The norm of the noise over the local steps concentrates at z C sqrt(steps P); 1.1 covers its tail.
         """
         t = self.training
+        if self.secure_step:  # the shares of noise are added to what has been bounded
+            return 2 * t.local_learning_rate * self.max_grad_norm
         noise = self.noise_multiplier * self.max_grad_norm * math.sqrt(t.local_steps * parameters)
         # The sum of clipped gradients stays below this for batches of up to twice the expected size.
         signal = 2 * t.expected_batch_size * self.max_grad_norm * t.local_steps

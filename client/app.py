@@ -30,7 +30,7 @@ from .protocol import (
     UnmaskRequest,
     refusal,
 )
-from .training import block_size, blocks_read, codec, mechanism, model_of, train_block
+from .training import block_size, blocks_read, model_of, release_event, train_block
 
 app = ClientApp()
 
@@ -62,13 +62,14 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     request = JoinRequest.from_record(message.content)
     plan = request.plan
     company.policy.check(plan)
-    if plan.private:
+    model = model_of(plan, company.policy.device, 0)
+    event = release_event(plan, block_size(model, 0, plan))
+    if event is not None:
         with company.ledger() as ledger:
             done = sum(row.run == plan.run for row in ledger.rows())
             left = max(0, plan.training.releases(plan.model.blocks) - done)
-            event = mechanism(plan).event
             ledger.check_plan([event.times(left)] if left else [])
-    check_part(model_of(plan, company.policy.device, 0), request.shared, None)
+    check_part(model, request.shared, None)
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
     context.state["run"] = ConfigRecord(
@@ -89,6 +90,8 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("bad_session", "the session is not of the run that was joined")
     if session.bits != plan.secure_aggregation.bits or not 1 <= session.round <= plan.training.rounds:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
+    if session.threshold < (plan.threshold(len(session.cohort)) or 0):
+        raise ProtocolError("low_threshold", "fewer companies than the shares of noise are made for")
     channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
     party = CompanySession.start(
         session, company.name, channel, request.channels, company.policy.minimum_cohort
@@ -123,24 +126,25 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     if session.length != block_size(model, request.block, plan):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
-    encoder = codec(plan, len(session.cohort))
+    companies = len(session.cohort)
+    event = release_event(plan, session.length, companies)
     data = company.data()
     if _record(context, "session").get("charged"):
         raise ProtocolError("wrong_phase", "this session's training has begun before")
     _record(context, "session")["charged"] = True
 
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
-    if plan.private:
+    if event is not None:
         with company.ledger() as ledger:
             ledger.charge(
                 run=plan.run,
                 round=session.round,
                 block=session.label,
                 release_id=release,
-                event=mechanism(plan).event,
+                event=event,
             )
-    update = train_block(model, request.block, data, plan, randomness)
-    masked = party.mask(encoder.encode(update), request.adverts)
+    residues = train_block(model, request.block, data, plan, companies, randomness)
+    masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     company.log(f"trained {session.label} in round {session.round}")
     return TrainReply(masked).to_record()

@@ -32,6 +32,12 @@ class Policy(BaseModel):
     most_steps: int = Field(1_000_000, ge=1, description="local steps over the whole run")
     allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
     i_accept_no_dp: bool = False
+    allow_shared_noise: bool = Field(
+        False, description="let a plan rest on other companies' shares of noise, and on secure aggregation"
+    )
+    least_colluders: int = Field(
+        1, ge=0, description="companies beside the coordinator that may be against this one"
+    )
     device: str = "cpu"
     simulation_seed: int | None = Field(
         None, description="simulations only: whoever knows it can subtract the noise"
@@ -44,6 +50,10 @@ class Policy(BaseModel):
         if plan.private and plan.noise_multiplier < self.minimum_noise_multiplier:
             floor = self.minimum_noise_multiplier
             raise PrivacyError(f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}")
+        if plan.secure_step and not self.allow_shared_noise:
+            raise PrivacyError("the plan's noise is shared, which this company's policy does not allow")
+        if plan.secure_step and plan.colluders < self.least_colluders:
+            raise PrivacyError(f"colluders={plan.colluders} is below this company's {self.least_colluders}")
         if plan.max_grad_norm > self.largest_max_grad_norm:
             limit = self.largest_max_grad_norm
             raise PrivacyError(f"max_grad_norm={plan.max_grad_norm} is above this company's {limit}")

@@ -12,8 +12,11 @@ from torch import Tensor
 from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
 from ..config import Plan
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
+from ..privacy.events import Event
+from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
 from ..privacy.quantisation import FixedPoint
 from ..privacy.randomness import Randomness
+from ..privacy.secure_step import SecureStep
 from .data import Examples
 
 _models = threading.local()
@@ -34,7 +37,7 @@ def model_of(plan: Plan, device: str, block: int) -> Denoiser:
 
 
 def mechanism(plan: Plan) -> DPSGD:
-    """The DP-SGD of one round of this plan."""
+    """The DP-SGD of one round of this plan, every company with its own noise."""
     t = plan.training
     return DPSGD(
         sampling_rate=t.sampling_rate,
@@ -45,6 +48,37 @@ def mechanism(plan: Plan) -> DPSGD:
         steps=t.local_steps,
         noise_draws=t.noise_draws,
     )
+
+
+def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
+    """The step of one round of this plan for a block of `size` values, noised by `companies` together."""
+    t = plan.training
+    noise = SkellamNoise(
+        dimension=size,
+        clip=plan.max_grad_norm,
+        companies=companies,
+        tolerated=plan.dropouts + plan.colluders,
+        noise_multiplier=plan.noise_multiplier,
+        scale=default_scale(size, plan.max_grad_norm),
+        bits=plan.secure_aggregation.bits,
+    )
+    # The plan's clip bounds an update; what is sent is the sum before the learning rate and the divisor.
+    largest = plan.company_clip * t.expected_batch_size / t.local_learning_rate
+    return SecureStep(
+        sampling_rate=t.sampling_rate, noise=noise, largest_sum=largest, noise_draws=t.noise_draws
+    )
+
+
+def release_event(plan: Plan, size: int, companies: int | None = None) -> Event | None:
+    """What one release of a block of `size` values costs, whoever takes part; none without noise.
+
+    With the number of `companies`, raises here what encoding would raise, when the ledger has been charged.
+    """
+    if plan.secure_step:
+        return secure_step(plan, size, companies or plan.dropouts + plan.colluders + 1).event
+    if companies is not None:
+        codec(plan, companies)
+    return mechanism(plan).event if plan.private else None
 
 
 def block_size(model: Denoiser, block: int, plan: Plan) -> int:
@@ -64,9 +98,9 @@ def codec(plan: Plan, parties: int) -> FixedPoint:
 
 
 def train_block(
-    model: Denoiser, block: int, data: Examples, plan: Plan, randomness: Randomness
-) -> npt.NDArray[np.float64]:
-    """The block's update (P,) after the round's local steps, clipped to the company bound."""
+    model: Denoiser, block: int, data: Examples, plan: Plan, companies: int, randomness: Randomness
+) -> npt.NDArray[np.uint32]:
+    """What the company gives to the sum, (P,) residues: its block's update, or its noised sum of gradients."""
     active = model.freeze_all_but(block, plan.training.interface).train()
     objective = BlockObjective(weight=plan.noise.weight)
     device = model.device
@@ -78,5 +112,18 @@ def train_block(
             model, block=block, inputs=batch.inputs, targets=batch.targets, generator=generator, draws=draws
         )
 
+    if plan.secure_step:
+        step = secure_step(plan, block_size(model, block, plan), companies)
+        return step.encode(active, losses, examples=len(data), randomness=randomness)
     update = mechanism(plan).train(active, losses, examples=len(data), randomness=randomness)
-    return clip_to_norm(update, plan.company_clip).cpu().numpy()
+    return codec(plan, companies).encode(clip_to_norm(update, plan.company_clip).cpu().numpy())
+
+
+def mean_update(
+    plan: Plan, residues: npt.NDArray[np.uint32], companies: int, survivors: int
+) -> npt.NDArray[np.float64]:
+    """The survivors' mean update (P,) from the opened sum of what `companies` had agreed to give."""
+    if plan.secure_step:
+        total = secure_step(plan, len(residues), companies).noise.decode_sum(residues)
+        return -plan.training.local_learning_rate / plan.training.expected_batch_size / survivors * total
+    return codec(plan, companies).decode_sum(residues) / survivors

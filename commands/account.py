@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..client.policy import load_policy
-from ..config import load_settings
+from ..config import Settings, load_settings
 from ..errors import InputError
 from ..privacy.accounting import calibrate, guarantee, releases_within
 from ..privacy.events import (
@@ -122,17 +122,37 @@ def planned(
     if goal is None:
         raise InputError("privacy.epsilon", None, "the plan adds no noise: give --target-epsilon")
 
-    def release_at(noise: float) -> Event:
-        return GaussianSteps(
-            sampling_rate=training.sampling_rate, noise_multiplier=noise, steps=training.local_steps
-        )
-
+    release_at = _release_at(settings)
     a_round = training.releases(settings.model.blocks) // training.rounds
     rounds = training.rounds if rounds is None else rounds
     # Found for the target where the plan leaves it open, or where a target was asked for.
     noise = None if target is not None else noise or privacy.noise_multiplier
     noise = noise or calibrate(lambda z: release_at(z).times(rounds * a_round), goal, privacy.delta)
     return Planned(release_at, noise, rounds, a_round, privacy.delta, goal)
+
+
+def _release_at(settings: Settings) -> Callable[[float], Event]:
+    """One release of these settings by its noise."""
+    t = settings.training
+    if settings.privacy.mode == "local":
+        return lambda noise: GaussianSteps(
+            sampling_rate=t.sampling_rate, noise_multiplier=noise, steps=t.local_steps
+        )
+    # Integer noise goes by the size of a block, which only a model can tell.
+    from ..blocks import build_model
+    from ..client.training import block_size, release_event
+    from ..experiments.preparation import make_plan
+
+    model = build_model(settings.model, settings.noise)
+    plan = make_plan(settings, model, "account")
+    size = block_size(model, 0, plan)
+
+    def release(noise: float) -> Event:
+        event = release_event(plan.model_copy(update={"noise_multiplier": noise}), size)
+        assert event is not None
+        return event
+
+    return release
 
 
 def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:

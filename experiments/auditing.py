@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from ..blocks import BlockObjective, build_model, merge
 from ..blocks.families.vit import ViTClassifier
 from ..client.data import Examples
 from ..config import AuditSettings as AuditOverrides
-from ..config import validated
+from ..config import Plan, validated
 from ..errors import InputError
 from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
@@ -53,7 +54,7 @@ def audit_run(
         objective=BlockObjective(weight=plan.noise.weight),
         draws=plan.training.noise_draws,
         max_grad_norm=plan.max_grad_norm,
-        noise_multiplier=plan.noise_multiplier,
+        noise_multiplier=own_noise(plan, len(last.companies)),
         settings=AuditSettings(
             targets=chosen.targets,
             aggregates=chosen.aggregates,
@@ -66,3 +67,10 @@ def audit_run(
     np.savez_compressed(run.path / "audit_images.npz", **cast(dict[str, Any], result.images))
     run.write_json("audit.json", document)
     return document
+
+
+def own_noise(plan: Plan, companies: int) -> float:
+    """The noise multiplier of what one company sends: all of it, or its share (see `SkellamNoise`)."""
+    if not plan.secure_step:
+        return plan.noise_multiplier
+    return plan.noise_multiplier / math.sqrt(companies - plan.dropouts - plan.colluders)

@@ -17,10 +17,11 @@ import torch
 from ..blocks import BlockObjective, Denoiser, Schedule, build_model, split, train
 from ..client.data import Examples, load_examples
 from ..client.policy import Policy
-from ..client.training import block_size
+from ..client.training import block_size, release_event
 from ..config import DiTSettings, Plan, Settings, ViTSettings
 from ..errors import InputError
-from ..privacy.accounting import noise_multiplier_for, steps_within
+from ..privacy.accounting import calibrate, releases_within
+from ..privacy.events import Event
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
 from .partition import deal
@@ -84,15 +85,6 @@ def check_device(device: str) -> None:
 def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
     """The plan with everything left open filled in: noise calibrated, company bound, threshold."""
     t, p = settings.training, settings.privacy
-    noise_multiplier = 0.0
-    if p.epsilon is not None:
-        noise_multiplier = p.noise_multiplier or noise_multiplier_for(
-            p.epsilon, p.delta, t.sampling_rate, settings.total_steps
-        )
-        fits = steps_within(p.epsilon, p.delta, t.sampling_rate, noise_multiplier)
-        if fits < settings.total_steps:
-            rule = f"epsilon={p.epsilon} pays for {fits} of {settings.total_steps} steps"
-            raise InputError("privacy.noise_multiplier", noise_multiplier, rule)
     plan = Plan(
         run=run,
         model=settings.model,
@@ -101,16 +93,39 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
         training=t,
         delta=p.delta,
         max_grad_norm=p.max_grad_norm,
-        noise_multiplier=noise_multiplier,
+        noise_multiplier=0.0 if p.epsilon is None else p.noise_multiplier or 1.0,
         company_clip=p.company_clip or 1.0,
+        mode=p.mode,
+        dropouts=p.dropouts,
+        colluders=p.colluders,
         secure_aggregation=settings.secure_aggregation,
     )
+    size = max(block_size(model, b, plan) for b in range(settings.model.blocks))
+    if p.epsilon is not None:
+        if p.noise_multiplier is None:
+            noise = calibrated_noise(plan, size, p.epsilon)
+            plan = plan.model_copy(update={"noise_multiplier": noise})
+        release, wanted = release_event(plan, size), t.releases(settings.model.blocks)
+        assert release is not None
+        fits = releases_within(p.epsilon, p.delta, release)
+        if fits < wanted:
+            rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
+            raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
     if p.company_clip is None:
-        bound = plan.default_company_clip(
-            max(block_size(model, b, plan) for b in range(settings.model.blocks))
-        )
-        plan = plan.model_copy(update={"company_clip": bound})
+        plan = plan.model_copy(update={"company_clip": plan.default_company_clip(size)})
     return plan
+
+
+def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
+    """The least noise with which the whole plan costs a company `epsilon`; blocks of `size` values."""
+    releases = plan.training.releases(plan.model.blocks)
+
+    def event_at(noise: float) -> Event:
+        event = release_event(plan.model_copy(update={"noise_multiplier": noise}), size)
+        assert event is not None
+        return event.times(releases)
+
+    return calibrate(event_at, epsilon, plan.delta)
 
 
 def new_run(runs: Path, settings: Settings) -> Path:
@@ -181,6 +196,8 @@ def write_home(home: Path, company: str, settings: Settings, data: Examples) -> 
         allow_interface=settings.training.interface,
         minimum_cohort=settings.secure_aggregation.minimum_cohort,
         i_accept_no_dp=settings.privacy.i_accept_no_dp,
+        allow_shared_noise=settings.privacy.mode == "secure_step",
+        least_colluders=settings.privacy.colluders,
         device=settings.device,
         simulation_seed=settings.seed,
     )

@@ -208,9 +208,9 @@ class FixedSizeGaussianSteps(Event):
 class SkellamSteps(Event):
     """`steps` secure sums over Poisson batches (rate q), in whole numbers, plus Skellam noise in every value.
 
-    l2, l1: bounds on the norms of one example's scaled, rounded gradient; variance: that of the noise which
-    honest companies that stay put into one value of the sum (Agarwal, Kairouz, Liu 2021, Corollary 3.6). All
-    in integer units.
+    l2, l1: bounds on the norms of one example's scaled, rounded gradient, which fail with probability `beta` a
+    step; variance: that of the noise which honest companies that stay put into one value of the sum (Agarwal,
+    Kairouz, Liu 2021, Corollary 3.6). In integer units.
     """
 
     NAME: ClassVar[str] = "poisson_subsampled_skellam"
@@ -221,9 +221,13 @@ class SkellamSteps(Event):
     l2: float
     l1: float
     variance: float
+    beta: float
 
     def __post_init__(self) -> None:
         _set(self, sampling_rate=_rate(self.sampling_rate), steps=count("steps", self.steps))
+        _set(self, beta=real("beta", self.beta))
+        if not 0 < self.beta < 1:
+            raise InputError("beta", self.beta, "must be above 0 and below 1")
         _set(self, l2=real("l2", self.l2), l1=real("l1", self.l1), variance=real("variance", self.variance))
         # A vector of whole numbers that is not zero has l2 >= 1, and l1 >= l2 holds for every vector.
         if not self.l2 >= 1:

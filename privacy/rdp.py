@@ -6,10 +6,17 @@ Wang, Balle, Kasiviswanathan 2019, Theorem 27. Skellam steps are computed here:
     eps(a) = a D2^2 / (2 mu) + min(((2a-1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))
                                      (Agarwal, Kairouz, Liu 2021, Corollary 3.6, whole orders a >= 2)
 
-and, for a Poisson sample of rate q (Zhu & Wang 2019, Theorem 5, any mechanism, whole orders),
+and, for a Poisson sample of rate q, whole orders,
 
-    exp((a-1) eps'(a)) = (1-q)^(a-1) (a q - q + 1) + C(a,2) q^2 (1-q)^(a-2) exp(eps(2))
-                         + 3 sum_{l=3..a} C(a,l) q^l (1-q)^(a-l) exp((l-1) eps(l)).
+    exp((a-1) eps'(a)) = (1-q)^(a-1) (a q - q + 1) + sum_{l=2..a} C(a,l) q^l (1-q)^(a-l) exp((l-1) eps(l)).
+
+With Q the law without the example, P with it and R = (1-q) Q + q P, that is the binomial expansion of
+E_Q[(R/Q)^a], so it bounds D(R || Q). It bounds D(Q || R) too, without the factor 3 that Zhu & Wang (2019,
+Theorem 5) need for any mechanism, because Skellam noise, like Gaussian noise, is symmetric: P(x) = Q(D - x) for a
+shift by D (Mironov, Talwar, Zhang 2019, Theorem 5). Take x and D - x together, with r = P(x)/Q(x) >= 1: R/Q is
+u = 1-q+qr at one and s = 1-q+q/r at the other, and r (1-s) = u-1. With g(x) = x^a - x^(1-a) the two add
+Q(x) (g(u) + r g(s)) to the difference, which is not negative if g(u)/(u-1) >= g(1/s)/(1/s-1). It holds: g is
+convex above 1 with g(1) = 0, so g(x)/(x-1) rises, and u s = 1 + q(1-q)(r + 1/r - 2) >= 1.
 
 Between whole orders (a-1) eps(a) is bounded by its chord, because it is convex. The conversion to (epsilon,
 delta) is dp-accounting's (Canonne, Kamath, Steinke 2020, Proposition 12).
@@ -48,6 +55,10 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
         counts[event.step] += event.steps
     if not counts:
         return 0.0
+    # Sensitivities that hold but for a probability, paid from delta: see `SkellamSteps`.
+    delta -= sum(steps * step.beta for step, steps in counts.items() if isinstance(step, SkellamSteps))
+    if delta <= 0:
+        return math.inf
     total = sum((steps * rdp_of(step) for step, steps in counts.items()), np.zeros(len(ORDERS)))
     # Numpy's minimum would return a NaN for "best"; an order that cannot be computed bounds nothing.
     total = np.where(np.isnan(total), np.inf, total)
@@ -101,7 +112,7 @@ def _skellam(step: SkellamSteps) -> NDArray[np.float64]:
     for order in _WHOLE:
         at[order] = (order - 1) * float(base[order - 2])
         if step.sampling_rate < 1:
-            # Sampling never costs: divergence is quasi-convex. The factor 3 may say otherwise.
+            # Sampling never costs: divergence is quasi-convex. Rounding may say otherwise.
             at[order] = min(at[order], _sampled(base, step.sampling_rate, order))
     return _chords(at)
 
@@ -137,6 +148,5 @@ def _sampled(base: NDArray[np.float64], rate: float, order: int) -> float:
     l = np.arange(2, order + 1, dtype=np.float64)  # noqa: E741, the paper's letter
     binomial = gammaln(order + 1) - gammaln(l + 1) - gammaln(order - l + 1)
     terms = binomial + l * math.log(rate) + (order - l) * math.log1p(-rate) + (l - 1) * base[: order - 1]
-    terms[1:] += math.log(3)
     first = (order - 1) * math.log1p(-rate) + math.log1p((order - 1) * rate)
     return float(logsumexp(np.concatenate([[first], terms])))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import Plan
+from ..config import Plan, groups_of
 from ..errors import InputError
 
 
@@ -35,8 +35,8 @@ def assign(round_: int, companies: tuple[str, ...], plan: Plan) -> list[Task]:
 
 
 def groups(companies: int, blocks: int, minimum_cohort: int) -> int:
-    """Into how many groups `parallel` splits a cohort: one a block, as far as each stays large enough."""
-    count = min(blocks, companies // minimum_cohort)
+    """`groups_of`; InputError for a cohort below the minimum."""
+    count = groups_of(companies, blocks, minimum_cohort)
     if count < 1:
         raise InputError("companies.count", companies, f"must reach minimum_cohort={minimum_cohort}")
     return count

@@ -24,7 +24,7 @@ from ..client.protocol import (
     UnmaskReply,
     UnmaskRequest,
 )
-from ..client.training import codec
+from ..client.training import mean_update
 from ..config import Plan
 from ..errors import ProtocolError
 from ..privacy.secure_aggregation import Aggregation, Session, Survivors, lowest_threshold
@@ -74,7 +74,7 @@ def run_round(
         model_digest=digest(*states.values()),
         settings_digest=plan.digest(),
         cohort=companies,
-        threshold=plan.secure_aggregation.threshold or lowest_threshold(len(companies)),
+        threshold=max(plan.threshold(len(companies)) or 0, lowest_threshold(len(companies))),
         length=sum(state[name].numel() for name in names),
         bits=plan.secure_aggregation.bits,
     )
@@ -109,12 +109,11 @@ def run_round(
         return state, result
 
     # 5. Apply: the mean update moves the block through the server optimiser.
-    total = codec(plan, len(session.cohort)).decode_sum(residues)
-    mean_update = torch.from_numpy(total / len(survivors))
+    mean = torch.from_numpy(mean_update(plan, residues, len(session.cohort), len(survivors)))
     old = [state[name] for name in names]
-    new = unflatten(optimizer.step(flatten(old), mean_update), old)
+    new = unflatten(optimizer.step(flatten(old), mean), old)
     result.survivors, result.absent = survivors, absences.why
-    result.update_norm = float(mean_update.norm())
+    result.update_norm = float(mean.norm())
     return state | dict(zip(names, new, strict=True)), result
 
 

@@ -20,6 +20,7 @@ SMALL = (
     "model.patch_size=4",
     "pretraining.steps=2",
     "training.rounds=4",
+    "training.sampling_rate=0.5",
     "training.expected_batch_size=20",
     "training.noise_draws=1",
 )

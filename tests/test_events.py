@@ -54,10 +54,10 @@ WRITTEN: list[tuple[Event, str]] = [
         ),
     ),
     (
-        SkellamSteps(sampling_rate=0.5, steps=2, l2=1000.0, l1=30000.0, variance=1e6),
+        SkellamSteps(sampling_rate=0.5, steps=2, l2=1000.0, l1=30000.0, variance=1e6, beta=2.0**-40),
         (
             '{"mechanism": "poisson_subsampled_skellam", "version": 1, "sampling_rate": 0.5, "steps": 2, '
-            '"l2": 1000.0, "l1": 30000.0, "variance": 1000000.0}'
+            '"l2": 1000.0, "l1": 30000.0, "variance": 1000000.0, "beta": 9.094947017729282e-13}'
         ),
     ),
 ]
@@ -120,9 +120,9 @@ def test_bounds_between_fields() -> None:
     with pytest.raises(InputError, match=r"^batch_size=11: must be at most examples=10"):
         FixedSizeGaussianSteps(examples=10, batch_size=11, noise_multiplier=1.0, steps=1)
     with pytest.raises(InputError, match=r"^l1="):
-        SkellamSteps(sampling_rate=0.5, steps=2, l2=10.0, l1=9.0, variance=1e6)
+        SkellamSteps(sampling_rate=0.5, steps=2, l2=10.0, l1=9.0, variance=1e6, beta=2.0**-40)
     with pytest.raises(InputError, match=r"^l2="):
-        SkellamSteps(sampling_rate=0.5, steps=2, l2=0.9, l1=9.0, variance=1e6)
+        SkellamSteps(sampling_rate=0.5, steps=2, l2=0.9, l1=9.0, variance=1e6, beta=2.0**-40)
 
 
 def test_batch_cap_is_five_deviations_up() -> None:

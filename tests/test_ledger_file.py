@@ -31,7 +31,7 @@ EPOCHS = EpochGaussian(noise_multiplier=8.0, epochs=2)
 CAPPED = TruncatedGaussianSteps(
     sampling_rate=0.01, noise_multiplier=1.0, steps=30, examples=10_000, batch_cap=140
 )
-SKELLAM = SkellamSteps(sampling_rate=0.1, steps=10, l2=1000.0, l1=30_000.0, variance=4e6)
+SKELLAM = SkellamSteps(sampling_rate=0.1, steps=10, l2=1000.0, l1=30_000.0, variance=4e6, beta=2.0**-40)
 FIXED = FixedSizeGaussianSteps(examples=10_000, batch_size=50, noise_multiplier=6.0, steps=10)
 
 # As fedblocks wrote it before ledgers had an adjacency of their own.

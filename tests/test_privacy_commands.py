@@ -53,7 +53,9 @@ def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder as `prepare` leaves it, without its data; two of three companies have trained."""
-    settings = load_settings("digits", ["training.rounds=10", "training.local_steps=3"])
+    settings = load_settings(
+        "digits", ["training.rounds=10", "training.local_steps=3", "training.sampling_rate=0.5"]
+    )
     noise = noise_multiplier_for(8.0, DELTA, 0.5, 30)
     plan = Plan(
         run="digits-1",
@@ -128,7 +130,7 @@ def test_direct_figures_of_other_batches(words: str, name: str, accountant: str)
 def test_a_preset_is_accounted_as_it_would_run() -> None:
     got = found("account", "digits", "--set", "training.rounds=20", "--set", "training.assignment=all")
     assert got["steps"] == got["rounds"] * got["releases_a_round"] == 60
-    assert got["noise_multiplier"] == noise_multiplier_for(8.0, 1e-5, 0.5, 60)
+    assert got["noise_multiplier"] == noise_multiplier_for(8.0, 1e-5, 0.1, 60)
     assert got["rounds_within"] >= 20
     fixed = found("account", "digits", "--set", "privacy.noise_multiplier=20", "--rounds", 7)
     assert (fixed["rounds"], fixed["noise_multiplier"]) == (7, 20.0)
@@ -149,7 +151,7 @@ def test_rounds_left_by_company(run: Path) -> None:
     release = GaussianSteps.from_json(json.dumps(got["release"]))
     longer = found("account", "digits", "--set", "privacy.noise_multiplier=30", "--spent", run)
     left = {row["company"]: row["rounds_left"] for row in longer["companies"]}
-    more = GaussianSteps(sampling_rate=0.5, noise_multiplier=30.0, steps=1)
+    more = GaussianSteps(sampling_rate=0.1, noise_multiplier=30.0, steps=1)
     assert left["company-0"] == releases_within(8.0, DELTA, more, [release] * 4)
 
 

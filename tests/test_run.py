@@ -20,7 +20,7 @@ from fedblocks.blocks.state import flatten
 from fedblocks.client.app import app, release_labels
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
-from fedblocks.client.training import mechanism, train_block
+from fedblocks.client.training import codec, mechanism, train_block
 from fedblocks.config import DropoutSettings, Settings, TrainingSettings
 from fedblocks.errors import InputError, ProtocolError
 from fedblocks.experiments.preparation import prepare
@@ -96,7 +96,8 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
         session = SimpleNamespace(round=1, label="block-0")
         digests = digest(start.blocks[0]), digest(start.shared)
         labels = release_labels(plan, session, *digests, company.data())  # type: ignore[arg-type]
-        updates.append(train_block(model, 0, company.data(), plan, company.randomness(*labels)[1]))
+        residues = train_block(model, 0, company.data(), plan, 5, company.randomness(*labels)[1])
+        updates.append(codec(plan, 5).decode_sum(residues))
     names = [f"blocks.0.{name}" for name in build_model(plan.model, plan.noise).trainable(0, False)]
     before = flatten([start.blocks[0][name] for name in names])
     optimizer = BlockOptimizer(plan.training, len(before))

@@ -41,6 +41,7 @@ class ViTClassifier(EmbeddedDenoiser):
         heads: int = 4,
         mlp_ratio: float = 4.0,
         classes: int = 10,
+        initializer_range: float = 0.02,
     ) -> None:
         table = torch.linalg.qr(torch.randn(hidden_size, classes))[0].T.contiguous()
         super().__init__(partition, preconditioning or Preconditioning(), features, table)
@@ -61,7 +62,7 @@ class ViTClassifier(EmbeddedDenoiser):
 
         each = layers // partition.blocks
         self.blocks = nn.ModuleList(Block(interface(), each, shape) for _ in range(partition.blocks))
-        initialise(self.blocks)
+        initialise(self.blocks, initializer_range)
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         patches = self.own(block, "patch", patches_of(inputs, self.patch_size))

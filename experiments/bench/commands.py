@@ -89,3 +89,18 @@ def dp_step(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson =
     from .dp_step import measure
 
     show(measure(repeats), as_json)
+
+
+@bench.command("secure-step")
+def secure_step(
+    preset: Annotated[str, typer.Argument(help="a preset's name or a TOML file")] = "digits",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")
+    ] = None,
+    seeds: Seeds = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy under every company's own noise, under one noise shared by all, and of one pooled data set."""
+    from .secure_step import measure
+
+    show(measure(preset, tuple(overrides or []), seeds, on_progress=_say), as_json)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...blocks import build_model
 from ...client.company import Company
 from ...client.policy import load_policy
+from ...client.training import block_size, release_event
 from ...config import Plan
 from ...privacy.accounting import epsilon
-from ...privacy.events import GaussianSteps
 from ...privacy.ledger_file import LedgerRow
 from ...server.run_folder import RunFolder
 
@@ -37,13 +38,12 @@ def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
 
 def planned_epsilon(plan: Plan) -> float:
     """What the whole plan costs a company that takes part in every round."""
-    t = plan.training
-    steps = GaussianSteps(
-        sampling_rate=t.sampling_rate,
-        noise_multiplier=plan.noise_multiplier,
-        steps=t.releases(plan.model.blocks) * t.local_steps,
+    event = release_event(plan, block_size(build_model(plan.model, plan.noise), 0, plan))
+    return (
+        0.0
+        if event is None
+        else epsilon([event.times(plan.training.releases(plan.model.blocks))], plan.delta)
     )
-    return epsilon([steps], plan.delta)
 
 
 def _spending(company: Company, plan: Plan) -> Spending:

@@ -1,0 +1,61 @@
+"""Secure steps: one DP-SGD step whose sum over companies is opened, and nothing else, under one common noise.
+
+Every company adds a share of Skellam noise to its sum of clipped gradients, and all shares together are the noise
+of one (Agarwal, Kairouz, Liu 2021). That holds for sums of single steps only: a company that takes several steps
+before it sends must add its full noise to each, or its own later steps would read what nothing protects.
+
+Every company draws its own Poisson batch, so over all of them it is one, and the sampling is accounted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .clipping import PerExampleClipping
+from .dp_sgd import Losses, clip_to_norm
+from .events import SkellamSteps
+from .mechanisms.skellam import BETA, SkellamNoise
+from .randomness import Randomness
+from .sampling import PoissonSampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureStep:
+    """`noise` says how many companies share it; `largest_sum` bounds the norm of one company's sum.
+
+    A ball's projection moves no two sums apart, so bounding a company costs no privacy.
+    """
+
+    sampling_rate: float
+    noise: SkellamNoise
+    largest_sum: float
+    noise_draws: int
+
+    @property
+    def event(self) -> SkellamSteps:
+        """What every company's ledger is charged: the noise that honest companies have put into the sum."""
+        noise = self.noise
+        return SkellamSteps(
+            sampling_rate=self.sampling_rate,
+            steps=1,
+            l2=noise.l2,
+            l1=noise.l1,
+            variance=noise.variance_total,
+            beta=BETA,
+        )
+
+    def encode(
+        self, block: nn.Module, losses: Losses, *, examples: int, randomness: Randomness
+    ) -> NDArray[np.uint32]:
+        """The company's clipped sum with its share of the noise, as residues (P,); `losses` as in `DPSGD.train`."""
+        (batch,) = PoissonSampling(self.sampling_rate).batches(examples, 1, randomness)
+        of_part: Callable[[slice], Tensor] = lambda part: losses(batch[part], self.noise_draws)  # noqa: E731
+        with PerExampleClipping(block, max_grad_norm=self.noise.clip) as clipping:
+            clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
+        bounded = clip_to_norm(clipped.vector, self.largest_sum)
+        return self.noise.encode(bounded.cpu().numpy(), randomness)
