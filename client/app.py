@@ -143,7 +143,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
                 release_id=release,
                 event=event,
             )
-    residues = train_block(model, request.block, data, plan, companies, randomness)
+    residues = train_block(model, request.block, data, plan, companies, randomness, company.policy.memory_mb)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     company.log(f"trained {session.label} in round {session.round}")

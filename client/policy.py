@@ -39,6 +39,9 @@ class Policy(BaseModel):
         1, ge=0, description="companies beside the coordinator that may be against this one"
     )
     device: str = "cpu"
+    memory_mb: int = Field(
+        512, ge=1, description="megabytes that a training pass may keep; less means smaller parts"
+    )
     simulation_seed: int | None = Field(
         None, description="simulations only: whoever knows it can subtract the noise"
     )

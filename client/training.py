@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
 from ..config import Plan
+from ..privacy.clipping import examples_within
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.events import Event
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
@@ -98,7 +100,13 @@ def codec(plan: Plan, parties: int) -> FixedPoint:
 
 
 def train_block(
-    model: Denoiser, block: int, data: Examples, plan: Plan, companies: int, randomness: Randomness
+    model: Denoiser,
+    block: int,
+    data: Examples,
+    plan: Plan,
+    companies: int,
+    randomness: Randomness,
+    memory_mb: int = 512,
 ) -> npt.NDArray[np.uint32]:
     """What the company gives to the sum, (P,) residues: its block's update, or its noised sum of gradients."""
     active = model.freeze_all_but(block, plan.training.interface).train()
@@ -112,10 +120,22 @@ def train_block(
             model, block=block, inputs=batch.inputs, targets=batch.targets, generator=generator, draws=draws
         )
 
+    def as_many(part: slice) -> Tensor:
+        """Losses of the first example over and over: only their shapes matter."""
+        batch = data[torch.zeros(part.stop - part.start, dtype=torch.long)].to(device)
+        return objective(
+            model, block=block, inputs=batch.inputs, targets=batch.targets, draws=plan.training.noise_draws,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+
+    at_once = examples_within(memory_mb << 20, active, as_many) if len(data) else 1
     if plan.secure_step:
         step = secure_step(plan, block_size(model, block, plan), companies)
+        step = replace(step, examples_at_once=at_once)
         return step.encode(active, losses, examples=len(data), randomness=randomness)
-    update = mechanism(plan).train(active, losses, examples=len(data), randomness=randomness)
+    update = replace(mechanism(plan), examples_at_once=at_once).train(
+        active, losses, examples=len(data), randomness=randomness
+    )
     return codec(plan, companies).encode(clip_to_norm(update, plan.company_clip).cpu().numpy())
 
 

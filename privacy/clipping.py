@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +30,6 @@ Clipping = Literal["flat", "per-layer", "automatic"]
 _STABILITY = 0.01
 # Rounding of a sum over all examples that go at once must not lift a clipped gradient past the bound.
 _ROUNDINGS = 512
-# Bytes that an example needs are counted once for each block, on a few examples.
-_PROBE = 4
-_needs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -135,6 +131,18 @@ def clip_factors(
     return torch.where(usable, factors, torch.zeros_like(factors))
 
 
+def examples_within(
+    memory_budget: int, block: nn.Module, losses: Callable[[slice], Tensor], examples: int = 2
+) -> int:
+    """How many examples a pass over `block` may take if it keeps no more than so many bytes; one at the least.
+
+    Takes one pass forward with `examples`, of which only shapes matter: `losses` as in `PerExampleClipping.sum`.
+    """
+    with torch.enable_grad(), saved_bytes(block.parameters()) as saved:
+        losses(slice(0, examples))
+    return max(1, memory_budget * examples // max(1, saved.bytes))
+
+
 class PerExampleClipping:
     """Clipped gradient sums of one block's parameters.
 
@@ -145,8 +153,8 @@ class PerExampleClipping:
     "automatic", to the bound whatever its size (Bu et al. 2023). In all three one example moves the sum by at
     most `max_grad_norm`.
 
-    `memory_budget`: bytes that a pass may keep for its backward pass, from which follows how many examples
-    go at once, one at the least. `size` is P, the number of trainable parameters.
+    `examples_at_once`: a sum over more is made in parts of equal size; `examples_within` tells how many fit a
+    budget of memory. `size` is P, the number of trainable parameters.
     """
 
     def __init__(
@@ -155,14 +163,13 @@ class PerExampleClipping:
         *,
         max_grad_norm: float,
         clipping: Clipping = "flat",
-        memory_budget: int = 320 << 20,
+        examples_at_once: int = 128,
     ) -> None:
         if not max_grad_norm > 0:
             raise PrivacyError(f"Expected max_grad_norm={max_grad_norm} > 0.")
         self.max_grad_norm = max_grad_norm
         self.clipping = clipping
-        self.memory_budget = memory_budget
-        self._block = block
+        self.examples_at_once = examples_at_once
         self._layers = self._supported(block)
         named = sorted((name, p) for name, p in block.named_parameters() if p.requires_grad)
         self._names = {p: name for name, p in named}
@@ -214,7 +221,8 @@ class PerExampleClipping:
         vector: Tensor | None = None
         within = start = 0
         while start < examples:
-            n = self._at_once(examples - start)
+            left = examples - start
+            n = -(-left // -(-left // self.examples_at_once))
             layers = self._layers_of(losses, slice(start, start + n), draws)
             factors, unclipped = self._factors(layers, n)
             within += unclipped
@@ -223,13 +231,6 @@ class PerExampleClipping:
         if vector is None:
             vector = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
         return ClippedSum(vector, self.max_grad_norm, examples, within)
-
-    def _at_once(self, left: int) -> int:
-        """How many of the examples that are left go next: parts of equal size within the budget."""
-        if self._block not in _needs:
-            return min(_PROBE, left)
-        fit = max(1, self.memory_budget // max(1, _needs[self._block]))
-        return -(-left // -(-left // fit))
 
     def _added(self, vector: Tensor | None, layers: list[_Layer], factors: dict[nn.Module, Tensor]) -> Tensor:
         """The sum so far and that of `layers`, which are released one by one."""
@@ -254,7 +255,7 @@ class PerExampleClipping:
         n = part.stop - part.start
         self._pass = current = _Pass(n)
         try:
-            with torch.enable_grad(), saved_bytes(self._block not in _needs, self.parameters) as saved:
+            with torch.enable_grad():
                 loss = losses(part).sum() / draws
             for layer, rows in zip(current.called, current.rows, strict=True):
                 if rows not in (n, n * draws):
@@ -268,7 +269,6 @@ class PerExampleClipping:
         finally:
             current.end()
             self._pass = None
-        _needs.setdefault(self._block, -(-saved.bytes // n))
         for layer in list(current.uses):  # some of whose outputs the loss does not need
             current.close(layer)
         return current.layers

@@ -39,6 +39,7 @@ class DPSGD:
     learning_rate: float
     steps: int
     noise_draws: int
+    examples_at_once: int = 128
 
     def __post_init__(self) -> None:
         if (self.sampling is None) == (self.sampling_rate is None):
@@ -68,7 +69,9 @@ class DPSGD:
         `losses(indices, draws)` returns the losses of the named examples, the draws of one example side by
         side: (len(indices) * draws,).
         """
-        with PerExampleClipping(block, max_grad_norm=self.max_grad_norm) as clipping:
+        with PerExampleClipping(
+            block, max_grad_norm=self.max_grad_norm, examples_at_once=self.examples_at_once
+        ) as clipping:
             start = nn.utils.parameters_to_vector(clipping.parameters).detach().double()
             position = start.clone()
             for batch in self._sampling().batches(examples, self.steps, randomness):

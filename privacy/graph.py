@@ -84,8 +84,8 @@ class Saved:
 
 
 @contextmanager
-def saved_bytes(wanted: bool, apart_from: Iterable[Tensor]) -> Iterator[Saved]:
-    """Counts what autograd keeps for the backward pass, each place once; nothing if not `wanted`."""
+def saved_bytes(apart_from: Iterable[Tensor]) -> Iterator[Saved]:
+    """Counts what autograd keeps for the backward pass, each place once, `apart_from` left out."""
     saved, known = Saved(), set()
     apart = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
 
@@ -99,8 +99,5 @@ def saved_bytes(wanted: bool, apart_from: Iterable[Tensor]) -> Iterator[Saved]:
             )  # of a batch, its part; of a broadcast, its source
         return tensor
 
-    if not wanted:
-        yield saved
-        return
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield saved

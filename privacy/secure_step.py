@@ -35,6 +35,7 @@ class SecureStep:
     noise: SkellamNoise
     largest_sum: float
     noise_draws: int
+    examples_at_once: int = 128
 
     @property
     def event(self) -> SkellamSteps:
@@ -55,7 +56,9 @@ class SecureStep:
         """The company's clipped sum with its share of the noise, as residues (P,); `losses` as in `DPSGD.train`."""
         (batch,) = PoissonSampling(self.sampling_rate).batches(examples, 1, randomness)
         of_part: Callable[[slice], Tensor] = lambda part: losses(batch[part], self.noise_draws)  # noqa: E731
-        with PerExampleClipping(block, max_grad_norm=self.noise.clip) as clipping:
+        with PerExampleClipping(
+            block, max_grad_norm=self.noise.clip, examples_at_once=self.examples_at_once
+        ) as clipping:
             clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
         bounded = clip_to_norm(clipped.vector, self.largest_sum)
         return self.noise.encode(bounded.cpu().numpy(), randomness)

@@ -43,9 +43,9 @@ def losses_of(setting, part: slice, draws: int) -> torch.Tensor:  # type: ignore
 
 @pytest.mark.parametrize("interface", [False, True])
 @pytest.mark.parametrize(
-    ("draws", "budget", "bound"), [(1, 1 << 30, 0.5), (3, 1 << 30, 0.05), (3, 1, 0.5), (2, 1, 1e3)]
+    ("draws", "at_once", "bound"), [(1, 100, 0.5), (3, 100, 0.05), (3, 2, 0.5), (2, 3, 1e3)]
 )
-def test_clipped_sum_equals_a_loop_over_single_examples(setting, draws, budget, bound, interface) -> None:  # type: ignore[no-untyped-def]
+def test_clipped_sum_equals_a_loop_over_single_examples(setting, draws, at_once, bound, interface) -> None:  # type: ignore[no-untyped-def]
     """Oracle: one backward pass an example. Would catch mixed-up draws, lost micro-batches, wrong factors."""
     net = setting[0]
     active = net.freeze_all_but(1, interface)
@@ -55,7 +55,7 @@ def test_clipped_sum_equals_a_loop_over_single_examples(setting, draws, budget, 
         loss = losses_of(setting, slice(i, i + 1), draws).mean()
         g = torch.cat([v.reshape(-1) for v in torch.autograd.grad(loss, parameters)])
         expected = expected + g * min(1.0, bound / float(g.norm()))
-    with PerExampleClipping(active, max_grad_norm=bound, memory_budget=budget) as clipping:
+    with PerExampleClipping(active, max_grad_norm=bound, examples_at_once=at_once) as clipping:
         total = clipping.sum(lambda part: losses_of(setting, part, draws), examples=7, draws=draws)
     assert total.sensitivity == bound
     torch.testing.assert_close(total.vector.float(), expected, rtol=1e-4, atol=1e-6)
@@ -218,7 +218,7 @@ def test_every_layer_kind_equals_a_loop_over_single_examples(tokens: int) -> Non
         gradients = torch.autograd.grad(net(ids[i : i + 1]).sum() * (i + 1), parameters)
         g = torch.cat([v.reshape(-1) for v in gradients])
         expected = expected + g * min(1.0, 0.7 / float(g.norm()))
-    with PerExampleClipping(net, max_grad_norm=0.7, memory_budget=1) as clipping:
+    with PerExampleClipping(net, max_grad_norm=0.7, examples_at_once=3) as clipping:
         weights = torch.arange(1, 5)
         total = clipping.sum(lambda part: net(ids[part]) * weights[part], examples=4)
     torch.testing.assert_close(total.vector, expected, rtol=2e-6, atol=1e-9)

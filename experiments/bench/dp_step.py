@@ -25,7 +25,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ...privacy.clipping import PerExampleClipping
+from ...privacy.clipping import PerExampleClipping, examples_within
 from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.randomness import Randomness
 from ..memory import allocator_peak
@@ -33,6 +33,7 @@ from ..memory import allocator_peak
 SHAPES = ((128, 17, 128), (128, 65, 128), (384, 17, 128))  # width, tokens, batch
 LAYERS, HEADS, CLASSES = 4, 4, 10
 CLIP = 1.0
+MEMORY = 320 << 20  # bytes that a private pass may keep
 
 Step = Callable[[], object]
 
@@ -105,7 +106,8 @@ class Case:
     def ours(self, noise_multiplier: float = 0.0) -> Step:
         block = self.block()
         optimizer = AdamW(block.parameters(), fused=True)
-        clipping = PerExampleClipping(block, max_grad_norm=CLIP)
+        at_once = examples_within(MEMORY, block, lambda part: self.losses(block, part))
+        clipping = PerExampleClipping(block, max_grad_norm=CLIP, examples_at_once=at_once)
         randomness = Randomness.from_entropy()
         sizes = [p.numel() for p in clipping.parameters]
         for p in clipping.parameters:
