@@ -329,6 +329,10 @@ class PrivacySettings(_Part):
     epsilon: float | None = Field(8.0, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, ge=1e-6, le=1e6)
+    clipping: Literal["flat", "per-layer", "automatic"] = "flat"
+    clip_quantile: float | None = Field(
+        None, gt=0, lt=1, description="let the clip follow this quantile of norms over a round's local steps"
+    )
     noise_multiplier: float | None = Field(None, gt=0)
     company_clip: float | None = Field(None, ge=1e-6, le=1e9)
     i_accept_no_dp: bool = False
@@ -395,6 +399,8 @@ class Settings(_Part):
             _rule(
                 steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
             )
+            q = self.privacy.clip_quantile
+            _rule(q is None, "privacy.clip_quantile", q, "needs mode local: sums of shares have one clip")
             group = (
                 n // groups_of(n, self.model.blocks, least) if self.training.assignment == "parallel" else n
             )
@@ -432,6 +438,8 @@ class Plan(_Part):
     training: TrainingSettings
     delta: float = Field(gt=0, lt=1)
     max_grad_norm: float = Field(ge=1e-6, le=1e6)
+    clipping: Literal["flat", "per-layer", "automatic"] = "flat"
+    clip_quantile: float | None = Field(None, gt=0, lt=1)
     noise_multiplier: float = Field(ge=0)
     company_clip: float = Field(ge=1e-6, le=1e9)
     mode: Literal["local", "secure_step"] = "local"
@@ -445,6 +453,12 @@ class Plan(_Part):
             steps = self.training.local_steps
             _rule(
                 steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
+            )
+            _rule(
+                self.clip_quantile is None,
+                "clip_quantile",
+                self.clip_quantile,
+                "sums of shares have one clip",
             )
         return self
 

@@ -16,6 +16,7 @@ from ..privacy.clipping import examples_within
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.events import Event
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
+from ..privacy.quantile_clip import QuantileClip
 from ..privacy.quantisation import FixedPoint
 from ..privacy.randomness import Randomness
 from ..privacy.secure_step import SecureStep
@@ -40,7 +41,9 @@ def model_of(plan: Plan, device: str, block: int) -> Denoiser:
 
 def mechanism(plan: Plan) -> DPSGD:
     """The DP-SGD of one round of this plan, every company with its own noise."""
-    t = plan.training
+    t, quantile = plan.training, None
+    if plan.clip_quantile is not None:
+        quantile = QuantileClip.beside(plan.clip_quantile, plan.noise_multiplier, t.expected_batch_size)
     return DPSGD(
         sampling_rate=t.sampling_rate,
         noise_multiplier=plan.noise_multiplier,
@@ -49,6 +52,8 @@ def mechanism(plan: Plan) -> DPSGD:
         learning_rate=t.local_learning_rate,
         steps=t.local_steps,
         noise_draws=t.noise_draws,
+        clipping=plan.clipping,
+        quantile_clip=quantile,
     )
 
 
@@ -67,7 +72,11 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
     # The plan's clip bounds an update; what is sent is the sum before the learning rate and the divisor.
     largest = plan.company_clip * t.expected_batch_size / t.local_learning_rate
     return SecureStep(
-        sampling_rate=t.sampling_rate, noise=noise, largest_sum=largest, noise_draws=t.noise_draws
+        sampling_rate=t.sampling_rate,
+        noise=noise,
+        largest_sum=largest,
+        noise_draws=t.noise_draws,
+        clipping=plan.clipping,
     )
 
 

@@ -93,6 +93,8 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
         training=t,
         delta=p.delta,
         max_grad_norm=p.max_grad_norm,
+        clipping=p.clipping,
+        clip_quantile=p.clip_quantile,
         noise_multiplier=0.0 if p.epsilon is None else p.noise_multiplier or 1.0,
         company_clip=p.company_clip or 1.0,
         mode=p.mode,

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PrivacyError
-from .clipping import PerExampleClipping
+from .clipping import Clipping, PerExampleClipping
 from .events import Event
 from .mechanisms.gaussian import add_gaussian_noise
+from .quantile_clip import QuantileClip
 from .randomness import Randomness
 from .sampling import PoissonSampling, Sampling
 
@@ -28,7 +29,8 @@ Losses = Callable[[Tensor, int], Tensor]
 class DPSGD:
     """One release: `steps` noisy steps, of which only the sum leaves. noise_multiplier 0 means no privacy.
 
-    `sampling` draws the batches; none means Poisson sampling at `sampling_rate`. One of the two is given.
+    `sampling` draws the batches; none means Poisson sampling at `sampling_rate`. One of the two is given. With a
+    `quantile_clip` the clip moves from step to step, starting at `max_grad_norm`.
     """
 
     sampling_rate: float | None = None
@@ -39,6 +41,8 @@ class DPSGD:
     learning_rate: float
     steps: int
     noise_draws: int
+    clipping: Clipping = "flat"
+    quantile_clip: QuantileClip | None = None
     examples_at_once: int = 128
 
     def __post_init__(self) -> None:
@@ -69,8 +73,14 @@ class DPSGD:
         `losses(indices, draws)` returns the losses of the named examples, the draws of one example side by
         side: (len(indices) * draws,).
         """
+        noise_multiplier = self.noise_multiplier
+        if self.quantile_clip is not None:
+            noise_multiplier = self.quantile_clip.sum_noise_multiplier(noise_multiplier)
         with PerExampleClipping(
-            block, max_grad_norm=self.max_grad_norm, examples_at_once=self.examples_at_once
+            block,
+            max_grad_norm=self.max_grad_norm,
+            clipping=self.clipping,
+            examples_at_once=self.examples_at_once,
         ) as clipping:
             start = nn.utils.parameters_to_vector(clipping.parameters).detach().double()
             position = start.clone()
@@ -80,9 +90,13 @@ class DPSGD:
                     return losses(batch[part], self.noise_draws)
 
                 clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
-                noisy = add_gaussian_noise(clipped, self.noise_multiplier, randomness)
+                noisy = add_gaussian_noise(clipped, noise_multiplier, randomness)
                 position.sub_(noisy, alpha=self.learning_rate / self.expected_batch_size)
                 nn.utils.vector_to_parameters(position.float(), clipping.parameters)
+                if self.quantile_clip is not None:
+                    clipping.max_grad_norm = self.quantile_clip.next(
+                        clipped, self.expected_batch_size, randomness
+                    )
         return position - start
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .clipping import PerExampleClipping
+from .clipping import Clipping, PerExampleClipping
 from .dp_sgd import Losses, clip_to_norm
 from .events import SkellamSteps
 from .mechanisms.skellam import BETA, SkellamNoise
@@ -35,6 +35,7 @@ class SecureStep:
     noise: SkellamNoise
     largest_sum: float
     noise_draws: int
+    clipping: Clipping = "flat"
     examples_at_once: int = 128
 
     @property
@@ -57,7 +58,10 @@ class SecureStep:
         (batch,) = PoissonSampling(self.sampling_rate).batches(examples, 1, randomness)
         of_part: Callable[[slice], Tensor] = lambda part: losses(batch[part], self.noise_draws)  # noqa: E731
         with PerExampleClipping(
-            block, max_grad_norm=self.noise.clip, examples_at_once=self.examples_at_once
+            block,
+            max_grad_norm=self.noise.clip,
+            clipping=self.clipping,
+            examples_at_once=self.examples_at_once,
         ) as clipping:
             clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
         bounded = clip_to_norm(clipped.vector, self.largest_sum)
