@@ -39,7 +39,7 @@ class ClippedSum:
     `examples` and `within`, the number of those whose gradient the clip left as it was, are private.
     """
 
-    vector: Tensor  # (P,) float64, the parameters' gradients flattened in name order
+    vector: Tensor  # (P,) float32 or float64, the parameters' gradients flattened in name order
     sensitivity: float
     examples: int = field(repr=False)
     within: int = field(repr=False, default=0)
@@ -177,6 +177,8 @@ class PerExampleClipping:
         ends = [0, *accumulate(p.numel() for p in self.parameters)]
         self.size = ends[-1]
         self._place = {p: slice(a, b) for p, (a, b) in zip(self.parameters, pairwise(ends), strict=True)}
+        dtype = self.parameters[0].dtype if self.parameters else torch.float32
+        self._precision = torch.promote_types(dtype, torch.float32)
         self._pass: _Pass | None = None
         self._called: list[nn.Module] = []
         self._deepest: list[int] = []
@@ -229,7 +231,7 @@ class PerExampleClipping:
             vector = self._added(vector, layers, factors)
             start += n
         if vector is None:
-            vector = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
+            vector = torch.zeros(self.size, dtype=self._precision, device=self.parameters[0].device)
         return ClippedSum(vector, self.max_grad_norm, examples, within)
 
     def _added(self, vector: Tensor | None, layers: list[_Layer], factors: dict[nn.Module, Tensor]) -> Tensor:
@@ -237,7 +239,8 @@ class PerExampleClipping:
         missing = set(self.parameters)
         first = vector is None
         if vector is None:
-            vector = torch.empty(self.size, dtype=torch.float64, device=self.parameters[0].device)
+            vector = torch.empty(self.size, dtype=self._precision, device=self.parameters[0].device)
+        vector = vector if first else vector.double()  # of many parts a float32 sum would lose the last ones
         while layers:
             layer = layers.pop()
             for part in layer.parts:
@@ -281,7 +284,7 @@ class PerExampleClipping:
         if dropped.any():
             for layer in layers:
                 layer.parts = [part.without(dropped) for part in layer.parts]
-        precision = torch.promote_types(self.parameters[0].dtype, torch.float32)
+        precision = self._precision
         if self.clipping == "per-layer":
             bound = self.max_grad_norm / len(self._layers) ** 0.5
             factors = {

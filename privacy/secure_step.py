@@ -64,5 +64,5 @@ class SecureStep:
             examples_at_once=self.examples_at_once,
         ) as clipping:
             clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
-        bounded = clip_to_norm(clipped.vector, self.largest_sum)
+        bounded = clip_to_norm(clipped.vector.double(), self.largest_sum)
         return self.noise.encode(bounded.cpu().numpy(), randomness)

@@ -40,11 +40,10 @@ def add_gaussian_noise(clipped: ClippedSum, noise_multiplier: float, randomness:
     Returns (P,) float64, every value a multiple of `grid(noise_multiplier * sensitivity)`; the sum itself for
     noise_multiplier 0, which means no privacy. PrivacyError for a sum that is not finite.
     """
-    total = clipped.vector.double()
     if noise_multiplier == 0:
-        return total
-    noise = torch.from_numpy(randomness.normal(len(total))).to(total.device)
-    return release(total, noise, noise_multiplier * clipped.sensitivity)
+        return clipped.vector
+    noise = torch.from_numpy(randomness.normal(len(clipped.vector))).to(clipped.vector.device)
+    return release(clipped.vector, noise, noise_multiplier * clipped.sensitivity)
 
 
 def grid(sigma: float) -> float:
@@ -55,17 +54,17 @@ def grid(sigma: float) -> float:
 
 
 def release(vector: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """vector + sigma * noise, (n,) float64 each, rounded to multiples of grid(sigma); takes the place of `noise`.
+    """vector + sigma * noise, (n,) each, rounded to multiples of grid(sigma); takes the place of `noise`, float64.
 
     Values beyond 2^50 units of the grid are set to that before noise is added: it moves no two vectors apart.
     """
     if not math.isfinite(float(vector.sum())):
         raise PrivacyError("the vector to be released is not finite")
     unit = grid(sigma)
-    buffers = vector.new_empty(2, min(len(vector), _CHUNK))
+    buffers = noise.new_empty(2, min(len(vector), _CHUNK))
     for x, y in zip(vector.split(_CHUNK), noise.split(_CHUNK), strict=True):
         rest, whole = buffers[:, : len(x)]
-        torch.mul(x, 1 / unit, out=rest).clamp_(-_LARGEST, _LARGEST)
+        rest.copy_(x).mul_(1 / unit).clamp_(-_LARGEST, _LARGEST)
         torch.round(rest, out=whole)
         rest -= whole  # exact: |rest| <= 1/2, so what is added to it rounds as the noise alone does
         y.mul_(sigma / unit).add_(rest).round_().add_(whole).mul_(unit)
