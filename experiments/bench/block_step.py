@@ -7,8 +7,6 @@ and the medians compared; one block's step is meant to cost at most 1.10 of the 
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +18,7 @@ from ...blocks import BlockObjective, Schedule, build_model
 from ...blocks.training import BlockTrainer, optimizer_of
 from ...config import NoiseSettings, ViTSettings
 from ..baselines.end_to_end import PlainViT
+from .turns import median_seconds
 
 SIZES: dict[str, Any] = {
     "image_size": 32, "channels": 3, "patch_size": 4, "hidden_size": 128, "heads": 4, "classes": 100,
@@ -52,14 +51,7 @@ def measure(repeats: int = 15, batch_size: int = 64, layers: int = 12, blocks: i
         "block": lambda: trainer.step(images, labels, BlockObjective(), generator),
         "plain": plain_step,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for repeat in range(repeats + 2):  # the first two warm up the allocator
-        for name, job in jobs.items():
-            started = time.perf_counter()
-            job()
-            if repeat >= 2:
-                seconds[name].append(time.perf_counter() - started)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
+    median = median_seconds(jobs, repeats)
     return {
         "ratio_to_plain": round(median["block"] / median["plain"], 3),
         "block_ms": round(1000 * median["block"], 2),

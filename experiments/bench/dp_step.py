@@ -9,8 +9,6 @@ parameters, not with the batch. Steps are taken in turns and medians compared.
 from __future__ import annotations
 
 import gc
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +27,7 @@ from ...privacy.clipping import PerExampleClipping, examples_within
 from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.randomness import Randomness
 from ..memory import allocator_peak
+from .turns import median_seconds
 
 SHAPES = ((128, 17, 128), (128, 65, 128), (384, 17, 128))  # width, tokens, batch
 LAYERS, HEADS, CLASSES = 4, 4, 10
@@ -169,14 +168,7 @@ def measure(repeats: int = 15, peers: bool = True) -> dict[str, Any]:
         if peers:
             makers |= {"ghost": case.ghost, "hooks": case.hooks}
         steps = {name: make() for name, make in makers.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for repeat in range(repeats + 2):  # the first two warm up allocator and optimisers
-            for name, step in steps.items():
-                started = time.perf_counter()
-                step()
-                if repeat >= 2:
-                    seconds[name].append(time.perf_counter() - started)
-        median = {name: statistics.median(values) for name, values in seconds.items()}
+        median = median_seconds(steps, repeats)
         peak = {}
         for name, step in steps.items():
             gc.collect()
