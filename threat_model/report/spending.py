@@ -38,7 +38,9 @@ def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
 
 def planned_epsilon(plan: Plan) -> float:
     """What the whole plan costs a company that takes part in every round."""
-    event = release_event(plan, block_size(build_model(plan.model, plan.noise), 0, plan))
+    # Integer noise alone goes by a block's size, which only a model can tell.
+    size = block_size(build_model(plan.model, plan.noise), 0, plan) if plan.secure_step else 0
+    event = release_event(plan, size)
     return (
         0.0
         if event is None
