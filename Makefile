@@ -1,5 +1,6 @@
 # make demo   set up and run the main job: simulate five companies, attack the run, write the report
 # make test   set up and run lint, types and tests
+# make proto  generate the data plane's code again, after a change to transport/frames.proto
 # make setup  only the set-up; a second make does not install again
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint slow setup clean
+.PHONY: demo test lint slow proto setup clean
 
 demo: $(READY)
 	$(BIN)/fedblocks simulate digits --runs-dir runs
@@ -32,6 +33,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typecheck && ln -sfn ../.. $(VENV)/typecheck/fedblocks
 	MYPYPATH=$(VENV)/typecheck $(BIN)/mypy -p fedblocks
+
+# The generated code is committed; a test compares it.
+proto: $(READY)
+	mkdir -p $(VENV)/typecheck && ln -sfn ../.. $(VENV)/typecheck/fedblocks
+	cd $(VENV)/typecheck && ../bin/python -m grpc_tools.protoc -I . \
+		--python_out=. --pyi_out=. --grpc_python_out=. fedblocks/transport/frames.proto
 
 setup: $(READY)
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from . import __version__
 from .allocator import keep_freed_memory
 from .commands.privacy import account, ledger
-from .config import load_settings, preset_names
+from .config import Transport, load_settings, preset_names
 from .errors import FedblocksError, InputError, ProtocolError, RunError
 from .experiments.bench.commands import bench
 
@@ -106,6 +106,10 @@ def simulate(
     with_controls: Annotated[
         bool, typer.Option("--with-controls", help="also one network end to end, of L and of L/B layers")
     ] = False,
+    transport: Annotated[
+        Transport,
+        typer.Option(help="how messages travel: function calls, or gRPC with mutual TLS on loopback"),
+    ] = "grid",
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -122,7 +126,9 @@ def simulate(
         run = prepare_with_progress(settings, runs_dir, people)
     else:
         run = RunFolder.existing(resume or Path())
-    result = continue_with_progress(run, people, with_reference=with_reference, with_controls=with_controls)
+    result = continue_with_progress(
+        run, people, with_reference=with_reference, with_controls=with_controls, transport=transport
+    )
     if as_json:
         print(json.dumps(result))
     if result["rounds_done"] == 0:

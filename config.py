@@ -23,6 +23,9 @@ from .errors import InputError
 
 T = TypeVar("T", bound=BaseModel)
 
+# How a simulation's messages travel; no part of the settings, since no result depends on it.
+Transport = Literal["grid", "grpc"]
+
 
 def _rule(holds: bool, field: str, value: object, rule: str) -> None:
     if not holds:

@@ -1,4 +1,4 @@
-"""The company's Flower ClientApp: four handlers, one for each phase of `protocol`.
+"""The company's Flower ClientApp: a handler for each phase of `protocol`, and one for the data plane.
 
 Every handler answers with a fixed code when anything goes wrong: Flower would otherwise send the text of an
 exception, which may quote private data, to the coordinator.
@@ -17,13 +17,17 @@ from ..blocks.state import check_part, digest, merge
 from ..config import Plan, validated_json
 from ..errors import InputError, ProtocolError
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
+from .agent import Agent
 from .company import Company
 from .data import Examples
+from .endpoint import Endpoint
 from .protocol import (
     JoinReply,
     JoinRequest,
     KeysReply,
     KeysRequest,
+    StreamReply,
+    StreamRequest,
     TrainReply,
     TrainRequest,
     UnmaskReply,
@@ -161,6 +165,17 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     shares = party.unmask(survivors.names)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return UnmaskReply(shares).to_record()
+
+
+@app.query("stream")
+@guarded
+def stream(message: Message, context: Context, company: Company) -> RecordDict:
+    """Answer this run's messages over the company's data plane, until its end: one message for the whole run."""
+    request = StreamRequest.from_record(message.content)
+    if not Endpoint.configured(company.home):
+        raise ProtocolError("no_data_plane", "this company has not set up a data plane")
+    agent = Agent(Endpoint.of(company.home), app, context, request.run, wait=request.wait, log=company.log)
+    return StreamReply(agent.serve(), agent.answered).to_record()
 
 
 def release_labels(

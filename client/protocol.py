@@ -7,6 +7,8 @@ Four phases, each one Flower message out and one back:
     train     every round: block state and adverts -> masked update
     unmask    every round: survivors -> shares of the masks to remove
 
+and, where there is a data plane, `stream` once before them all: the run's name -> how its stream ended.
+
 A company that refuses answers with a fixed code and nothing else. Decoders check names, types and sizes
 and raise ProtocolError("malformed"), whoever sent the message.
 """
@@ -27,6 +29,7 @@ from ..errors import FedblocksError, ProtocolError
 from ..privacy.secure_aggregation import Advert, Session, Survivors, UnmaskShares
 
 JOIN, KEYS, TRAIN, UNMASK = "query.join", "query.keys", "train.block", "query.unmask"
+STREAM = "query.stream"
 
 V = TypeVar("V")
 
@@ -164,6 +167,30 @@ class UnmaskReply:
     @classmethod
     def from_record(cls, record: RecordDict) -> UnmaskReply:
         return cls(UnmaskShares.from_bytes(_field(record, "shares", bytes)))
+
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """`wait`: seconds in which the coordinator expects to be dialled. Where, the company knows by itself."""
+
+    run: str
+    wait: float
+
+    def to_record(self) -> RecordDict:
+        return _record({"run": self.run, "wait": self.wait})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> StreamRequest:
+        return cls(_field(record, "run", str), _field(record, "wait", float))
+
+
+@dataclass(frozen=True)
+class StreamReply:
+    ended: str
+    answered: int
+
+    def to_record(self) -> RecordDict:
+        return _record({"ended": self.ended, "answered": self.answered})
 
 
 def refusal(error: Exception) -> RecordDict:

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from ..blocks.build import metric_of
-from ..config import Settings
+from ..config import Settings, Transport
 from ..server.run_folder import RunFolder
 from .controls import CONTROLS, prepare_control
 from .diagnosing import diagnose_run
@@ -68,14 +68,19 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
 
 
 def continue_with_progress(
-    run: RunFolder, console: Console, *, with_reference: bool, with_controls: bool
+    run: RunFolder,
+    console: Console,
+    *,
+    with_reference: bool,
+    with_controls: bool,
+    transport: Transport = "grid",
 ) -> dict[str, Any]:
     """Run to the end from wherever the run stands; with its noise-free twin and its controls if asked for."""
     one_core_a_thread()
     metric = metric_of(run.settings().model).name
     try:
         with progress_on(console) as progress:
-            result = _simulate(run, progress, "Private rounds")
+            result = _simulate(run, progress, "Private rounds", transport)
             if with_reference:
                 plain = _simulate(prepare_reference(run), progress, "Reference without noise")
                 result[f"{metric}_non_private"] = plain[metric]
@@ -95,7 +100,9 @@ def continue_with_progress(
         raise
 
 
-def _simulate(run: RunFolder, progress: Progress, title: str) -> dict[str, Any]:
+def _simulate(
+    run: RunFolder, progress: Progress, title: str, transport: Transport = "grid"
+) -> dict[str, Any]:
     settings = run.settings()
     metric = metric_of(settings.model)
     task = progress.add_task(title, total=settings.training.rounds, note="")
@@ -105,7 +112,7 @@ def _simulate(run: RunFolder, progress: Progress, title: str) -> dict[str, Any]:
         note = f"{metric.name} {quality[-1]:.4g}" if quality else ""
         progress.update(task, completed=row["round"], note=note)
 
-    return simulate(run, on_round)
+    return simulate(run, on_round, transport=transport)
 
 
 def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Console) -> dict[str, Any]:

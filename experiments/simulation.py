@@ -4,32 +4,50 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from flwr.serverapp import Grid
 
 from ..blocks.build import metric_of
 from ..client.app import app as client_app
 from ..client.company import Company
 from ..client.policy import load_policy
+from ..config import Transport
 from ..server.coordinator import OnRound, coordinate
 from ..server.grid import InProcessGrid
 from ..server.run_folder import RunFolder
+from .loopback import loopback_grid
 
 
-def simulate(run: RunFolder, on_round: OnRound = lambda row: None) -> dict[str, Any]:
-    """Run, or go on with, a prepared run through the in-process grid; returns and writes its summary."""
+def simulate(
+    run: RunFolder, on_round: OnRound = lambda row: None, *, transport: Transport = "grid"
+) -> dict[str, Any]:
+    """Run, or go on with, a prepared run in this process; returns and writes its summary.
+
+    `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback. The result is
+    the same.
+    """
     started = time.perf_counter()
-    settings = run.settings()
-    run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
-    grid = InProcessGrid(client_app, settings.companies.count, run_config, settings.workers)
-    try:
+    with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
         coordinate(grid, run, on_round)
-    finally:
-        grid.close()
     result = summary(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}
     run.write_json("result.json", earlier | result)
     return result
+
+
+@contextmanager
+def _in_process(run: RunFolder) -> Iterator[Grid]:
+    settings = run.settings()
+    run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
+    grid = InProcessGrid(client_app, settings.companies.count, run_config, settings.workers)
+    try:
+        yield grid
+    finally:
+        grid.close()
 
 
 def summary(run: RunFolder) -> dict[str, Any]:

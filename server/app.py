@@ -1,6 +1,7 @@
 """The coordinator's Flower ServerApp, for Flower's simulation engine and for a SuperLink.
 
-`run-dir` names a prepared run (`fedblocks prepare PRESET`), as an absolute path.
+`run-dir` names a prepared run (`fedblocks prepare PRESET`), as an absolute path. `data-plane`, if given, names the
+folder of the coordinator's data plane: one Flower message then starts the run and the rest takes the stream.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from ..errors import InputError
 from .coordinator import coordinate
 from .run_folder import RunFolder
+from .stream.choice import data_plane
 
 app = ServerApp()
 
@@ -24,4 +26,7 @@ def main(grid: Grid, context: Context) -> None:
     if not run_dir:
         rule = "name a folder made by `fedblocks prepare`, as in --run-config 'run-dir=\"/path\"'"
         raise InputError("run-dir", run_dir, rule)
-    coordinate(grid, RunFolder.existing(Path(run_dir)))
+    run = RunFolder.existing(Path(run_dir))
+    folder = str(context.run_config.get("data-plane", ""))
+    with data_plane(grid, Path(folder) if folder else None, run) as chosen:
+        coordinate(chosen, run)

@@ -75,10 +75,12 @@ def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 
 
     Waits up to `wait` seconds for `expected` nodes. A refusal stops the run at once, with node and code.
     """
-    nodes = _wait_for_nodes(grid, expected, wait)
+    nodes = wait_for_nodes(grid, expected, wait)
     request = JoinRequest(plan, shared).to_record()
     timeout = plan.training.message_timeout
     messages = [Message(request, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
+    # Where the transport knows who is at the other end, nobody may answer under another name.
+    authenticated: Mapping[int, str] = getattr(grid, "names", {})
     found: dict[str, int] = {}
     channels: dict[str, bytes] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):
@@ -88,6 +90,8 @@ def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 
         except FedblocksError as error:
             text = f"node {node} refused the plan; the reason is in that company's own log"
             raise ProtocolError(error.code, text) from None
+        if authenticated.get(node, answer.company) != answer.company:
+            raise RunError(f"{authenticated[node]} says it is {answer.company}")
         if answer.company in found:
             raise RunError(f"two nodes say they are {answer.company}")
         found[answer.company], channels[answer.company] = node, answer.channel
@@ -96,7 +100,8 @@ def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 
     return Cohort(grid, found, channels, timeout)
 
 
-def _wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
+def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
+    """The nodes online, as soon as they are `expected`."""
     deadline = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:

@@ -7,7 +7,7 @@ Which ones are lost follows from seed, round and company alone, so an interrupte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -45,6 +45,11 @@ class LossyGrid(Grid):
                 reply.metadata.message_type, reply.metadata.group_id, reply.metadata.src_node_id
             )
         ]
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Whom the transport knows to be at a node, if it does."""
+        return getattr(self._grid, "names", {})
 
     def set_run(self, run: Any) -> None:
         self._grid.set_run(run)

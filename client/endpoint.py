@@ -1,0 +1,60 @@
+"""Where a company's agent dials, and as whom: the company's own file, never a message, says so.
+
+HOME/transport/
+    transport.toml     address = "host:port" of the coordinator's data plane
+    own.key, own.pem   the company's identity there
+    coordinator.pem    the coordinator's certificate, received by other means
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..config import validated
+from ..errors import InputError
+from ..transport.identity import Identity, certificate_of, read
+
+FOLDER = "transport"
+
+
+class EndpointSettings(BaseModel):
+    """`transport.toml` of a company."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    address: str = Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    largest_message_mb: int = Field(1024, ge=1, le=16384)
+    patience: float = Field(
+        120.0, gt=0, le=86400, description="seconds without a coordinator after which the agent stops"
+    )
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """The coordinator as this company knows it."""
+
+    settings: EndpointSettings
+    identity: Identity
+    coordinator: bytes
+
+    @classmethod
+    def configured(cls, home: Path) -> bool:
+        """Whether this company has set up the data plane at all."""
+        return (home / FOLDER / "transport.toml").is_file()
+
+    @classmethod
+    def of(cls, home: Path) -> Endpoint:
+        """Read and check the company's files."""
+        folder = home / FOLDER
+        path = folder / "transport.toml"
+        try:
+            raw = tomllib.loads(read(path).decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError("transport.toml", str(path), f"not valid TOML: {error}") from None
+        coordinator = read(folder / "coordinator.pem")
+        certificate_of(coordinator, str(folder / "coordinator.pem"))
+        return cls(validated(EndpointSettings, raw), Identity.load(folder), coordinator)

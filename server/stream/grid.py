@@ -1,0 +1,81 @@
+"""The data plane as a Flower Grid: the round and the handlers are the same, only the way is another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ...client.protocol import refusal
+from ...errors import ProtocolError
+from ...transport.records import decode, encode, stamp_messages
+from .service import AggregationService
+
+
+class StreamGrid(Grid):
+    """Companies of the roster are nodes 1, 2, ... in its order; only connected ones are listed."""
+
+    def __init__(self, service: AggregationService) -> None:
+        self._service = service
+        self.names = dict(enumerate(service.roster.companies, start=1))
+        self._nodes = {company: node for node, company in self.names.items()}
+        stamp_messages()
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Replies as they come in; a company that does not answer in time is missing. One kind at a time."""
+        sent = {self.names[message.metadata.dst_node_id]: message for message in messages}
+        encoded: dict[int, bytes] = {}
+        contents = {}
+        for company, message in sent.items():
+            key = id(message.content)  # most phases send one record to everybody
+            if key not in encoded:
+                encoded[key] = encode(message.content)
+            contents[company] = encoded[key]
+        kinds = {message.metadata.message_type for message in sent.values()}
+        if len(kinds) > 1 or timeout is None:
+            raise NotImplementedError("one kind of message, with a timeout")
+        if not kinds:
+            return []
+        return self._replies(sent, self._service.ask(kinds.pop(), contents, timeout))
+
+    def _replies(self, sent: dict[str, Message], answers: Iterator[tuple[str, bytes]]) -> Iterator[Message]:
+        for company, content in answers:
+            try:
+                record = decode(content)
+            except ProtocolError as error:
+                record = refusal(error)
+            yield Message(record, reply_to=sent[company])
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [self._nodes[company] for company in self._service.connected]
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def set_run(self, run: Any) -> None:
+        """There is no other run to choose."""
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError("a stream grid holds no Flower run")
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError("send and receive in one")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError("send and receive in one")
+
+    def close(self) -> None:
+        """End the run for the companies and stop listening."""
+        self._service.close()

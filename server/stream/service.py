@@ -1,0 +1,204 @@
+"""The gRPC server that companies dial: who may speak, who is connected, one phase of questions and answers.
+
+A company is whom its certificate says it is; nothing in a frame or a message can change that. A company that is
+absent, slow or gone is simply missing from the answers of a phase.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from ...errors import ProtocolError, RunError
+from ...transport.frames import OPTIONS, Closed, close
+from ...transport.frames_pb2 import Frame
+from ...transport.frames_pb2_grpc import DataPlaneServicer, add_DataPlaneServicer_to_server
+from ...transport.identity import Identity
+from ...transport.roster import Roster
+from .link import Link
+
+log = logging.getLogger("fedblocks.transport")
+
+# One in use, one that took over, one that is being refused.
+_STREAMS_OF_A_COMPANY = 3
+_SERVER_OPTIONS = [
+    *OPTIONS,
+    ("grpc.max_concurrent_streams", _STREAMS_OF_A_COMPANY),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    ("grpc.so_reuseport", 0),  # a second coordinator on the port is a mistake, not a helper
+]
+
+Answers = queue.SimpleQueue[tuple[str, bytes | None]]
+
+
+class AggregationService(DataPlaneServicer):
+    """Holds the companies' streams of one run.
+
+    service = AggregationService(Identity.load(folder), Roster.load(folder / "companies"), run)
+    port = service.start("0.0.0.0:9443")
+    for company, content in service.ask("query.keys", {"company-0": b"..."}, timeout=60): ...
+    service.close()
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        roster: Roster,
+        run: str,
+        *,
+        largest_message: int = 1 << 30,
+        greeting_timeout: float = 10.0,
+    ) -> None:
+        self.roster = roster
+        self._identity = identity
+        self._run = run
+        self._largest = largest_message
+        self._greeting_timeout = greeting_timeout
+        self._lock = threading.Lock()
+        self._links: dict[str, Link] = {}
+        self._streams: Counter[str] = Counter()
+        self._open: dict[int, Answers] = {}
+        self._ids = itertools.count(1)
+        # A stream holds a thread. Companies at their limit leave a few for saying so.
+        workers = _STREAMS_OF_A_COMPANY * len(roster.companies) + 4
+        self._server = grpc.server(
+            ThreadPoolExecutor(workers, thread_name_prefix="data-plane"), options=_SERVER_OPTIONS
+        )
+        add_DataPlaneServicer_to_server(self, self._server)
+
+    def start(self, address: str) -> int:
+        """Listen; returns the port, which `host:0` leaves open."""
+        try:
+            port: int = self._server.add_secure_port(
+                address, self._identity.server_credentials(self.roster.pem)
+            )
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise RunError(f"cannot listen on {address}")
+        self._server.start()
+        return port
+
+    def close(self) -> None:
+        """Tell the companies that the run is over, and stop."""
+        with self._lock:
+            links = list(self._links.values())
+        for link in links:
+            link.end("done")
+        self._server.stop(grace=2.0).wait()
+
+    @property
+    def connected(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(sorted(self._links))
+
+    def ask(self, kind: str, contents: Mapping[str, bytes], timeout: float) -> Iterator[tuple[str, bytes]]:
+        """Send each named company its request now; returns its answers as they come, until all came or time is up."""
+        deadline, answers, waiting = time.monotonic() + timeout, Answers(), {}
+        for company, content in contents.items():
+            with self._lock:
+                link, id_ = self._links.get(company), next(self._ids)
+                self._open[id_] = answers
+            if link is not None and link.ask(id_, kind, content, timeout):
+                waiting[company] = (id_, link)
+            else:
+                self._forget(id_)
+        return self._collected(waiting, answers, deadline)
+
+    def _collected(
+        self, waiting: dict[str, tuple[int, Link]], answers: Answers, deadline: float
+    ) -> Iterator[tuple[str, bytes]]:
+        try:
+            while waiting:
+                try:
+                    company, content = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+                except queue.Empty:
+                    return
+                del waiting[company]
+                if content is not None:
+                    yield company, content
+        finally:
+            for id_, link in waiting.values():
+                link.give_up(id_)
+                self._forget(id_)
+
+    def _forget(self, id_: int) -> Answers | None:
+        with self._lock:
+            return self._open.pop(id_, None)
+
+    def _answered(self, company: str, id_: int, content: bytes | None) -> None:
+        answers = self._forget(id_)
+        if answers is not None:
+            answers.put((company, content))
+
+    def Exchange(self, request_iterator: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
+        """gRPC's entry: one company's stream, from its certificate to its end."""
+        presented = context.auth_context().get("x509_pem_cert") or [b""]
+        company = self.roster.owner(presented[0])
+        if company is None:
+            log.warning("refused a certificate that is not in the roster")
+            yield close("not_in_roster")
+            return
+        with self._lock:
+            self._streams[company] += 1
+            crowded = self._streams[company] > _STREAMS_OF_A_COMPANY
+        try:
+            if crowded:
+                yield close("busy")
+                return
+            link = Link(company, self._run, self._largest, self._answered)
+            if not context.add_callback(link.end):
+                return
+            threading.Thread(target=self._read, args=(link, request_iterator), daemon=True).start()
+            try:
+                yield from link.outgoing()
+            finally:
+                self._drop(link)
+        finally:
+            with self._lock:
+                self._streams[company] -= 1
+
+    def _read(self, link: Link, frames: Iterator[Frame]) -> None:
+        """The reading thread of a stream; whatever goes wrong in it costs that company its stream."""
+        code, silence = None, threading.Timer(self._greeting_timeout, link.end, ("malformed",))
+        silence.start()
+        try:
+            link.greet(frames)
+            silence.cancel()
+            self._admit(link)
+            link.listen(frames)
+        except Closed as end:
+            log.info("%s left (%s)", link.company, end.code)
+        except ProtocolError as error:
+            code = error.code
+            log.warning("%s refused: %s", link.company, error)
+        except Exception as error:  # gRPC says so when a stream breaks; there is no narrower type
+            log.info("%s is gone (%s)", link.company, type(error).__name__)
+        finally:
+            silence.cancel()
+            self._drop(link, code)
+
+    def _admit(self, link: Link) -> None:
+        """The newest stream of a company counts: the older may be half dead without anybody knowing yet."""
+        with self._lock:
+            older = self._links.get(link.company)
+            self._links[link.company] = link
+        if older is not None:
+            self._drop(older, "replaced")
+
+    def _drop(self, link: Link, code: str | None = None) -> None:
+        with self._lock:
+            if self._links.get(link.company) is link:
+                del self._links[link.company]
+        link.end(code)
+        owed = link.owes
+        if owed is not None:
+            self._answered(link.company, owed, None)

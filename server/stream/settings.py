@@ -1,0 +1,47 @@
+"""What the coordinator configures of the data plane.
+
+FOLDER/
+    transport.toml      listen = "0.0.0.0:9443"
+    own.key, own.pem    the coordinator's identity; companies pin own.pem
+    companies/NAME.pem  each company's certificate, received by other means: the roster
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...config import validated
+from ...errors import InputError
+from ...transport.identity import Identity, read
+from ...transport.roster import Roster
+from .service import AggregationService
+
+
+class ServiceSettings(BaseModel):
+    """`transport.toml` of a coordinator."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    listen: str = Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    largest_message_mb: int = Field(1024, ge=1, le=16384)
+    gather: float = Field(60.0, gt=0, le=3600, description="seconds in which all companies must have dialled")
+
+    @classmethod
+    def load(cls, folder: Path) -> ServiceSettings:
+        path = folder / "transport.toml"
+        try:
+            return validated(cls, tomllib.loads(read(path).decode()))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError("transport.toml", str(path), f"not valid TOML: {error}") from None
+
+    def service(self, folder: Path, run: str) -> AggregationService:
+        """The service of one run, not listening yet."""
+        return AggregationService(
+            Identity.load(folder),
+            Roster.load(folder / "companies"),
+            run,
+            largest_message=self.largest_message_mb << 20,
+        )

@@ -1,0 +1,136 @@
+"""Messages as frames: a Begin that declares id, kind and size, then chunks until the size is reached.
+
+Whoever reads trusts nothing: a declared size is held against a limit before anything is kept, memory grows only
+with bytes that have arrived, and whatever is out of place raises ProtocolError with a fixed code:
+
+    wrong_version  the other side speaks another version of `frames.proto`
+    wrong_run      the company is waiting for another run
+    not_in_roster  the certificate is none of the roster's
+    malformed      a frame out of place
+    too_large      a message or a chunk above its limit
+    busy           more streams at once than a company needs
+    replaced       a newer stream of the same company took over
+    done           the run is over
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from ..errors import ProtocolError
+from .frames_pb2 import Begin, Close, Frame, Hello
+
+VERSION = 1
+CHUNK = 1 << 19
+LARGEST_FRAME = CHUNK + 1024
+LONGEST_NAME = 128
+
+# After these a company does not dial again.
+FINAL = frozenset({"done", "wrong_version", "wrong_run", "not_in_roster", "replaced"})
+CODES = FINAL | {"malformed", "too_large", "busy", "internal"}
+
+# A dead peer is noticed within half a minute, whatever firewalls between do.
+OPTIONS = [
+    ("grpc.max_receive_message_length", LARGEST_FRAME),
+    ("grpc.max_send_message_length", LARGEST_FRAME),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+
+class Closed(Exception):
+    """The other side has ended the stream; `code` is one of CODES, or "malformed" if it sent another word."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code if code in CODES else "malformed"
+        super().__init__(self.code)
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One whole message."""
+
+    id: int
+    kind: str
+    content: bytes
+    timeout: float
+
+
+def hello(run: str, package: str) -> Frame:
+    return Frame(hello=Hello(version=VERSION, run=run, package=package))
+
+
+def close(code: str) -> Frame:
+    return Frame(close=Close(code=code))
+
+
+def greeted(frames: Iterator[Frame]) -> Hello:
+    """The other side's first frame, which must be a greeting of this version."""
+    frame = next(frames, None)
+    if frame is None:
+        raise ProtocolError("malformed", "the stream ended before its first frame")
+    kind = frame.WhichOneof("kind")
+    if kind == "close":
+        raise Closed(frame.close.code)
+    if kind != "hello":
+        raise ProtocolError("malformed", "the first frame is no greeting")
+    if frame.hello.version != VERSION:
+        raise ProtocolError("wrong_version", f"expected version {VERSION}, got {frame.hello.version}")
+    if len(frame.hello.run) > LONGEST_NAME or len(frame.hello.package) > LONGEST_NAME:
+        raise ProtocolError("malformed", "a name in the greeting is too long")
+    return frame.hello
+
+
+def frames_of(id_: int, kind: str, content: bytes, timeout: float = 0.0) -> Iterator[Frame]:
+    """A message as frames, cut one by one as they are sent."""
+    yield Frame(begin=Begin(id=id_, kind=kind, size=len(content), timeout=timeout))
+    view = memoryview(content)
+    for start in range(0, len(content), CHUNK):
+        yield Frame(chunk=bytes(view[start : start + CHUNK]))
+
+
+def incoming(
+    frames: Iterable[Frame],
+    limit: Callable[[Begin], int],
+    wanted: Callable[[Begin], bool] = lambda begin: True,
+) -> Iterator[Incoming]:
+    """Whole messages out of frames; ends with the stream, or with Closed.
+
+    `limit` gives the largest size of a message, or raises. Of what is not `wanted` the content is not kept.
+    """
+    stream = iter(frames)
+    for frame in stream:
+        kind = frame.WhichOneof("kind")
+        if kind == "close":
+            raise Closed(frame.close.code)
+        if kind != "begin" or len(frame.begin.kind) > LONGEST_NAME:
+            raise ProtocolError("malformed", "expected the beginning of a message")
+        begin, largest = frame.begin, limit(frame.begin)
+        if begin.size > largest:
+            raise ProtocolError(
+                "too_large", f"a message of {begin.size} bytes, at most {largest} are allowed"
+            )
+        keep = wanted(begin)
+        parts = [chunk for chunk in _chunks(stream, begin.size) if keep]
+        yield Incoming(begin.id, begin.kind, b"".join(parts), begin.timeout)
+
+
+def _chunks(stream: Iterator[Frame], size: int) -> Iterator[bytes]:
+    while size > 0:
+        frame = next(stream, None)
+        if frame is None:
+            raise ProtocolError("malformed", "the stream ended within a message")
+        kind = frame.WhichOneof("kind")
+        if kind == "close":
+            raise Closed(frame.close.code)
+        chunk = frame.chunk
+        if kind != "chunk" or not chunk:
+            raise ProtocolError("malformed", "expected a chunk")
+        if len(chunk) > min(CHUNK, size):
+            raise ProtocolError("too_large", "a chunk goes over its message's size or its own")
+        size -= len(chunk)
+        yield chunk

@@ -1,0 +1,119 @@
+"""Keys and certificates of the data plane: each party makes its own, and the others pin it.
+
+There is no authority: a certificate signs itself, travels to the other side by other means (as the roster's
+keys do), and is trusted there as it stands. What TLS checks is then possession of the one key that belongs to it.
+
+    FOLDER/
+        own.key    private key, readable by its owner alone
+        own.pem    certificate, to be handed to the other side
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ..errors import InputError
+
+# The coordinator's certificate is pinned, so its name need not be that of the host it runs on.
+COORDINATOR = "fedblocks-coordinator"
+DAYS = 730
+_KEY, _CERTIFICATE = "own.key", "own.pem"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One party's private key and certificate, in PEM."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def create(cls, name: str) -> Identity:
+        """A fresh P-256 key and a certificate for it under `name`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.datetime.now(datetime.UTC)
+        usage = ExtendedKeyUsageOID.SERVER_AUTH if name == COORDINATOR else ExtendedKeyUsageOID.CLIENT_AUTH
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
+            .not_valid_after(now + datetime.timedelta(days=DAYS))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        return cls(certificate.public_bytes(serialization.Encoding.PEM), private)
+
+    def save(self, folder: Path) -> None:
+        """Write both files; an identity that is already there is never overwritten."""
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder / _KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            raise InputError("key", str(folder / _KEY), "is already there") from None
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(self.key)
+        (folder / _CERTIFICATE).write_bytes(self.certificate)
+
+    @classmethod
+    def load(cls, folder: Path) -> Identity:
+        key = folder / _KEY
+        content = read(key)
+        if stat.S_IMODE(key.stat().st_mode) & 0o077:
+            raise InputError("key", str(key), "must be readable by its owner alone (chmod 600)")
+        return cls(read(folder / _CERTIFICATE), content)
+
+    def server_credentials(self, trusted: bytes) -> grpc.ServerCredentials:
+        """For a server that talks only to owners of the `trusted` certificates, PEM one after another."""
+        return grpc.ssl_server_credentials([(self.key, self.certificate)], trusted, require_client_auth=True)
+
+    def channel_credentials(self, server: bytes) -> grpc.ChannelCredentials:
+        """For a client that talks only to the owner of the `server` certificate."""
+        return grpc.ssl_channel_credentials(server, self.key, self.certificate)
+
+
+def certificate_of(pem: bytes, where: str) -> x509.Certificate:
+    """The one certificate in a PEM file."""
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        found = []
+    if len(found) != 1:
+        raise InputError("certificate", where, "expected one certificate in PEM")
+    return found[0]
+
+
+def name_in(certificate: x509.Certificate) -> str:
+    """The common name; empty if there is none."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
+def fingerprint(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the whole certificate, 32 bytes."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError("file", str(path), f"cannot be read ({type(error).__name__})") from None

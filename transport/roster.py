@@ -1,0 +1,51 @@
+"""Which certificate belongs to which company, as the coordinator has it pinned."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography import x509
+
+from ..errors import InputError
+from .identity import certificate_of, fingerprint, name_in, read
+
+
+class Roster:
+    """The companies' certificates by name.
+
+    TLS admits whoever holds the key of one of them; `owner` then says which company that is.
+    """
+
+    def __init__(self, certificates: Mapping[str, bytes]) -> None:
+        self.pem = b"\n".join(certificates.values())
+        self._fingerprints: dict[str, bytes] = {}
+        for company, pem in certificates.items():
+            certificate = certificate_of(pem, company)
+            if name_in(certificate) != company:
+                raise InputError("certificate", company, f"is made out to {name_in(certificate)!r}")
+            self._fingerprints[company] = fingerprint(certificate)
+        if not self._fingerprints:
+            raise InputError("roster", [], "holds no company")
+
+    @classmethod
+    def load(cls, folder: Path) -> Roster:
+        """From files named COMPANY.pem."""
+        return cls({path.stem: read(path) for path in sorted(folder.glob("*.pem"))})
+
+    @property
+    def companies(self) -> tuple[str, ...]:
+        return tuple(self._fingerprints)
+
+    def owner(self, pem: bytes) -> str | None:
+        """The company whose pinned certificate this is."""
+        try:
+            presented = fingerprint(x509.load_pem_x509_certificate(pem))
+        except ValueError:
+            return None
+        found = None
+        for company, pinned in self._fingerprints.items():
+            if hmac.compare_digest(presented, pinned):
+                found = company
+        return found
