@@ -104,3 +104,18 @@ def secure_step(
     from .secure_step import measure
 
     show(measure(preset, tuple(overrides or []), seeds, on_progress=_say), as_json)
+
+
+@bench.command("transport")
+def transport(
+    values: Annotated[int, typer.Option(min=1)] = 1_000_000,
+    repeats: Annotated[int, typer.Option(min=3)] = 15,
+    flower: Annotated[
+        bool, typer.Option("--flower/--no-flower", help="also a SuperLink and SuperNodes; takes a minute")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """One secure step over the data plane, beside a phase through Flower's own messages."""
+    from .transport import measure
+
+    show(measure(values, repeats, flower, on_progress=_say), as_json)

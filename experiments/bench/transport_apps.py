@@ -1,0 +1,181 @@
+"""Flower apps that do one secure sum and nothing else: no model, no training, no ledger; residues lie ready.
+
+The messages are the run's own and as large as they: a block goes down, a masked vector of its size comes up.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from ...client.protocol import (
+    JOIN,
+    KEYS,
+    TRAIN,
+    UNMASK,
+    JoinReply,
+    KeysReply,
+    KeysRequest,
+    TrainReply,
+    TrainRequest,
+    UnmaskReply,
+    UnmaskRequest,
+)
+from ...privacy.secure_aggregation import (
+    Aggregation,
+    ChannelKeys,
+    CompanySession,
+    Session,
+    Survivors,
+    lowest_threshold,
+)
+from ...server.cohort import Absences, Cohort, wait_for_nodes
+
+COMPANIES = 5
+_BITS = 32
+
+party = ClientApp()
+coordinator = ServerApp()
+
+
+@party.query("join")
+def join(message: Message, context: Context) -> Message:
+    """Channel keys for the run."""
+    channel = ChannelKeys.generate()
+    context.state["run"] = ConfigRecord({"channel": channel.to_bytes()})
+    name = f"company-{context.node_config['partition-id']}"
+    return Message(JoinReply(name, channel.public).to_record(), reply_to=message)
+
+
+@party.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Fresh keys and shares."""
+    request = KeysRequest.from_record(message.content)
+    channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
+    name = f"company-{context.node_config['partition-id']}"
+    session = CompanySession.start(request.session, name, channel, request.channels, 3)
+    _store(context, session)
+    return Message(KeysReply(session.advert()).to_record(), reply_to=message)
+
+
+@party.train("block")
+def train(message: Message, context: Context) -> Message:
+    """Mask what lies ready."""
+    request = TrainRequest.from_record(message.content)
+    session = CompanySession.from_bytes(_stored(context, "session", "session"))
+    masked = session.mask(residues(session.session.length, session.me), request.adverts)
+    _store(context, session)
+    return Message(TrainReply(masked).to_record(), reply_to=message)
+
+
+@party.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """The shares that open the sum."""
+    survivors = UnmaskRequest.from_record(message.content).survivors
+    session = CompanySession.from_bytes(_stored(context, "session", "session"))
+    shares = session.unmask(survivors.names)
+    _store(context, session)
+    return Message(UnmaskReply(shares).to_record(), reply_to=message)
+
+
+@lru_cache(maxsize=8)
+def residues(length: int, company: str) -> npt.NDArray[np.uint32]:
+    """What a company gives to the sum: a function of its name, so that the opened sum can be checked."""
+    seed = int(company.removeprefix("company-"))
+    return np.random.default_rng(seed).integers(0, 2**_BITS, length, dtype=np.uint32)
+
+
+def gather(grid: Grid, companies: int, wait: float, timeout: float) -> Cohort:
+    """Wait for the companies and collect their channel keys."""
+    nodes = wait_for_nodes(grid, companies, wait)
+    messages = [Message(RecordDict(), node, JOIN, group_id="join", ttl=timeout) for node in nodes]
+    found, channels = {}, {}
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        answer = JoinReply.from_record(reply.content)
+        found[answer.company] = reply.metadata.src_node_id
+        channels[answer.company] = answer.channel
+    return Cohort(grid, found, channels, timeout)
+
+
+def secure_step(cohort: Cohort, step: int, values: int) -> dict[str, float]:
+    """One secure sum of `values` values; seconds by phase. Raises if the opened sum is not the sum."""
+    names = cohort.companies
+    session = Session(
+        run="bench", round=step, label="block-0", model_digest=bytes(32), settings_digest=bytes(32),
+        cohort=names, threshold=lowest_threshold(len(names)), length=values, bits=_BITS,
+    )  # fmt: skip
+    aggregation, absences, group, seconds = Aggregation(session), Absences(), f"step-{step}", {}
+
+    started = time.perf_counter()
+    everyone = dict.fromkeys(names, KeysRequest(session, dict(cohort.channels)).to_record())
+    for company, key in cohort.ask(KEYS, group, everyone, KeysReply.from_record, absences).items():
+        aggregation.add_advert(company, key.advert)
+    adverts = aggregation.close_adverts()
+    seconds["keys"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    states = {0: {"block": _block(values)}}
+    orders = {
+        company: TrainRequest(
+            0, states, {peer: advert.for_recipient(company) for peer, advert in adverts.items()}
+        ).to_record()
+        for company in names
+    }
+    for company, upload in cohort.ask(TRAIN, group, orders, TrainReply.from_record, absences).items():
+        aggregation.add_masked(company, upload.masked)
+    survivors = aggregation.close_masked()
+    seconds["upload"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    request = UnmaskRequest(Survivors(session=session.digest(), names=survivors)).to_record()
+    alive = dict.fromkeys(survivors, request)
+    for company, answer in cohort.ask(UNMASK, group, alive, UnmaskReply.from_record, absences).items():
+        aggregation.add_shares(company, answer.shares)
+    total, _ = aggregation.open()
+    seconds["unmask"] = time.perf_counter() - started
+
+    if absences.why or not np.array_equal(total, _expected(values, names)):
+        raise RuntimeError(f"the opened sum is not the companies' sum; absent: {absences.why}")
+    return seconds
+
+
+@lru_cache(maxsize=2)
+def _expected(values: int, names: tuple[str, ...]) -> npt.NDArray[np.uint32]:
+    total = np.zeros(values, dtype=np.uint32)
+    for name in names:
+        total += residues(values, name)
+    return total
+
+
+@lru_cache(maxsize=2)
+def _block(values: int) -> torch.Tensor:
+    return torch.zeros(values)
+
+
+def _stored(context: Context, record: str, name: str) -> bytes:
+    found = context.state[record]
+    assert isinstance(found, ConfigRecord)
+    value = found[name]
+    assert isinstance(value, bytes)
+    return value
+
+
+def _store(context: Context, session: CompanySession) -> None:
+    context.state["session"] = ConfigRecord({"session": session.to_bytes()})
+
+
+@coordinator.main()
+def main(grid: Grid, context: Context) -> None:
+    """One secure step through Flower's messages; writes the seconds by phase to `out`."""
+    cohort = gather(grid, COMPANIES, wait=120.0, timeout=120.0)
+    seconds = secure_step(cohort, 1, int(str(context.run_config["values"])))
+    Path(str(context.run_config["out"])).write_text(json.dumps(seconds), "utf-8")

@@ -1,0 +1,135 @@
+"""A SuperLink and SuperNodes on loopback, and one secure step through Flower's own messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import RunError
+from .transport_apps import COMPANIES
+
+_PROJECT = """
+[project]
+name = "fedblocks-bench"
+version = "0.1.0"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedblocks"
+
+[tool.flwr.app.components]
+serverapp = "fedblocks.experiments.bench.transport_apps:coordinator"
+clientapp = "fedblocks.experiments.bench.transport_apps:party"
+
+[tool.flwr.app.config]
+out = ""
+values = 0
+"""
+
+_CONNECTION = """
+[superlink]
+default = "bench"
+
+[superlink.bench]
+address = "127.0.0.1:{port}"
+insecure = true
+"""
+
+
+def flower_step(values: int, on_progress: Callable[[str], None] = lambda line: None) -> dict[str, float]:
+    """Seconds by phase of one secure step of `values` values, five SuperNodes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        out, project, home = folder / "seconds.json", folder / "app", folder / "flwr"
+        project.mkdir()
+        home.mkdir()
+        (project / "pyproject.toml").write_text(_PROJECT, "utf-8")
+        link = free_port()
+        (home / "config.toml").write_text(_CONNECTION.format(port=link), "utf-8")
+        env = flower_env(home)
+        with superlink(link, COMPANIES, env, folder, lambda i: f"partition-id={i}"):
+            on_progress("Flower: SuperLink and SuperNodes are up, one step takes about half a minute")
+            command = [
+                "flwr", "run", str(project), "bench", "--stream",
+                "--run-config", f'out="{out}" values={values}',
+            ]  # fmt: skip
+            done = subprocess.run(
+                command, env=env, cwd=folder, capture_output=True, text=True, timeout=400, check=False
+            )
+        if not out.is_file():
+            raise RunError(
+                f"the run through Flower left no result: {done.stdout[-2000:]}{done.stderr[-1000:]}"
+            )
+        seconds: dict[str, float] = json.loads(out.read_text("utf-8"))
+        return seconds
+
+
+def flower_env(home: Path) -> dict[str, str]:
+    """An environment in which Flower keeps to `home`, and to this installation."""
+    binaries = Path(sys.executable).parent
+    return os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
+@contextmanager
+def superlink(
+    port: int, nodes: int, env: dict[str, str], folder: Path, node_config: Callable[[int], str]
+) -> Iterator[None]:
+    """A SuperLink on `port` with `nodes` SuperNodes; all are stopped at the end. Logs lie in `folder`."""
+    commands = [["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]]
+    for i in range(nodes):
+        own = str(free_port())
+        commands.append(
+            ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", own,
+             "--node-config", node_config(i)]
+        )  # fmt: skip
+    processes = []
+    try:
+        for i, command in enumerate(commands):
+            with (folder / f"flower-{i}.log").open("wb") as file:
+                processes.append(
+                    subprocess.Popen(command, env=env, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+                )
+            if i == 0:
+                _wait_for(port)
+        yield
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in reversed(processes):
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _wait_for(port: int, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise RunError(f"the SuperLink does not listen on port {port}")
