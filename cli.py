@@ -1,4 +1,4 @@
-"""The command line: `fedblocks simulate|prepare|audit|report|account|ledger|bench|presets`.
+"""The command line: `fedblocks simulate|prepare|audit|report|account|ledger|transport|bench|presets`.
 
 People read stderr (progress, hints), machines read stdout: with `--json` it ends with one JSON object.
 Exit codes: 0 done, 2 input that cannot be used (nothing was written), 3 a privacy or protocol rule
@@ -21,6 +21,7 @@ from rich.table import Table
 from . import __version__
 from .allocator import keep_freed_memory
 from .commands.privacy import account, ledger
+from .commands.transport import transport
 from .config import Transport, load_settings, preset_names
 from .errors import FedblocksError, InputError, ProtocolError, RunError
 from .experiments.bench.commands import bench
@@ -37,6 +38,7 @@ keep_freed_memory()
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")
+app.add_typer(transport, name="transport")
 app.command("account")(account)
 people = Console(stderr=True)
 
@@ -106,9 +108,11 @@ def simulate(
     with_controls: Annotated[
         bool, typer.Option("--with-controls", help="also one network end to end, of L and of L/B layers")
     ] = False,
-    transport: Annotated[
+    over: Annotated[
         Transport,
-        typer.Option(help="how messages travel: function calls, or gRPC with mutual TLS on loopback"),
+        typer.Option(
+            "--transport", help="how messages travel: function calls, or gRPC with mutual TLS on loopback"
+        ),
     ] = "grid",
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
@@ -127,7 +131,7 @@ def simulate(
     else:
         run = RunFolder.existing(resume or Path())
     result = continue_with_progress(
-        run, people, with_reference=with_reference, with_controls=with_controls, transport=transport
+        run, people, with_reference=with_reference, with_controls=with_controls, transport=over
     )
     if as_json:
         print(json.dumps(result))

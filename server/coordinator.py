@@ -24,11 +24,13 @@ from .run_folder import RunFolder
 OnRound = Callable[[dict[str, Any]], None]
 
 
-def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None) -> Checkpoint:
+def coordinate(
+    grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None, *, wait: float = 60.0
+) -> Checkpoint:
     """Run, or go on with, a prepared run until its last round; returns the final state.
 
     `on_round` is called with each round's line of metrics. Interrupting it anywhere loses at most the round
-    in flight, which is then repeated.
+    in flight, which is then repeated. `wait`: seconds for the companies to come up.
     """
     settings, plan = run.settings(), run.plan()
     checkpoint = Checkpoint.load(run.checkpoints)
@@ -54,7 +56,7 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
     if checkpoint.round == rounds:
         return checkpoint
 
-    cohort = join(grid, plan, checkpoint.model.shared, settings.companies.count)
+    cohort = join(grid, plan, checkpoint.model.shared, settings.companies.count, wait=wait)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
         # All blocks of a round start from the state that the round began with.

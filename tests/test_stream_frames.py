@@ -1,0 +1,222 @@
+"""The data plane's wire: cutting and joining, limits before memory, hostile frames, generated code, identities."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fedblocks
+from fedblocks.errors import InputError, ProtocolError
+from fedblocks.transport import Closed, Identity, Roster, decode, encode, frames_of, incoming
+from fedblocks.transport.frames import CHUNK, CODES, VERSION, close, greeted, hello
+from fedblocks.transport.frames_pb2 import Begin, Frame, Hello
+from fedblocks.transport.identity import COORDINATOR
+
+ROOT = Path(fedblocks.__file__).parent
+LIMIT = 1 << 20
+
+begins = st.builds(
+    Begin,
+    id=st.integers(0, 2**64 - 1),
+    kind=st.text(max_size=8) | st.text(min_size=200, max_size=200),
+    size=st.integers(0, 64) | st.integers(0, 2**64 - 1),
+    timeout=st.floats(),
+)
+any_frames = st.lists(
+    st.builds(Frame, begin=begins)
+    | st.builds(Frame, chunk=st.binary(max_size=40))
+    | st.builds(Frame, hello=st.builds(Hello, version=st.integers(0, 2**32 - 1), run=st.text(max_size=200)))
+    | st.builds(lambda code: close(code), st.text(max_size=8))
+    | st.just(Frame()),
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 7])
+def test_a_message_comes_out_as_it_went_in(size: int) -> None:
+    content = np.random.default_rng(size).bytes(size)
+    frames = [Frame.FromString(f.SerializeToString()) for f in frames_of(7, "query.keys", content, 2.5)]
+    assert all(len(frame.chunk) <= CHUNK for frame in frames)
+    (message,) = incoming(frames, lambda begin: size)
+    assert (message.id, message.kind, message.timeout) == (7, "query.keys", 2.5)
+    assert message.content == content
+
+
+@settings(max_examples=3000, deadline=None)
+@given(any_frames)
+def test_no_sequence_of_frames_does_more_than_a_fixed_code(frames: list[Frame]) -> None:
+    try:
+        for message in incoming(frames, lambda begin: LIMIT):
+            assert len(message.content) <= LIMIT
+    except ProtocolError as error:
+        assert error.code in CODES
+    except Closed as end:
+        assert end.code in CODES
+    try:
+        greeted(iter(frames))
+    except (ProtocolError, Closed) as error:
+        assert error.code in CODES
+
+
+def test_a_declared_size_is_refused_before_anything_is_kept() -> None:
+    def endless() -> Iterator[Frame]:
+        yield Frame(begin=Begin(id=1, kind="train.block", size=2**63))
+        raise AssertionError("read on after a size above the limit")
+
+    with pytest.raises(ProtocolError, match="too_large"):
+        list(incoming(endless(), lambda begin: LIMIT))
+
+
+def test_memory_grows_with_what_has_arrived_not_with_what_was_declared() -> None:
+    def slow() -> Iterator[Frame]:
+        yield Frame(begin=Begin(id=1, kind="train.block", size=1 << 30))
+        for _ in range(4):
+            yield Frame(chunk=bytes(1 << 10))
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="malformed"):
+            list(incoming(slow(), lambda begin: 1 << 30))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        ([Frame(chunk=b"x")], "malformed"),
+        ([Frame(begin=Begin(size=2)), Frame(chunk=b"xyz")], "too_large"),
+        ([Frame(begin=Begin(size=2)), Frame(chunk=b"")], "malformed"),
+        ([Frame(begin=Begin(size=CHUNK * 2)), Frame(chunk=bytes(CHUNK + 1))], "too_large"),
+        ([Frame(begin=Begin(size=2)), Frame(begin=Begin(size=2))], "malformed"),
+        ([Frame(begin=Begin(size=0, kind="k" * 200))], "malformed"),
+        ([hello("run", "0")], "malformed"),
+    ],
+)
+def test_frames_out_of_place_have_their_codes(frames: list[Frame], code: str) -> None:
+    with pytest.raises(ProtocolError) as error:
+        list(incoming(frames, lambda begin: LIMIT))
+    assert error.value.code == code
+
+
+def test_a_greeting_of_another_version_is_refused() -> None:
+    assert greeted(iter([hello("run", "1")])).run == "run"
+    for version in (0, VERSION - 1, VERSION + 1):
+        with pytest.raises(ProtocolError, match="wrong_version"):
+            greeted(iter([Frame(hello=Hello(version=version, run="run"))]))
+
+
+def test_a_code_from_the_wire_is_one_of_ours_or_malformed() -> None:
+    """Would catch a peer's text that travels on into logs or metrics."""
+    assert Closed("done").code == "done"
+    assert Closed("<script>").code == "malformed"
+
+
+def test_bytes_of_version_1_never_change() -> None:
+    """Golden: whoever has to change these bytes has to raise VERSION."""
+    assert VERSION == 1
+    sent = [hello("run", "0.1"), *frames_of(3, "query.keys", b"ab", 1.5), close("done")]
+    assert [frame.SerializeToString().hex() for frame in sent] == [
+        "0a0c080112037275" + "6e1a03302e31",
+        "12190803120a71756572792e6b657973" + "180221000000000000f83f",
+        "1a026162",
+        "22060a04646f6e65",
+    ]
+
+
+def test_records_are_encoded_as_flower_does() -> None:
+    record = RecordDict(
+        {
+            "message": ConfigRecord({"a": 1, "b": [b"x", b""], "c": "text", "d": 0.5, "e": True}),
+            "state": ArrayRecord({"w": Array(np.arange(6, dtype=np.float32).reshape(2, 3)), "empty": Array(np.zeros(0))}),
+            "nothing": ArrayRecord(),
+            "metrics": MetricRecord({"loss": 0.5}),
+        }
+    )  # fmt: skip
+    assert encode(record) == recorddict_to_proto(record).SerializeToString()
+    back = decode(encode(record))
+    assert list(back) == list(record)
+    assert np.array_equal(back.array_records["state"]["w"].numpy(), np.arange(6).reshape(2, 3))
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_record_are_malformed(content: bytes) -> None:
+    try:
+        decode(content)
+    except ProtocolError as error:
+        assert error.code == "malformed"
+
+
+def test_a_cut_or_altered_record_is_malformed_or_another_record() -> None:
+    whole = encode(RecordDict({"message": ConfigRecord({"a": [1, 2], "b": "text"})}))
+    for i in range(len(whole)):
+        for bad in (whole[:i], whole[:i] + bytes([whole[i] ^ 0x55]) + whole[i + 1 :]):
+            try:
+                decode(bad)
+            except ProtocolError as error:
+                assert error.code == "malformed"
+
+
+def test_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
+    pytest.importorskip("grpc_tools")
+    (tmp_path / "fedblocks").symlink_to(ROOT)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [
+        sys.executable, "-m", "grpc_tools.protoc", "-I", str(tmp_path), f"--python_out={out}",
+        f"--pyi_out={out}", f"--grpc_python_out={out}", "fedblocks/transport/frames.proto",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, timeout=60)
+    for made in (out / "fedblocks" / "transport").iterdir():
+        assert made.read_text() == (ROOT / "transport" / made.name).read_text(), f"run `make proto`: {made.name}"
+
+
+def test_a_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:
+    Identity.create("company-0").save(tmp_path)
+    key = tmp_path / "own.key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    loaded = Identity.load(tmp_path)
+    assert "PRIVATE" not in repr(loaded)
+    with pytest.raises(InputError, match="already there"):
+        Identity.create("company-0").save(tmp_path)
+    key.chmod(0o640)
+    with pytest.raises(InputError, match="owner"):
+        Identity.load(tmp_path)
+
+
+def test_a_roster_knows_each_certificate_by_its_own_bytes(tmp_path: Path) -> None:
+    a, b, imposter = (Identity.create(name) for name in ("a", "b", "a"))
+    (tmp_path / "a.pem").write_bytes(a.certificate)
+    (tmp_path / "b.pem").write_bytes(b.certificate)
+    roster = Roster.load(tmp_path)
+    assert roster.companies == ("a", "b")
+    assert (roster.owner(a.certificate), roster.owner(b.certificate)) == ("a", "b")
+    assert roster.owner(imposter.certificate) is None
+    assert roster.owner(b"") is None
+    assert roster.owner(b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----") is None
+
+
+@pytest.mark.parametrize("name", ["b", COORDINATOR])
+def test_a_certificate_filed_under_another_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="made out to"):
+        Roster({"a": Identity.create(name).certificate})
+
+
+def test_a_roster_of_two_certificates_in_one_file_or_of_none_is_refused() -> None:
+    one = Identity.create("a").certificate
+    for certificates in ({"a": one + one}, {"a": b""}, {}):
+        with pytest.raises(InputError):
+            Roster(certificates)
