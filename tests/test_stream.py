@@ -418,6 +418,25 @@ def test_an_agent_comes_back_when_its_stream_breaks(plane: Plane) -> None:
     until(lambda: asked(plane, "company-0", timeout=2.0) == {"company-0": "hello"})
 
 
+def test_an_agent_finds_a_coordinator_that_was_started_again(plane: Plane) -> None:
+    _, ended = plane.agent("company-0")
+    plane.up("company-0")
+    plane.service._server.stop(None).wait()  # a crash: nobody is told that the run is over
+    again = AggregationService(plane.coordinator, plane.service.roster, RUN)
+    again.start(f"127.0.0.1:{plane.port}")
+    until(lambda: again.connected == ("company-0",))
+    again.close()
+    until(lambda: bool(ended))
+    assert ended == {"code": "done"}
+
+
+def test_an_agent_without_a_coordinator_gives_up_after_its_patience(plane: Plane) -> None:
+    plane.service.close()
+    _, ended = plane.agent("company-0")
+    until(lambda: bool(ended), seconds=20.0)
+    assert ended == {"code": "unreachable"}
+
+
 @pytest.mark.parametrize("kind", ["train.block", "query.nothing", "nonsense", STREAM])
 def test_no_text_of_an_error_crosses(plane: Plane, kind: str) -> None:
     def fails(message: Message, context: Context) -> Message:
