@@ -134,7 +134,7 @@ class Agent:
             return encode(self._app(request, self._context).content)
         except Exception as error:
             if not isinstance(error, FedblocksError):
-                self._log(f"data plane: {message.kind} failed ({type(error).__name__})")
+                self._log(f"data plane: {message.kind!r} failed ({type(error).__name__})")
             return encode(refusal(error))
 
 

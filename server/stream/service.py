@@ -160,6 +160,9 @@ class AggregationService(DataPlaneServicer):
             threading.Thread(target=self._read, args=(link, request_iterator), daemon=True).start()
             try:
                 yield from link.outgoing()
+            except Exception as error:  # gRPC would send the text of what is raised here
+                log.error("sending to %s failed (%s)", company, type(error).__name__)
+                yield close("internal")
             finally:
                 self._drop(link)
         finally:
