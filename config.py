@@ -253,6 +253,9 @@ class DataSettings(_Part):
     public: DataSource = DataSource(source="digits")
     private: DataSource = DataSource(source="mnist-5k")
     match_contrast: bool = True
+    test_examples: int = Field(
+        2000, ge=1, description="of each held-out set at most so many are evaluated, spread evenly over it"
+    )
 
 
 class PretrainingSettings(_Part):
@@ -270,6 +273,9 @@ class PretrainingSettings(_Part):
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     compile: bool = False
+    folder: str | None = Field(
+        None, description="take the model that `fedblocks pretrain` left in this folder, and train nothing"
+    )
 
 
 class DropoutSettings(_Part):

@@ -13,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 import torch
+from safetensors import SafetensorError
 
-from ..blocks import BlockObjective, Denoiser, Schedule, build_model, split, train
+from ..blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
+from ..blocks.state import check_part
 from ..client.data import Examples, load_examples
 from ..client.policy import Policy
 from ..client.training import block_size, release_event
 from ..config import DiTSettings, Plan, Settings, ViTSettings
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
 from ..privacy.events import Event
 from ..server.checkpoint import Checkpoint
@@ -61,7 +63,16 @@ def read_inputs(settings: Settings) -> Inputs:
         kept, out = _hold_out(part, settings.companies.holdout, None if ordered else rng, least=1)
         companies.append(private[kept])
         heldout.append(out)
-    return Inputs(public[train], public[test], companies, private[np.concatenate(heldout)])
+    at_most = settings.data.test_examples
+    test, out = _spread(test, at_most), _spread(np.concatenate(heldout), at_most)
+    return Inputs(public[train], public[test], companies, private[out])
+
+
+def _spread(index: npt.NDArray[np.int64], at_most: int) -> npt.NDArray[np.int64]:
+    """At most so many of the entries, at even distances: of texts and series some of every part."""
+    if len(index) <= at_most:
+        return index
+    return index[np.arange(at_most) * len(index) // at_most]
 
 
 def _hold_out(
@@ -166,10 +177,11 @@ def prepare(
 
 
 def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoiser:
-    """A fresh model trained on public data; a function of settings and data alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = build_model(settings.model, settings.noise).to(settings.device)
+    """A fresh model trained on public data, a function of settings and data alone; or the one of
+    `pretraining.folder`."""
+    if settings.pretraining.folder is not None:
+        return pretrained(settings).to(settings.device)
+    model = fresh_model(settings).to(settings.device)
     data = public.to(settings.device)
     closed_form = settings.model.kind.target_classes is not None
     refit = settings.noise.partition == "equi-information" and not closed_form
@@ -178,12 +190,41 @@ def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoi
         data.inputs,
         data.targets,
         objective=BlockObjective(weight=settings.noise.weight),
-        schedule=Schedule(**settings.pretraining.model_dump()),
+        schedule=schedule_of(settings),
         generator=torch.Generator().manual_seed(settings.seed),
         refit_every=settings.noise.refit_every if refit and settings.noise.edges is None else None,
         on_step=on_step,
     )
     return model
+
+
+def fresh_model(settings: Settings) -> Denoiser:
+    """Initial weights, a function of the settings alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build_model(settings.model, settings.noise)
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    """The schedule of public pretraining."""
+    return Schedule(**settings.pretraining.model_dump(exclude={"folder"}))
+
+
+def pretrained(settings: Settings) -> Denoiser:
+    """The model of `pretraining.folder`, refused if it is not of these settings."""
+    folder = Path(settings.pretraining.folder or "")
+    model = build_model(settings.model, settings.noise)
+    try:
+        state = load_state(folder)
+        check_part(model, state.shared, None)
+        if len(state.blocks) != settings.model.blocks:
+            raise RunError(f"{len(state.blocks)} blocks, the model has {settings.model.blocks}")
+        for b, part in enumerate(state.blocks):
+            check_part(model, part, b)
+    except (RunError, SafetensorError, OSError) as error:
+        raise InputError("pretraining.folder", str(folder), str(error)) from None
+    merge(model, state.shared, *state.blocks)
+    return model.requires_grad_(False).eval()
 
 
 def write_home(home: Path, company: str, settings: Settings, data: Examples) -> None:

@@ -178,7 +178,7 @@ def test_block_quality_reports_every_key(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(block_quality, "SETS", {n: lambda: ImageSet(small_split(), sizes) for n in SETS})
     found = block_quality.measure(seeds=2, others=True)
     for name in ("digits", "mnist"):
-        for method in ("accuracy", "end_to_end", "shallow", "forward_forward", "as_published"):
+        for method in block_quality.METHODS | block_quality.OTHERS:
             assert 0 <= found[f"{name}_{method}"] <= 1
             assert found[f"{name}_{method}_std"] >= 0
             assert found[f"{name}_{method}_seconds"] >= 0

@@ -45,7 +45,7 @@ def simulate(
 def block_quality(
     seeds: Seeds = 3,
     others: Annotated[
-        bool, typer.Option("--others", help="also Forward-Forward and DiffusionBlocks as published")
+        bool, typer.Option("--others", help="also end to end at equal time, Forward-Forward, as published")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
