@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
-from ..blocks.state import ModelState
+from ..blocks.state import ModelState, State
 from ..client.training import blocks_read
-from .assignment import assign
+from .assignment import Task, assign
 from .checkpoint import Checkpoint
 from .cohort import join
 from .dropout import LossyGrid
@@ -59,12 +60,18 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
         started = time.perf_counter()
         # All blocks of a round start from the state that the round began with.
         before = tuple(blocks)
-        results: list[RoundResult] = []
-        for task in assign(round_, cohort.companies, plan):
+
+        def train(task: Task, round_: int = round_, before: tuple[State, ...] = before) -> RoundResult:
             b = task.block
             states = {i: before[i] for i in blocks_read(plan, b)}
             blocks[b], result = run_round(round_, task, states, names[b], optimizers[b], cohort, plan)
-            results.append(result)
+            return result
+
+        tasks = assign(round_, cohort.companies, plan)
+        # Disjoint groups go at once; a company that trains several blocks has one message in flight.
+        at_once = len(tasks) if plan.training.assignment == "parallel" else 1
+        with ThreadPoolExecutor(at_once) as pool:
+            results = list(pool.map(train, tasks))
         row = summary_of(round_, results)
         if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
             merge(model, *blocks)
