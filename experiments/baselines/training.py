@@ -54,7 +54,7 @@ def moved(images: Tensor, by: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Cost of a training: processor seconds, and `memory` of its last step in bytes by part (see `memory.training_memory`)."""
+    """Cost of a training: processor seconds; bytes of its last step by part (see `memory.training_memory`)."""
 
     seconds: float
     memory: dict[str, int]
