@@ -306,12 +306,45 @@ class TrainingSettings(_Part):
     expected_batch_size: float = Field(
         400.0, ge=1, description="public divisor of every company's gradient sums, so that sizes stay private"
     )
+    batches: Literal["poisson", "epochs"] = Field(
+        "poisson",
+        description="how a release's batches are drawn: every example joins each of them by chance, or belongs to "
+        "one of 1/sampling_rate groups that take turns, which costs more privacy",
+    )
+    noise_bands: int = Field(
+        1,
+        ge=1,
+        description="epochs only: a step's noise is partly taken back over so many steps; 1 means never",
+    )
     noise_draws: int = Field(2, ge=1, le=64)
     server_optimizer: Literal["fedavg", "fedadam"] = "fedadam"
     server_learning_rate: float = Field(0.01, gt=0)
     server_betas: tuple[float, float] = (0.9, 0.99)
     evaluate_every: int = Field(1, ge=1)
     message_timeout: float = Field(600.0, gt=0, description="seconds to wait for a phase's replies")
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch: how many groups its examples are dealt into."""
+        return round(1 / self.sampling_rate)
+
+    @model_validator(mode="after")
+    def _whole_epochs(self) -> TrainingSettings:
+        if self.batches == "epochs":
+            steps = self.epoch_steps
+            rule = (
+                f"must be a multiple of the {steps} steps of an epoch, of which a part costs as much as all"
+            )
+            _rule(self.local_steps % steps == 0, "local_steps", self.local_steps, rule)
+            _rule(
+                self.noise_bands <= steps,
+                "noise_bands",
+                self.noise_bands,
+                f"must be at most {steps}, an epoch",
+            )
+        else:
+            _rule(self.noise_bands == 1, "noise_bands", self.noise_bands, 'needs batches = "epochs"')
+        return self
 
     def releases(self, blocks: int) -> int:
         """Updates of one company over the run: one a round, or with "all" one a round and block."""
@@ -395,6 +428,7 @@ class Settings(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
+        _one_clip_for_bands(self.training, self.privacy.clip_quantile)
         n, least = self.companies.count, self.secure_aggregation.minimum_cohort
         _rule(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
         t = self.secure_aggregation.threshold
@@ -405,6 +439,8 @@ class Settings(_Part):
             _rule(
                 steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
             )
+            batches = self.training.batches
+            _rule(batches == "poisson", "training.batches", batches, "needs mode local")
             q = self.privacy.clip_quantile
             _rule(q is None, "privacy.clip_quantile", q, "needs mode local: sums of shares have one clip")
             group = (
@@ -428,6 +464,11 @@ class Settings(_Part):
     def total_steps(self) -> int:
         """DP-SGD steps of one company over the run."""
         return self.training.releases(self.model.blocks) * self.training.local_steps
+
+
+def _one_clip_for_bands(training: TrainingSettings, clip_quantile: float | None) -> None:
+    bands = training.noise_bands
+    _rule(bands == 1 or clip_quantile is None, "training.noise_bands", bands, "needs a clip that stays")
 
 
 def groups_of(companies: int, blocks: int, minimum_cohort: int) -> int:
@@ -455,11 +496,14 @@ class Plan(_Part):
 
     @model_validator(mode="after")
     def _single_steps(self) -> Plan:
+        _one_clip_for_bands(self.training, self.clip_quantile)
         if self.mode == "secure_step":
             steps = self.training.local_steps
             _rule(
                 steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
             )
+            batches = self.training.batches
+            _rule(batches == "poisson", "training.batches", batches, "needs mode local")
             _rule(
                 self.clip_quantile is None,
                 "clip_quantile",

@@ -21,12 +21,13 @@ from fedblocks.client.app import app, release_labels
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.training import codec, mechanism, train_block
-from fedblocks.config import DropoutSettings, Settings, TrainingSettings
+from fedblocks.config import DropoutSettings, Settings, TrainingSettings, validated
 from fedblocks.errors import InputError, ProtocolError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.reference import prepare_reference
 from fedblocks.experiments.simulation import epsilon_by_company, simulate
 from fedblocks.privacy.accounting import epsilon
+from fedblocks.privacy.events import EpochGaussian
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
 from fedblocks.server.dropout import LossyGrid
@@ -307,3 +308,18 @@ def test_server_optimisers_follow_their_closed_form_and_resume(kind: str) -> Non
         position = restored.step(position, u)
         optimizer = restored
         torch.testing.assert_close(position, x)
+
+
+def test_a_run_by_epochs_with_correlated_noise_is_charged_as_such(small: Settings, tmp_path: Path) -> None:
+    """Would catch a plan by epochs that trains, or is charged, as if its batches were drawn by chance."""
+    raw = small.model_dump(mode="json")
+    raw["training"] |= {
+        "batches": "epochs", "sampling_rate": 0.25, "local_steps": 8, "noise_bands": 3, "rounds": 2,
+    }  # fmt: skip
+    run = prepare(validated(Settings, raw), tmp_path / "run")
+    assert simulate(run)["rounds_done"] == 2
+    home = run.companies / "company-0"
+    with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+        events = [row.event for row in ledger.rows()]
+    noise = run.plan().noise_multiplier
+    assert events == [EpochGaussian(noise_multiplier=noise, epochs=2)] * 2

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ...errors import InputError
+
 bench = typer.Typer(no_args_is_help=True, help="Measure against the alternative, side by side in one run.")
 people = Console(stderr=True)
 
@@ -65,6 +67,21 @@ def families(
     from .families import measure
 
     show(measure(seeds, only or [], on_progress=_say), as_json)
+
+
+@bench.command("choices")
+def choices(
+    seeds: Seeds = 3,
+    only: Annotated[list[str] | None, typer.Option("--only", help="a preset; repeatable")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The cut, noise, loss weight and features of a family's blocks, one choice changed at a time."""
+    from .choices import BASES, measure
+
+    unknown = [name for name in only or [] if name not in BASES]
+    if unknown:
+        raise InputError("--only", unknown[0], f"expected one of {', '.join(BASES)}")
+    show(measure(seeds, tuple(only or BASES), on_progress=_say), as_json)
 
 
 @bench.command("block-memory")
