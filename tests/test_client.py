@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +17,16 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from fedblocks.blocks import digest
 from fedblocks.client.app import app, release_labels
 from fedblocks.client.company import Company
+from fedblocks.client.identity import load_roster
 from fedblocks.client.policy import load_policy
 from fedblocks.client.protocol import (
+    CONFIRM,
     JOIN,
     KEYS,
     TRAIN,
     UNMASK,
+    ConfirmReply,
+    ConfirmRequest,
     JoinReply,
     JoinRequest,
     KeysReply,
@@ -31,9 +37,9 @@ from fedblocks.client.protocol import (
     refused,
 )
 from fedblocks.config import Plan, Settings
-from fedblocks.errors import PrivacyError, ProtocolError
+from fedblocks.errors import InputError, PrivacyError, ProtocolError
 from fedblocks.experiments.preparation import prepare
-from fedblocks.privacy.secure_aggregation import Session, Survivors
+from fedblocks.privacy.secure_aggregation import ChannelKey, ChannelKeys, Confirmations, Session, Survivors
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.grid import InProcessGrid
 from fedblocks.server.run_folder import RunFolder
@@ -69,6 +75,7 @@ class Coordinator:
             "cohort": tuple(f"company-{i}" for i in range(5)),
             "threshold": 4,
             "length": sum(v.numel() for name, v in self.model.blocks[0].items() if ".layers." in name),
+            "bits": self.plan.bits,
         }
         return Session(**(values | changes))
 
@@ -77,11 +84,24 @@ class Coordinator:
         channels = {r.company: r.channel for r in replies.values()}
         return {n: self.ask(n, KEYS, KeysRequest(session, channels).to_record()) for n in NODES}
 
-    def train_request(self, session: Session) -> TrainRequest:
+    def train_requests(self, session: Session) -> dict[int, TrainRequest]:
         replies = self.keys(session)
         adverts = {f"company-{n - 1}": KeysReply.from_record(r).advert for n, r in replies.items()}
-        mine = {name: advert.for_recipient("company-0") for name, advert in adverts.items()}
-        return TrainRequest(0, {0: self.model.blocks[0]}, mine)
+        state = {0: self.model.blocks[0]}
+        return {
+            n: TrainRequest(0, state, {k: a.for_recipient(f"company-{n - 1}") for k, a in adverts.items()})
+            for n in NODES
+        }
+
+    def train_request(self, session: Session) -> TrainRequest:
+        return self.train_requests(session)[1]
+
+    def confirm(self, node: int, session: bytes, names: tuple[str, ...]) -> RecordDict:
+        return self.ask(node, CONFIRM, ConfirmRequest(Survivors(session=session, names=names)).to_record())
+
+    def unmask(self, node: int, session: bytes, signatures: dict[str, bytes]) -> RecordDict:
+        confirmations = Confirmations(session=session, signatures=signatures)
+        return self.ask(node, UNMASK, UnmaskRequest(confirmations).to_record())
 
     def charges(self, company: int = 0) -> int:
         home = self.run.companies / f"company-{company}"
@@ -106,7 +126,8 @@ def test_a_faithful_round_trains_charges_once_and_masks(coordinator: Coordinator
     request = coordinator.train_request(coordinator.session())
     reply = TrainReply.from_record(coordinator.ask(1, TRAIN, request.to_record()))
     assert coordinator.charges() == 1
-    counts = np.bincount(reply.masked.view(np.uint8), minlength=256)
+    assert len(reply.masked) == pytest.approx(2.75 * coordinator.session().length, rel=0.01)
+    counts = np.bincount(reply.masked, minlength=256)
     assert counts.max() < 1.6 * counts.mean()  # masked values look uniform, an update's high bytes do not
 
 
@@ -167,7 +188,7 @@ def test_a_bent_training_request_is_refused_before_anything_is_charged(
 ) -> None:
     request = bend(coordinator, coordinator.train_request(coordinator.session()))
     reply = coordinator.ask(1, TRAIN, request.to_record())
-    assert refused(reply) in {"wrong_session", "bad_share", "small_cohort", "too_few"}
+    assert refused(reply) in {"wrong_session", "bad_signature", "small_cohort", "too_few"}
     assert coordinator.charges() == 0
 
 
@@ -196,20 +217,68 @@ def test_a_session_with_other_settings_or_a_small_cohort_is_refused(
     assert refused(reply) in codes
 
 
-def test_unmasking_answers_once_and_for_its_own_session_only(coordinator: Coordinator) -> None:
+def test_one_set_is_confirmed_and_shares_are_answered_once(coordinator: Coordinator) -> None:
     session = coordinator.session()
-    coordinator.ask(1, TRAIN, coordinator.train_request(session).to_record())
+    for node, request in coordinator.train_requests(session).items():
+        assert refused(coordinator.ask(node, TRAIN, request.to_record())) is None
+    digest_, everyone = session.digest(), session.cohort
+    assert refused(coordinator.unmask(1, digest_, {})) == "wrong_phase"
+    assert refused(coordinator.confirm(1, bytes(32), everyone)) == "wrong_session"
+    assert refused(coordinator.confirm(1, digest_, everyone[1:])) == "bad_survivors"
+    assert refused(coordinator.confirm(1, digest_, everyone[:3])) == "too_few"
+    replies = {n: ConfirmReply.from_record(coordinator.confirm(n, digest_, everyone)) for n in NODES}
+    assert refused(coordinator.confirm(1, digest_, everyone[:4])) == "second_set"
+    signatures = {f"company-{n - 1}": reply.confirmation.signature for n, reply in replies.items()}
+    assert refused(coordinator.unmask(1, bytes(32), signatures)) == "wrong_session"
+    few = {name: signatures[name] for name in everyone[:3]}
+    assert refused(coordinator.unmask(1, digest_, few)) == "too_few"
+    assert refused(coordinator.unmask(1, digest_, few | {"company-4": bytes(64)})) == "bad_signature"
+    assert refused(coordinator.unmask(1, digest_, signatures)) is None
+    assert refused(coordinator.unmask(1, digest_, signatures)) == "wrong_phase"
 
-    def unmask(digest_: bytes, names: tuple[str, ...]) -> str | None:
-        survivors = Survivors(session=digest_, names=names)
-        return refused(coordinator.ask(1, UNMASK, UnmaskRequest(survivors).to_record()))
 
-    everyone = session.cohort
-    assert unmask(bytes(32), everyone) == "wrong_session"
-    assert unmask(session.digest(), everyone[1:]) == "bad_survivors"
-    assert unmask(session.digest(), everyone[:3]) == "too_few"
-    assert unmask(session.digest(), everyone) is None
-    assert unmask(session.digest(), everyone) == "wrong_phase"
+def test_identity_and_roster_come_from_the_companys_own_files_alone(coordinator: Coordinator) -> None:
+    """Would catch a key that may be read by others, an identity the roster does not know, or none at all."""
+    home = coordinator.run.companies / "company-0"
+    key = home / "identity.key"
+    key.chmod(0o640)
+    assert refused(coordinator.join()[1]) == "privacy"
+    key.chmod(0o600)
+    assert refused(coordinator.join()[1]) is None
+    shutil.copy(coordinator.run.companies / "company-1" / "identity.key", key)
+    assert refused(coordinator.join()[1]) == "bad_key"
+    key.write_text("11")
+    assert refused(coordinator.join()[1]) == "bad_input"
+    key.unlink()
+    assert refused(coordinator.join()[1]) == "bad_input"
+    (home / "roster.toml").write_text('[companies]\n"company-0" = "xy"\n')
+    with pytest.raises(InputError, match="hexadecimal"):
+        load_roster(home / "roster.toml")
+
+
+def test_every_companys_key_file_is_its_owners_alone(coordinator: Coordinator) -> None:
+    homes = sorted(coordinator.run.companies.iterdir())
+    assert {stat.S_IMODE((home / "identity.key").stat().st_mode) for home in homes} == {0o600}
+    rosters = {(home / "roster.toml").read_text() for home in homes}
+    assert rosters == {coordinator.run.roster_file.read_text()}
+    assert len(coordinator.run.roster().members) == 5
+
+
+def test_a_channel_key_that_its_owner_has_not_signed_is_refused(coordinator: Coordinator) -> None:
+    session = coordinator.session()
+    channels = {
+        reply.company: reply.channel for reply in map(JoinReply.from_record, coordinator.join().values())
+    }
+    forged = replace(channels["company-1"], public=ChannelKeys.generate().public)
+    request = KeysRequest(session, channels | {"company-1": forged})
+    assert refused(coordinator.ask(1, KEYS, request.to_record())) == "bad_signature"
+
+
+def test_a_company_that_is_not_on_the_roster_cannot_be_smuggled_into_a_cohort(
+    coordinator: Coordinator,
+) -> None:
+    session = coordinator.session(cohort=("company-0", "fake-1", "fake-2"), threshold=3)
+    assert refused(coordinator.keys(session)[1]) == "not_in_roster"
 
 
 def test_phases_out_of_order_are_refused(coordinator: Coordinator) -> None:
@@ -243,9 +312,10 @@ def test_the_text_of_an_error_stays_in_the_companys_log(coordinator: Coordinator
         ),
         RecordDict({"message": ConfigRecord({"block": True, "companies": [1.0], "adverts": [b"x"]})}),
         RecordDict({"message": ConfigRecord({"survivors": b"\xff" * 40})}),
+        RecordDict({"message": ConfigRecord({"confirmations": b"\xff" * 40})}),
     ],
 )
-@pytest.mark.parametrize("phase", [JOIN, KEYS, TRAIN, UNMASK])
+@pytest.mark.parametrize("phase", [JOIN, KEYS, TRAIN, CONFIRM, UNMASK])
 def test_junk_is_answered_with_a_code(coordinator_once: Coordinator, phase: str, record: RecordDict) -> None:
     assert refused(coordinator_once.ask(1, phase, record)) in {"malformed", "bad_input", "wrong_phase"}
 
@@ -277,13 +347,13 @@ def test_without_a_seed_every_release_is_new(coordinator: Coordinator) -> None:
 def test_a_malformed_masked_vector_is_refused_by_the_coordinator() -> None:
     with pytest.raises(ProtocolError, match="malformed"):
         TrainReply.from_record(RecordDict())
-    wide = TrainReply(np.zeros((2, 2), np.uint32)).to_record()
-    with pytest.raises(ProtocolError, match="uint32 vector"):
-        TrainReply.from_record(wide)
+    for vector in (np.zeros((2, 2), np.uint8), np.zeros(4, np.uint32)):
+        with pytest.raises(ProtocolError, match="vector of bytes"):
+            TrainReply.from_record(TrainReply(vector).to_record())
 
 
 def test_messages_hold_what_was_put_in() -> None:
-    reply = JoinReply("company-0", bytes(32))
+    reply = JoinReply("company-0", ChannelKey(bytes(32), bytes(64)))
     assert JoinReply.from_record(reply.to_record()) == reply
 
 

@@ -2,13 +2,15 @@
 
 Bonawitz et al. (CCS 2017), Fig. 4, server's side:
 
-    aggregation = Aggregation(session)
-    aggregation.add_advert(company, advert)     ...   adverts = aggregation.close_adverts()
-    aggregation.add_masked(company, vector)     ...   survivors = aggregation.close_masked()
-    aggregation.add_shares(company, answer)     ...   total, survivors = aggregation.open()
+    aggregation = Aggregation(session, roster)
+    aggregation.add_advert(company, advert)              ...   adverts = aggregation.close_adverts()
+    aggregation.add_masked(company, packed)              ...   survivors = aggregation.close_masked()
+    aggregation.add_confirmation(company, confirmation)  ...   confirmations = aggregation.close_confirmations()
+    aggregation.add_shares(company, answer)              ...   total, survivors = aggregation.open()
 
-Each message is checked when it comes in, so that a faulty one can be put down to its sender and counted
-as a dropout. Masked vectors are summed at once: memory does not grow with the cohort.
+Each message is checked when it comes in, signatures against a roster of the coordinator's own, so that a
+faulty one can be put down to its sender and counted as a dropout: no company's safety rests on these checks.
+Masked vectors are summed at once: memory does not grow with the cohort.
 """
 
 from collections.abc import Mapping
@@ -18,14 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ProtocolError
-from . import keys, masks, shamir, wire
-from .messages import SEALED_SIZE, Advert, UnmaskShares
+from . import keys, masks, packing, shamir, wire
+from .identity import ADVERT, SURVIVORS, Roster
+from .messages import SEALED_SIZE, Advert, Confirmation, Confirmations, Survivors, UnmaskShares, transcript
 from .session import Session
 
 
 class Stage(Enum):
     ADVERTS = "adverts"
     MASKED = "masked vectors"
+    CONFIRMATIONS = "confirmations"
     SHARES = "shares"
     OPENED = "opened"
 
@@ -33,13 +37,18 @@ class Stage(Enum):
 class Aggregation:
     """Collects one session's messages and opens their sum, once, or not at all."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, roster: Roster) -> None:
+        roster.require(session.cohort)
         self.session = session
+        self._roster = roster
         self._digest = session.digest()
         self._stage = Stage.ADVERTS
         self._adverts: dict[str, Advert] = {}
         self._sum = np.zeros(0, dtype=np.uint32)
+        self._buffer = np.zeros(0, dtype=np.uint32)
         self._survivors: set[str] = set()
+        self._transcript = b""
+        self._confirmations: dict[str, bytes] = {}
         self._answers: dict[str, UnmaskShares] = {}
         self._probe = keys.new_private_key()
 
@@ -58,6 +67,8 @@ class Aggregation:
             raise ProtocolError("bad_share", f"the advert of {company!r} does not hold a share for each peer")
         if any(len(sealed) != SEALED_SIZE for sealed in advert.shares.values()):
             raise ProtocolError("bad_share", f"a sealed share of {company!r} has the wrong size")
+        parts = self._digest, advert.public, advert.commitment
+        self._roster.check(advert.signature, ADVERT, company, *parts)
         # A useless key would make every other company refuse; here it costs its owner alone.
         keys.agree(self._probe, advert.public)
         self._adverts[company] = advert
@@ -67,30 +78,53 @@ class Aggregation:
         self._expect(Stage.ADVERTS)
         self._check_enough(len(self._adverts), "adverts")
         self._stage = Stage.MASKED
+        self._transcript = transcript(self._digest, self._adverts)
         self._sum = np.zeros(self.session.length, dtype=np.uint32)  # (length,)
+        self._buffer = packing.buffer_for(self.session.length)
         return {name: self._adverts[name] for name in sorted(self._adverts)}
 
-    def add_masked(self, company: str, vector: NDArray[np.uint32]) -> None:
-        """`vector` (length,) uint32 below 2^bits, as `CompanySession.mask` returns it."""
+    def add_masked(self, company: str, packed: NDArray[np.uint8]) -> None:
+        """`packed`: the masked vector as `CompanySession.mask` returns it."""
         self._expect(Stage.MASKED)
         if company not in self._adverts:
             raise ProtocolError("not_in_cohort", f"{company!r} sent no advert")
         self._check_new(company, company in self._survivors, self._digest)
-        masks.check_vector(self.session, vector)
-        self._sum += vector
+        # Padding is checked before anything is added: a vector counts as a whole or not at all.
+        length, bits = self.session.length, self.session.bits
+        packing.check_packed(packed, length, bits)
+        packing.check_padding(packed, length, bits)
+        for start, stop, part in packing.blocks(packed, length, bits):
+            self._sum[start:stop] += packing.unpack_block(part, stop - start, bits, self._buffer)
         self._survivors.add(company)
 
-    def close_masked(self) -> tuple[str, ...]:
-        """U2: whose vectors are in the sum. Ask exactly these for shares, and show them this set."""
+    def close_masked(self) -> Survivors:
+        """U2: whose vectors are in the sum. Show exactly these this set, for them to confirm."""
         self._expect(Stage.MASKED)
         self._check_enough(len(self._survivors), "masked vectors")
+        self._stage = Stage.CONFIRMATIONS
+        return Survivors(session=self._digest, names=tuple(sorted(self._survivors)))
+
+    def add_confirmation(self, company: str, confirmation: Confirmation) -> None:
+        self._expect(Stage.CONFIRMATIONS)
+        if company not in self._survivors:
+            raise ProtocolError("not_in_cohort", f"{company!r} is not a survivor")
+        self._check_new(company, company in self._confirmations, confirmation.session)
+        names = wire.names(tuple(sorted(self._survivors)))
+        parts = self._digest, self._transcript, names
+        self._roster.check(confirmation.signature, SURVIVORS, company, *parts)
+        self._confirmations[company] = confirmation.signature
+
+    def close_confirmations(self) -> Confirmations:
+        """U3: who stands by the set. Ask exactly these for shares, and show them all signatures."""
+        self._expect(Stage.CONFIRMATIONS)
+        self._check_enough(len(self._confirmations), "confirmations")
         self._stage = Stage.SHARES
-        return tuple(sorted(self._survivors))
+        return Confirmations(session=self._digest, signatures=dict(sorted(self._confirmations.items())))
 
     def add_shares(self, company: str, shares: UnmaskShares) -> None:
         self._expect(Stage.SHARES)
-        if company not in self._survivors:
-            raise ProtocolError("not_in_cohort", f"{company!r} is not a survivor")
+        if company not in self._confirmations:
+            raise ProtocolError("not_in_cohort", f"{company!r} has confirmed nothing")
         self._check_new(company, company in self._answers, shares.session)
         dropped = self._adverts.keys() - self._survivors
         if shares.seeds.keys() != self._survivors or shares.keys.keys() != dropped:
