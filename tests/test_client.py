@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from coordinating import NODES, Coordinator
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedblocks.blocks import digest
-from fedblocks.client.app import app, release_labels
+from fedblocks.client.app import release_labels
 from fedblocks.client.company import Company
 from fedblocks.client.identity import load_roster
 from fedblocks.client.policy import load_policy
@@ -25,88 +26,17 @@ from fedblocks.client.protocol import (
     KEYS,
     TRAIN,
     UNMASK,
-    ConfirmReply,
-    ConfirmRequest,
     JoinReply,
-    JoinRequest,
-    KeysReply,
     KeysRequest,
     TrainReply,
     TrainRequest,
-    UnmaskRequest,
     refused,
 )
 from fedblocks.config import Plan, Settings
 from fedblocks.errors import InputError, PrivacyError, ProtocolError
 from fedblocks.experiments.preparation import prepare
-from fedblocks.privacy.secure_aggregation import ChannelKey, ChannelKeys, Confirmations, Session, Survivors
-from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.server.grid import InProcessGrid
+from fedblocks.privacy.secure_aggregation import ChannelKey, ChannelKeys
 from fedblocks.server.run_folder import RunFolder
-
-NODES = range(1, 6)
-
-
-class Coordinator:
-    """Sends single messages to five real companies, so that a test can bend any of them."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self.run, self.plan = run, run.plan()
-        self.model = Checkpoint.load(run.checkpoints).model
-        self.grid = InProcessGrid(app, 5, {"run-dir": str(run.path)})
-
-    def ask(self, node: int, phase: str, record: RecordDict) -> RecordDict:
-        message = self.grid.create_message(record, phase, node, "test")
-        (reply,) = self.grid.send_and_receive([message])
-        assert not reply.has_error()
-        return reply.content
-
-    def join(self, plan: Plan | None = None) -> dict[int, RecordDict]:
-        record = JoinRequest(plan or self.plan, self.model.shared).to_record()
-        return {node: self.ask(node, JOIN, record) for node in NODES}
-
-    def session(self, **changes: Any) -> Session:
-        values: dict[str, Any] = {
-            "run": self.plan.run,
-            "round": 1,
-            "label": "block-0",
-            "model_digest": digest(self.model.blocks[0]),
-            "settings_digest": self.plan.digest(),
-            "cohort": tuple(f"company-{i}" for i in range(5)),
-            "threshold": 4,
-            "length": sum(v.numel() for name, v in self.model.blocks[0].items() if ".layers." in name),
-            "bits": self.plan.bits,
-        }
-        return Session(**(values | changes))
-
-    def keys(self, session: Session) -> dict[int, RecordDict]:
-        replies = {n: JoinReply.from_record(r) for n, r in self.join().items()}
-        channels = {r.company: r.channel for r in replies.values()}
-        return {n: self.ask(n, KEYS, KeysRequest(session, channels).to_record()) for n in NODES}
-
-    def train_requests(self, session: Session) -> dict[int, TrainRequest]:
-        replies = self.keys(session)
-        adverts = {f"company-{n - 1}": KeysReply.from_record(r).advert for n, r in replies.items()}
-        state = {0: self.model.blocks[0]}
-        return {
-            n: TrainRequest(0, state, {k: a.for_recipient(f"company-{n - 1}") for k, a in adverts.items()})
-            for n in NODES
-        }
-
-    def train_request(self, session: Session) -> TrainRequest:
-        return self.train_requests(session)[1]
-
-    def confirm(self, node: int, session: bytes, names: tuple[str, ...]) -> RecordDict:
-        return self.ask(node, CONFIRM, ConfirmRequest(Survivors(session=session, names=names)).to_record())
-
-    def unmask(self, node: int, session: bytes, signatures: dict[str, bytes]) -> RecordDict:
-        confirmations = Confirmations(session=session, signatures=signatures)
-        return self.ask(node, UNMASK, UnmaskRequest(confirmations).to_record())
-
-    def charges(self, company: int = 0) -> int:
-        home = self.run.companies / f"company-{company}"
-        with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
-            return len(ledger.rows())
 
 
 @pytest.fixture
@@ -219,16 +149,14 @@ def test_a_session_with_other_settings_or_a_small_cohort_is_refused(
 
 def test_one_set_is_confirmed_and_shares_are_answered_once(coordinator: Coordinator) -> None:
     session = coordinator.session()
-    for node, request in coordinator.train_requests(session).items():
-        assert refused(coordinator.ask(node, TRAIN, request.to_record())) is None
+    coordinator.trained(session)
     digest_, everyone = session.digest(), session.cohort
     assert refused(coordinator.unmask(1, digest_, {})) == "wrong_phase"
     assert refused(coordinator.confirm(1, bytes(32), everyone)) == "wrong_session"
     assert refused(coordinator.confirm(1, digest_, everyone[1:])) == "bad_survivors"
     assert refused(coordinator.confirm(1, digest_, everyone[:3])) == "too_few"
-    replies = {n: ConfirmReply.from_record(coordinator.confirm(n, digest_, everyone)) for n in NODES}
+    signatures = coordinator.signatures(session, dict.fromkeys(NODES, everyone))
     assert refused(coordinator.confirm(1, digest_, everyone[:4])) == "second_set"
-    signatures = {f"company-{n - 1}": reply.confirmation.signature for n, reply in replies.items()}
     assert refused(coordinator.unmask(1, bytes(32), signatures)) == "wrong_session"
     few = {name: signatures[name] for name in everyone[:3]}
     assert refused(coordinator.unmask(1, digest_, few)) == "too_few"
@@ -266,9 +194,7 @@ def test_every_companys_key_file_is_its_owners_alone(coordinator: Coordinator) -
 
 def test_a_channel_key_that_its_owner_has_not_signed_is_refused(coordinator: Coordinator) -> None:
     session = coordinator.session()
-    channels = {
-        reply.company: reply.channel for reply in map(JoinReply.from_record, coordinator.join().values())
-    }
+    channels = coordinator.channels()
     forged = replace(channels["company-1"], public=ChannelKeys.generate().public)
     request = KeysRequest(session, channels | {"company-1": forged})
     assert refused(coordinator.ask(1, KEYS, request.to_record())) == "bad_signature"
