@@ -116,7 +116,7 @@ def test_without_the_self_masks_the_pairwise_masks_cancel_in_the_sum_only() -> N
         subtract: list[bytes] = []
         for peer in set(cohort.session.cohort) - {name}:
             ends = (name, cohort.adverts[name].public), (peer, cohort.adverts[peer].public)
-            key, adds = masks.pair_mask_key(private[name], digest, *ends)
+            key, adds = masks.pair_mask_key(keys.loaded(private[name]), digest, *ends)
             (add if adds else subtract).append(key)
         part = masks.apply_masks(np.zeros_like(residue), add, subtract, cohort.session.largest)
         assert part.any()
@@ -648,7 +648,7 @@ def test_keys_of_different_purposes_parties_and_sessions_are_unrelated() -> None
         for name in ("ada", "bob"):
             found += [masks.self_mask_key(seed, digest, name), masks.seed_commitment(seed, digest, name)]
         for name in ("bob", "cyd"):
-            found.append(masks.pair_mask_key(private, digest, own, (name, peer))[0])
+            found.append(masks.pair_mask_key(keys.loaded(private), digest, own, (name, peer))[0])
             found += ada.share_keys(digest, "ada", name, peer)
         there, back = bob.share_keys(digest, "bob", "ada", ada.public)
         assert (back, there) == ada.share_keys(digest, "ada", "bob", bob.public)

@@ -13,7 +13,6 @@ faulty one can be put down to its sender and counted as a dropout: no company's 
 Masked vectors are summed at once: memory does not grow with the cohort.
 """
 
-from collections.abc import Mapping
 from enum import Enum
 
 import numpy as np
@@ -48,9 +47,10 @@ class Aggregation:
         self._buffer = np.zeros(0, dtype=np.uint32)
         self._survivors: set[str] = set()
         self._transcript = b""
+        self._confirmed: tuple[bytes, ...] = ()  # what each survivor signs
         self._confirmations: dict[str, bytes] = {}
         self._answers: dict[str, UnmaskShares] = {}
-        self._probe = keys.new_private_key()
+        self._probe = keys.loaded(keys.new_private_key())
 
     def __repr__(self) -> str:
         counts = f"{len(self._adverts)} adverts, {len(self._survivors)} vectors, {len(self._answers)} answers"
@@ -102,16 +102,16 @@ class Aggregation:
         self._expect(Stage.MASKED)
         self._check_enough(len(self._survivors), "masked vectors")
         self._stage = Stage.CONFIRMATIONS
-        return Survivors(session=self._digest, names=tuple(sorted(self._survivors)))
+        names = tuple(sorted(self._survivors))
+        self._confirmed = self._digest, self._transcript, wire.names(names)
+        return Survivors(session=self._digest, names=names)
 
     def add_confirmation(self, company: str, confirmation: Confirmation) -> None:
         self._expect(Stage.CONFIRMATIONS)
         if company not in self._survivors:
             raise ProtocolError("not_in_cohort", f"{company!r} is not a survivor")
         self._check_new(company, company in self._confirmations, confirmation.session)
-        names = wire.names(tuple(sorted(self._survivors)))
-        parts = self._digest, self._transcript, names
-        self._roster.check(confirmation.signature, SURVIVORS, company, *parts)
+        self._roster.check(confirmation.signature, SURVIVORS, company, *self._confirmed)
         self._confirmations[company] = confirmation.signature
 
     def close_confirmations(self) -> Confirmations:
@@ -130,7 +130,7 @@ class Aggregation:
         if shares.seeds.keys() != self._survivors or shares.keys.keys() != dropped:
             raise ProtocolError("bad_survivors", f"the answer of {company!r} is for another set of survivors")
         for share in (*shares.seeds.values(), *shares.keys.values()):
-            shamir.field_element(share)
+            shamir.check_share(share)
         self._answers[company] = shares
 
     def open(self) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
@@ -142,33 +142,34 @@ class Aggregation:
         self._expect(Stage.SHARES)
         self._check_enough(len(self._answers), "answers")
         survivors = tuple(sorted(self._survivors))
+        # The same answerers for every secret: a share's x is its holder's place in the cohort.
+        place = {name: x for x, name in enumerate(self.session.cohort, start=1)}
+        answers = [
+            (place[who], self._answers[who]) for who in sorted(self._answers)[: self.session.threshold]
+        ]
         add: list[bytes] = []
         subtract: list[bytes] = []
         for name in survivors:
-            seed = self._restore({who: answer.seeds for who, answer in self._answers.items()}, name)
+            seed = shamir.combine({x: answer.seeds[name] for x, answer in answers})
             commitment = masks.seed_commitment(seed, self._digest, name)
             if not wire.same(commitment, self._adverts[name].commitment):
                 raise ProtocolError("bad_share", f"the shares do not restore the seed of {name!r}")
             subtract.append(masks.self_mask_key(seed, self._digest, name))
         for name in sorted(self._adverts.keys() - self._survivors):
-            private = self._restore({who: answer.keys for who, answer in self._answers.items()}, name)
+            private = shamir.combine({x: answer.keys[name] for x, answer in answers})
             public = self._adverts[name].public
             if not wire.same(keys.public_key(private), public):
                 raise ProtocolError("bad_share", f"the shares do not restore the mask key of {name!r}")
+            mask_key = keys.loaded(private)
             for peer in survivors:
                 # What the dropped company would have added cancels what the survivor subtracted.
                 other = (peer, self._adverts[peer].public)
-                key, adds = masks.pair_mask_key(private, self._digest, (name, public), other)
+                key, adds = masks.pair_mask_key(mask_key, self._digest, (name, public), other)
                 (add if adds else subtract).append(key)
         total = masks.apply_masks(self._sum, add, subtract, self.session.largest)
         self._stage = Stage.OPENED
         self._answers = {}
         return total, survivors
-
-    def _restore(self, answers: Mapping[str, Mapping[str, bytes]], name: str) -> bytes:
-        answerers = sorted(answers)[: self.session.threshold]
-        positions = {who: self.session.cohort.index(who) + 1 for who in answerers}
-        return shamir.combine({positions[who]: answers[who][name] for who in answerers})
 
     def _expect(self, stage: Stage) -> None:
         if self._stage is not stage:

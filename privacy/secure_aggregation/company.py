@@ -105,7 +105,8 @@ class CompanySession:
         if missing:
             raise ProtocolError("no_channel", f"no channel key of {missing[0]!r}")
         for name in session.cohort:
-            channels[name].check(member.roster, name, session.run, session.settings_digest)
+            if name != me:  # its own it knows
+                channels[name].check(member.roster, name, session.run, session.settings_digest)
         if not wire.same(channels[me].public, channel.public):
             raise ProtocolError("bad_key", "another channel key is handed out under this company's name")
         self = cls(session, member, floor, Phase.ADVERTISED)
@@ -165,9 +166,10 @@ class CompanySession:
         opened = self._receive_adverts(adverts, own)
         add = [masks.self_mask_key(self._seed, self._digest, self.me)]
         subtract: list[bytes] = []
+        private, mine = keys.loaded(self._private), (self.me, own.public)
         for peer in opened:
-            mine, other = (self.me, own.public), (peer, adverts[peer].public)
-            key, adds = masks.pair_mask_key(self._private, self._digest, mine, other)
+            other = peer, adverts[peer].public
+            key, adds = masks.pair_mask_key(private, self._digest, mine, other)
             (add if adds else subtract).append(key)
         masked = masks.masked_and_packed(residues, add, subtract, self.session.bits)
         self._shares.update(opened)
@@ -257,10 +259,11 @@ class CompanySession:
         shown = adverts[self.me]
         if not wire.same(shown.public + shown.commitment, own.public + own.commitment):
             raise ProtocolError("bad_key", "this company's own advert was replaced")
-        for peer, advert in adverts.items():
+        peers = {peer: advert for peer, advert in adverts.items() if peer != self.me}
+        for peer, advert in peers.items():
             parts = self._digest, advert.public, advert.commitment
             self._member.roster.check(advert.signature, ADVERT, peer, *parts)
-        opened = {peer: self._open(peer, advert) for peer, advert in adverts.items() if peer != self.me}
+        opened = {peer: self._open(peer, advert) for peer, advert in peers.items()}
         self._checked = dict(adverts), opened
         return opened
 

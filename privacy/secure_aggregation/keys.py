@@ -35,14 +35,18 @@ def new_private_key() -> bytes:
 
 
 def public_key(private: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    return loaded(private).public_key().public_bytes_raw()
 
 
-def agree(private: bytes, public: bytes) -> bytes:
+def loaded(private: bytes) -> X25519PrivateKey:
+    """Ready for any number of `agree`: loading a key takes nearly as long as using it once."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def agree(private: X25519PrivateKey, public: bytes) -> bytes:
     """The raw X25519 secret, 32 bytes: to be used only through `derive`."""
     try:
-        peer = X25519PublicKey.from_public_bytes(public)
-        return X25519PrivateKey.from_private_bytes(private).exchange(peer)
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:  # wrong size, or a point of low order that would fix the secret
         raise ProtocolError("bad_key", "a public key is not a usable X25519 key") from None
 
@@ -89,8 +93,9 @@ class ChannelKeys:
 
     def __init__(self, private: bytes, begun: frozenset[bytes] = frozenset()) -> None:
         self._private = private
+        self._key = loaded(private)
         self._begun = begun
-        self.public = public_key(private)
+        self.public = self._key.public_key().public_bytes_raw()
 
     @classmethod
     def generate(cls) -> "ChannelKeys":
@@ -115,7 +120,7 @@ class ChannelKeys:
 
     def share_keys(self, digest: bytes, me: str, peer: str, peer_public: bytes) -> tuple[bytes, bytes]:
         """Keys that seal shares in this session: from me to the peer, from the peer to me."""
-        secret = agree(self._private, peer_public)
+        secret = agree(self._key, peer_public)
         here, there = (me.encode(), self.public), (peer.encode(), peer_public)
         return derive(secret, digest, "share", *here, *there), derive(secret, digest, "share", *there, *here)
 

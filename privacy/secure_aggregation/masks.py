@@ -12,6 +12,7 @@ a late y_u arrives after the coordinator has been given the key that produces ev
 from collections.abc import Sequence
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
@@ -44,7 +45,7 @@ def seed_commitment(seed: bytes, digest: bytes, company: str) -> bytes:
 
 
 def pair_mask_key(
-    private: bytes, digest: bytes, own: tuple[str, bytes], peer: tuple[str, bytes]
+    private: X25519PrivateKey, digest: bytes, own: tuple[str, bytes], peer: tuple[str, bytes]
 ) -> tuple[bytes, bool]:
     """The key both companies of a pair derive, and whether the owner of `private` adds the mask.
 
