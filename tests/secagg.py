@@ -123,7 +123,10 @@ class Cohort:
         self, signers: Iterable[str], survivors: Iterable[str], among: Iterable[str] | None = None
     ) -> Confirmations:
         survivors = tuple(survivors)
-        signatures = {name: self.confirmed(name, survivors, among)[1].signature for name in signers}
+        return self.confirmations_of({name: self.confirmed(name, survivors, among)[1] for name in signers})
+
+    def confirmations_of(self, signed: dict[str, Confirmation]) -> Confirmations:
+        signatures = {name: confirmation.signature for name, confirmation in signed.items()}
         return Confirmations(session=self.session.digest(), signatures=signatures)
 
     def aggregation(self, among: Iterable[str] | None = None) -> Aggregation:

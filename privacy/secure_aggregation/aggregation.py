@@ -44,7 +44,6 @@ class Aggregation:
         self._stage = Stage.ADVERTS
         self._adverts: dict[str, Advert] = {}
         self._sum = np.zeros(0, dtype=np.uint32)
-        self._buffer = np.zeros(0, dtype=np.uint32)
         self._survivors: set[str] = set()
         self._transcript = b""
         self._confirmed: tuple[bytes, ...] = ()  # what each survivor signs
@@ -80,7 +79,6 @@ class Aggregation:
         self._stage = Stage.MASKED
         self._transcript = transcript(self._digest, self._adverts)
         self._sum = np.zeros(self.session.length, dtype=np.uint32)  # (length,)
-        self._buffer = packing.buffer_for(self.session.length)
         return {name: self._adverts[name] for name in sorted(self._adverts)}
 
     def add_masked(self, company: str, packed: NDArray[np.uint8]) -> None:
@@ -89,12 +87,7 @@ class Aggregation:
         if company not in self._adverts:
             raise ProtocolError("not_in_cohort", f"{company!r} sent no advert")
         self._check_new(company, company in self._survivors, self._digest)
-        # Padding is checked before anything is added: a vector counts as a whole or not at all.
-        length, bits = self.session.length, self.session.bits
-        packing.check_packed(packed, length, bits)
-        packing.check_padding(packed, length, bits)
-        for start, stop, part in packing.blocks(packed, length, bits):
-            self._sum[start:stop] += packing.unpack_block(part, stop - start, bits, self._buffer)
+        packing.add_packed(self._sum, packed, self.session.bits)
         self._survivors.add(company)
 
     def close_masked(self) -> Survivors:

@@ -9,6 +9,7 @@ little-endian. So every step runs over neighbouring values, and 22 bits take 2.7
 
     packed = pack(residues, 22)                 # (d,) uint32 -> (packed_size(d, 22),) uint8
     residues = unpack(packed, len(residues), 22)
+    add_packed(total, packed, 22)               # total (d,) uint32, to be read mod 2^22
 """
 
 import math
@@ -39,21 +40,28 @@ def pack(residues: NDArray[np.uint32], bits: int) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[np.uint8], length: int, bits: int) -> NDArray[np.uint32]:
-    """The `length` values of a packed vector, (length,) uint32. Checks the size before it allocates."""
-    check_packed(packed, length, bits)
-    residues = np.empty(length, dtype=np.uint32)
-    check_padding(packed, length, bits)
-    buffer = buffer_for(length)
-    for start, stop, part in blocks(packed, length, bits):
-        residues[start:stop] = unpack_block(part, stop - start, bits, buffer)
+    """The `length` values of a packed vector, (length,) uint32."""
+    check_packed(packed, length, bits)  # before anything is allocated
+    residues = np.zeros(length, dtype=np.uint32)
+    add_packed(residues, packed, bits)
+    residues &= np.uint32((1 << bits) - 1)
     return residues
 
 
 def check_packed(packed: NDArray[np.uint8], length: int, bits: int) -> None:
+    """Refuse another size, and padding that is not zero: what was accepted has one encoding."""
     size = packed_size(length, bits)
     fits = isinstance(packed, np.ndarray) and packed.dtype == np.uint8 and packed.shape == (size,)
     if not fits or not packed.flags.c_contiguous:
         raise ProtocolError("bad_vector", f"{length} values of {bits} bits are {size} bytes of uint8")
+    lanes, words = _layout(bits)
+    rest = length % BLOCK
+    columns = -(-rest // lanes)
+    if lanes * columns > rest:
+        padded = np.zeros((lanes, columns), dtype=np.uint32)
+        _add_block(packed[-4 * words * columns :], padded, bits)
+        if (padded.ravel()[rest:] & np.uint32((1 << bits) - 1)).any():
+            raise ProtocolError("bad_vector", "the padding of a packed vector is not zero")
 
 
 def blocks(packed: NDArray[np.uint8], length: int, bits: int) -> Iterator[tuple[int, int, NDArray[np.uint8]]]:
@@ -87,41 +95,34 @@ def pack_block(values: NDArray[np.uint32], packed: NDArray[np.uint8], bits: int)
             np.right_shift(grid[lane], np.uint32(32 - shift), out=out[word + 1])
 
 
-def buffer_for(length: int) -> NDArray[np.uint32]:
-    """Room for one unpacked block, for `unpack_block`."""
-    return np.empty(min(length, BLOCK) + 31, dtype=np.uint32)
+def add_packed(total: NDArray[np.uint32], packed: NDArray[np.uint8], bits: int) -> None:
+    """Add a packed vector to `total` (d,), mod 2^bits: `total` itself is reduced by nobody but its reader.
+
+    Checks size and padding first: a vector is added as a whole or not at all.
+    """
+    check_packed(packed, len(total), bits)
+    for start, stop, part in blocks(packed, len(total), bits):
+        lanes, words = _layout(bits)
+        columns = len(part) // (4 * words)
+        if lanes * columns == stop - start:
+            _add_block(part, total[start:stop].reshape(lanes, columns), bits)
+        else:
+            padded = np.zeros((lanes, columns), dtype=np.uint32)
+            _add_block(part, padded, bits)
+            total[start:stop] += padded.ravel()[: stop - start]
 
 
-def unpack_block(
-    packed: NDArray[np.uint8], count: int, bits: int, buffer: NDArray[np.uint32]
-) -> NDArray[np.uint32]:
-    """The `count` values of one block (count,) uint32, in the front of `buffer`."""
-    lanes, words = _layout(bits)
-    columns = len(packed) // (4 * words)
-    into = packed.view("<u4").reshape(words, columns)  # (words, columns)
-    grid = buffer[: lanes * columns].reshape(lanes, columns)  # (lanes, columns)
+def _add_block(packed: NDArray[np.uint8], grid: NDArray[np.uint32], bits: int) -> None:
+    """Add a block's values to `grid` (lanes, columns), and to bits above them whatever stood beside them."""
+    lanes, columns = grid.shape
+    into = packed.view("<u4").reshape(-1, columns)  # (words, columns)
     shifted = np.empty(columns, dtype=np.uint32)
-    largest = np.uint32((1 << bits) - 1)
     for lane in range(lanes):
         word, shift = divmod(lane * bits, 32)
-        np.right_shift(into[word], np.uint32(shift), out=grid[lane])
+        grid[lane] += np.right_shift(into[word], np.uint32(shift), out=shifted)
         if shift + bits > 32:
-            np.left_shift(into[word + 1], np.uint32(32 - shift), out=shifted)
-            grid[lane] |= shifted
-        grid[lane] &= largest
-    return buffer[:count]
-
-
-def check_padding(packed: NDArray[np.uint8], length: int, bits: int) -> None:
-    """Refuse padding that is not zero: what was accepted has one encoding."""
-    lanes, words = _layout(bits)
-    rest = length % BLOCK
-    if rest % lanes:
-        size = 4 * words * -(-rest // lanes)
-        padded = np.empty(rest + lanes, dtype=np.uint32)
-        unpack_block(packed[-size:], rest, bits, padded)
-        if padded[rest : lanes * (size // (4 * words))].any():
-            raise ProtocolError("bad_vector", "the padding of a packed vector is not zero")
+            # No bit of the one stands where the other has any.
+            grid[lane] += np.left_shift(into[word + 1], np.uint32(32 - shift), out=shifted)
 
 
 def _layout(bits: int) -> tuple[int, int]:
