@@ -701,3 +701,8 @@ def test_every_code_is_documented() -> None:
     used = set(re.findall(r'ProtocolError\(\s*"(\w+)"', source))
     documented = set(re.findall(r"^    (\w+)  +\S", str(secure_aggregation.__doc__), re.MULTILINE))
     assert used == documented
+    text = (folder.parent / "secure_aggregation.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| ", text.partition("## Codes")[2], re.MULTILINE)) == used
+    domain = re.search(r'`DOMAIN` is the text "(.+)"', text)
+    assert domain is not None
+    assert domain[1] == wire.DOMAIN
