@@ -14,12 +14,13 @@ bytes. It signs and verifies nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from flwr.common import ndarray_to_bytes
@@ -49,7 +50,6 @@ from ...privacy.secure_aggregation import (
     ChannelKey,
     ChannelKeys,
     CompanySession,
-    Confirmation,
     Identity,
     Member,
     Roster,
@@ -57,6 +57,9 @@ from ...privacy.secure_aggregation import (
     lowest_threshold,
 )
 from .turns import median_seconds
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BITS = 22
 COHORTS = (10, 20, 50, 100)
@@ -76,7 +79,10 @@ def measure(
     rows = []
     for n in cohorts:
         parties = Parties(n, values)
-        row = {"n": n, **beside_flower(parties, vector, repeats if n <= 20 else 3), **parties.session(vector)}
+        beside = beside_flower(parties, vector, repeats if n <= 20 else 3)
+        # A small cohort's session is short: one alone would be all noise.
+        sessions = [parties.session(vector) for _ in range(max(1, 50 // n))]
+        row = {"n": n, **beside, **{key: statistics.median(s[key] for s in sessions) for key in sessions[0]}}
         rows.append(row)
         on_progress(", ".join(f"{name} {value}" for name, value in row.items()))
     if figure is not None:
@@ -89,15 +95,17 @@ def measure(
         "bytes_per_value_flower": 8,
         "speedup_vs_flower": round(first["flower_client_ms"] / first["client_ms"], 2),
         f"client_ms_n{last['n']}": last["vector_ms"],
-        # 1 means linear in n from the smallest cohort to the largest.
-        "client_growth": _growth(rows, "client_session_ms"),
-        "server_growth": _growth(rows, "server_ms"),
+        # 1 means linear in n.
+        "client_growth_exponent": _growth(rows, "client_session_ms"),
+        "server_growth_exponent": _growth(rows, "server_ms"),
         "by_n": rows,
     }
 
 
 def _growth(rows: list[dict[str, Any]], key: str) -> float:
-    return round(rows[-1][key] / rows[0][key] / (rows[-1]["n"] / rows[0]["n"]), 3)
+    """Exponent e of time ~ n^e, least squares over all cohorts."""
+    n, time_ = ([math.log(row[name]) for row in rows] for name in ("n", key))
+    return round(float(np.polyfit(n, time_, 1)[0]), 3) if len(rows) > 1 else math.nan
 
 
 class Parties:
@@ -133,28 +141,24 @@ class Parties:
     def session(self, vector: NDArray[np.float64]) -> dict[str, Any]:
         """One whole session: median milliseconds of a company, sum of the coordinator's."""
         clock, server = Clock(), Clock()
-        companies, adverts, for_all = {}, {}, {}
         aggregation = Aggregation(self.session_of_all, self.roster)
+        companies: dict[str, CompanySession] = {}
         for name in self.members:
-            companies[name] = clock.of("keys", name, lambda name=name: self.start(name))  # type: ignore[misc]
-            adverts[name] = companies[name].advert()
-            server.of("all", name, lambda name=name: aggregation.add_advert(name, adverts[name]))  # type: ignore[misc]
-        for_all = server.of("all", "", aggregation.close_adverts)
-        size = 0
+            companies[name] = clock.of("keys", name, self.start, name)
+            server.of("all", name, aggregation.add_advert, name, companies[name].advert())
+        adverts = server.of("all", "", aggregation.close_adverts)
         for name, company in companies.items():
-            mine = {peer: advert.for_recipient(name) for peer, advert in for_all.items()}
-            packed = clock.of("vector", name, lambda c=company, m=mine: self.send(c, m, vector))  # type: ignore[misc]
-            server.of("all", name, lambda name=name, p=packed: aggregation.add_masked(name, p))  # type: ignore[misc]
-            size = len(packed)
+            mine = {peer: advert.for_recipient(name) for peer, advert in adverts.items()}
+            packed = clock.of("vector", name, self.send, company, mine, vector)
+            server.of("all", name, aggregation.add_masked, name, packed)
         survivors = aggregation.close_masked()
-        confirmed: dict[str, Confirmation] = {}
         for name, company in companies.items():
-            confirmed[name] = clock.of("answer", name, lambda c=company: c.confirm(survivors))  # type: ignore[misc]
-            server.of("all", name, lambda name=name: aggregation.add_confirmation(name, confirmed[name]))  # type: ignore[misc]
+            confirmation = clock.of("answer", name, company.confirm, survivors)
+            server.of("all", name, aggregation.add_confirmation, name, confirmation)
         proof = aggregation.close_confirmations()
         for name, company in companies.items():
-            shares = clock.of("answer", name, lambda c=company: c.unmask(proof))  # type: ignore[misc]
-            server.of("all", name, lambda name=name, s=shares: aggregation.add_shares(name, s))  # type: ignore[misc]
+            shares = clock.of("answer", name, company.unmask, proof)
+            server.of("all", name, aggregation.add_shares, name, shares)
         total, _ = server.of("all", "", aggregation.open)
         error = np.abs(self.codec.decode_sum(total) - len(companies) * vector).max()
         assert error <= self.codec.max_error
@@ -162,7 +166,7 @@ class Parties:
             "client_session_ms": clock.median("keys", "vector", "answer"),
             "vector_ms": clock.median("vector"),
             "server_ms": server.total(),
-            "bytes_per_value": round(size / len(vector), 4),
+            "bytes_per_value": round(packed.nbytes / len(vector), 4),
         }
 
 
@@ -172,9 +176,9 @@ class Clock:
     def __init__(self) -> None:
         self._spent: dict[tuple[str, str], float] = {}
 
-    def of(self, step: str, who: str, job: Callable[[], Any]) -> Any:
+    def of(self, step: str, who: str, job: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         started = time.process_time()
-        result = job()
+        result = job(*given, **named)
         self._spent[step, who] = self._spent.get((step, who), 0.0) + time.process_time() - started
         return result
 
@@ -227,12 +231,12 @@ class FlowerClient:
         )
         masked = factor_combine(1, quantised)
         shapes = [array.shape for array in masked]
-        masked = parameters_addition(masked, pseudo_rand_gen(seed, _FLOWER_MODULUS, shapes))  # type: ignore[arg-type]
+        masked = parameters_addition(masked, pseudo_rand_gen(seed, _FLOWER_MODULUS, shapes))
         for i, (peer, _) in enumerate(self.peers):
             secret = generate_shared_key(mask_key, bytes_to_public_key(peer))
             mask = pseudo_rand_gen(secret, _FLOWER_MODULUS, shapes)
             combine = parameters_addition if i % 2 else parameters_subtraction
-            masked = combine(masked, mask)  # type: ignore[arg-type]
+            masked = combine(masked, mask)
         return [ndarray_to_bytes(array) for array in parameters_mod(masked, _FLOWER_MODULUS)]
 
 
