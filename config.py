@@ -479,8 +479,8 @@ class Plan(_Part):
         """Bits a value takes in the secure sum.
 
         With 22 a company of ten has 2^21 / 10 levels on each side of zero for a coordinate as large as the whole
-        clip; an update of 10^6 values has 200 of them in a standard deviation of its noise, and half a level of
-        rounding adds less than a millionth to that noise's variance.
+        clip; an update of 10^6 values has 190 of them in a standard deviation of its noise, and rounding adds some
+        millionths to that noise's variance.
         """
         return self.secure_aggregation.bits or (32 if self.secure_step else 22)
 

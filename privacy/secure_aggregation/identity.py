@@ -13,7 +13,9 @@ The roster's digest is among them, so a signature also says: we hold the same li
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
+from typing import NoReturn
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -93,8 +95,25 @@ class Roster:
         try:
             self._keys[sender].verify(signature, self.statement(purpose, sender, *parts))
         except InvalidSignature:
-            text = f"the {purpose} of {sender!r} is not signed by the identity in the roster"
-            raise ProtocolError("bad_signature", text) from None
+            self._refuse(purpose, sender)
+
+    def check_lasting(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
+        """As `check`, for what is shown again in every session of a run: verified once as long as it stays."""
+        self.require((sender,))
+        try:
+            _verified(self.members[sender], signature, self.statement(purpose, sender, *parts))
+        except InvalidSignature:
+            self._refuse(purpose, sender)
+
+    def _refuse(self, purpose: str, sender: str) -> NoReturn:
+        text = f"the {purpose} of {sender!r} is not signed by the identity in the roster"
+        raise ProtocolError("bad_signature", text) from None
+
+
+# Only what verified is remembered: an exception leaves no entry.
+@lru_cache(maxsize=4096)
+def _verified(public: bytes, signature: bytes, statement: bytes) -> None:
+    Ed25519PublicKey.from_public_bytes(public).verify(signature, statement)
 
 
 class Member:

@@ -79,7 +79,7 @@ class ChannelKey:
 
     def check(self, roster: Roster, owner: str, run: str, settings_digest: bytes) -> None:
         """Refuse unless `owner`, as pinned in `roster`, has handed out this key for this run."""
-        roster.check(self.signature, CHANNEL, owner, run.encode(), settings_digest, self.public)
+        roster.check_lasting(self.signature, CHANNEL, owner, run.encode(), settings_digest, self.public)
 
 
 class ChannelKeys:
