@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import stat
 from collections.abc import Callable
@@ -12,13 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 from coordinating import NODES, Coordinator
 from flwr.app import ConfigRecord, Context, RecordDict
+from typer.testing import CliRunner
 
 from fedblocks.blocks import digest
+from fedblocks.cli import app as cli
 from fedblocks.client.app import release_labels
 from fedblocks.client.company import Company
-from fedblocks.client.identity import load_roster
+from fedblocks.client.identity import load_member, load_roster, save_roster
 from fedblocks.client.policy import load_policy
 from fedblocks.client.protocol import (
     CONFIRM,
@@ -182,6 +186,19 @@ def test_identity_and_roster_come_from_the_companys_own_files_alone(coordinator:
     (home / "roster.toml").write_text('[companies]\n"company-0" = "xy"\n')
     with pytest.raises(InputError, match="hexadecimal"):
         load_roster(home / "roster.toml")
+
+
+def test_the_identity_command_makes_one_key_and_keeps_it(tmp_path: Path) -> None:
+    def identity(*words: object) -> Result:
+        return CliRunner().invoke(cli, ["identity", *map(str, words)])
+
+    first, again = (json.loads(identity(tmp_path, "--json").stdout) for _ in range(2))
+    assert (first["made"], again["made"]) == (True, False)
+    assert first["public_key"] == again["public_key"] == identity(tmp_path).stdout.strip()
+    save_roster(tmp_path / "roster.toml", {"acme": bytes.fromhex(first["public_key"])})
+    assert load_member(tmp_path, "acme").name == "acme"
+    assert stat.S_IMODE((tmp_path / "identity.key").stat().st_mode) == 0o600
+    assert "no such folder" in str(identity(tmp_path / "nowhere").exception)
 
 
 def test_every_companys_key_file_is_its_owners_alone(coordinator: Coordinator) -> None:
