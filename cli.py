@@ -20,6 +20,7 @@ from rich.table import Table
 
 from . import __version__
 from .allocator import keep_freed_memory
+from .commands.identity import identity
 from .commands.privacy import account, ledger
 from .config import load_settings, preset_names
 from .errors import FedblocksError, InputError, ProtocolError, RunError
@@ -38,6 +39,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")
 app.command("account")(account)
+app.command("identity")(identity)
 people = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]

@@ -282,7 +282,7 @@ class DropoutSettings(_Part):
     """Injected failures: at every round each company is lost with probability `rate` in phase `phase`."""
 
     rate: float = Field(0.0, ge=0, lt=1)
-    phase: Literal["keys", "train", "unmask"] = "train"
+    phase: Literal["keys", "train", "confirm", "unmask"] = "train"
 
 
 class CompanySettings(_Part):
@@ -394,11 +394,14 @@ class PrivacySettings(_Part):
 
 
 class SecureAggregationSettings(_Part):
-    """`threshold` none means the smallest allowed, floor(2n/3) + 1."""
+    """`threshold` none means the smallest allowed, floor(2n/3) + 1.
+
+    `bits` none means 22, or 32 for shares of one noise, whose levels must be finer (see `Plan.bits`).
+    """
 
     minimum_cohort: int = Field(3, ge=3)
     threshold: int | None = Field(None, ge=2)
-    bits: int = Field(32, ge=16, le=32)
+    bits: int | None = Field(None, ge=16, le=32)
 
 
 class AuditSettings(_Part):
@@ -520,6 +523,16 @@ class Plan(_Part):
     def secure_step(self) -> bool:
         """Whether companies add shares of one noise; without any noise there is nothing to share."""
         return self.private and self.mode == "secure_step"
+
+    @property
+    def bits(self) -> int:
+        """Bits a value takes in the secure sum.
+
+        With 22 a company of ten has 2^21 / 10 levels on each side of zero for a coordinate as large as the whole
+        clip; an update of 10^6 values has 190 of them in a standard deviation of its noise, and rounding adds some
+        millionths to that noise's variance.
+        """
+        return self.secure_aggregation.bits or (32 if self.secure_step else 22)
 
     def threshold(self, cohort: int) -> int | None:
         """The smallest set that may be opened, where the plan has a say."""

@@ -87,7 +87,7 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
         tolerated=plan.dropouts + plan.colluders,
         noise_multiplier=plan.noise_multiplier,
         scale=default_scale(size, plan.max_grad_norm),
-        bits=plan.secure_aggregation.bits,
+        bits=plan.bits,
     )
     # The plan's clip bounds an update; what is sent is the sum before the learning rate and the divisor.
     largest = plan.company_clip * t.expected_batch_size / t.local_learning_rate
@@ -125,7 +125,7 @@ def blocks_read(plan: Plan, block: int) -> range:
 
 def codec(plan: Plan, parties: int) -> FixedPoint:
     """How updates become integers; the same on both sides."""
-    return FixedPoint(bound=plan.company_clip, parties=parties, bits=plan.secure_aggregation.bits)
+    return FixedPoint(bound=plan.company_clip, parties=parties, bits=plan.bits)
 
 
 def train_block(

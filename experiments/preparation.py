@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from ..blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
 from ..blocks.state import check_part
 from ..client.data import Examples, load_examples
+from ..client.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
 from ..client.policy import Policy
 from ..client.training import block_size, release_event
 from ..config import DiTSettings, Plan, Settings, ViTSettings
 from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
 from ..privacy.events import Event
+from ..privacy.secure_aggregation import Identity
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
 from .partition import deal
@@ -170,6 +172,7 @@ def prepare(
         inputs.public_train.save(temporary.path / "public_train.npz")
         for i, data in enumerate(inputs.companies):
             write_home(temporary.companies / f"company-{i}", f"company-{i}", settings, data)
+        introduce(temporary)
         return RunFolder(temporary.path.rename(folder).resolve())
     except BaseException:
         shutil.rmtree(temporary.path, ignore_errors=True)
@@ -245,6 +248,21 @@ def write_home(home: Path, company: str, settings: Settings, data: Examples) -> 
         simulation_seed=settings.seed,
     )
     (home / "policy.toml").write_text(tomli_w.dumps(policy.model_dump(exclude_none=True)), "utf-8")
+
+
+def introduce(run: RunFolder) -> None:
+    """Give every simulated company an identity, and all of them and the coordinator one roster.
+
+    Real companies make their own key and exchange the public halves out of band.
+    """
+    homes = sorted(run.companies.iterdir())
+    members = {}
+    for home in homes:
+        identity = Identity.generate()
+        save_identity(home / IDENTITY_FILE, identity)
+        members[home.name] = identity.public
+    for folder in (*homes, run.path):
+        save_roster(folder / ROSTER_FILE, members)
 
 
 def _made(folder: Path) -> Path:

@@ -55,7 +55,7 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
     if checkpoint.round == rounds:
         return checkpoint
 
-    cohort = join(grid, plan, checkpoint.model.shared, settings.companies.count)
+    cohort = join(grid, plan, checkpoint.model.shared, run.roster(), settings.companies.count)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
         # All blocks of a round start from the state that the round began with.

@@ -19,6 +19,7 @@ from fedblocks.blocks import build_model, digest, merge
 from fedblocks.blocks.state import flatten
 from fedblocks.client.app import app, release_labels
 from fedblocks.client.company import Company
+from fedblocks.client.identity import save_roster
 from fedblocks.client.policy import load_policy
 from fedblocks.client.training import codec, mechanism, train_block
 from fedblocks.config import DropoutSettings, Settings, TrainingSettings, validated
@@ -28,6 +29,7 @@ from fedblocks.experiments.reference import prepare_reference
 from fedblocks.experiments.simulation import epsilon_by_company, simulate
 from fedblocks.privacy.accounting import epsilon
 from fedblocks.privacy.events import EpochGaussian
+from fedblocks.privacy.secure_aggregation import Identity
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
 from fedblocks.server.dropout import LossyGrid
@@ -180,7 +182,7 @@ def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_coun
     assert epsilon_by_company(run) == result["epsilon"]
 
 
-@pytest.mark.parametrize("phase", ["keys", "train", "unmask"])
+@pytest.mark.parametrize("phase", ["keys", "train", "confirm", "unmask"])
 def test_dropouts_are_survived_down_to_the_threshold_and_recorded(
     small: Settings, tmp_path: Path, phase: str
 ) -> None:
@@ -192,7 +194,7 @@ def test_dropouts_are_survived_down_to_the_threshold_and_recorded(
     for row in rows:
         lost = row["absent"]
         assert all(code == "no_reply" for _, code in lost.values())
-        if phase != "unmask":
+        if phase in ("keys", "train"):
             assert (row["status"] == "done") == (len(lost) <= 1)
             assert len(row["survivors"]) == (5 - len(lost) if row["status"] == "done" else 0)
         elif row["status"] == "done":
@@ -227,6 +229,19 @@ def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(small: Setti
     policy.write_text(policy.read_text().replace("epsilon_ceiling = 8.0", "epsilon_ceiling = 7.0"))
     assert epsilon([mechanism(run.plan()).event], run.plan().delta) < 7.0  # one round alone would fit
     with pytest.raises(ProtocolError, match="budget_exceeded"):
+        simulate(run)
+    assert set(epsilon_by_company(run).values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", ["company-3", "stranger"])
+def test_a_company_that_is_not_on_the_coordinators_roster_stops_the_run(
+    small: Settings, tmp_path: Path, name: str
+) -> None:
+    """Its key replaced, or its name missing: noticed at join, before anything is spent."""
+    run = prepare(small, tmp_path / "run")
+    members = {k: v for k, v in run.roster().members.items() if k != "company-3"}
+    save_roster(run.roster_file, members | {name: Identity.generate().public})
+    with pytest.raises(ProtocolError, match="bad_signature"):
         simulate(run)
     assert set(epsilon_by_company(run).values()) == {0.0}
 

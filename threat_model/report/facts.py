@@ -15,7 +15,12 @@ from ...server.run_folder import RunFolder
 from .measures import Measure
 from .spending import Spending, read_spending
 
-PHASES = {"keys": "key exchange", "train": "training", "unmask": "unmasking"}
+PHASES = {
+    "keys": "key exchange",
+    "train": "training",
+    "confirm": "confirmation",
+    "unmask": "unmasking",
+}
 
 
 @dataclass(frozen=True)
