@@ -412,6 +412,21 @@ class AuditSettings(_Part):
     block: int | None = Field(None, ge=0)
 
 
+class InfluenceSettings(_Part):
+    """Whether the coordinator looks, every round, at what each group's sum does to the model on public data.
+
+    A group is flagged where the public metric would be better without its sum by more than `tolerance`, a share
+    of the metric; "discard" also leaves it out.
+    """
+
+    leave_group_out: Literal["off", "flag", "discard"] = "off"
+    tolerance: float = Field(0.1, gt=0)
+
+    @property
+    def discards(self) -> bool:
+        return self.leave_group_out == "discard"
+
+
 class Settings(_Part):
     """Everything that decides a run."""
 
@@ -427,6 +442,7 @@ class Settings(_Part):
     training: TrainingSettings = TrainingSettings()
     privacy: PrivacySettings = PrivacySettings()
     secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
+    influence: InfluenceSettings = InfluenceSettings()
     audit: AuditSettings = AuditSettings()
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -18,6 +19,7 @@ from .checkpoint import Checkpoint
 from .cohort import join
 from .dropout import LossyGrid
 from .evaluation import Evaluator
+from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
@@ -60,6 +62,7 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
         started = time.perf_counter()
         # All blocks of a round start from the state that the round began with.
         before = tuple(blocks)
+        moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
 
         def train(task: Task, round_: int = round_, before: tuple[State, ...] = before) -> RoundResult:
             b = task.block
@@ -73,6 +76,15 @@ def coordinate(grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None)
         with ThreadPoolExecutor(at_once) as pool:
             results = list(pool.map(train, tasks))
         row = summary_of(round_, results)
+        if settings.influence.leave_group_out != "off":
+            summed = [(r.block, r.survivors) for r in results if r.status == "done"]
+            public = partial(evaluator.public, model)
+            effects = leave_group_out(model, before, blocks, summed, public, settings.influence)
+            row["influence"] = [asdict(effect) for effect in effects]
+            for effect in effects:
+                if effect.discarded:
+                    blocks[effect.block] = before[effect.block]
+                    optimizers[effect.block].load(moments[effect.block])
         if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)

@@ -33,6 +33,7 @@ from ..errors import ProtocolError
 from ..privacy.secure_aggregation import Aggregation, Session, lowest_threshold
 from .assignment import Task
 from .cohort import Absences, Cohort
+from .influence import largest_mean
 from .optimizer import BlockOptimizer
 
 Item = TypeVar("Item")
@@ -117,8 +118,11 @@ def run_round(
         result.status, result.absent = error.code, absences.why
         return state, result
 
-    # 6. Apply: the mean update moves the block through the server optimiser.
-    mean = torch.from_numpy(mean_update(plan, residues, len(session.cohort), len(summed)))
+    # 6. Check and apply: the mean update moves the block through the server optimiser.
+    mean = torch.from_numpy(mean_update(plan, residues, len(companies), len(summed)))
+    if not float(mean.norm()) <= largest_mean(plan, len(mean), len(companies), len(summed)):
+        result.status, result.absent = "oversized_sum", absences.why
+        return state, result
     old = [state[name] for name in names]
     new = unflatten(optimizer.step(flatten(old), mean), old)
     result.survivors, result.absent = summed, absences.why
