@@ -139,4 +139,5 @@ def secagg(
 
     if figure is not None and (figure.suffix not in FIGURES or not figure.absolute().parent.is_dir()):
         raise InputError("--figure", str(figure), f"expected {', '.join(FIGURES)} in a folder that exists")
-    show(measure(values, repeats, figure=figure, on_progress=_say), as_json)
+    result = measure(values, repeats, figure=figure, on_progress=_say)
+    show(result if as_json else {key: value for key, value in result.items() if key != "by_n"}, as_json)

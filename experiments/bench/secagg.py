@@ -77,7 +77,7 @@ def measure(
     """Times by cohort size, the ratio to Flower at the smallest, the vector's time at the largest."""
     vector = np.random.default_rng(0).standard_normal(values)
     vector /= 1.001 * np.linalg.norm(vector)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n in cohorts:
         parties = Parties(n, values)
         beside = beside_flower(parties, vector, repeats if n <= 20 else 3)
@@ -86,7 +86,10 @@ def measure(
         medians = {key: round(statistics.median(s[key] for s in sessions), 4) for key in sessions[0]}
         row = {"n": n, **beside, **medians}
         rows.append(row)
-        on_progress(", ".join(f"{name} {value}" for name, value in row.items()))
+        shown = {name: value for name, value in row.items() if name != "bytes_per_value"}
+        if len(rows) == 1:
+            on_progress("  ".join(f"{name:>9}" for name in shown))
+        on_progress("  ".join(f"{value:>{max(len(name), 9)}}" for name, value in shown.items()))
     if figure is not None:
         draw(rows, values, figure)
     first, last = rows[0], rows[-1]
