@@ -396,7 +396,7 @@ class PrivacySettings(_Part):
 class SecureAggregationSettings(_Part):
     """`threshold` none means the smallest allowed, floor(2n/3) + 1.
 
-    `bits` none means 22, or 32 for shares of one noise, whose levels must be finer (see `Plan.bits`).
+    `bits` none means 22 (see `Plan.bits`), or for shares of one noise as few as its levels fit in, up to 32.
     """
 
     minimum_cohort: int = Field(3, ge=3)
@@ -478,6 +478,14 @@ class Settings(_Part):
             b is None or b < self.model.blocks, "audit.block", b, f"the model has {self.model.blocks} blocks"
         )
         return self
+
+    @property
+    def largest_group(self) -> int:
+        """How many companies a sum has at most."""
+        n = self.companies.count
+        if self.training.assignment != "parallel":
+            return n
+        return -(-n // groups_of(n, self.model.blocks, self.secure_aggregation.minimum_cohort))
 
     @property
     def total_steps(self) -> int:

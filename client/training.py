@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
 from ..config import Plan, TrainingSettings
+from ..errors import InputError
 from ..privacy.clipping import Clipping, examples_within
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.events import Event
@@ -24,6 +26,7 @@ from ..privacy.secure_step import SecureStep
 from .data import Examples
 
 _models = threading.local()
+_CLIPS = 8
 
 
 def model_of(plan: Plan, device: str, block: int) -> Denoiser:
@@ -98,6 +101,21 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
         noise_draws=t.noise_draws,
         clipping=plan.clipping,
     )
+
+
+def with_fewest_bits(plan: Plan, size: int, companies: int) -> Plan:
+    """The plan with the narrowest residues that hold shares of one noise, in blocks of `size` values.
+
+    A coordinate of a company's sum is held within the codec's limit. Sums of clipped gradients come nowhere near
+    eight clips in one coordinate: all of eight examples would have to point along it.
+    """
+    for bits in range(16, 32):
+        narrow = plan.secure_aggregation.model_copy(update={"bits": bits})
+        candidate = plan.model_copy(update={"secure_aggregation": narrow})
+        with suppress(InputError):
+            if secure_step(candidate, size, companies).noise.limit >= _CLIPS * plan.max_grad_norm:
+                return candidate
+    return plan
 
 
 def release_event(plan: Plan, size: int, companies: int | None = None) -> Event | None:

@@ -20,7 +20,7 @@ from ..blocks.state import check_part
 from ..client.data import Examples, load_examples
 from ..client.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
 from ..client.policy import Policy
-from ..client.training import block_size, release_event
+from ..client.training import block_size, release_event, with_fewest_bits
 from ..config import DiTSettings, Plan, Settings, ViTSettings
 from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
@@ -126,6 +126,8 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
         if fits < wanted:
             rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
             raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
+    if plan.secure_step and settings.secure_aggregation.bits is None:
+        plan = with_fewest_bits(plan, size, settings.largest_group)
     if p.company_clip is None:
         plan = plan.model_copy(update={"company_clip": plan.default_company_clip(size)})
     return plan
