@@ -1,4 +1,4 @@
-"""The command line: `fedblocks simulate|prepare|audit|report|account|ledger|transport|bench|presets`.
+"""The command line, `fedblocks simulate`, `audit`, `report` and the others that `fedblocks --help` lists.
 
 People read stderr (progress, hints), machines read stdout: with `--json` it ends with one JSON object.
 Exit codes: 0 done, 2 input that cannot be used (nothing was written), 3 a privacy or protocol rule
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from . import __version__
 from .allocator import keep_freed_memory
+from .commands.identity import identity
 from .commands.privacy import account, ledger
 from .commands.transport import transport
 from .config import Transport, load_settings, preset_names
@@ -40,6 +41,7 @@ app.add_typer(bench, name="bench")
 app.add_typer(ledger, name="ledger")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
+app.command("identity")(identity)
 people = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
@@ -95,6 +97,30 @@ def prepare(
             f"flwr run . --stream --run-config 'run-dir=\"{run.path}\"' "
             f"--federation-config 'num-supernodes={nodes}'"
         )
+
+
+@app.command()
+def pretrain(
+    preset: Annotated[str, typer.Argument(help="a preset's name or a TOML file")],
+    folder: Annotated[Path, typer.Option("--folder", help="where the model's blocks are kept, a file each")],
+    block: Annotated[int | None, typer.Option(help="train this block alone; none means all")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="blocks trained at once, a process each")] = 1,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the public model block by block, never more than one block in a process's memory."""
+    settings = load_settings(preset, overrides or [])
+    from .experiments.session import pretrain_with_progress
+
+    result = pretrain_with_progress(settings, folder, people, block=block, processes=processes)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for key, value in _readable(result):
+        people.print(f"{key}: {escape(value)}")
+    if not result["untrained"]:
+        next_ = f"fedblocks simulate {preset} --set pretraining.folder={folder}"
+        people.print(f"Next: {escape(next_)}")
 
 
 @app.command()

@@ -256,6 +256,9 @@ class DataSettings(_Part):
     public: DataSource = DataSource(source="digits")
     private: DataSource = DataSource(source="mnist-5k")
     match_contrast: bool = True
+    test_examples: int = Field(
+        2000, ge=1, description="of each held-out set at most so many are evaluated, spread evenly over it"
+    )
 
 
 class PretrainingSettings(_Part):
@@ -273,13 +276,16 @@ class PretrainingSettings(_Part):
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     compile: bool = False
+    folder: str | None = Field(
+        None, description="take the model that `fedblocks pretrain` left in this folder, and train nothing"
+    )
 
 
 class DropoutSettings(_Part):
     """Injected failures: at every round each company is lost with probability `rate` in phase `phase`."""
 
     rate: float = Field(0.0, ge=0, lt=1)
-    phase: Literal["keys", "train", "unmask"] = "train"
+    phase: Literal["keys", "train", "confirm", "unmask"] = "train"
 
 
 class CompanySettings(_Part):
@@ -303,12 +309,45 @@ class TrainingSettings(_Part):
     expected_batch_size: float = Field(
         400.0, ge=1, description="public divisor of every company's gradient sums, so that sizes stay private"
     )
+    batches: Literal["poisson", "epochs"] = Field(
+        "poisson",
+        description="how a release's batches are drawn: every example joins each of them by chance, or belongs to "
+        "one of 1/sampling_rate groups that take turns, which costs more privacy",
+    )
+    noise_bands: int = Field(
+        1,
+        ge=1,
+        description="epochs only: a step's noise is partly taken back over so many steps; 1 means never",
+    )
     noise_draws: int = Field(2, ge=1, le=64)
     server_optimizer: Literal["fedavg", "fedadam"] = "fedadam"
     server_learning_rate: float = Field(0.01, gt=0)
     server_betas: tuple[float, float] = (0.9, 0.99)
     evaluate_every: int = Field(1, ge=1)
     message_timeout: float = Field(600.0, gt=0, description="seconds to wait for a phase's replies")
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch: how many groups its examples are dealt into."""
+        return round(1 / self.sampling_rate)
+
+    @model_validator(mode="after")
+    def _whole_epochs(self) -> TrainingSettings:
+        if self.batches == "epochs":
+            steps = self.epoch_steps
+            rule = (
+                f"must be a multiple of the {steps} steps of an epoch, of which a part costs as much as all"
+            )
+            _rule(self.local_steps % steps == 0, "local_steps", self.local_steps, rule)
+            _rule(
+                self.noise_bands <= steps,
+                "noise_bands",
+                self.noise_bands,
+                f"must be at most {steps}, an epoch",
+            )
+        else:
+            _rule(self.noise_bands == 1, "noise_bands", self.noise_bands, 'needs batches = "epochs"')
+        return self
 
     def releases(self, blocks: int) -> int:
         """Updates of one company over the run: one a round, or with "all" one a round and block."""
@@ -358,11 +397,14 @@ class PrivacySettings(_Part):
 
 
 class SecureAggregationSettings(_Part):
-    """`threshold` none means the smallest allowed, floor(2n/3) + 1."""
+    """`threshold` none means the smallest allowed, floor(2n/3) + 1.
+
+    `bits` none means 22 (see `Plan.bits`), or for shares of one noise as few as its levels fit in, up to 32.
+    """
 
     minimum_cohort: int = Field(3, ge=3)
     threshold: int | None = Field(None, ge=2)
-    bits: int = Field(32, ge=16, le=32)
+    bits: int | None = Field(None, ge=16, le=32)
 
 
 class AuditSettings(_Part):
@@ -371,6 +413,21 @@ class AuditSettings(_Part):
     targets: int = Field(6, ge=2)
     aggregates: int = Field(4, ge=1)
     block: int | None = Field(None, ge=0)
+
+
+class InfluenceSettings(_Part):
+    """Whether the coordinator looks, every round, at what each group's sum does to the model on public data.
+
+    A group is flagged where the public metric would be better without its sum by more than `tolerance`, a share
+    of the metric; "discard" also leaves it out.
+    """
+
+    leave_group_out: Literal["off", "flag", "discard"] = "off"
+    tolerance: float = Field(0.1, gt=0)
+
+    @property
+    def discards(self) -> bool:
+        return self.leave_group_out == "discard"
 
 
 class Settings(_Part):
@@ -388,10 +445,12 @@ class Settings(_Part):
     training: TrainingSettings = TrainingSettings()
     privacy: PrivacySettings = PrivacySettings()
     secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
+    influence: InfluenceSettings = InfluenceSettings()
     audit: AuditSettings = AuditSettings()
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
+        _one_clip_for_bands(self.training, self.privacy.clip_quantile)
         n, least = self.companies.count, self.secure_aggregation.minimum_cohort
         _rule(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
         t = self.secure_aggregation.threshold
@@ -402,6 +461,8 @@ class Settings(_Part):
             _rule(
                 steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
             )
+            batches = self.training.batches
+            _rule(batches == "poisson", "training.batches", batches, "needs mode local")
             q = self.privacy.clip_quantile
             _rule(q is None, "privacy.clip_quantile", q, "needs mode local: sums of shares have one clip")
             group = (
@@ -422,9 +483,22 @@ class Settings(_Part):
         return self
 
     @property
+    def largest_group(self) -> int:
+        """How many companies a sum has at most."""
+        n = self.companies.count
+        if self.training.assignment != "parallel":
+            return n
+        return -(-n // groups_of(n, self.model.blocks, self.secure_aggregation.minimum_cohort))
+
+    @property
     def total_steps(self) -> int:
         """DP-SGD steps of one company over the run."""
         return self.training.releases(self.model.blocks) * self.training.local_steps
+
+
+def _one_clip_for_bands(training: TrainingSettings, clip_quantile: float | None) -> None:
+    bands = training.noise_bands
+    _rule(bands == 1 or clip_quantile is None, "training.noise_bands", bands, "needs a clip that stays")
 
 
 def groups_of(companies: int, blocks: int, minimum_cohort: int) -> int:
@@ -452,11 +526,14 @@ class Plan(_Part):
 
     @model_validator(mode="after")
     def _single_steps(self) -> Plan:
+        _one_clip_for_bands(self.training, self.clip_quantile)
         if self.mode == "secure_step":
             steps = self.training.local_steps
             _rule(
                 steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
             )
+            batches = self.training.batches
+            _rule(batches == "poisson", "training.batches", batches, "needs mode local")
             _rule(
                 self.clip_quantile is None,
                 "clip_quantile",
@@ -473,6 +550,16 @@ class Plan(_Part):
     def secure_step(self) -> bool:
         """Whether companies add shares of one noise; without any noise there is nothing to share."""
         return self.private and self.mode == "secure_step"
+
+    @property
+    def bits(self) -> int:
+        """Bits a value takes in the secure sum.
+
+        With 22 a company of ten has 2^21 / 10 levels on each side of zero for a coordinate as large as the whole
+        clip; an update of 10^6 values has 190 of them in a standard deviation of its noise, and rounding adds some
+        millionths to that noise's variance.
+        """
+        return self.secure_aggregation.bits or (32 if self.secure_step else 22)
 
     def threshold(self, cohort: int) -> int | None:
         """The smallest set that may be opened, where the plan has a say."""

@@ -1,17 +1,20 @@
 """Training one block with nothing of the others in memory, from a folder of block states (see `state`).
 
 The block's file and the shared part are all that is read. With prefix features the blocks before it are
-streamed, one in memory at a time, to compute once what they make of the training inputs. What a resume
-needs (block, optimiser, schedule, generator, step) is checkpointed in one file, so that an interrupted
-training ends in the same bits as one that ran through.
+streamed, one in memory at a time, to compute once what they make of the training inputs; a "stacked" block
+starts from the weights of the one before it. What a resume needs (block, optimiser, schedule, generator, step)
+is checkpointed in one file, so that an interrupted training ends in the same bits as one that ran through. A
+trained block's file names the job that trained it, and is not trained by the same job again.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -32,6 +36,7 @@ from .training import BlockTrainer, OnStep, Schedule
 from .transformer import Block
 
 _FEATURE_BATCH = 256
+_TRAINED_BY = "trained_by"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,10 @@ class Job:
         model, noise = self.model.model_dump(mode="json"), self.noise.model_dump(mode="json")
         return asdict(self) | {"model": model, "noise": noise, "block": block}
 
+    def digest(self, block: int) -> str:
+        """SHA-256 of the record, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.record(block), sort_keys=True).encode()).hexdigest()
+
 
 def train_alone(
     folder: Path,
@@ -63,13 +72,18 @@ def train_alone(
     """Train block-<block>.safetensors of `folder` in place, from its last checkpoint if there is one.
 
     inputs (N, ...), targets (N, ...) on the CPU. The noise partition is that of the settings throughout.
+    Nothing is done where the job has already trained the block.
     """
     if not 0 <= block < job.model.blocks:
         raise InputError("block", block, f"expected 0 to {job.model.blocks - 1}")
+    if trained_by(folder, block) == job.digest(block):
+        return
     model = build_model(job.model, job.noise, only=block)
     _load(model, folder / "shared.safetensors", None)
     _load(model, _file(folder, block), block)
     before = streamed_features(model, folder, block, inputs) if model.features == "prefix" and block else None
+    if job.schedule.schedule == "stacked" and block:
+        merge(model, _moved(load_file(_file(folder, block - 1)), block))
     model.freeze_all_but(block).train()
     trainer = BlockTrainer(model, block, job.schedule)
     generator = torch.Generator().manual_seed(job.seed * 64 + block)
@@ -88,24 +102,48 @@ def train_alone(
             _replace(checkpoint, partial(torch.save, saved))
         on_step(trainer.taken)
     trainer.finish()
-    _replace(_file(folder, block), lambda path: save_file(_own(model), path))
+    metadata = {_TRAINED_BY: job.digest(block)}
+    _replace(_file(folder, block), lambda path: save_file(_own(model), path, metadata))
     checkpoint.unlink(missing_ok=True)
 
 
+def trained_by(folder: Path, block: int) -> str | None:
+    """Digest of the job that trained the block's file; none if it holds initial weights, or is not there."""
+    if not _file(folder, block).is_file():
+        return None
+    with safe_open(_file(folder, block), "pt") as file:
+        return (file.metadata() or {}).get(_TRAINED_BY)
+
+
 def train_in_processes(
-    folder: Path, blocks: Sequence[int], inputs: Tensor, targets: Tensor, *, job: Job, workers: int
+    folder: Path,
+    blocks: Sequence[int],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    job: Job,
+    workers: int,
+    on_block: Callable[[int], None] = lambda block: None,
 ) -> None:
     """`train_alone` for several blocks at once, each in a process; the same result as one after another.
 
     For the same bits the calling process must compute with as many threads as a worker: its share of them.
     """
-    if job.model.features == "prefix" and len(blocks) > 1:
-        raise InputError("features", "prefix", "a block's training needs those before it finished; use raw")
+    if len(blocks) > 1:
+        if job.model.features == "prefix":
+            raise InputError(
+                "features", "prefix", "a block's training needs those before it finished; use raw"
+            )
+        if job.schedule.schedule == "stacked":
+            raise InputError("schedule", "stacked", "a block starts from the one before it; use together")
     threads = max(1, torch.get_num_threads() // workers)
     context = torch.multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
         work = partial(train_alone, folder, inputs=inputs, targets=targets, job=job)
-        list(pool.map(work, blocks))
+        running = {pool.submit(work, block): block for block in blocks}
+        for done in as_completed(running):
+            done.result()
+            on_block(running[done])
 
 
 @torch.no_grad()
@@ -130,6 +168,11 @@ def streamed_features(model: Denoiser, folder: Path, block: int, inputs: Tensor)
 
 def _file(folder: Path, block: int) -> Path:
     return folder / f"block-{block}.safetensors"
+
+
+def _moved(state: dict[str, Tensor], block: int) -> dict[str, Tensor]:
+    """A block's tensors under the names of another block."""
+    return {f"blocks.{block}.{name.split('.', 2)[2]}": tensor for name, tensor in state.items()}
 
 
 def _load(model: Denoiser, path: Path, block: int | None) -> None:

@@ -17,10 +17,10 @@ from flwr.app import Context, Message
 
 from .. import __version__
 from ..errors import FedblocksError, ProtocolError
+from ..transport.certificates import COORDINATOR
 from ..transport.frames import FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
 from ..transport.frames_pb2 import Begin, Frame
 from ..transport.frames_pb2_grpc import DataPlaneStub
-from ..transport.identity import COORDINATOR
 from ..transport.records import decode, encode, stamp_messages
 from .endpoint import Endpoint
 from .protocol import STREAM, refusal
@@ -91,7 +91,7 @@ class Agent:
         outgoing: queue.SimpleQueue[Iterator[Frame] | None] = queue.SimpleQueue()
         outgoing.put(iter([hello(self._run, __version__)]))
         options = [*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR)]
-        credentials = self._endpoint.identity.channel_credentials(self._endpoint.coordinator)
+        credentials = self._endpoint.own.channel_credentials(self._endpoint.coordinator)
         channel = grpc.secure_channel(self._endpoint.settings.address, credentials, options)
         connected = False
         try:

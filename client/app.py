@@ -22,6 +22,8 @@ from .company import Company
 from .data import Examples
 from .endpoint import Endpoint
 from .protocol import (
+    ConfirmReply,
+    ConfirmRequest,
     JoinReply,
     JoinRequest,
     KeysReply,
@@ -66,6 +68,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     request = JoinRequest.from_record(message.content)
     plan = request.plan
     company.policy.check(plan)
+    member = company.member()
     model = model_of(plan, company.policy.device, 0)
     event = release_event(plan, block_size(model, 0, plan))
     if event is not None:
@@ -80,7 +83,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
         {"plan": plan.model_dump_json(), "channel": channel.to_bytes(), "shared": digest(request.shared)}
     )
     company.log(f"joined run {plan.run}")
-    return JoinReply(company.name, channel.public).to_record()
+    return JoinReply(company.name, channel.signed(member, plan.run, plan.digest())).to_record()
 
 
 @app.query("keys")
@@ -92,13 +95,13 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     session = request.session
     if session.run != plan.run or session.settings_digest != plan.digest():
         raise ProtocolError("bad_session", "the session is not of the run that was joined")
-    if session.bits != plan.secure_aggregation.bits or not 1 <= session.round <= plan.training.rounds:
+    if session.bits != plan.bits or not 1 <= session.round <= plan.training.rounds:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
         raise ProtocolError("low_threshold", "fewer companies than the shares of noise are made for")
     channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
     party = CompanySession.start(
-        session, company.name, channel, request.channels, company.policy.minimum_cohort
+        session, company.member(), channel, request.channels, company.policy.minimum_cohort
     )
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
@@ -111,7 +114,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     """Charge the ledger, train the block, mask the update."""
     request = TrainRequest.from_record(message.content)
     plan = _plan(context)
-    party = CompanySession.from_bytes(_stored(context, "session", "session"))
+    party = _party(context, company)
     session = party.session
     if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
         raise ProtocolError("wrong_session", "the session is for another block")
@@ -154,15 +157,24 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     return TrainReply(masked).to_record()
 
 
+@app.query("confirm")
+@guarded
+def confirm(message: Message, context: Context, company: Company) -> RecordDict:
+    """Put this company's name to one set of survivors, if its own rules allow the set."""
+    request = ConfirmRequest.from_record(message.content)
+    party = _party(context, company)
+    confirmation = party.confirm(request.survivors)
+    context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    return ConfirmReply(confirmation).to_record()
+
+
 @app.query("unmask")
 @guarded
 def unmask(message: Message, context: Context, company: Company) -> RecordDict:
-    """Release the shares that open this round's sum, once."""
-    survivors = UnmaskRequest.from_record(message.content).survivors
-    party = CompanySession.from_bytes(_stored(context, "session", "session"))
-    if survivors.session != party.session.digest():
-        raise ProtocolError("wrong_session", "the survivors are of another session")
-    shares = party.unmask(survivors.names)
+    """Release the shares that open this round's sum, once, for the set that enough survivors have signed."""
+    request = UnmaskRequest.from_record(message.content)
+    party = _party(context, company)
+    shares = party.unmask(request.confirmations)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return UnmaskReply(shares).to_record()
 
@@ -203,6 +215,10 @@ def _parsed_plan(text: str) -> Plan:
         return validated_json(Plan, text)
     except InputError as error:
         raise ProtocolError("malformed", str(error)) from None
+
+
+def _party(context: Context, company: Company) -> CompanySession:
+    return CompanySession.from_bytes(_stored(context, "session", "session"), company.member())
 
 
 def _record(context: Context, name: str) -> ConfigRecord:

@@ -2,6 +2,8 @@
 
 company-0/
     policy.toml           the company's rules
+    identity.key          its Ed25519 private key; readable by its owner alone
+    roster.toml           names and public keys of the companies it will ever aggregate with
     data.npz              training examples, already at the model's size
     ledger.sqlite         every release, charged before it is made
     shared-*.safetensors  the shared state, received once a run
@@ -27,7 +29,9 @@ from ..config import DataKind
 from ..errors import InputError, PrivacyError
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
+from ..privacy.secure_aggregation import Member
 from .data import Examples
+from .identity import load_member
 from .policy import Policy, load_policy
 
 COMPANIES = "companies"
@@ -59,6 +63,10 @@ class Company:
     @property
     def name(self) -> str:
         return self.policy.company
+
+    def member(self) -> Member:
+        """Who this company is to the others, and whom it has pinned: from its own files, never from a message."""
+        return load_member(self.home, self.name)
 
     def data(self) -> Examples:
         """The training examples, checked against what the policy declares of them."""

@@ -2,7 +2,7 @@
 
 HOME/transport/
     transport.toml     address = "host:port" of the coordinator's data plane
-    own.key, own.pem   the company's identity there
+    own.key, own.pem   the company's key and certificate there
     coordinator.pem    the coordinator's certificate, received by other means
 """
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import validated
 from ..errors import InputError
-from ..transport.identity import Identity, certificate_of, read
+from ..transport.certificates import OwnCertificate, certificate_of, read
 
 FOLDER = "transport"
 
@@ -38,7 +38,7 @@ class Endpoint:
     """The coordinator as this company knows it."""
 
     settings: EndpointSettings
-    identity: Identity
+    own: OwnCertificate
     coordinator: bytes
 
     @classmethod
@@ -57,4 +57,4 @@ class Endpoint:
             raise InputError("transport.toml", str(path), f"not valid TOML: {error}") from None
         coordinator = read(folder / "coordinator.pem")
         certificate_of(coordinator, str(folder / "coordinator.pem"))
-        return cls(validated(EndpointSettings, raw), Identity.load(folder), coordinator)
+        return cls(validated(EndpointSettings, raw), OwnCertificate.load(folder), coordinator)

@@ -1,11 +1,12 @@
 """The messages of a run: what a company's app is asked and what it answers.
 
-Four phases, each one Flower message out and one back:
+Five phases, each one Flower message out and one back:
 
-    join      once a run: plan and shared state -> company name and channel key
-    keys      every round: session -> mask key and encrypted shares
-    train     every round: block state and adverts -> masked update
-    unmask    every round: survivors -> shares of the masks to remove
+    join      once a run: plan and shared state -> company name and signed channel key
+    keys      every round: session and channel keys -> mask key and encrypted shares, signed
+    train     every round: block state and adverts -> masked update, packed
+    confirm   every round: survivors -> signature over their set
+    unmask    every round: signatures -> shares of the masks to remove
 
 and, where there is a data plane, `stream` once before them all: the run's name -> how its stream ended.
 
@@ -26,9 +27,18 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from ..blocks.state import State
 from ..config import Plan, validated_json
 from ..errors import FedblocksError, ProtocolError
-from ..privacy.secure_aggregation import Advert, Session, Survivors, UnmaskShares
+from ..privacy.secure_aggregation import (
+    Advert,
+    ChannelKey,
+    Confirmation,
+    Confirmations,
+    Session,
+    Survivors,
+    UnmaskShares,
+)
 
-JOIN, KEYS, TRAIN, UNMASK = "query.join", "query.keys", "train.block", "query.unmask"
+JOIN, KEYS, TRAIN = "query.join", "query.keys", "train.block"
+CONFIRM, UNMASK = "query.confirm", "query.unmask"
 STREAM = "query.stream"
 
 V = TypeVar("V")
@@ -50,20 +60,22 @@ class JoinRequest:
 @dataclass(frozen=True)
 class JoinReply:
     company: str
-    channel: bytes
+    channel: ChannelKey
 
     def to_record(self) -> RecordDict:
-        return _record({"company": self.company, "channel": self.channel})
+        channel = {"channel": self.channel.public, "signature": self.channel.signature}
+        return _record({"company": self.company, **channel})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> JoinReply:
-        return cls(_field(record, "company", str), _field(record, "channel", bytes))
+        channel = ChannelKey(_field(record, "channel", bytes), _field(record, "signature", bytes))
+        return cls(_field(record, "company", str), channel)
 
 
 @dataclass(frozen=True)
 class KeysRequest:
     session: Session
-    channels: dict[str, bytes]
+    channels: dict[str, ChannelKey]
 
     def to_record(self) -> RecordDict:
         names = sorted(self.channels)
@@ -71,14 +83,17 @@ class KeysRequest:
             {
                 "session": self.session.to_bytes(),
                 "companies": names,
-                "channels": [self.channels[name] for name in names],
+                "channels": [self.channels[name].public for name in names],
+                "signatures": [self.channels[name].signature for name in names],
             }
         )
 
     @classmethod
     def from_record(cls, record: RecordDict) -> KeysRequest:
         session = Session.from_bytes(_field(record, "session", bytes))
-        return cls(session, _named(record, "companies", "channels"))
+        channels = _named(record, "companies", "channels")
+        signatures = _named(record, "companies", "signatures")
+        return cls(session, {name: ChannelKey(channels[name], signatures[name]) for name in channels})
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,9 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainReply:
-    masked: npt.NDArray[np.uint32]
+    """`masked`: the packed masked vector, as `CompanySession.mask` returns it."""
+
+    masked: npt.NDArray[np.uint8]
 
     def to_record(self) -> RecordDict:
         return RecordDict({"masked": ArrayRecord({"masked": Array(self.masked)})})
@@ -140,21 +157,45 @@ class TrainReply:
         if arrays is None or set(arrays) != {"masked"}:
             raise ProtocolError("malformed", "no masked vector")
         vector = _numpy(arrays["masked"])
-        if vector.dtype != np.uint32 or vector.ndim != 1:
-            raise ProtocolError("malformed", "the masked vector is not a uint32 vector")
+        if vector.dtype != np.uint8 or vector.ndim != 1:
+            raise ProtocolError("malformed", "the masked vector is not a vector of bytes")
         return cls(vector)
 
 
 @dataclass(frozen=True)
-class UnmaskRequest:
+class ConfirmRequest:
     survivors: Survivors
 
     def to_record(self) -> RecordDict:
         return _record({"survivors": self.survivors.to_bytes()})
 
     @classmethod
-    def from_record(cls, record: RecordDict) -> UnmaskRequest:
+    def from_record(cls, record: RecordDict) -> ConfirmRequest:
         return cls(Survivors.from_bytes(_field(record, "survivors", bytes)))
+
+
+@dataclass(frozen=True)
+class ConfirmReply:
+    confirmation: Confirmation
+
+    def to_record(self) -> RecordDict:
+        return _record({"confirmation": self.confirmation.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> ConfirmReply:
+        return cls(Confirmation.from_bytes(_field(record, "confirmation", bytes)))
+
+
+@dataclass(frozen=True)
+class UnmaskRequest:
+    confirmations: Confirmations
+
+    def to_record(self) -> RecordDict:
+        return _record({"confirmations": self.confirmations.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> UnmaskRequest:
+        return cls(Confirmations.from_bytes(_field(record, "confirmations", bytes)))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -11,18 +12,21 @@ import torch
 from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
-from ..config import Plan
-from ..privacy.clipping import examples_within
+from ..config import Plan, TrainingSettings
+from ..errors import InputError
+from ..privacy.clipping import Clipping, examples_within
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.events import Event
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
 from ..privacy.quantile_clip import QuantileClip
 from ..privacy.quantisation import FixedPoint
 from ..privacy.randomness import Randomness
+from ..privacy.sampling import EpochSampling, PoissonSampling, Sampling
 from ..privacy.secure_step import SecureStep
 from .data import Examples
 
 _models = threading.local()
+_CLIPS = 8
 
 
 def model_of(plan: Plan, device: str, block: int) -> Denoiser:
@@ -41,20 +45,39 @@ def model_of(plan: Plan, device: str, block: int) -> Denoiser:
 
 def mechanism(plan: Plan) -> DPSGD:
     """The DP-SGD of one round of this plan, every company with its own noise."""
-    t, quantile = plan.training, None
-    if plan.clip_quantile is not None:
-        quantile = QuantileClip.beside(plan.clip_quantile, plan.noise_multiplier, t.expected_batch_size)
+    return dp_sgd(plan.training, plan.noise_multiplier, plan.max_grad_norm, plan.clipping, plan.clip_quantile)
+
+
+def dp_sgd(
+    training: TrainingSettings,
+    noise_multiplier: float,
+    max_grad_norm: float = 1.0,
+    clipping: Clipping = "flat",
+    clip_quantile: float | None = None,
+) -> DPSGD:
+    """The DP-SGD of one round; what it costs depends on the training and the noise alone."""
+    quantile = None
+    if clip_quantile is not None:
+        quantile = QuantileClip.beside(clip_quantile, noise_multiplier, training.expected_batch_size)
     return DPSGD(
-        sampling_rate=t.sampling_rate,
-        noise_multiplier=plan.noise_multiplier,
-        max_grad_norm=plan.max_grad_norm,
-        expected_batch_size=t.expected_batch_size,
-        learning_rate=t.local_learning_rate,
-        steps=t.local_steps,
-        noise_draws=t.noise_draws,
-        clipping=plan.clipping,
+        sampling=sampling_of(training),
+        noise_multiplier=noise_multiplier,
+        max_grad_norm=max_grad_norm,
+        expected_batch_size=training.expected_batch_size,
+        learning_rate=training.local_learning_rate,
+        steps=training.local_steps,
+        noise_draws=training.noise_draws,
+        clipping=clipping,
         quantile_clip=quantile,
+        noise_bands=training.noise_bands,
     )
+
+
+def sampling_of(training: TrainingSettings) -> Sampling:
+    """How the batches of a release are drawn."""
+    if training.batches == "epochs":
+        return EpochSampling(training.epoch_steps, regroup=training.noise_bands == 1)
+    return PoissonSampling(training.sampling_rate)
 
 
 def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
@@ -67,7 +90,7 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
         tolerated=plan.dropouts + plan.colluders,
         noise_multiplier=plan.noise_multiplier,
         scale=default_scale(size, plan.max_grad_norm),
-        bits=plan.secure_aggregation.bits,
+        bits=plan.bits,
     )
     # The plan's clip bounds an update; what is sent is the sum before the learning rate and the divisor.
     largest = plan.company_clip * t.expected_batch_size / t.local_learning_rate
@@ -78,6 +101,21 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
         noise_draws=t.noise_draws,
         clipping=plan.clipping,
     )
+
+
+def with_fewest_bits(plan: Plan, size: int, companies: int) -> Plan:
+    """The plan with the narrowest residues that hold shares of one noise, in blocks of `size` values.
+
+    A coordinate of a company's sum is held within the codec's limit. Sums of clipped gradients come nowhere near
+    eight clips in one coordinate: all of eight examples would have to point along it.
+    """
+    for bits in range(16, 32):
+        narrow = plan.secure_aggregation.model_copy(update={"bits": bits})
+        candidate = plan.model_copy(update={"secure_aggregation": narrow})
+        with suppress(InputError):
+            if secure_step(candidate, size, companies).noise.limit >= _CLIPS * plan.max_grad_norm:
+                return candidate
+    return plan
 
 
 def release_event(plan: Plan, size: int, companies: int | None = None) -> Event | None:
@@ -105,7 +143,7 @@ def blocks_read(plan: Plan, block: int) -> range:
 
 def codec(plan: Plan, parties: int) -> FixedPoint:
     """How updates become integers; the same on both sides."""
-    return FixedPoint(bound=plan.company_clip, parties=parties, bits=plan.secure_aggregation.bits)
+    return FixedPoint(bound=plan.company_clip, parties=parties, bits=plan.bits)
 
 
 def train_block(

@@ -1,5 +1,5 @@
-"""Commands about privacy, for people and scripts.
+"""Commands about privacy and identity, for people and scripts.
 
-`privacy` is what `cli` mounts: `fedblocks account` and `fedblocks ledger`. `account` computes plans, `ledgers`
-reads what companies recorded; neither knows of a terminal.
+`cli` mounts `identity`, which makes a company's key, and from `privacy` `fedblocks account` and `fedblocks ledger`.
+`account` computes plans, `ledgers` reads what companies recorded; neither knows of a terminal.
 """

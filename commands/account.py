@@ -133,14 +133,12 @@ def planned(
 
 def _release_at(settings: Settings) -> Callable[[float], Event]:
     """One release of these settings by its noise."""
-    t = settings.training
+    from ..client.training import block_size, dp_sgd, release_event
+
     if settings.privacy.mode == "local":
-        return lambda noise: GaussianSteps(
-            sampling_rate=t.sampling_rate, noise_multiplier=noise, steps=t.local_steps
-        )
+        return lambda noise: dp_sgd(settings.training, noise).event
     # Integer noise goes by the size of a block, which only a model can tell.
     from ..blocks import build_model
-    from ..client.training import block_size, release_event
     from ..experiments.preparation import make_plan
 
     model = build_model(settings.model, settings.noise)

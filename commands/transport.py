@@ -1,4 +1,4 @@
-"""`fedblocks transport`: the data plane's identities, a company's agent, and a run over it without Flower."""
+"""`fedblocks transport`: certificates of the data plane, a company's agent, and a run over it without Flower."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on s
 Home = Annotated[Path, typer.Argument(help="the company's home: policy.toml, data, ledger, and transport/")]
 
 
-@transport.command("identity")
-def identity(
+@transport.command("certificate")
+def certificate(
     folder: Annotated[
         Path, typer.Argument(help="HOME/transport of a company, or the coordinator's own folder")
     ],
     company: Annotated[str | None, typer.Option(help="the company's name in its policy")] = None,
-    coordinator: Annotated[bool, typer.Option("--coordinator", help="the coordinator's identity")] = False,
+    coordinator: Annotated[bool, typer.Option("--coordinator", help="the coordinator's own")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a private key and a certificate. The key stays; the certificate goes to the other side."""
-    from ..transport.identity import COORDINATOR, Identity
+    from ..transport.certificates import COORDINATOR, OwnCertificate
 
     if (company is None) != coordinator:
         raise InputError("--company", company, "give either a company's name or --coordinator")
-    Identity.create(company or COORDINATOR).save(folder)
-    certificate = folder / "own.pem"
-    print(json.dumps({"certificate": str(certificate)}) if as_json else certificate)
+    OwnCertificate.create(company or COORDINATOR).save(folder)
+    made = folder / "own.pem"
+    print(json.dumps({"certificate": str(made)}) if as_json else made)
 
 
 @transport.command("agent")
@@ -78,7 +78,7 @@ def serve(
     prepared, settings = RunFolder.existing(run), ServiceSettings.load(folder)
     service = settings.service(folder, prepared.plan().run)
     service.start(settings.listen)
-    people.print(f"Listening on {settings.listen} for {', '.join(service.roster.companies)}")
+    people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
 
     def say(row: dict[str, Any]) -> None:
         people.print(f"round {row['round']}: {row.get('status', 'public model')}", highlight=False)

@@ -19,8 +19,8 @@ from ..client.endpoint import Endpoint, EndpointSettings
 from ..errors import RunError
 from ..server.run_folder import RunFolder
 from ..server.stream import AggregationService, StreamGrid
-from ..transport import Identity, Roster
-from ..transport.identity import COORDINATOR
+from ..transport import OwnCertificate, PinnedCertificates
+from ..transport.certificates import COORDINATOR
 
 _GATHER = 60.0
 
@@ -30,10 +30,13 @@ def loopback_grid(run: RunFolder, app: App) -> Iterator[StreamGrid]:
     """The data plane of a prepared simulation, all its companies connected."""
     settings = run.settings()
     names = [f"company-{i}" for i in range(settings.companies.count)]
-    coordinator, companies = Identity.create(COORDINATOR), {name: Identity.create(name) for name in names}
-    roster = Roster({name: identity.certificate for name, identity in companies.items()})
+    coordinator, companies = (
+        OwnCertificate.create(COORDINATOR),
+        {name: OwnCertificate.create(name) for name in names},
+    )
+    pinned = PinnedCertificates({name: own.certificate for name, own in companies.items()})
     name = run.plan().run
-    service = AggregationService(coordinator, roster, name)
+    service = AggregationService(coordinator, pinned, name)
     at_once = threading.Semaphore(settings.workers)
 
     def in_turn(message: Message, context: Context) -> Message:

@@ -13,15 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 import torch
+from safetensors import SafetensorError
 
-from ..blocks import BlockObjective, Denoiser, Schedule, build_model, split, train
+from ..blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
+from ..blocks.state import check_part
 from ..client.data import Examples, load_examples
+from ..client.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
 from ..client.policy import Policy
-from ..client.training import block_size, release_event
+from ..client.training import block_size, release_event, with_fewest_bits
 from ..config import DiTSettings, Plan, Settings, ViTSettings
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
 from ..privacy.events import Event
+from ..privacy.secure_aggregation import Identity
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
 from .partition import deal
@@ -61,7 +65,16 @@ def read_inputs(settings: Settings) -> Inputs:
         kept, out = _hold_out(part, settings.companies.holdout, None if ordered else rng, least=1)
         companies.append(private[kept])
         heldout.append(out)
-    return Inputs(public[train], public[test], companies, private[np.concatenate(heldout)])
+    at_most = settings.data.test_examples
+    test, out = _spread(test, at_most), _spread(np.concatenate(heldout), at_most)
+    return Inputs(public[train], public[test], companies, private[out])
+
+
+def _spread(index: npt.NDArray[np.int64], at_most: int) -> npt.NDArray[np.int64]:
+    """At most so many of the entries, at even distances: of texts and series some of every part."""
+    if len(index) <= at_most:
+        return index
+    return index[np.arange(at_most) * len(index) // at_most]
 
 
 def _hold_out(
@@ -113,6 +126,8 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
         if fits < wanted:
             rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
             raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
+    if plan.secure_step and settings.secure_aggregation.bits is None:
+        plan = with_fewest_bits(plan, size, settings.largest_group)
     if p.company_clip is None:
         plan = plan.model_copy(update={"company_clip": plan.default_company_clip(size)})
     return plan
@@ -159,6 +174,7 @@ def prepare(
         inputs.public_train.save(temporary.path / "public_train.npz")
         for i, data in enumerate(inputs.companies):
             write_home(temporary.companies / f"company-{i}", f"company-{i}", settings, data)
+        introduce(temporary)
         return RunFolder(temporary.path.rename(folder).resolve())
     except BaseException:
         shutil.rmtree(temporary.path, ignore_errors=True)
@@ -166,10 +182,11 @@ def prepare(
 
 
 def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoiser:
-    """A fresh model trained on public data; a function of settings and data alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = build_model(settings.model, settings.noise).to(settings.device)
+    """A fresh model trained on public data, a function of settings and data alone; or the one of
+    `pretraining.folder`."""
+    if settings.pretraining.folder is not None:
+        return pretrained(settings).to(settings.device)
+    model = fresh_model(settings).to(settings.device)
     data = public.to(settings.device)
     closed_form = settings.model.kind.target_classes is not None
     refit = settings.noise.partition == "equi-information" and not closed_form
@@ -178,12 +195,41 @@ def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoi
         data.inputs,
         data.targets,
         objective=BlockObjective(weight=settings.noise.weight),
-        schedule=Schedule(**settings.pretraining.model_dump()),
+        schedule=schedule_of(settings),
         generator=torch.Generator().manual_seed(settings.seed),
         refit_every=settings.noise.refit_every if refit and settings.noise.edges is None else None,
         on_step=on_step,
     )
     return model
+
+
+def fresh_model(settings: Settings) -> Denoiser:
+    """Initial weights, a function of the settings alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build_model(settings.model, settings.noise)
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    """The schedule of public pretraining."""
+    return Schedule(**settings.pretraining.model_dump(exclude={"folder"}))
+
+
+def pretrained(settings: Settings) -> Denoiser:
+    """The model of `pretraining.folder`, refused if it is not of these settings."""
+    folder = Path(settings.pretraining.folder or "")
+    model = build_model(settings.model, settings.noise)
+    try:
+        state = load_state(folder)
+        check_part(model, state.shared, None)
+        if len(state.blocks) != settings.model.blocks:
+            raise RunError(f"{len(state.blocks)} blocks, the model has {settings.model.blocks}")
+        for b, part in enumerate(state.blocks):
+            check_part(model, part, b)
+    except (RunError, SafetensorError, OSError) as error:
+        raise InputError("pretraining.folder", str(folder), str(error)) from None
+    merge(model, state.shared, *state.blocks)
+    return model.requires_grad_(False).eval()
 
 
 def write_home(home: Path, company: str, settings: Settings, data: Examples) -> None:
@@ -204,6 +250,21 @@ def write_home(home: Path, company: str, settings: Settings, data: Examples) -> 
         simulation_seed=settings.seed,
     )
     (home / "policy.toml").write_text(tomli_w.dumps(policy.model_dump(exclude_none=True)), "utf-8")
+
+
+def introduce(run: RunFolder) -> None:
+    """Give every simulated company an identity, and all of them and the coordinator one roster.
+
+    Real companies make their own key and exchange the public halves out of band.
+    """
+    homes = sorted(run.companies.iterdir())
+    members = {}
+    for home in homes:
+        identity = Identity.generate()
+        save_identity(home / IDENTITY_FILE, identity)
+        members[home.name] = identity.public
+    for folder in (*homes, run.path):
+        save_roster(folder / ROSTER_FILE, members)
 
 
 def _made(folder: Path) -> Path:

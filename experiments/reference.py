@@ -10,6 +10,7 @@ from ..client.policy import load_policy
 from ..config import PrivacySettings
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
+from .preparation import introduce
 
 
 def prepare_reference(run: RunFolder) -> RunFolder:
@@ -30,6 +31,7 @@ def prepare_reference(run: RunFolder) -> RunFolder:
         shutil.copy(home / "data.npz", own / "data.npz")
         policy = load_policy(home / "policy.toml").model_copy(update={"i_accept_no_dp": True})
         (own / "policy.toml").write_text(tomli_w.dumps(policy.model_dump(exclude_none=True)), "utf-8")
+    introduce(twin)
     settings = run.settings()
     privacy = PrivacySettings(
         epsilon=None,

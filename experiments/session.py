@@ -26,6 +26,7 @@ from ..server.run_folder import RunFolder
 from .controls import CONTROLS, prepare_control
 from .diagnosing import diagnose_run
 from .preparation import new_run, prepare, read_inputs
+from .pretraining import pretrain
 from .reference import prepare_reference
 from .simulation import simulate
 
@@ -65,6 +66,26 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
             inputs=inputs,
             on_step=lambda s: progress.update(task, completed=s),
         )
+
+
+def pretrain_with_progress(
+    settings: Settings, folder: Path, console: Console, *, block: int | None, processes: int
+) -> dict[str, Any]:
+    """Train blocks of a model folder; interrupted, the same call goes on where it stopped."""
+    one_core_a_thread()
+    tasks: dict[int, TaskID] = {}
+    try:
+        with progress_on(console) as progress:
+
+            def on_step(b: int, step: int) -> None:
+                if b not in tasks:
+                    tasks[b] = progress.add_task(f"Block {b}", total=settings.pretraining.steps, note="")
+                progress.update(tasks[b], completed=step)
+
+            return pretrain(settings, folder, block=block, processes=processes, on_step=on_step)
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command goes on from the last checkpoint.")
+        raise
 
 
 def continue_with_progress(

@@ -36,10 +36,13 @@ class Use:
     a: Tensor
     g: Tensor
 
-    def of(self, examples: int) -> tuple[Tensor, Tensor]:
+    # Of a with itself, bias included, (n, T, T): see `gram_ahead`.
+    gram: Tensor | None = None
+
+    def of(self, examples: int) -> Use:
         """(n, T, d) and (n, T, p): all rows of one example side by side, in float32 or better."""
         a, g = _wide(self.a), _wide(self.g)
-        return a.reshape(examples, -1, a.shape[-1]), g.reshape(examples, -1, g.shape[-1])
+        return Use(a.reshape(examples, -1, a.shape[-1]), g.reshape(examples, -1, g.shape[-1]), self.gram)
 
 
 class Formed:
@@ -68,42 +71,40 @@ class Formed:
 class Ghost:
     """The weight (p, d), and the bias (p,), of a linear map by what it read and gave.
 
-    `uses` are pairs of a (n, T, d) and g (n, T, p). The bias is one more column of the weight, which reads 1.
+    `uses` have a (n, T, d) and g (n, T, p). The bias is one more column of the weight, which reads 1.
     """
 
-    def __init__(self, uses: Sequence[tuple[Tensor, Tensor]], bias: bool) -> None:
+    def __init__(self, uses: Sequence[Use], bias: bool) -> None:
         self.uses, self.bias = uses, bias
 
     def squared_norms(self) -> Tensor:
         """|sum_t g_t a_t^T|^2 = sum over s, t of (a_s . a_t)(g_s . g_t), from above: (n,)."""
         products, lengths_a, lengths_g = [], [], []
-        chunks = [chunk for use in self.uses for chunk in _in_chunks(*use)]
-        for a, g in chunks:
-            gram_a, gram_g = self._gram(a, a), g @ g.mT  # (n, T, T)
+        for use in self.uses:
+            gram_a = use.gram if use.gram is not None else _gram(use.a, self.bias)
+            gram_g = _gram(use.g, False)
             lengths_a.append(gram_a.diagonal(dim1=1, dim2=2))
             lengths_g.append(gram_g.diagonal(dim1=1, dim2=2))
             products.append((gram_a * gram_g).sum(dim=(1, 2)))
-        for (a, g), (b, h) in combinations(chunks, 2):
-            products.append(self._gram(a, b).mul_(g @ h.mT).sum(dim=(1, 2)).mul_(2))
-        hidden = self._hidden(torch.stack([torch.cat(lengths_a, 1), torch.cat(lengths_g, 1)]))
-        return torch.stack([*products, hidden]).sum(dim=0)
+        for one, other in combinations(self.uses, 2):
+            gram_a = one.a @ other.a.mT + int(self.bias)
+            products.append(gram_a.mul_(one.g @ other.g.mT).sum(dim=(1, 2)).mul_(2))
+        products.append(self._hidden(torch.cat(lengths_a, 1), torch.cat(lengths_g, 1)))
+        return _summed(products)
 
-    def _gram(self, a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.mT).add_(1) if self.bias else a @ b.mT
-
-    def _hidden(self, squared: Tensor) -> Tensor:
-        """What rounding and underflow may have taken off, of the squared lengths of a's and g's rows (2, n, T)."""
-        finest = torch.finfo(squared.dtype)
-        d, p, t = self.uses[0][0].shape[2] + self.bias, self.uses[0][1].shape[2], squared.shape[2]
-        length = (squared + max(d, p) * finest.tiny).sqrt()
-        rounded = (d + p + t) * finest.eps * (length[0] * length[1]).sum(dim=1).square()
-        lost = max(d, p) * finest.tiny * length.sum(dim=2).square().sum(dim=0)
-        return rounded + lost
+    def _hidden(self, a: Tensor, g: Tensor) -> Tensor:
+        """What rounding and underflow may have taken off, of the squared lengths of a's and g's rows (n, T)."""
+        finest = torch.finfo(a.dtype)
+        d, p, t = self.uses[0].a.shape[2] + self.bias, self.uses[0].g.shape[2], a.shape[1]
+        smallest = max(d, p) * finest.tiny
+        along = (a + smallest).sqrt_().mul_((g + smallest).sqrt_())
+        lost = a.sum(dim=1).add_(g.sum(dim=1)).mul_(t * smallest)
+        return lost.add_(along.sum(dim=1).square_(), alpha=(d + p + t) * finest.eps)
 
     def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
         """Sum over examples, each times its factor (n,); of the parameter's size, if not of its shape."""
         sums: dict[str, Tensor] = {}
-        for a, g in self.uses:
+        for a, g in ((use.a, use.g) for use in self.uses):
             weights = factors.to(a.dtype)[:, None, None]
             if self.bias:
                 flat = weights.expand(-1, a.shape[1], -1).flatten()
@@ -114,17 +115,42 @@ class Ghost:
 
     def without(self, dropped: Tensor) -> Ghost:
         """Zero where `dropped` (n,) is true."""
-        return Ghost([(_zeroed(a, dropped), _zeroed(g, dropped)) for a, g in self.uses], self.bias)
+        return Ghost([Use(_zeroed(use.a, dropped), _zeroed(use.g, dropped)) for use in self.uses], self.bias)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name].add_(value) if name in sums else value
 
 
-def _in_chunks(a: Tensor, g: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Halves of up to 16 rows, where that serves: matrix kernels take 17 rows for as long as 32."""
-    parts = 2 if 16 < a.shape[1] <= 32 else 1
-    return list(zip(a.tensor_split(parts, dim=1), g.tensor_split(parts, dim=1), strict=True))
+def _gram(rows: Tensor, bias: bool) -> Tensor:
+    """Every row with every other, and a column that reads 1: (n, T, d) -> (n, T, T)."""
+    t, d = rows.shape[1:]
+    if not (16 < t <= 32 and d > 192):
+        gram = rows @ rows.mT
+        return gram.add_(1) if bias else gram
+    # Matrix kernels take 17 rows for as long as 32; of the four quarters two are the same.
+    first, second = rows.tensor_split(2, dim=1)
+    h = first.shape[1]
+    gram = rows.new_empty(len(rows), t, t)
+    gram[:, :h, :h] = first @ first.mT
+    gram[:, h:, h:] = second @ second.mT
+    gram[:, :h, h:] = first @ second.mT
+    gram[:, h:, :h] = gram[:, :h, h:].mT
+    return gram.add_(1) if bias else gram
+
+
+def gram_ahead(layer: nn.Module, a: Tensor, examples: int) -> Tensor | None:
+    """The Gram matrices of what a linear layer reads, where its norms will need them.
+
+    Taken in the forward pass, while `a` still lies in cache; it costs T^2 values where a has T d.
+    """
+    if type(layer) is not nn.Linear or not trains(layer, "weight") or len(a) % examples:
+        return None
+    rows = a.reshape(examples, -1, a.shape[-1])
+    if not _stays_ghost(rows.shape[1], layer.in_features, layer.out_features):
+        return None
+    with torch.autocast(a.device.type, enabled=False):  # norms are not for half precision
+        return _gram(_wide(rows), trains(layer, "bias"))
 
 
 Gradients = Formed | Ghost
@@ -134,20 +160,27 @@ def _linear(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradie
     return _linear_map(layer, [use.of(examples) for use in uses])
 
 
-def _linear_map(layer: nn.Module, uses: list[tuple[Tensor, Tensor]]) -> list[Gradients]:
+def _stays_ghost(t: int, d: int, p: int) -> bool:
+    """Whether a weight's gradient (p, d) by T rows is better never formed.
+
+    Per example, Gram matrices take T^2 (d + p) operations beyond what the sum takes. A formed gradient is
+    written once and read twice, which measured as 16 for each of its d p values; nor may it be twice as
+    large as a and g.
+    """
+    return 16 * d * p > t * t * (d + p) or d * p > 2 * t * (d + p)
+
+
+def _linear_map(layer: nn.Module, uses: list[Use]) -> list[Gradients]:
     """Weight (p, d) and bias (p,) of a map that takes rows of a to rows of g."""
     weight, bias = trains(layer, "weight"), trains(layer, "bias")
-    t, d, p = sum(a.shape[1] for a, _ in uses), uses[0][0].shape[2], uses[0][1].shape[2]
-    # Per example, Gram matrices take T^2 (d + p) operations beyond what the sum takes. A formed gradient is
-    # written once and read twice, which measured as 16 for each of its d p values; nor may it be twice as
-    # large as a and g.
-    if weight and (16 * d * p > t * t * (d + p) or d * p > 2 * t * (d + p)):
+    t, d, p = sum(use.a.shape[1] for use in uses), uses[0].a.shape[2], uses[0].g.shape[2]
+    if weight and _stays_ghost(t, d, p):
         return [Ghost(uses, bias)]
     formed = {}
     if weight:
-        formed["weight"] = _summed([g.mT @ a for a, g in uses])
+        formed["weight"] = _summed([use.g.mT @ use.a for use in uses])
     if bias:
-        formed["bias"] = _summed([g.sum(dim=1) for _, g in uses])
+        formed["bias"] = _summed([use.g.sum(dim=1) for use in uses])
     return [Formed(formed)]
 
 
@@ -156,20 +189,20 @@ def _convolution(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[G
     assert isinstance(layer, nn.Conv2d)
     assert not isinstance(layer.padding, str)
     groups, (h, w) = layer.groups, layer.kernel_size
-    rows: list[tuple[Tensor, Tensor]] = []
+    rows: list[Use] = []
     for use in uses:
         patches = F.unfold(
             _wide(use.a), (h, w), dilation=layer.dilation, padding=layer.padding, stride=layer.stride
         )  # (N, C h w, L)
-        rows.append((_by_example(patches, examples), _by_example(_wide(use.g).flatten(2), examples)))
+        rows.append(Use(_by_example(patches, examples), _by_example(_wide(use.g).flatten(2), examples)))
     if groups == 1:
         return _linear_map(layer, rows)
     formed = {}
     if trains(layer, "bias"):
-        formed["bias"] = _summed([g.sum(dim=1) for _, g in rows])
+        formed["bias"] = _summed([use.g.sum(dim=1) for use in rows])
     if trains(layer, "weight"):
         by_group = [
-            (a.unflatten(2, (groups, -1)), g.unflatten(2, (groups, -1))) for a, g in rows
+            (use.a.unflatten(2, (groups, -1)), use.g.unflatten(2, (groups, -1))) for use in rows
         ]  # (n, L, groups, ...)
         formed["weight"] = _summed([torch.einsum("ntgp,ntgd->ngpd", g, a) for a, g in by_group])
     return [Formed(formed)]

@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import PrivacyError, UnsupportedLayer
-from .book_keeping import LAYERS, Use, check_supported
+from .book_keeping import LAYERS, Use, check_supported, gram_ahead
 from .graph import check_every_use_is_seen, deepest, saved_bytes
 
 Clipping = Literal["flat", "per-layer", "automatic"]
@@ -61,9 +61,8 @@ class _Pass:
     edges: list[GradientEdge] = field(default_factory=list)  # of the outputs, which themselves are not kept
     called: list[nn.Module] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
-    inputs: dict[int, Tensor] = field(
-        default_factory=dict
-    )  # by the number of the call, until its gradient comes
+    # By the number of the call, until its gradient comes: what the layer read, and its Gram matrices.
+    inputs: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     waiting: Counter[nn.Module] = field(default_factory=Counter)  # calls whose gradient has not come yet
     uses: dict[nn.Module, list[Use]] = field(default_factory=dict)
     layers: list[_Layer] = field(default_factory=list)
@@ -72,7 +71,7 @@ class _Pass:
     def call(self, layer: nn.Module, a: Tensor, output: Tensor) -> None:
         number = len(self.called)
         self.edges.append(get_gradient_edge(output))
-        self.inputs[number] = a
+        self.inputs[number] = a, gram_ahead(layer, a, self.examples)
         self.called.append(layer)
         self.rows.append(len(output))
         self.waiting[layer] += 1
@@ -81,7 +80,8 @@ class _Pass:
     def arrived(self, number: int, g: Tensor) -> None:
         """Norms are taken as soon as a layer's last gradient is there, while it still lies in cache."""
         layer = self.called[number]
-        self.uses.setdefault(layer, []).append(Use(self.inputs.pop(number), g))
+        a, gram = self.inputs.pop(number)
+        self.uses.setdefault(layer, []).append(Use(a, g, gram))
         self.waiting[layer] -= 1
         if self.waiting[layer] == 0:
             self.close(layer)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..errors import PrivacyError
 from .clipping import Clipping, PerExampleClipping
 from .events import Event
+from .mechanisms.banded import BandedNoise, BandedStream
 from .mechanisms.gaussian import add_gaussian_noise
 from .quantile_clip import QuantileClip
 from .randomness import Randomness
-from .sampling import PoissonSampling, Sampling
+from .sampling import EpochSampling, PoissonSampling, Sampling
 
 Losses = Callable[[Tensor, int], Tensor]
 
@@ -30,7 +31,8 @@ class DPSGD:
     """One release: `steps` noisy steps, of which only the sum leaves. noise_multiplier 0 means no privacy.
 
     `sampling` draws the batches; none means Poisson sampling at `sampling_rate`. One of the two is given. With a
-    `quantile_clip` the clip moves from step to step, starting at `max_grad_norm`.
+    `quantile_clip` the clip moves from step to step, starting at `max_grad_norm`. With `noise_bands` above 1 the
+    noise is correlated (see `mechanisms.banded`), for epochs of the same batches alone.
     """
 
     sampling_rate: float | None = None
@@ -43,6 +45,7 @@ class DPSGD:
     noise_draws: int
     clipping: Clipping = "flat"
     quantile_clip: QuantileClip | None = None
+    noise_bands: int = 1
     examples_at_once: int = 128
 
     def __post_init__(self) -> None:
@@ -54,6 +57,13 @@ class DPSGD:
             raise PrivacyError(f"Expected noise_multiplier={self.noise_multiplier} >= 0.")
         if not self.expected_batch_size > 0:
             raise PrivacyError(f"Expected expected_batch_size={self.expected_batch_size} > 0.")
+        if self.noise_bands > 1:
+            if not isinstance(self.sampling, EpochSampling) or self.sampling.regroup:
+                raise PrivacyError(
+                    "Expected noise_bands=1: correlated noise needs EpochSampling(regroup=False)."
+                )
+            if self.quantile_clip is not None:
+                raise PrivacyError("Expected no quantile_clip: correlated noise needs a clip that stays.")
 
     @property
     def event(self) -> Event:
@@ -62,10 +72,23 @@ class DPSGD:
 
     def event_for(self, examples: int | None) -> Event:
         """What the ledger is charged for this release on a data set of `examples`."""
+        banded = self._banded()
+        if banded is not None:
+            return banded.event
         return self._sampling().event(self.noise_multiplier, self.steps, examples)
 
     def _sampling(self) -> Sampling:
         return self.sampling or PoissonSampling(self.sampling_rate or 0.0)
+
+    def _banded(self) -> BandedNoise | None:
+        if self.noise_bands == 1 or not isinstance(self.sampling, EpochSampling):
+            return None
+        return BandedNoise(
+            steps=self.steps,
+            bands=self.noise_bands,
+            separation=self.sampling.batch_count,
+            noise_multiplier=self.noise_multiplier,
+        )
 
     def train(self, block: nn.Module, losses: Losses, *, examples: int, randomness: Randomness) -> Tensor:
         """Take the steps on `block`, in place, and return its update (P,) in float64.
@@ -84,13 +107,22 @@ class DPSGD:
         ) as clipping:
             start = nn.utils.parameters_to_vector(clipping.parameters).detach().double()
             position = start.clone()
+            banded = self._banded() if noise_multiplier > 0 else None
+            stream = (
+                None
+                if banded is None
+                else BandedStream(banded, clipping.size, self.max_grad_norm, randomness)
+            )
             for batch in self._sampling().batches(examples, self.steps, randomness):
 
                 def of_part(part: slice, batch: Tensor = batch) -> Tensor:
                     return losses(batch[part], self.noise_draws)
 
                 clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
-                noisy = add_gaussian_noise(clipped, noise_multiplier, randomness)
+                if stream is not None:
+                    noisy = stream.release(clipped)
+                else:
+                    noisy = add_gaussian_noise(clipped, noise_multiplier, randomness)
                 position.sub_(noisy, alpha=self.learning_rate / self.expected_batch_size)
                 nn.utils.vector_to_parameters(position.float(), clipping.parameters)
                 if self.quantile_clip is not None:

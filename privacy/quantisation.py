@@ -16,6 +16,7 @@ from ..errors import InputError, PrivacyError
 
 # A vector scaled to its bound lands within floating-point error of it, on either side.
 NORM_TOLERANCE = 1e-9
+_BLOCK = 1 << 15  # values that stay in the second-level cache from one step to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +66,33 @@ class FixedPoint:
         """`vector` (d,) float64 with norm <= bound -> (d,) uint32 below 2^bits."""
         if not isinstance(vector, np.ndarray) or vector.dtype != np.float64 or vector.ndim != 1:
             raise InputError("vector", type(vector).__name__, "expected a float64 array of one dimension")
-        # Relative to the bound, so that squares of very small numbers do not vanish from the norm.
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm = float(np.linalg.norm(vector / self.bound))
+        norm = self._norm(vector)
         if not norm <= 1 + NORM_TOLERANCE:  # also catches NaN
             raise PrivacyError("the vector is not finite or its norm is above the bound")
-        # At the bound, the tolerance alone could take more levels than the scale allows for.
-        levels = np.clip(vector, -self.bound, self.bound)  # (d,)
-        levels *= self.scale
-        np.rint(levels, out=levels)
-        residues: NDArray[np.uint32] = levels.astype(np.int64).astype(np.uint32)
-        residues &= np.uint32(2**self.bits - 1)
+        residues = np.empty(len(vector), dtype=np.uint32)  # (d,)
+        largest = np.uint32(2**self.bits - 1)
+        for start in range(0, len(vector), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            if norm > 1 - NORM_TOLERANCE:
+                # At the bound, the tolerance alone could take more levels than the scale allows for.
+                levels = np.clip(vector[part], -self.bound, self.bound)
+                levels *= self.scale
+            else:
+                levels = vector[part] * self.scale
+            np.rint(levels, out=levels)
+            # By the scale's rule every level is below 2^31 in magnitude.
+            np.bitwise_and(levels.astype(np.int32).view(np.uint32), largest, out=residues[part])
         return residues
+
+    def _norm(self, vector: NDArray[np.float64]) -> float:
+        """Of vector / bound; within 1e-10 of it, in blocks, so that many small squares do not get lost."""
+        parts = [vector[start : start + _BLOCK] for start in range(0, len(vector), _BLOCK)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = sum(float(part @ part) for part in parts)
+            if not 1e-200 < squares < 1e200:  # where squares vanish or overflow, and NaN
+                squares = sum(float(np.square(part / self.bound).sum()) for part in parts)
+                return math.sqrt(squares) if squares >= 0 else math.nan
+        return math.sqrt(squares) / self.bound
 
     def decode_sum(self, residues: NDArray[np.uint32]) -> NDArray[np.float64]:
         """The sum mod 2^bits (d,) uint32 of up to `parties` encoded vectors -> (d,) float64."""

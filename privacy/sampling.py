@@ -85,17 +85,19 @@ class PoissonSampling:
 class EpochSampling:
     """Balls and bins: in every epoch each example goes into one of `batch_count` batches, on its own.
 
-    A release begins a new epoch, and one that is begun counts as a whole.
+    A release begins a new epoch, and one that is begun counts as a whole. With `regroup` false all epochs of a
+    release have the same batches, so that an example's steps lie exactly `batch_count` apart.
     """
 
     batch_count: int
+    regroup: bool = True
 
     def __post_init__(self) -> None:
         count("batch_count", self.batch_count)
 
     def batches(self, examples: int, steps: int, randomness: Randomness) -> Iterator[Tensor]:
         for step in range(steps):
-            if step % self.batch_count == 0:
+            if step == 0 or (self.regroup and step % self.batch_count == 0):
                 assignment = randomness.integers(self.batch_count, examples)  # (examples,) its batch
             yield torch.from_numpy(np.flatnonzero(assignment == step % self.batch_count))
 

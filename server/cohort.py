@@ -14,6 +14,7 @@ from ..blocks.state import State
 from ..client.protocol import JOIN, JoinReply, JoinRequest, refused
 from ..config import Plan
 from ..errors import FedblocksError, ProtocolError, RunError
+from ..privacy.secure_aggregation import ChannelKey, Roster
 
 Reply = TypeVar("Reply")
 
@@ -34,7 +35,8 @@ class Cohort:
 
     grid: Grid
     nodes: Mapping[str, int]
-    channels: Mapping[str, bytes]
+    channels: Mapping[str, ChannelKey]
+    roster: Roster
     timeout: float
 
     @property
@@ -70,10 +72,13 @@ class Cohort:
         return answers
 
 
-def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 60.0) -> Cohort:
+def join(
+    grid: Grid, plan: Plan, shared: State, roster: Roster, expected: int, *, wait: float = 60.0
+) -> Cohort:
     """Offer the plan to every node; all must accept before anything is trained.
 
-    Waits up to `wait` seconds for `expected` nodes. A refusal stops the run at once, with node and code.
+    Waits up to `wait` seconds for `expected` nodes. A refusal stops the run at once, with node and code, and
+    so does a node whose channel key is not signed by a member of the coordinator's roster.
     """
     nodes = wait_for_nodes(grid, expected, wait)
     request = JoinRequest(plan, shared).to_record()
@@ -82,7 +87,7 @@ def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 
     # Where the transport knows who is at the other end, nobody may answer under another name.
     authenticated: Mapping[int, str] = getattr(grid, "names", {})
     found: dict[str, int] = {}
-    channels: dict[str, bytes] = {}
+    channels: dict[str, ChannelKey] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):
         node = reply.metadata.src_node_id
         try:
@@ -94,10 +99,11 @@ def join(grid: Grid, plan: Plan, shared: State, expected: int, *, wait: float = 
             raise RunError(f"{authenticated[node]} says it is {answer.company}")
         if answer.company in found:
             raise RunError(f"two nodes say they are {answer.company}")
+        answer.channel.check(roster, answer.company, plan.run, plan.digest())
         found[answer.company], channels[answer.company] = node, answer.channel
     if len(found) < expected:
         raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
-    return Cohort(grid, found, channels, timeout)
+    return Cohort(grid, found, channels, roster, timeout)
 
 
 def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:

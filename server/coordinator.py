@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
-from ..blocks.state import ModelState
+from ..blocks.state import ModelState, State
 from ..client.training import blocks_read
-from .assignment import assign
+from .assignment import Task, assign
 from .checkpoint import Checkpoint
 from .cohort import join
 from .dropout import LossyGrid
 from .evaluation import Evaluator
+from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
@@ -56,18 +59,34 @@ def coordinate(
     if checkpoint.round == rounds:
         return checkpoint
 
-    cohort = join(grid, plan, checkpoint.model.shared, settings.companies.count, wait=wait)
+    cohort = join(grid, plan, checkpoint.model.shared, run.roster(), settings.companies.count, wait=wait)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
         # All blocks of a round start from the state that the round began with.
         before = tuple(blocks)
-        results: list[RoundResult] = []
-        for task in assign(round_, cohort.companies, plan):
+        moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
+
+        def train(task: Task, round_: int = round_, before: tuple[State, ...] = before) -> RoundResult:
             b = task.block
             states = {i: before[i] for i in blocks_read(plan, b)}
             blocks[b], result = run_round(round_, task, states, names[b], optimizers[b], cohort, plan)
-            results.append(result)
+            return result
+
+        tasks = assign(round_, cohort.companies, plan)
+        # Disjoint groups go at once; a company that trains several blocks has one message in flight.
+        at_once = len(tasks) if plan.training.assignment == "parallel" else 1
+        with ThreadPoolExecutor(at_once) as pool:
+            results = list(pool.map(train, tasks))
         row = summary_of(round_, results)
+        if settings.influence.leave_group_out != "off":
+            summed = [(r.block, r.survivors) for r in results if r.status == "done"]
+            public = partial(evaluator.public, model)
+            effects = leave_group_out(model, before, blocks, summed, public, settings.influence)
+            row["influence"] = [asdict(effect) for effect in effects]
+            for effect in effects:
+                if effect.discarded:
+                    blocks[effect.block] = before[effect.block]
+                    optimizers[effect.block].load(moments[effect.block])
         if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)

@@ -13,10 +13,10 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from ..client.protocol import KEYS, TRAIN, UNMASK
+from ..client.protocol import CONFIRM, KEYS, TRAIN, UNMASK
 from ..config import DropoutSettings
 
-PHASES = {"keys": KEYS, "train": TRAIN, "unmask": UNMASK}
+PHASES = {"keys": KEYS, "train": TRAIN, "confirm": CONFIRM, "unmask": UNMASK}
 
 
 class LossyGrid(Grid):

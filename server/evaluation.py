@@ -26,9 +26,12 @@ class Evaluator:
 
     def quality(self, model: Denoiser) -> dict[str, list[float]]:
         """For each set the metric after each block, in order of the chain; the last is the model's own."""
-        model.eval()
+        return {name: self._chain(model, data) for name, data in self.sets.items()}
+
+    def public(self, model: Denoiser) -> float:
+        """The metric on the public set."""
+        return self._chain(model, self.sets["public"])[-1]
+
+    def _chain(self, model: Denoiser, data: Examples) -> list[float]:
         # The same starting noise every time: rounds then differ by the model alone.
-        return {
-            name: chain_quality(model, data.inputs, data.targets, self.seed)
-            for name, data in self.sets.items()
-        }
+        return chain_quality(model.eval(), data.inputs, data.targets, self.seed)

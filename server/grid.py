@@ -5,6 +5,7 @@ Every message is serialised and parsed both ways, so that what breaks on the wir
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,7 +45,7 @@ class InProcessGrid(Grid):
             for node in range(1, companies + 1)
         }
         self._replies: dict[str, Message] = {}
-        self._sent = 0
+        self._numbers = itertools.count(1)
         # Flower stamps messages with the identity of the process's task, which here is none of its own.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
 
@@ -80,8 +81,9 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def _stamped(self, message: Message) -> Message:
-        self._sent += 1
-        message.metadata.__dict__["_message_id"] = f"message-{self._sent}"  # as a SuperLink does on receipt
+        message.metadata.__dict__["_message_id"] = (
+            f"message-{next(self._numbers)}"  # as a SuperLink does on receipt
+        )
         return message
 
     def _deliver(self, message: Message) -> str:

@@ -37,5 +37,6 @@ class BlockOptimizer:
         return {name: torch.as_tensor(value).clone() for name, value in held.items() if value is not None}
 
     def load(self, state: dict[str, Tensor]) -> None:
+        self._optimizer.state.pop(self._vector, None)
         if state:
             self._optimizer.state[self._vector] = {name: value.clone() for name, value in state.items()}

@@ -14,9 +14,12 @@ import torch
 from ..blocks import digest
 from ..blocks.state import State, flatten, unflatten
 from ..client.protocol import (
+    CONFIRM,
     KEYS,
     TRAIN,
     UNMASK,
+    ConfirmReply,
+    ConfirmRequest,
     KeysReply,
     KeysRequest,
     TrainReply,
@@ -27,9 +30,10 @@ from ..client.protocol import (
 from ..client.training import mean_update
 from ..config import Plan
 from ..errors import ProtocolError
-from ..privacy.secure_aggregation import Aggregation, Session, Survivors, lowest_threshold
+from ..privacy.secure_aggregation import Aggregation, Session, lowest_threshold
 from .assignment import Task
 from .cohort import Absences, Cohort
+from .influence import largest_mean
 from .optimizer import BlockOptimizer
 
 Item = TypeVar("Item")
@@ -76,11 +80,12 @@ def run_round(
         cohort=companies,
         threshold=max(plan.threshold(len(companies)) or 0, lowest_threshold(len(companies))),
         length=sum(state[name].numel() for name in names),
-        bits=plan.secure_aggregation.bits,
+        bits=plan.bits,
     )
-    aggregation = Aggregation(session)
     try:
-        # 2. Keys: each company sends a fresh mask key and encrypted shares for its peers.
+        aggregation = Aggregation(session, cohort.roster)
+
+        # 2. Keys: each company signs a fresh mask key and sends encrypted shares for its peers.
         channels = {company: cohort.channels[company] for company in companies}
         everyone = dict.fromkeys(companies, KeysRequest(session, channels).to_record())
         for company, key in cohort.ask(KEYS, group, everyone, KeysReply.from_record, absences).items():
@@ -98,21 +103,29 @@ def run_round(
             _accept(aggregation.add_masked, company, upload.masked, TRAIN, absences)
         survivors = aggregation.close_masked()
 
-        # 4. Unmask: the survivors release what removes the masks of their sum, and of nothing less.
-        request = UnmaskRequest(Survivors(session=session.digest(), names=survivors)).to_record()
-        alive = dict.fromkeys(survivors, request)
-        for company, answer in cohort.ask(UNMASK, group, alive, UnmaskReply.from_record, absences).items():
+        # 4. Confirm: the survivors sign the one set that they were shown, each by its own rules.
+        shown = dict.fromkeys(survivors.names, ConfirmRequest(survivors).to_record())
+        for company, signed in cohort.ask(CONFIRM, group, shown, ConfirmReply.from_record, absences).items():
+            _accept(aggregation.add_confirmation, company, signed.confirmation, CONFIRM, absences)
+        confirmations = aggregation.close_confirmations()
+
+        # 5. Unmask: who has signed releases what removes the masks of this sum, and of nothing less.
+        proof = dict.fromkeys(confirmations.signatures, UnmaskRequest(confirmations).to_record())
+        for company, answer in cohort.ask(UNMASK, group, proof, UnmaskReply.from_record, absences).items():
             _accept(aggregation.add_shares, company, answer.shares, UNMASK, absences)
-        residues, survivors = aggregation.open()
+        residues, summed = aggregation.open()
     except ProtocolError as error:
         result.status, result.absent = error.code, absences.why
         return state, result
 
-    # 5. Apply: the mean update moves the block through the server optimiser.
-    mean = torch.from_numpy(mean_update(plan, residues, len(session.cohort), len(survivors)))
+    # 6. Check and apply: the mean update moves the block through the server optimiser.
+    mean = torch.from_numpy(mean_update(plan, residues, len(companies), len(summed)))
+    if not float(mean.norm()) <= largest_mean(plan, len(mean), len(companies), len(summed)):
+        result.status, result.absent = "oversized_sum", absences.why
+        return state, result
     old = [state[name] for name in names]
     new = unflatten(optimizer.step(flatten(old), mean), old)
-    result.survivors, result.absent = survivors, absences.why
+    result.survivors, result.absent = summed, absences.why
     result.update_norm = float(mean.norm())
     return state | dict(zip(names, new, strict=True)), result
 

@@ -3,6 +3,7 @@
 runs/<id>/
     settings.toml      the resolved settings
     plan.json          what was offered to the companies
+    roster.toml        whose signatures the coordinator takes
     evaluation/        public and, in a simulation, held-out private examples
     checkpoints/       round-0000 is the public model
     metrics.jsonl      one line a round
@@ -21,8 +22,10 @@ from typing import Any
 
 import tomli_w
 
+from ..client.identity import ROSTER_FILE, load_roster
 from ..config import Plan, Settings, load_settings, validated_json
 from ..errors import RunError
+from ..privacy.secure_aggregation import Roster
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class RunFolder:
         return self.path / "companies"
 
     @property
+    def roster_file(self) -> Path:
+        return self.path / ROSTER_FILE
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -59,6 +66,9 @@ class RunFolder:
 
     def plan(self) -> Plan:
         return validated_json(Plan, (self.path / "plan.json").read_text("utf-8"))
+
+    def roster(self) -> Roster:
+        return load_roster(self.roster_file)
 
     def write_settings(self, settings: Settings, plan: Plan) -> None:
         write_atomically(self.path / "plan.json", plan.model_dump_json(indent=2).encode())

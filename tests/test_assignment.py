@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedblocks.blocks.state import digest
+from fedblocks.client.app import app as client_app
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.config import Plan, Settings, validated
@@ -19,6 +25,8 @@ from fedblocks.experiments.simulation import simulate
 from fedblocks.privacy.ledger_file import LedgerRow
 from fedblocks.server.assignment import assign, groups
 from fedblocks.server.checkpoint import Checkpoint
+from fedblocks.server.coordinator import coordinate
+from fedblocks.server.grid import InProcessGrid
 from fedblocks.server.run_folder import RunFolder
 
 
@@ -106,6 +114,37 @@ def test_a_run_of_either_assignment_charges_what_each_company_trained(
     before, after = Checkpoint.load(run.checkpoints, 0).model, Checkpoint.load(run.checkpoints).model
     assert all(digest(a) != digest(b) for a, b in zip(before.blocks, after.blocks, strict=True))
     assert digest(before.shared) == digest(after.shared)
+
+
+class MeetingGrid(InProcessGrid):
+    """Delivers the messages of a phase of a round once those of the other group are there too."""
+
+    groups: ClassVar = threading.Barrier(2, timeout=20)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        sent = list(messages)
+        if sent[0].metadata.group_id.startswith("round"):
+            self.groups.wait()
+        return super().send_and_receive(sent, timeout=timeout)
+
+
+def test_parallel_groups_train_at_the_same_time_and_to_the_same_model(
+    small: Settings, tmp_path: Path
+) -> None:
+    """Would catch groups that wait for each other, and state that they share while they run."""
+    settings = with_training(small, training__assignment="parallel", training__rounds=2, companies__count=6)
+    run = prepare(settings, tmp_path / "run")
+    again = RunFolder.existing(Path(shutil.copytree(run.path, tmp_path / "again" / "run")))
+    simulate(run)
+    grid = MeetingGrid(client_app, 6, {"run-dir": str(again.path)}, workers=2)
+    try:
+        coordinate(grid, again)
+    finally:
+        grid.close()
+    states = [Checkpoint.load(r.checkpoints).model.blocks for r in (run, again)]
+    assert digest(*states[0]) == digest(*states[1])
 
 
 def test_the_interface_is_trained_only_where_plan_and_policy_say_so(small: Settings, tmp_path: Path) -> None:

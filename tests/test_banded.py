@@ -12,6 +12,7 @@ from scipy.linalg import toeplitz
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.privacy.accounting import epsilon
 from fedblocks.privacy.clipping import ClippedSum
+from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.mechanisms import add_gaussian_noise
 from fedblocks.privacy.mechanisms.banded import BandedNoise, BandedStream
 from fedblocks.privacy.mechanisms.gaussian import grid
@@ -97,9 +98,11 @@ def test_correlated_noise_beats_independent_noise_at_equal_epsilon() -> None:
     assert errors[-1] < 0.3 * errors[0]
 
 
-def test_the_event_is_as_many_gaussian_steps_as_participations() -> None:
+def test_the_event_is_as_many_epochs_as_participations() -> None:
     noise = banded(100, 8, 9, noise=3.0)
-    assert (noise.event.sampling_rate, noise.event.noise_multiplier, noise.event.steps) == (1.0, 3.0, 12)
+    assert (noise.event.noise_multiplier, noise.event.epochs) == (3.0, 12)
+    full = GaussianSteps(sampling_rate=1.0, noise_multiplier=3.0, steps=12)
+    assert epsilon([noise.event], 1e-5) == pytest.approx(epsilon([full], 1e-5), rel=1e-6)
     assert noise.effective_noise_multiplier == pytest.approx(3.0 / math.sqrt(12))
     single = banded(8, 8, 9, noise=noise.effective_noise_multiplier)
     assert epsilon([single.event], 1e-5) == pytest.approx(epsilon([noise.event], 1e-5), rel=1e-3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,83 +13,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
+from coordinating import NODES, Coordinator
 from flwr.app import ConfigRecord, Context, RecordDict
+from typer.testing import CliRunner
 
 from fedblocks.blocks import digest
-from fedblocks.client.app import app, release_labels
+from fedblocks.cli import app as cli
+from fedblocks.client.app import release_labels
 from fedblocks.client.company import Company
+from fedblocks.client.identity import load_member, load_roster, save_roster
 from fedblocks.client.policy import load_policy
 from fedblocks.client.protocol import (
+    CONFIRM,
     JOIN,
     KEYS,
     TRAIN,
     UNMASK,
     JoinReply,
-    JoinRequest,
-    KeysReply,
     KeysRequest,
     TrainReply,
     TrainRequest,
-    UnmaskRequest,
     refused,
 )
 from fedblocks.config import Plan, Settings
-from fedblocks.errors import PrivacyError, ProtocolError
+from fedblocks.errors import InputError, PrivacyError, ProtocolError
 from fedblocks.experiments.preparation import prepare
-from fedblocks.privacy.secure_aggregation import Session, Survivors
-from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.server.grid import InProcessGrid
+from fedblocks.privacy.secure_aggregation import ChannelKey, ChannelKeys
 from fedblocks.server.run_folder import RunFolder
-
-NODES = range(1, 6)
-
-
-class Coordinator:
-    """Sends single messages to five real companies, so that a test can bend any of them."""
-
-    def __init__(self, run: RunFolder) -> None:
-        self.run, self.plan = run, run.plan()
-        self.model = Checkpoint.load(run.checkpoints).model
-        self.grid = InProcessGrid(app, 5, {"run-dir": str(run.path)})
-
-    def ask(self, node: int, phase: str, record: RecordDict) -> RecordDict:
-        message = self.grid.create_message(record, phase, node, "test")
-        (reply,) = self.grid.send_and_receive([message])
-        assert not reply.has_error()
-        return reply.content
-
-    def join(self, plan: Plan | None = None) -> dict[int, RecordDict]:
-        record = JoinRequest(plan or self.plan, self.model.shared).to_record()
-        return {node: self.ask(node, JOIN, record) for node in NODES}
-
-    def session(self, **changes: Any) -> Session:
-        values: dict[str, Any] = {
-            "run": self.plan.run,
-            "round": 1,
-            "label": "block-0",
-            "model_digest": digest(self.model.blocks[0]),
-            "settings_digest": self.plan.digest(),
-            "cohort": tuple(f"company-{i}" for i in range(5)),
-            "threshold": 4,
-            "length": sum(v.numel() for name, v in self.model.blocks[0].items() if ".layers." in name),
-        }
-        return Session(**(values | changes))
-
-    def keys(self, session: Session) -> dict[int, RecordDict]:
-        replies = {n: JoinReply.from_record(r) for n, r in self.join().items()}
-        channels = {r.company: r.channel for r in replies.values()}
-        return {n: self.ask(n, KEYS, KeysRequest(session, channels).to_record()) for n in NODES}
-
-    def train_request(self, session: Session) -> TrainRequest:
-        replies = self.keys(session)
-        adverts = {f"company-{n - 1}": KeysReply.from_record(r).advert for n, r in replies.items()}
-        mine = {name: advert.for_recipient("company-0") for name, advert in adverts.items()}
-        return TrainRequest(0, {0: self.model.blocks[0]}, mine)
-
-    def charges(self, company: int = 0) -> int:
-        home = self.run.companies / f"company-{company}"
-        with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
-            return len(ledger.rows())
 
 
 @pytest.fixture
@@ -106,7 +60,8 @@ def test_a_faithful_round_trains_charges_once_and_masks(coordinator: Coordinator
     request = coordinator.train_request(coordinator.session())
     reply = TrainReply.from_record(coordinator.ask(1, TRAIN, request.to_record()))
     assert coordinator.charges() == 1
-    counts = np.bincount(reply.masked.view(np.uint8), minlength=256)
+    assert len(reply.masked) == pytest.approx(2.75 * coordinator.session().length, rel=0.01)
+    counts = np.bincount(reply.masked, minlength=256)
     assert counts.max() < 1.6 * counts.mean()  # masked values look uniform, an update's high bytes do not
 
 
@@ -167,7 +122,7 @@ def test_a_bent_training_request_is_refused_before_anything_is_charged(
 ) -> None:
     request = bend(coordinator, coordinator.train_request(coordinator.session()))
     reply = coordinator.ask(1, TRAIN, request.to_record())
-    assert refused(reply) in {"wrong_session", "bad_share", "small_cohort", "too_few"}
+    assert refused(reply) in {"wrong_session", "bad_signature", "small_cohort", "too_few"}
     assert coordinator.charges() == 0
 
 
@@ -196,20 +151,77 @@ def test_a_session_with_other_settings_or_a_small_cohort_is_refused(
     assert refused(reply) in codes
 
 
-def test_unmasking_answers_once_and_for_its_own_session_only(coordinator: Coordinator) -> None:
+def test_one_set_is_confirmed_and_shares_are_answered_once(coordinator: Coordinator) -> None:
     session = coordinator.session()
-    coordinator.ask(1, TRAIN, coordinator.train_request(session).to_record())
+    coordinator.trained(session)
+    digest_, everyone = session.digest(), session.cohort
+    assert refused(coordinator.unmask(1, digest_, {})) == "wrong_phase"
+    assert refused(coordinator.confirm(1, bytes(32), everyone)) == "wrong_session"
+    assert refused(coordinator.confirm(1, digest_, everyone[1:])) == "bad_survivors"
+    assert refused(coordinator.confirm(1, digest_, everyone[:3])) == "too_few"
+    signatures = coordinator.signatures(session, dict.fromkeys(NODES, everyone))
+    assert refused(coordinator.confirm(1, digest_, everyone[:4])) == "second_set"
+    assert refused(coordinator.unmask(1, bytes(32), signatures)) == "wrong_session"
+    few = {name: signatures[name] for name in everyone[:3]}
+    assert refused(coordinator.unmask(1, digest_, few)) == "too_few"
+    assert refused(coordinator.unmask(1, digest_, few | {"company-4": bytes(64)})) == "bad_signature"
+    assert refused(coordinator.unmask(1, digest_, signatures)) is None
+    assert refused(coordinator.unmask(1, digest_, signatures)) == "wrong_phase"
 
-    def unmask(digest_: bytes, names: tuple[str, ...]) -> str | None:
-        survivors = Survivors(session=digest_, names=names)
-        return refused(coordinator.ask(1, UNMASK, UnmaskRequest(survivors).to_record()))
 
-    everyone = session.cohort
-    assert unmask(bytes(32), everyone) == "wrong_session"
-    assert unmask(session.digest(), everyone[1:]) == "bad_survivors"
-    assert unmask(session.digest(), everyone[:3]) == "too_few"
-    assert unmask(session.digest(), everyone) is None
-    assert unmask(session.digest(), everyone) == "wrong_phase"
+def test_identity_and_roster_come_from_the_companys_own_files_alone(coordinator: Coordinator) -> None:
+    """Would catch a key that may be read by others, an identity the roster does not know, or none at all."""
+    home = coordinator.run.companies / "company-0"
+    key = home / "identity.key"
+    key.chmod(0o640)
+    assert refused(coordinator.join()[1]) == "privacy"
+    key.chmod(0o600)
+    assert refused(coordinator.join()[1]) is None
+    shutil.copy(coordinator.run.companies / "company-1" / "identity.key", key)
+    assert refused(coordinator.join()[1]) == "bad_key"
+    key.write_text("11")
+    assert refused(coordinator.join()[1]) == "bad_input"
+    key.unlink()
+    assert refused(coordinator.join()[1]) == "bad_input"
+    (home / "roster.toml").write_text('[companies]\n"company-0" = "xy"\n')
+    with pytest.raises(InputError, match="hexadecimal"):
+        load_roster(home / "roster.toml")
+
+
+def test_the_identity_command_makes_one_key_and_keeps_it(tmp_path: Path) -> None:
+    def identity(*words: object) -> Result:
+        return CliRunner().invoke(cli, ["identity", *map(str, words)])
+
+    first, again = (json.loads(identity(tmp_path, "--json").stdout) for _ in range(2))
+    assert (first["made"], again["made"]) == (True, False)
+    assert first["public_key"] == again["public_key"] == identity(tmp_path).stdout.strip()
+    save_roster(tmp_path / "roster.toml", {"acme": bytes.fromhex(first["public_key"])})
+    assert load_member(tmp_path, "acme").name == "acme"
+    assert stat.S_IMODE((tmp_path / "identity.key").stat().st_mode) == 0o600
+    assert "no such folder" in str(identity(tmp_path / "nowhere").exception)
+
+
+def test_every_companys_key_file_is_its_owners_alone(coordinator: Coordinator) -> None:
+    homes = sorted(coordinator.run.companies.iterdir())
+    assert {stat.S_IMODE((home / "identity.key").stat().st_mode) for home in homes} == {0o600}
+    rosters = {(home / "roster.toml").read_text() for home in homes}
+    assert rosters == {coordinator.run.roster_file.read_text()}
+    assert len(coordinator.run.roster().members) == 5
+
+
+def test_a_channel_key_that_its_owner_has_not_signed_is_refused(coordinator: Coordinator) -> None:
+    session = coordinator.session()
+    channels = coordinator.channels()
+    forged = replace(channels["company-1"], public=ChannelKeys.generate().public)
+    request = KeysRequest(session, channels | {"company-1": forged})
+    assert refused(coordinator.ask(1, KEYS, request.to_record())) == "bad_signature"
+
+
+def test_a_company_that_is_not_on_the_roster_cannot_be_smuggled_into_a_cohort(
+    coordinator: Coordinator,
+) -> None:
+    session = coordinator.session(cohort=("company-0", "fake-1", "fake-2"), threshold=3)
+    assert refused(coordinator.keys(session)[1]) == "not_in_roster"
 
 
 def test_phases_out_of_order_are_refused(coordinator: Coordinator) -> None:
@@ -243,9 +255,10 @@ def test_the_text_of_an_error_stays_in_the_companys_log(coordinator: Coordinator
         ),
         RecordDict({"message": ConfigRecord({"block": True, "companies": [1.0], "adverts": [b"x"]})}),
         RecordDict({"message": ConfigRecord({"survivors": b"\xff" * 40})}),
+        RecordDict({"message": ConfigRecord({"confirmations": b"\xff" * 40})}),
     ],
 )
-@pytest.mark.parametrize("phase", [JOIN, KEYS, TRAIN, UNMASK])
+@pytest.mark.parametrize("phase", [JOIN, KEYS, TRAIN, CONFIRM, UNMASK])
 def test_junk_is_answered_with_a_code(coordinator_once: Coordinator, phase: str, record: RecordDict) -> None:
     assert refused(coordinator_once.ask(1, phase, record)) in {"malformed", "bad_input", "wrong_phase"}
 
@@ -277,13 +290,13 @@ def test_without_a_seed_every_release_is_new(coordinator: Coordinator) -> None:
 def test_a_malformed_masked_vector_is_refused_by_the_coordinator() -> None:
     with pytest.raises(ProtocolError, match="malformed"):
         TrainReply.from_record(RecordDict())
-    wide = TrainReply(np.zeros((2, 2), np.uint32)).to_record()
-    with pytest.raises(ProtocolError, match="uint32 vector"):
-        TrainReply.from_record(wide)
+    for vector in (np.zeros((2, 2), np.uint8), np.zeros(4, np.uint32)):
+        with pytest.raises(ProtocolError, match="vector of bytes"):
+            TrainReply.from_record(TrainReply(vector).to_record())
 
 
 def test_messages_hold_what_was_put_in() -> None:
-    reply = JoinReply("company-0", bytes(32))
+    reply = JoinReply("company-0", ChannelKey(bytes(32), bytes(64)))
     assert JoinReply.from_record(reply.to_record()) == reply
 
 

@@ -74,9 +74,22 @@ def images(layer: nn.Module) -> nn.Module:
     return OnImages()
 
 
+class Long(nn.Module):
+    """17 to 32 rows of more than 192 values, read twice by the same layer: Gram matrices by quarters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.wide = nn.Linear(4, 200), nn.Linear(200, 200)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x.reshape(len(x), 18, 4)).tanh()
+        return self.wide(self.wide(h).tanh() + h)  # type: ignore[no-any-return]
+
+
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(12, 5),
     "only-bias": lambda: nn.Linear(12, 5).requires_grad_(False),
+    "long": Long,
     "lora": LoRA,
     "tokens": Tokens,
     "modulated": Modulated,

@@ -43,6 +43,8 @@ def test_overrides_are_typed_nested_and_last_wins() -> None:
         ("model.blocks=4", ["model.layers", "3", "multiple of blocks"]),
         ("model.patch_size=3", ["model.patch_size", "3", "divide"]),
         ("audit.block=3", ["audit.block", "3"]),
+        ("training.batches=epochs", ["training.local_steps", "1", "multiple of the 10 steps"]),
+        ("training.noise_bands=2", ["training.noise_bands", "2", "epochs"]),
         ("training.rounds=many", ["training.rounds", "many"]),
         ("name=../x", ["name", "../x"]),
         ("seed", ["--set", "key=value"]),

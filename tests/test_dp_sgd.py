@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,11 +13,14 @@ from torch import nn
 
 from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, block_parameters
 from fedblocks.blocks.families.vit import ViTClassifier
-from fedblocks.errors import PrivacyError, UnsupportedLayer
+from fedblocks.errors import InputError, PrivacyError, UnsupportedLayer
 from fedblocks.privacy.clipping import PerExampleClipping
 from fedblocks.privacy.dp_sgd import DPSGD, clip_to_norm
 from fedblocks.privacy.mechanisms import add_gaussian_noise
+from fedblocks.privacy.mechanisms.banded import BandedNoise, _response
+from fedblocks.privacy.quantile_clip import QuantileClip
 from fedblocks.privacy.randomness import Randomness
+from fedblocks.privacy.sampling import EpochSampling
 
 
 @pytest.fixture(scope="module")
@@ -256,3 +260,48 @@ def test_a_tied_parameter_and_rows_that_are_no_examples_are_refused() -> None:
         pytest.raises(UnsupportedLayer, match="rows"),
     ):
         clipping.sum(lambda part: position(torch.arange(4)).sum() * torch.ones(2), examples=2)
+
+
+def test_correlated_noise_is_that_of_the_stream_and_costs_what_it_says() -> None:
+    """Would catch noise of independent steps charged as correlated, and an update that carries more of it."""
+    noise = BandedNoise(steps=40, bands=8, separation=10, noise_multiplier=3.0)
+    common = {
+        "noise_multiplier": 3.0, "max_grad_norm": 1.0, "expected_batch_size": 1.0, "learning_rate": 1.0,
+        "steps": 40, "noise_draws": 1,
+    }  # fmt: skip
+    banded = DPSGD(sampling=EpochSampling(10, regroup=False), noise_bands=8, **common)  # type: ignore[arg-type]
+    plain = DPSGD(sampling=EpochSampling(10), **common)  # type: ignore[arg-type]
+    assert banded.event == noise.event
+    assert banded.event == plain.event
+
+    def spread(dp: DPSGD) -> float:
+        update = dp.train(
+            nn.Linear(200, 100),
+            lambda indices, draws: torch.zeros(0),
+            examples=0,
+            randomness=Randomness.from_seed(1, "bands"),
+        )
+        return float(update.std())
+
+    # Of no examples the update is noise alone: the last running sum, of known variance.
+    response, _ = _response(noise.coefficients, 40)
+    assert spread(banded) == pytest.approx(3.0 * float(np.sqrt((response**2).sum())), rel=0.02)
+    assert spread(plain) == pytest.approx(3.0 * 40**0.5, rel=0.02)
+    assert spread(banded) < 0.75 * spread(plain)
+
+
+def test_correlated_noise_is_refused_where_its_account_does_not_hold() -> None:
+    """Would catch bands over Poisson batches, over batches that regroup, or under a clip that moves."""
+    common = {
+        "noise_multiplier": 3.0, "max_grad_norm": 1.0, "expected_batch_size": 1.0, "learning_rate": 1.0,
+        "steps": 40, "noise_draws": 1, "noise_bands": 4,
+    }  # fmt: skip
+    fixed = EpochSampling(10, regroup=False)
+    quantile = QuantileClip.beside(0.5, 3.0, 10)
+    for wrong in (
+        {"sampling_rate": 0.1}, {"sampling": EpochSampling(10)}, {"sampling": fixed, "quantile_clip": quantile},
+    ):  # fmt: skip
+        with pytest.raises(PrivacyError, match="correlated"):
+            DPSGD(**common, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="bands"):
+        DPSGD(**{**common, "noise_bands": 11}, sampling=fixed).event  # type: ignore[arg-type]  # noqa: B018

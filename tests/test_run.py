@@ -19,14 +19,17 @@ from fedblocks.blocks import build_model, digest, merge
 from fedblocks.blocks.state import flatten
 from fedblocks.client.app import app, release_labels
 from fedblocks.client.company import Company
+from fedblocks.client.identity import save_roster
 from fedblocks.client.policy import load_policy
 from fedblocks.client.training import codec, mechanism, train_block
-from fedblocks.config import DropoutSettings, Settings, TrainingSettings
+from fedblocks.config import DropoutSettings, Settings, TrainingSettings, validated
 from fedblocks.errors import InputError, ProtocolError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.reference import prepare_reference
 from fedblocks.experiments.simulation import epsilon_by_company, simulate
 from fedblocks.privacy.accounting import epsilon
+from fedblocks.privacy.events import EpochGaussian
+from fedblocks.privacy.secure_aggregation import Identity
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
 from fedblocks.server.dropout import LossyGrid
@@ -179,7 +182,7 @@ def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_coun
     assert epsilon_by_company(run) == result["epsilon"]
 
 
-@pytest.mark.parametrize("phase", ["keys", "train", "unmask"])
+@pytest.mark.parametrize("phase", ["keys", "train", "confirm", "unmask"])
 def test_dropouts_are_survived_down_to_the_threshold_and_recorded(
     small: Settings, tmp_path: Path, phase: str
 ) -> None:
@@ -191,7 +194,7 @@ def test_dropouts_are_survived_down_to_the_threshold_and_recorded(
     for row in rows:
         lost = row["absent"]
         assert all(code == "no_reply" for _, code in lost.values())
-        if phase != "unmask":
+        if phase in ("keys", "train"):
             assert (row["status"] == "done") == (len(lost) <= 1)
             assert len(row["survivors"]) == (5 - len(lost) if row["status"] == "done" else 0)
         elif row["status"] == "done":
@@ -226,6 +229,19 @@ def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(small: Setti
     policy.write_text(policy.read_text().replace("epsilon_ceiling = 8.0", "epsilon_ceiling = 7.0"))
     assert epsilon([mechanism(run.plan()).event], run.plan().delta) < 7.0  # one round alone would fit
     with pytest.raises(ProtocolError, match="budget_exceeded"):
+        simulate(run)
+    assert set(epsilon_by_company(run).values()) == {0.0}
+
+
+@pytest.mark.parametrize("name", ["company-3", "stranger"])
+def test_a_company_that_is_not_on_the_coordinators_roster_stops_the_run(
+    small: Settings, tmp_path: Path, name: str
+) -> None:
+    """Its key replaced, or its name missing: noticed at join, before anything is spent."""
+    run = prepare(small, tmp_path / "run")
+    members = {k: v for k, v in run.roster().members.items() if k != "company-3"}
+    save_roster(run.roster_file, members | {name: Identity.generate().public})
+    with pytest.raises(ProtocolError, match="bad_signature"):
         simulate(run)
     assert set(epsilon_by_company(run).values()) == {0.0}
 
@@ -307,3 +323,18 @@ def test_server_optimisers_follow_their_closed_form_and_resume(kind: str) -> Non
         position = restored.step(position, u)
         optimizer = restored
         torch.testing.assert_close(position, x)
+
+
+def test_a_run_by_epochs_with_correlated_noise_is_charged_as_such(small: Settings, tmp_path: Path) -> None:
+    """Would catch a plan by epochs that trains, or is charged, as if its batches were drawn by chance."""
+    raw = small.model_dump(mode="json")
+    raw["training"] |= {
+        "batches": "epochs", "sampling_rate": 0.25, "local_steps": 8, "noise_bands": 3, "rounds": 2,
+    }  # fmt: skip
+    run = prepare(validated(Settings, raw), tmp_path / "run")
+    assert simulate(run)["rounds_done"] == 2
+    home = run.companies / "company-0"
+    with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+        events = [row.event for row in ledger.rows()]
+    noise = run.plan().noise_multiplier
+    assert events == [EpochGaussian(noise_multiplier=noise, epochs=2)] * 2

@@ -181,3 +181,12 @@ def test_training_takes_a_rate_or_a_scheme() -> None:
             dp(**changes)
     with pytest.raises(InputError, match="examples"):
         _ = dp(sampling=FixedSizeSampling(3)).event
+
+
+def test_batches_that_do_not_regroup_keep_an_examples_steps_an_epoch_apart() -> None:
+    """Would catch correlated noise whose sensitivity rests on a separation that does not hold."""
+    table = joined(EpochSampling(5, regroup=False), 200, 15)
+    assert (table[:5].sum(axis=0) == 1).all()
+    assert (table[:5] == table[5:10]).all()
+    assert (table[:5] == table[10:]).all()
+    assert not (joined(EpochSampling(5), 200, 10)[:5] == joined(EpochSampling(5), 200, 10)[5:]).all()

@@ -1,7 +1,6 @@
 """Secure aggregation: sums exact under every dropout, and every rule that a company must insist on."""
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
@@ -11,8 +10,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.stats import chi2
+from secagg import (
+    NAMES,
+    Cohort,
+    Vector,
+    a_member,
+    a_roster,
+    a_session,
+    identity,
+    over_the_wire,
+    play,
+    refused,
+)
 
 from fedblocks.errors import ProtocolError
 from fedblocks.privacy import secure_aggregation
@@ -21,122 +31,19 @@ from fedblocks.privacy.secure_aggregation import (
     Aggregation,
     ChannelKeys,
     CompanySession,
+    Confirmations,
     Session,
     Survivors,
     UnmaskShares,
     keys,
     lowest_threshold,
     masks,
+    packing,
     shamir,
     wire,
 )
 
-Vector = NDArray[np.uint32]
-NAMES = ("ada", "bob", "cyd", "dan", "eve", "flo", "gus")
-
-
-def a_session(n: int = 4, **changes: Any) -> Session:
-    fields: dict[str, Any] = {
-        "run": "run-1",
-        "round": 3,
-        "label": "block-0",
-        "model_digest": b"m" * 32,
-        "settings_digest": b"s" * 32,
-        "cohort": NAMES[:n],
-        "threshold": lowest_threshold(n),
-        "length": 50,
-    }
-    return Session(**(fields | changes))
-
-
-class Cohort:
-    """All parties of one session, up to and including the adverts; vectors are drawn from a seed."""
-
-    def __init__(self, session: Session, seed: int = 0, minimum_cohort: int = 3) -> None:
-        self.session = session
-        self.channels = {name: ChannelKeys.generate() for name in session.cohort}
-        self.roster = {name: channel.public for name, channel in self.channels.items()}
-        self.companies = {
-            name: CompanySession.start(session, name, self.channels[name], self.roster, minimum_cohort)
-            for name in session.cohort
-        }
-        self.adverts = {name: company.advert() for name, company in self.companies.items()}
-        draw = np.random.default_rng(seed)
-        self.vectors: dict[str, Vector] = {
-            name: draw.integers(0, session.largest, session.length, dtype=np.uint32, endpoint=True)
-            for name in session.cohort
-        }
-
-    def reloaded(self, name: str) -> CompanySession:
-        return CompanySession.from_bytes(self.companies[name].to_bytes())
-
-    def adverts_for(self, name: str) -> dict[str, Advert]:
-        return {peer: advert.for_recipient(name) for peer, advert in self.adverts.items()}
-
-    def masked(self, name: str) -> CompanySession:
-        company = self.reloaded(name)
-        company.mask(self.vectors[name], self.adverts_for(name))
-        return company
-
-    def total(self, survivors: Iterable[str]) -> Vector:
-        total = sum(self.vectors[name].astype(object) for name in survivors)
-        return np.array(total % (self.session.largest + 1), dtype=np.uint32)
-
-
-def refused(code: str, call: Callable[..., object], *arguments: Any, **named: Any) -> None:
-    with pytest.raises(ProtocolError) as caught:
-        call(*arguments, **named)
-    assert caught.value.code == code
-
-
-def over_the_wire(message: Any) -> Any:
-    return type(message).from_bytes(message.to_bytes())
-
-
-def play(cohort: Cohort, leaves: dict[str, int]) -> tuple[Vector, tuple[str, ...]]:
-    """A whole session; a company takes part in as many phases (0 to 3) as `leaves` says.
-
-    Every message and every state passes through its bytes.
-    """
-    aggregation = Aggregation(over_the_wire(cohort.session))
-    states = {}
-    for name in cohort.session.cohort:
-        if leaves[name] >= 1:
-            aggregation.add_advert(name, over_the_wire(cohort.adverts[name]))
-    adverts = aggregation.close_adverts()
-    for name in cohort.session.cohort:
-        if leaves[name] >= 2:
-            company = cohort.reloaded(name)
-            for_me = {peer: over_the_wire(advert.for_recipient(name)) for peer, advert in adverts.items()}
-            aggregation.add_masked(name, company.mask(cohort.vectors[name], for_me))
-            states[name] = company.to_bytes()
-    survivors = aggregation.close_masked()
-    for name in survivors:
-        if leaves[name] >= 3:
-            company = CompanySession.from_bytes(states[name])
-            aggregation.add_shares(name, over_the_wire(company.unmask(survivors)))
-            assert not company._shares
-    return aggregation.open()
-
-
 # Sums
-
-
-@pytest.mark.parametrize("n", [3, 4, 5])
-def test_sum_is_exact_for_every_dropout_in_every_phase_down_to_the_threshold(n: int) -> None:
-    cohort = Cohort(a_session(n, length=7), seed=n)
-    opened = 0
-    for phases in product(range(4), repeat=n):
-        leaves = dict(zip(cohort.session.cohort, phases, strict=True))
-        if sum(phase == 3 for phase in phases) < cohort.session.threshold:
-            refused("too_few", play, cohort, leaves)
-            continue
-        total, survivors = play(cohort, leaves)
-        assert survivors == tuple(name for name in cohort.session.cohort if leaves[name] >= 2)
-        assert np.array_equal(total, cohort.total(survivors))
-        opened += 1
-    spare = n - cohort.session.threshold
-    assert opened == sum(3**k * len(list(combinations(range(n), k))) for k in range(spare + 1))
 
 
 @settings(max_examples=25, deadline=None)
@@ -153,15 +60,15 @@ def test_sum_is_exact_for_any_cohort_width_and_length(
     threshold = data.draw(st.integers(lowest_threshold(n), n))
     cohort = Cohort(a_session(n, bits=bits, length=length, threshold=threshold), seed)
     lost = data.draw(st.sets(st.sampled_from(NAMES[:n]), max_size=n - threshold))
-    leaves = {name: data.draw(st.integers(0, 2)) if name in lost else 3 for name in NAMES[:n]}
+    leaves = {name: data.draw(st.integers(0, 3)) if name in lost else 4 for name in NAMES[:n]}
     total, survivors = play(cohort, leaves)
     assert total.dtype == np.uint32
     assert np.array_equal(total, cohort.total(survivors))
 
 
 def test_vectors_longer_than_one_chunk_sum_exactly() -> None:
-    cohort = Cohort(a_session(4, length=2 * masks.CHUNK_VALUES + 3))
-    total, survivors = play(cohort, {"ada": 3, "bob": 1, "cyd": 3, "dan": 3})
+    cohort = Cohort(a_session(4, length=2 * packing.BLOCK + 3, bits=22))
+    total, survivors = play(cohort, {"ada": 4, "bob": 1, "cyd": 4, "dan": 4})
     assert np.array_equal(total, cohort.total(survivors))
 
 
@@ -169,7 +76,7 @@ def test_masks_are_the_documented_keystreams() -> None:
     """An independent AES-256-CTR in one piece, added in Python's integers."""
     from Crypto.Cipher import AES
 
-    length = masks.CHUNK_VALUES + 5
+    length = packing.BLOCK + 5
     one, two = b"1" * 32, b"2" * 32
     vector = np.arange(length, dtype=np.uint32)
     got = masks.apply_masks(vector, [one], [two], 2**32 - 1)
@@ -187,7 +94,8 @@ def test_masks_are_the_documented_keystreams() -> None:
 def test_a_masked_vector_looks_uniform_and_unlike_its_input(bits: int) -> None:
     cohort = Cohort(a_session(3, bits=bits, length=100_000))
     vector = np.zeros(cohort.session.length, dtype=np.uint32)
-    masked = cohort.companies["bob"].mask(vector, cohort.adverts_for("bob"))
+    packed = cohort.companies["bob"].mask(vector, cohort.adverts_for("bob"))
+    masked = packing.unpack(packed, cohort.session.length, bits)
     assert not vector.any()
     octets = masked.view(np.uint8).reshape(-1, 4)[:, : bits // 8]  # (length, bits / 8), little-endian
     for column in octets.T:
@@ -208,7 +116,7 @@ def test_without_the_self_masks_the_pairwise_masks_cancel_in_the_sum_only() -> N
         subtract: list[bytes] = []
         for peer in set(cohort.session.cohort) - {name}:
             ends = (name, cohort.adverts[name].public), (peer, cohort.adverts[peer].public)
-            key, adds = masks.pair_mask_key(private[name], digest, *ends)
+            key, adds = masks.pair_mask_key(keys.loaded(private[name]), digest, *ends)
             (add if adds else subtract).append(key)
         part = masks.apply_masks(np.zeros_like(residue), add, subtract, cohort.session.largest)
         assert part.any()
@@ -267,93 +175,138 @@ def test_the_field_is_that_of_the_smallest_prime_above_256_bits() -> None:
 
 @pytest.mark.parametrize(("n", "threshold"), [(3, 2), (4, 2), (5, 3), (6, 4), (7, 4)])
 def test_a_threshold_that_two_thirds_can_reach_is_refused(n: int, threshold: int) -> None:
-    session = a_session(n, threshold=threshold)
-    channels = {name: ChannelKeys.generate() for name in session.cohort}
-    roster = {name: channel.public for name, channel in channels.items()}
-    refused("low_threshold", CompanySession.start, session, "ada", channels["ada"], roster, 3)
+    cohort = Cohort(a_session(n))
+    refused("low_threshold", cohort.start, "ada", session=a_session(n, threshold=threshold))
     assert 3 * lowest_threshold(n) > 2 * n >= 3 * (lowest_threshold(n) - 1)
 
 
 def test_a_company_refuses_a_session_below_its_floors_or_without_its_keys() -> None:
-    channel, peer = ChannelKeys.generate(), ChannelKeys.generate().public
-    roster = {"ada": channel.public, "bob": peer, "cyd": peer, "dan": peer}
-    start = CompanySession.start
-    refused("small_cohort", start, a_session(4), "ada", channel, roster, 5)
-    refused("small_cohort", start, a_session(2), "ada", channel, roster, 0)
-    refused("not_in_cohort", start, a_session(4), "zoe", channel, roster, 3)
-    refused("no_channel", start, a_session(5), "ada", channel, roster, 3)
-    refused("bad_key", start, a_session(4), "ada", channel, roster | {"ada": peer}, 3)
-    refused("bad_key", start, a_session(4), "ada", channel, roster | {"bob": bytes(32)}, 3)
-    refused("bad_key", start, a_session(4), "ada", channel, roster | {"bob": b"short"}, 3)
+    cohort = Cohort(a_session(4), roster=a_roster([*NAMES, "zoe"]))
+    channels, later = cohort.channels, replace(cohort.session, round=4)
+    zoe = a_member("zoe", cohort.roster)
+
+    def refuses(code: str, minimum: int = 3, session: Session = later, **changes: Any) -> None:
+        refused(code, cohort.start, "ada", minimum, session=session, **changes)
+
+    refuses("small_cohort", minimum=5)
+    refuses("small_cohort", minimum=0, session=a_session(2))
+    refuses("not_in_cohort", member=zoe)
+    refuses("no_channel", session=a_session(5))
+    refuses("bad_key", channel=ChannelKeys.generate())
+    # Signed by their owner, yet no keys that anything can be sealed with.
+    for useless in (bytes(32), b"short"):
+        signature = cohort.members["bob"].sign("channel key", b"run-1", b"s" * 32, useless)
+        refuses("bad_key", channels=channels | {"bob": keys.ChannelKey(useless, signature)})
     # None of these refusals has used the session up.
-    start(a_session(4), "ada", channel, roster, 4)
+    cohort.start("ada", 4, session=later)
 
 
 def test_a_session_is_begun_once_even_after_a_restart() -> None:
     cohort = Cohort(a_session())
-    for channel in (cohort.channels["ada"], over_the_wire(cohort.channels["ada"])):
-        refused("replay", CompanySession.start, cohort.session, "ada", channel, cohort.roster, 3)
-        CompanySession.start(replace(cohort.session, label="block-1"), "ada", channel, cohort.roster, 3)
+    for channel in (cohort.keys["ada"], over_the_wire(cohort.keys["ada"])):
+        refused("replay", cohort.start, "ada", channel=channel)
+        cohort.start("ada", session=replace(cohort.session, label="block-1"), channel=channel)
 
 
-def test_a_vector_is_masked_once_and_shares_are_answered_once() -> None:
+def test_a_vector_is_masked_once_one_set_is_confirmed_and_shares_are_answered_once() -> None:
     cohort = Cohort(a_session())
-    company = cohort.companies["ada"]
-    refused("wrong_phase", company.unmask, NAMES[:4])
+    company, everybody = cohort.companies["ada"], cohort.survivors(NAMES[:4])
+    proof = cohort.confirmations(NAMES[:4], NAMES[:4])
+    refused("wrong_phase", company.confirm, everybody)
+    refused("wrong_phase", company.unmask, proof)
     assert company.advert() == company.advert()
     company.mask(cohort.vectors["ada"], cohort.adverts_for("ada"))
     refused("wrong_phase", company.advert)
     refuses(company, cohort.vectors["ada"], "wrong_phase", cohort.adverts_for("ada"))
-    company.unmask(NAMES[:4])
-    for survivors in (NAMES[:4], NAMES[:3]):
-        refused("wrong_phase", company.unmask, survivors)
-        refused("wrong_phase", over_the_wire(company).unmask, survivors)
+    refused("wrong_phase", company.unmask, proof)
+    first = company.confirm(everybody)
+    assert cohort.again(company).confirm(everybody) == first
+    refused("second_set", company.confirm, cohort.survivors(NAMES[:3]))
+    refused("second_set", cohort.again(company).confirm, cohort.survivors(NAMES[:3]))
+    company.unmask(proof)
+    for one in (company, cohort.again(company)):
+        refused("wrong_phase", one.unmask, proof)
+        refused("wrong_phase", one.confirm, everybody)
 
 
 def test_shares_for_seed_and_key_of_one_company_never_leave_together() -> None:
     cohort = Cohort(a_session(5))
     for size in (4, 5):
         for others in combinations(NAMES[1:5], size - 1):
-            survivors = {"ada", *others}
-            answer = cohort.masked("ada").unmask(survivors)
-            assert answer.seeds.keys() == survivors
-            assert answer.keys.keys() == set(NAMES[:5]) - survivors
+            survivors = ("ada", *others)
+            company, _ = cohort.confirmed("ada", survivors)
+            answer = company.unmask(cohort.confirmations(survivors, survivors))
+            assert answer.seeds.keys() == set(survivors)
+            assert answer.keys.keys() == set(NAMES[:5]) - set(survivors)
     share = b"0" * shamir.SHARE_SIZE
     both = {"ada": share}
     refused("bad_survivors", UnmaskShares, session=b"0" * 32, seeds=both, keys=both)
 
 
-def test_two_stories_about_one_company_never_yield_both_of_its_secrets() -> None:
-    """A coordinator alone shows each company the survivor set that suits it; no split reaches t twice."""
+def test_two_stories_about_one_company_open_nothing() -> None:
+    """A coordinator shows each company the survivor set that suits it. With t > 2n/3 at most one of two sets
+    finds t signatures, and no split reaches t shares of the victim's seed and of its key."""
     cohort = Cohort(a_session(5))
     everybody, without = NAMES[:5], tuple(name for name in NAMES[:5] if name != "eve")
     for told_dead in product([False, True], repeat=4):
+        shown = dict(zip(without, told_dead, strict=True)) | {"eve": False}
+        held = {name: cohort.confirmed(name, without if dead else everybody) for name, dead in shown.items()}
         seeds = keys_ = 0
-        for name, dead in zip(without, told_dead, strict=True):
-            answer = cohort.masked(name).unmask(without if dead else everybody)
+        for name, (company, _) in held.items():
+            same = {peer: held[peer][1].signature for peer in held if shown[peer] == shown[name]}
+            proof = Confirmations(session=cohort.session.digest(), signatures=same)
+            if len(same) < cohort.session.threshold:
+                refused("too_few", company.unmask, proof)
+                continue
+            answer = company.unmask(proof)
             seeds += "eve" in answer.seeds
             keys_ += "eve" in answer.keys
-        seeds += 1  # eve herself, who was told that she survives
         assert min(seeds, keys_) < cohort.session.threshold
 
 
 def test_survivor_sets_that_a_company_cannot_stand_by_are_refused() -> None:
     cohort = Cohort(a_session(6), minimum_cohort=6)
     company = cohort.masked("ada")
-    refused("bad_survivors", company.unmask, (*NAMES[:6], "zoe"))
-    refused("bad_survivors", company.unmask, NAMES[1:6])
-    refused("bad_survivors", company.unmask, [*NAMES[:5], "ada"])
-    refused("small_cohort", company.unmask, NAMES[:5])
-    refused("too_few", Cohort(a_session(6)).masked("ada").unmask, NAMES[:4])
-    assert company.unmask(NAMES[:6]).seeds.keys() == set(NAMES[:6])
+
+    def refuses(code: str, names: tuple[str, ...]) -> None:
+        refused(code, company.confirm, cohort.survivors(names))
+
+    refuses("bad_survivors", (*NAMES[:6], "zoe"))
+    refuses("bad_survivors", NAMES[1:6])
+    refuses("bad_survivors", ("ada", *NAMES[:6]))
+    refuses("bad_survivors", NAMES[5::-1])
+    refuses("small_cohort", NAMES[:5])
+    fewer = Cohort(a_session(6))
+    refused("too_few", fewer.masked("ada").confirm, fewer.survivors(NAMES[:4]))
+    refused("wrong_session", company.confirm, Survivors(session=b"0" * 32, names=NAMES[:6]))
+    assert company.confirm(cohort.survivors(NAMES[:6]))
+
+
+def test_shares_leave_only_for_enough_genuine_signatures_over_the_same_set_and_adverts() -> None:
+    cohort = Cohort(a_session(5))
+    company, _ = cohort.confirmed("ada", NAMES[:5])
+    proof = cohort.confirmations(NAMES[:5], NAMES[:5])
+    signatures = proof.signatures
+
+    def refuses(code: str, **changes: Any) -> None:
+        refused(code, company.unmask, replace(proof, **changes))
+
+    refuses("wrong_session", session=b"0" * 32)
+    refuses("too_few", signatures={name: signatures[name] for name in NAMES[:3]})
+    refuses("bad_survivors", signatures=signatures | {"zoe": signatures["bob"]})
+    refuses("bad_signature", signatures=signatures | {"bob": signatures["cyd"]})
+    refuses("bad_signature", signatures=signatures | {"bob": bytes(64)})
+    other_set = cohort.confirmations(["bob"], NAMES[:4]).signatures
+    refuses("bad_signature", signatures=signatures | other_set)
+    fewer_adverts = cohort.confirmations(["bob"], NAMES[:4], among=NAMES[:4]).signatures
+    refuses("bad_signature", signatures=signatures | fewer_adverts)
+    assert company.unmask(replace(proof, signatures={name: signatures[name] for name in NAMES[1:5]}))
 
 
 def test_a_company_that_never_sent_an_advert_cannot_be_a_survivor() -> None:
     cohort = Cohort(a_session(5))
-    company = cohort.companies["ada"]
-    del cohort.adverts["eve"]
-    company.mask(cohort.vectors["ada"], cohort.adverts_for("ada"))
-    refused("bad_survivors", company.unmask, NAMES[:5])
+    company = cohort.masked("ada", among=NAMES[:4])
+    refused("bad_survivors", company.confirm, cohort.survivors(NAMES[:5]))
 
 
 def refuses(company: CompanySession, vector: Vector, code: str, adverts: dict[str, Advert]) -> None:
@@ -376,13 +329,17 @@ def test_adverts_that_are_few_foreign_or_replaced_are_refused() -> None:
     refuses(company, vector, "not_in_cohort", adverts | {"zoe": bob})
     refuses(company, vector, "wrong_session", adverts | {"bob": replace(bob, session=b"0" * 32)})
     refuses(company, vector, "bad_key", adverts | {"ada": bob})
-    refuses(company, vector, "bad_share", adverts | {"cyd": bob})
+    refuses(company, vector, "bad_signature", adverts | {"cyd": bob})
+    refuses(company, vector, "bad_signature", adverts | {"bob": replace(bob, signature=bytes(64))})
     refuses(company, vector, "bad_share", adverts | {"bob": bob.for_recipient("cyd")})
-    few = Cohort(a_session(5)).companies["ada"]
-    refuses(few, vector, "too_few", {name: few.advert() for name in NAMES[:3]})
+    fewer = Cohort(a_session(5))
+    few = fewer.companies["ada"]
+    refuses(few, vector, "too_few", fewer.adverts_for("ada", NAMES[:3]))
     # A refusal changes nothing: the session goes on with proper adverts.
     company.check_adverts(adverts)
     company.check_adverts(adverts)
+    # What was checked once is not taken for what comes later.
+    refuses(company, vector, "bad_share", adverts | {"bob": bob.for_recipient("cyd")})
     company.mask(vector, adverts)
 
 
@@ -394,17 +351,26 @@ def test_adverts_that_were_tampered_with_are_refused() -> None:
     for at in (0, keys.NONCE_SIZE, len(sealed) - 1):
         bent = bytes([*sealed[:at], sealed[at] ^ 1, *sealed[at + 1 :]])
         refuses(company, vector, "bad_share", adverts | {"bob": replace(bob, shares={"ada": bent})})
-    # Another mask key or commitment under genuine shares.
+    # Another mask key or commitment under genuine shares, as the coordinator would forge it and as bob might.
     stranger = keys.public_key(keys.new_private_key())
-    refuses(company, vector, "bad_share", adverts | {"bob": replace(bob, public=stranger)})
-    refuses(company, vector, "bad_share", adverts | {"bob": replace(bob, commitment=stranger)})
+    for changes in ({"public": stranger}, {"commitment": stranger}):
+        forged = replace(bob, **changes)
+        refuses(company, vector, "bad_signature", adverts | {"bob": forged})
+        refuses(company, vector, "bad_share", adverts | {"bob": signed_by_bob(cohort, forged)})
     # Genuine shares that were sealed for somebody else, or in another session.
     for_cyd = {"ada": cohort.adverts["bob"].shares["cyd"]}
     refuses(company, vector, "bad_share", adverts | {"bob": replace(bob, shares=for_cyd)})
     later = replace(cohort.session, round=4)
-    other = CompanySession.start(later, "bob", cohort.channels["bob"], cohort.roster, 3).advert()
+    other = cohort.start("bob", session=later).advert()
     replayed = replace(other.for_recipient("ada"), session=cohort.session.digest())
-    refuses(company, vector, "bad_share", adverts | {"bob": replayed})
+    refuses(company, vector, "bad_signature", adverts | {"bob": replayed})
+    refuses(company, vector, "bad_share", adverts | {"bob": signed_by_bob(cohort, replayed)})
+
+
+def signed_by_bob(cohort: Cohort, advert: Advert) -> Advert:
+    """What only bob could make: an advert that contradicts its own sealed shares."""
+    parts = cohort.session.digest(), advert.public, advert.commitment
+    return replace(advert, signature=cohort.members["bob"].sign("advert", *parts))
 
 
 @pytest.mark.parametrize(
@@ -419,25 +385,23 @@ def test_adverts_that_were_tampered_with_are_refused() -> None:
         [0] * 50,
     ],
 )
-def test_vectors_of_the_wrong_kind_are_refused_on_both_sides(vector: Any) -> None:
+def test_vectors_of_the_wrong_kind_are_refused(vector: Any) -> None:
     cohort = Cohort(a_session(bits=16))
     refused("bad_vector", cohort.companies["ada"].mask, vector, cohort.adverts_for("ada"))
-    aggregation = Aggregation(cohort.session)
-    for name, advert in cohort.adverts.items():
-        aggregation.add_advert(name, advert)
-    aggregation.close_adverts()
-    refused("bad_vector", aggregation.add_masked, "ada", vector)
 
 
 # What the coordinator's side insists on
 
 
 def test_the_aggregation_refuses_messages_that_do_not_fit() -> None:
-    cohort = Cohort(a_session())
-    ada, aggregation = cohort.adverts["ada"], Aggregation(cohort.session)
+    cohort = Cohort(a_session(bits=22))
+    refused("not_in_roster", Aggregation, cohort.session, a_roster(NAMES[:3]))
+    ada, aggregation = cohort.adverts["ada"], Aggregation(cohort.session, cohort.roster)
     refused("not_in_cohort", aggregation.add_advert, "zoe", ada)
     refused("wrong_session", aggregation.add_advert, "ada", replace(ada, session=b"0" * 32))
-    refused("bad_key", aggregation.add_advert, "ada", replace(ada, public=bytes(32)))
+    refused("bad_signature", aggregation.add_advert, "bob", replace(ada, shares=cohort.adverts["bob"].shares))
+    useless = cohort.members["ada"].sign("advert", cohort.session.digest(), bytes(32), ada.commitment)
+    refused("bad_key", aggregation.add_advert, "ada", replace(ada, public=bytes(32), signature=useless))
     refused("bad_share", aggregation.add_advert, "ada", ada.for_recipient("bob"))
     refused("bad_share", aggregation.add_advert, "ada", replace(ada, shares=dict.fromkeys(ada.shares, b"")))
     refused("malformed", aggregation.add_advert, "ada", replace(ada, commitment=b""))
@@ -445,19 +409,32 @@ def test_the_aggregation_refuses_messages_that_do_not_fit() -> None:
         refused("too_few", aggregation.close_adverts)
         aggregation.add_advert(name, cohort.adverts[name])
     refused("duplicate", aggregation.add_advert, "ada", ada)
-    refused("wrong_phase", aggregation.add_masked, "ada", cohort.vectors["ada"])
+    empty = np.zeros(packing.packed_size(50, 22), dtype=np.uint8)
+    refused("wrong_phase", aggregation.add_masked, "ada", empty)
     aggregation.close_adverts()
     refused("wrong_phase", aggregation.add_advert, "dan", cohort.adverts["dan"])
-    refused("not_in_cohort", aggregation.add_masked, "dan", cohort.vectors["dan"])
+    refused("not_in_cohort", aggregation.add_masked, "dan", empty)
+    for vector in (empty[:-1], empty.astype(np.uint32), empty.reshape(2, -1), empty[::-1], bytes(len(empty))):
+        refused("bad_vector", aggregation.add_masked, "ada", vector)
+    refused("bad_vector", aggregation.add_masked, "ada", np.full_like(empty, 255))  # padding that is not zero
     del cohort.adverts["dan"]
     for name in ("ada", "bob", "cyd"):
         refused("too_few", aggregation.close_masked)
         masked = cohort.companies[name].mask(cohort.vectors[name], cohort.adverts_for(name))
         aggregation.add_masked(name, masked)
-    refused("duplicate", aggregation.add_masked, "ada", cohort.vectors["ada"])
+    refused("duplicate", aggregation.add_masked, "ada", empty)
     refused("wrong_phase", aggregation.open)
     survivors = aggregation.close_masked()
-    answers = {name: cohort.companies[name].unmask(survivors) for name in survivors}
+    signed = {name: cohort.companies[name].confirm(survivors) for name in survivors.names}
+    refused("not_in_cohort", aggregation.add_confirmation, "dan", signed["ada"])
+    refused("wrong_session", aggregation.add_confirmation, "ada", replace(signed["ada"], session=b"0" * 32))
+    refused("bad_signature", aggregation.add_confirmation, "ada", signed["bob"])
+    for name, confirmation in signed.items():
+        refused("too_few", aggregation.close_confirmations)
+        aggregation.add_confirmation(name, confirmation)
+    refused("duplicate", aggregation.add_confirmation, "ada", signed["ada"])
+    proof = aggregation.close_confirmations()
+    answers = {name: cohort.companies[name].unmask(proof) for name in survivors.names}
     first = answers["ada"]
     refused("not_in_cohort", aggregation.add_shares, "dan", first)
     refused("wrong_session", aggregation.add_shares, "ada", replace(first, session=b"0" * 32))
@@ -469,22 +446,24 @@ def test_the_aggregation_refuses_messages_that_do_not_fit() -> None:
         refused("too_few", aggregation.open)
         aggregation.add_shares(name, answer)
     refused("duplicate", aggregation.add_shares, "ada", first)
-    assert np.array_equal(aggregation.open()[0], cohort.total(survivors))
+    assert np.array_equal(aggregation.open()[0], cohort.total(survivors.names))
     refused("wrong_phase", aggregation.open)
 
 
 @pytest.mark.parametrize("kind", ["seeds", "keys"])
 def test_a_false_share_is_noticed_and_opens_nothing(kind: str) -> None:
     cohort = Cohort(a_session())
-    aggregation = Aggregation(cohort.session)
-    for name, advert in cohort.adverts.items():
-        aggregation.add_advert(name, advert)
+    aggregation = cohort.aggregation()
     aggregation.close_adverts()
     for name in NAMES[:3]:
         masked = cohort.companies[name].mask(cohort.vectors[name], cohort.adverts_for(name))
         aggregation.add_masked(name, masked)
-    for name in aggregation.close_masked():
-        answer = cohort.companies[name].unmask(NAMES[:3])
+    survivors = aggregation.close_masked()
+    for name in survivors.names:
+        aggregation.add_confirmation(name, cohort.companies[name].confirm(survivors))
+    proof = aggregation.close_confirmations()
+    for name in survivors.names:
+        answer = cohort.companies[name].unmask(proof)
         if name == "bob":
             table = dict(getattr(answer, kind))
             victim = min(table)
@@ -532,56 +511,68 @@ def test_every_field_of_a_session_changes_its_digest() -> None:
     assert len(digests) == len(changes) + 1
 
 
+def decoder(message: Any) -> Any:
+    """Its class's `from_bytes`; a company's state is read by that company."""
+    if isinstance(message, CompanySession):
+        return lambda data: CompanySession.from_bytes(data, message._member)
+    return type(message).from_bytes
+
+
 def messages() -> list[Any]:
     cohort = Cohort(a_session(4, run="zürich"))
-    masked = cohort.masked("bob")
-    state = over_the_wire(masked)
-    answer = masked.unmask(NAMES[:3])
-    survivors = Survivors(session=cohort.session.digest(), names=NAMES[:3], signature=b"x" * 64)
-    signed = replace(cohort.adverts["ada"], signature=b"x" * 64)
-    whole = [cohort.session, cohort.adverts["ada"], signed, cohort.adverts["ada"].for_recipient("bob")]
-    return [*whole, survivors, answer, cohort.channels["ada"], cohort.companies["ada"], state, masked]
+    masked, confirmed, done = (cohort.masked("bob") for _ in range(3))
+    survivors = cohort.survivors(NAMES[:3])
+    confirmation = confirmed.confirm(survivors)
+    done.confirm(survivors)
+    proof = cohort.confirmations(NAMES[:3], NAMES[:3])
+    answer = done.unmask(proof)
+    ada = cohort.adverts["ada"]
+    whole = [cohort.session, ada, ada.for_recipient("bob"), survivors, confirmation, proof, answer]
+    return [*whole, cohort.keys["ada"], cohort.companies["ada"], masked, confirmed, done]
 
 
 MESSAGES = messages()
 VALID = [message.to_bytes() for message in MESSAGES]
-KINDS = sorted({type(message) for message in MESSAGES}, key=str)
+DECODERS = [decoder(message) for message in MESSAGES]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_bytes_and_back(message: Any) -> None:
-    again = over_the_wire(message)
+    again = decoder(message)(message.to_bytes())
     assert again.to_bytes() == message.to_bytes()
-    if isinstance(message, Session | Advert | Survivors | UnmaskShares):
+    if not isinstance(message, ChannelKeys | CompanySession):
         assert again == message
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_truncated_extended_and_foreign_bytes_are_refused(message: Any) -> None:
-    data = message.to_bytes()
+    data, decode = message.to_bytes(), decoder(message)
     for size in range(len(data)):
         with pytest.raises(ProtocolError):
-            type(message).from_bytes(data[:size])
-    refused("malformed", type(message).from_bytes, data + b"\0")
-    for kind in KINDS:
-        if kind is not type(message):
-            refused("malformed", kind.from_bytes, data)
+            decode(data[:size])
+    refused("malformed", decode, data + b"\0")
+    refused("malformed", decode, data[:4] + b"\1" + data[5:])  # another version
+    for other in MESSAGES:
+        if type(other) is not type(message):
+            refused("malformed", decoder(other), data)
 
 
-def decode_or_refuse(kind: Any, data: bytes) -> None:
+def decode_or_refuse(decode: Any, data: bytes) -> None:
     """What was accepted has one encoding only, the one it came in."""
     try:
-        message = kind.from_bytes(data)
+        message = decode(data)
     except ProtocolError:
         return
     assert message.to_bytes() == data
 
 
 @settings(max_examples=150)
-@given(kind=st.sampled_from(KINDS), head=st.sampled_from(VALID), keep=st.integers(0, 30), junk=st.binary())
-def test_junk_raises_nothing_but_a_protocol_error(kind: Any, head: bytes, keep: int, junk: bytes) -> None:
-    decode_or_refuse(kind, junk)
-    decode_or_refuse(kind, head[:keep] + junk)
+@given(
+    decode=st.sampled_from(DECODERS), head=st.sampled_from(VALID), keep=st.integers(0, 30), junk=st.binary()
+)
+def test_junk_raises_nothing_but_a_protocol_error(decode: Any, head: bytes, keep: int, junk: bytes) -> None:
+    decode_or_refuse(decode, junk)
+    decode_or_refuse(decode, head[:keep] + junk)
 
 
 @settings(max_examples=300)
@@ -590,18 +581,18 @@ def test_altered_bytes_raise_nothing_but_a_protocol_error(message: Any, data: st
     altered = bytearray(message.to_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         altered[data.draw(st.integers(0, len(altered) - 1))] = data.draw(st.integers(0, 255))
-    decode_or_refuse(type(message), bytes(altered))
+    decode_or_refuse(decoder(message), bytes(altered))
 
 
 COHORT = Cohort(a_session())
 
 
 @settings(max_examples=150, deadline=None)
-@given(at=st.integers(6, 231), bit=st.integers(0, 7))
+@given(at=st.integers(6, 400), bit=st.integers(0, 7))
 def test_an_advert_with_any_bit_flipped_is_refused_by_its_recipient(at: int, bit: int) -> None:
-    """Up to the signature, which nothing reads yet, every bit of an advert counts."""
+    """Every bit of an advert counts."""
     bob = bytearray(COHORT.adverts["bob"].for_recipient("ada").to_bytes())
-    at = min(at, len(bob) - 5)
+    at = min(at, len(bob) - 1)
     bob[at] ^= 1 << bit
 
     def receive() -> None:
@@ -614,10 +605,16 @@ def test_an_advert_with_any_bit_flipped_is_refused_by_its_recipient(at: int, bit
 
 def test_states_that_contradict_themselves_are_refused() -> None:
     cohort = Cohort(a_session())
-    for name, value in (("_shares", {}), ("_receive", {}), ("_floor", 2), ("me", "zoe")):
+    for name, value in (("_shares", {}), ("_receive", {}), ("_floor", 2), ("_survivors", ("ada",))):
         company = cohort.reloaded("ada")
         setattr(company, name, value)
-        refused("malformed", CompanySession.from_bytes, company.to_bytes())
+        refused("malformed", cohort.again, company)
+    confirmed, _ = cohort.confirmed("ada", NAMES[:4])
+    for name, value in (("_shares", {}), ("_survivors", ()), ("_survivors", ("bob",)), ("_transcript", b"")):
+        company = cohort.again(confirmed)
+        setattr(company, name, value)
+        refused("malformed", cohort.again, company)
+    refused("malformed", CompanySession.from_bytes, confirmed.to_bytes(), cohort.members["bob"])
 
 
 def test_names_out_of_order_or_repeated_are_refused() -> None:
@@ -651,7 +648,7 @@ def test_keys_of_different_purposes_parties_and_sessions_are_unrelated() -> None
         for name in ("ada", "bob"):
             found += [masks.self_mask_key(seed, digest, name), masks.seed_commitment(seed, digest, name)]
         for name in ("bob", "cyd"):
-            found.append(masks.pair_mask_key(private, digest, own, (name, peer))[0])
+            found.append(masks.pair_mask_key(keys.loaded(private), digest, own, (name, peer))[0])
             found += ada.share_keys(digest, "ada", name, peer)
         there, back = bob.share_keys(digest, "bob", "ada", ada.public)
         assert (back, there) == ada.share_keys(digest, "ada", "bob", bob.public)
@@ -662,11 +659,13 @@ def test_no_repr_shows_a_secret() -> None:
     cohort = Cohort(a_session())
     company = cohort.companies["ada"]
     hidden = [company._private, company._seed, *company._receive.values(), *company._shares.values()]
-    hidden += [channel._private for channel in cohort.channels.values()]
-    shown = [repr(company), repr(cohort.channels["ada"]), repr(Aggregation(cohort.session))]
-    masked = cohort.masked("ada")
+    hidden += [channel._private for channel in cohort.keys.values()]
+    hidden += [identity(name).private_bytes() for name in NAMES[:4]]
+    shown = [repr(company), repr(cohort.keys["ada"]), repr(cohort.aggregation())]
+    shown += [repr(identity("ada")), repr(cohort.members["ada"]), repr(cohort.roster)]
+    masked, _ = cohort.confirmed("ada", NAMES[:3])
     hidden += list(masked._shares.values())
-    answer = masked.unmask(NAMES[:3])
+    answer = masked.unmask(cohort.confirmations(NAMES[:3], NAMES[:3]))
     hidden += [*answer.seeds.values(), *answer.keys.values()]
     shown += [repr(masked), repr(answer), repr(cohort.adverts["ada"]), str(answer), f"{company}"]
     for secret in hidden:
@@ -677,20 +676,23 @@ def test_no_repr_shows_a_secret() -> None:
 
 def test_secrets_are_let_go_as_soon_as_they_have_served() -> None:
     cohort = Cohort(a_session())
-    company = cohort.companies["ada"]
+    company = cohort.reloaded("ada")
     own, peers = [company._private, company._seed], list(company._receive.values())
     company.mask(cohort.vectors["ada"], cohort.adverts_for("ada"))
     state = company.to_bytes()
     assert not any(secret in state for secret in [*own, *peers])
     shares = list(company._shares.values())
     assert len(shares) == 4
-    company.unmask(NAMES[:4])
+    company.confirm(cohort.survivors(NAMES[:4]))
+    company.unmask(cohort.confirmations(NAMES[:4], NAMES[:4]))
     assert not any(share[:33] in company.to_bytes() or share[33:] in company.to_bytes() for share in shares)
 
 
-def test_the_channel_key_is_not_in_the_state_of_a_session() -> None:
+def test_channel_and_identity_keys_are_not_in_the_state_of_a_session() -> None:
     cohort = Cohort(a_session())
-    assert cohort.channels["ada"]._private not in cohort.companies["ada"].to_bytes()
+    state = cohort.companies["ada"].to_bytes()
+    assert cohort.keys["ada"]._private not in state
+    assert identity("ada").private_bytes() not in state
 
 
 def test_every_code_is_documented() -> None:
@@ -699,3 +701,8 @@ def test_every_code_is_documented() -> None:
     used = set(re.findall(r'ProtocolError\(\s*"(\w+)"', source))
     documented = set(re.findall(r"^    (\w+)  +\S", str(secure_aggregation.__doc__), re.MULTILINE))
     assert used == documented
+    text = (folder.parent / "secure_aggregation.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \| ", text.partition("## Codes")[2], re.MULTILINE)) == used
+    domain = re.search(r'`DOMAIN` is the text "(.+)"', text)
+    assert domain is not None
+    assert domain[1] == wire.DOMAIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import torch
 from scipy import stats
 from torch import nn
 
+from fedblocks.blocks import build_model
 from fedblocks.client.company import Company
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.client.training import block_size, mean_update, release_event, secure_step, train_block
 from fedblocks.config import Plan, Settings, load_settings, validated
 from fedblocks.errors import InputError, PrivacyError
-from fedblocks.experiments.preparation import prepare
+from fedblocks.experiments.preparation import make_plan, prepare
 from fedblocks.experiments.reference import prepare_reference
 from fedblocks.experiments.simulation import simulate
 from fedblocks.privacy.accounting import epsilon
@@ -111,7 +113,8 @@ def test_a_companys_own_release_is_noised_by_its_share(run: RunFolder) -> None:
     from fedblocks.blocks import build_model, merge
     from fedblocks.server.checkpoint import Checkpoint
 
-    plan = run.plan().model_copy(update={"noise_multiplier": 50.0})
+    wide = run.plan().secure_aggregation.model_copy(update={"bits": 32})
+    plan = run.plan().model_copy(update={"noise_multiplier": 50.0, "secure_aggregation": wide})
     home = run.companies / "company-0"
     start = Checkpoint.load(run.checkpoints, 0).model
     model = build_model(plan.model, plan.noise)
@@ -189,3 +192,24 @@ def test_a_plan_of_several_steps_is_no_plan_for_shares(run: RunFolder) -> None:
     raw["training"]["local_steps"] = 2
     with pytest.raises(InputError, match="single steps"):
         validated(Plan, raw)
+
+
+@pytest.mark.parametrize(
+    ("companies", "assignment"), [(5, "sequential"), (40, "sequential"), (9, "parallel")]
+)
+def test_residues_are_as_narrow_as_the_noise_allows(companies: int, assignment: str) -> None:
+    """Would catch residues of which a fourth is empty, and ones in which a sum of clipped gradients wraps."""
+    settings = load_settings(
+        "digits",
+        ["privacy.mode=secure_step", f"companies.count={companies}", f"training.assignment={assignment}"],
+    )
+    model = build_model(settings.model, settings.noise)
+    plan = make_plan(settings, model, "r")
+    size, largest = block_size(model, 0, plan), 3 if assignment == "parallel" else companies
+    assert settings.largest_group == largest
+    noise = secure_step(plan, size, largest).noise
+    assert noise.limit >= 8 * plan.max_grad_norm
+    with pytest.raises(InputError, match="wrap"):
+        # Four bits fewer leave less than a clip.
+        replace(noise, bits=plan.bits - 4)
+    assert plan.bits <= {5: 22, 40: 25, 9: 22}[companies]

@@ -24,13 +24,14 @@ from fedblocks.client.protocol import STREAM, JoinReply, refused
 from fedblocks.config import Settings
 from fedblocks.errors import RunError
 from fedblocks.experiments.preparation import make_plan, public_model, read_inputs
+from fedblocks.privacy.secure_aggregation import ChannelKeys, Identity, Member, Roster
 from fedblocks.server.cohort import join
 from fedblocks.server.stream import AggregationService, StreamGrid
-from fedblocks.transport import Identity, Roster, encode, frames_of
+from fedblocks.transport import OwnCertificate, PinnedCertificates, encode, frames_of
+from fedblocks.transport.certificates import COORDINATOR
 from fedblocks.transport.frames import CHUNK, LARGEST_FRAME, OPTIONS, VERSION, hello
 from fedblocks.transport.frames_pb2 import Begin, Frame, Hello
 from fedblocks.transport.frames_pb2_grpc import DataPlaneStub
-from fedblocks.transport.identity import COORDINATOR
 
 Result = Callable[[], dict[str, object]]
 NAMES = ("company-0", "company-1", "company-2")
@@ -66,8 +67,8 @@ class Plane:
 
     service: AggregationService
     port: int
-    coordinator: Identity
-    companies: dict[str, Identity]
+    coordinator: OwnCertificate
+    companies: dict[str, OwnCertificate]
     agents: list[tuple[Agent, threading.Thread]] = field(default_factory=list)
     channels: list[grpc.Channel] = field(default_factory=list)
 
@@ -89,12 +90,12 @@ class Plane:
     def up(self, *names: str) -> None:
         until(lambda: set(names) <= set(self.service.connected))
 
-    def raw(self, identity: Identity | None, frames: Iterator[Frame]) -> Iterator[Frame]:
+    def raw(self, own: OwnCertificate | None, frames: Iterator[Frame]) -> Iterator[Frame]:
         """A stream that sends whatever it is given."""
         credentials = (
             grpc.ssl_channel_credentials(self.coordinator.certificate)
-            if identity is None
-            else identity.channel_credentials(self.coordinator.certificate)
+            if own is None
+            else own.channel_credentials(self.coordinator.certificate)
         )
         options = [*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR)]
         options.append(("grpc.use_local_subchannel_pool", 1))  # a connection of its own
@@ -112,16 +113,16 @@ def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 @pytest.fixture(scope="module")
-def identities() -> dict[str, Identity]:
-    return {name: Identity.create(name) for name in (*NAMES, COORDINATOR)}
+def owned() -> dict[str, OwnCertificate]:
+    return {name: OwnCertificate.create(name) for name in (*NAMES, COORDINATOR)}
 
 
 @pytest.fixture
-def plane(identities: dict[str, Identity]) -> Iterator[Plane]:
-    companies = {name: identities[name] for name in NAMES}
-    roster = Roster({name: identity.certificate for name, identity in companies.items()})
-    service = AggregationService(identities[COORDINATOR], roster, RUN, greeting_timeout=0.5)
-    plane = Plane(service, service.start("127.0.0.1:0"), identities[COORDINATOR], companies)
+def plane(owned: dict[str, OwnCertificate]) -> Iterator[Plane]:
+    companies = {name: owned[name] for name in NAMES}
+    pinned = PinnedCertificates({name: own.certificate for name, own in companies.items()})
+    service = AggregationService(owned[COORDINATOR], pinned, RUN, greeting_timeout=0.5)
+    plane = Plane(service, service.start("127.0.0.1:0"), owned[COORDINATOR], companies)
     yield plane
     service.close()
     for channel in plane.channels:
@@ -188,7 +189,7 @@ def test_nobody_gets_in_without_a_certificate_or_without_tls(plane: Plane) -> No
 def test_a_stranger_with_a_company_s_name_does_not_get_in(plane: Plane) -> None:
     """The name in a certificate is worth nothing; the key must be the pinned one's."""
     with pytest.raises(grpc.RpcError):
-        list(plane.raw(Identity.create("company-0"), iter([hello(RUN, "0")])))
+        list(plane.raw(OwnCertificate.create("company-0"), iter([hello(RUN, "0")])))
     assert plane.service.connected == ()
 
 
@@ -213,10 +214,10 @@ def test_a_company_cannot_vouch_for_another(plane: Plane) -> None:
     private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     for chain in (forged.public_bytes(encoding), forged.public_bytes(encoding) + issuer.certificate):
         try:
-            code = end_of(plane.raw(Identity(chain, private), iter([hello(RUN, "0")])))
+            code = end_of(plane.raw(OwnCertificate(chain, private), iter([hello(RUN, "0")])))
         except grpc.RpcError:
             code = "handshake"
-        assert code in ("handshake", "not_in_roster")
+        assert code in ("handshake", "unknown_certificate")
     assert plane.service.connected == ()
 
 
@@ -224,7 +225,7 @@ def test_a_company_does_not_talk_to_another_coordinator(plane: Plane) -> None:
     endpoint = Endpoint(
         EndpointSettings(address=f"127.0.0.1:{plane.port}", patience=0.5),
         plane.companies["company-0"],
-        Identity.create(COORDINATOR).certificate,
+        OwnCertificate.create(COORDINATOR).certificate,
     )
     agent = Agent(endpoint, echo, Context(1, 1, {}, RecordDict(), {}), RUN)
     assert agent.serve() == "unreachable"
@@ -232,14 +233,18 @@ def test_a_company_does_not_talk_to_another_coordinator(plane: Plane) -> None:
 
 
 def test_a_company_cannot_join_under_another_s_name(plane: Plane, small: Settings) -> None:
+    """Not even with a channel key that the other has signed."""
     inputs = read_inputs(small)
     plan = make_plan(small, public_model(small, inputs.public_train, lambda step: None), "run")
+    signing = {name: Identity.generate() for name in NAMES}
+    roster = Roster({name: identity.public for name, identity in signing.items()})
     for name in NAMES:
         said = "company-0" if name == "company-1" else name
-        plane.agent(name, answering(JoinReply(said, bytes(32)).to_record()))
+        channel = ChannelKeys.generate().signed(Member(said, signing[said], roster), plan.run, plan.digest())
+        plane.agent(name, answering(JoinReply(said, channel).to_record()))
     plane.up(*NAMES)
     with pytest.raises(RunError, match="company-1 says it is company-0"):
-        join(plane.grid, plan, {}, 3)
+        join(plane.grid, plan, {}, roster, 3)
 
 
 @pytest.mark.parametrize("version", [0, VERSION + 1])
@@ -422,7 +427,7 @@ def test_an_agent_finds_a_coordinator_that_was_started_again(plane: Plane) -> No
     _, ended = plane.agent("company-0")
     plane.up("company-0")
     plane.service._server.stop(None).wait()  # a crash: nobody is told that the run is over
-    again = AggregationService(plane.coordinator, plane.service.roster, RUN)
+    again = AggregationService(plane.coordinator, plane.service.pinned, RUN)
     again.start(f"127.0.0.1:{plane.port}")
     until(lambda: again.connected == ("company-0",))
     again.close()
@@ -487,6 +492,6 @@ def test_random_bytes_never_bring_the_service_down(plane: Plane) -> None:
 
 
 def test_a_port_in_use_is_an_error_and_not_a_second_coordinator(plane: Plane) -> None:
-    service = AggregationService(plane.coordinator, plane.service.roster, RUN)
+    service = AggregationService(plane.coordinator, plane.service.pinned, RUN)
     with pytest.raises(RunError, match="listen"):
         service.start(f"127.0.0.1:{plane.port}")

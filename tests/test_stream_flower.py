@@ -13,8 +13,8 @@ from fedblocks.config import Settings
 from fedblocks.experiments.bench.transport_flower import flower_env, free_port, superlink
 from fedblocks.experiments.preparation import prepare
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.transport import Identity
-from fedblocks.transport.identity import COORDINATOR
+from fedblocks.transport import OwnCertificate
+from fedblocks.transport.certificates import COORDINATOR
 
 pytestmark = pytest.mark.slow
 ROOT = Path(fedblocks.__file__).parent
@@ -25,15 +25,15 @@ def test_a_run_on_a_superlink_takes_the_data_plane(small: Settings, tmp_path: Pa
     companies = small.companies.model_copy(update={"count": 3})
     run = prepare(small.model_copy(update={"companies": companies}), tmp_path / "run")
     plane, link, port = tmp_path / "plane", free_port(), free_port()
-    own, homes = Identity.create(COORDINATOR), sorted(run.companies.iterdir())
-    own.save(plane)
+    coordinator, homes = OwnCertificate.create(COORDINATOR), sorted(run.companies.iterdir())
+    coordinator.save(plane)
     (plane / "transport.toml").write_text(f'listen = "127.0.0.1:{port}"\n')
     (plane / "companies").mkdir()
     for home in homes:
-        identity, folder = Identity.create(home.name), home / "transport"
-        identity.save(folder)
-        (plane / "companies" / f"{home.name}.pem").write_bytes(identity.certificate)
-        (folder / "coordinator.pem").write_bytes(own.certificate)
+        own, folder = OwnCertificate.create(home.name), home / "transport"
+        own.save(folder)
+        (plane / "companies" / f"{home.name}.pem").write_bytes(own.certificate)
+        (folder / "coordinator.pem").write_bytes(coordinator.certificate)
         (folder / "transport.toml").write_text(f'address = "127.0.0.1:{port}"\n')
         policy = home / "policy.toml"
         kept = [line for line in policy.read_text().splitlines() if not line.startswith("simulation_seed")]

@@ -1,4 +1,4 @@
-"""The data plane's wire: cutting and joining, limits before memory, hostile frames, generated code, identities."""
+"""The data plane's wire: cutting and joining, limits before memory, hostile frames, generated code, certificates."""
 
 from __future__ import annotations
 
@@ -19,10 +19,19 @@ from hypothesis import strategies as st
 
 import fedblocks
 from fedblocks.errors import InputError, ProtocolError
-from fedblocks.transport import Closed, Identity, Incoming, Roster, decode, encode, frames_of, incoming
+from fedblocks.transport import (
+    Closed,
+    Incoming,
+    OwnCertificate,
+    PinnedCertificates,
+    decode,
+    encode,
+    frames_of,
+    incoming,
+)
+from fedblocks.transport.certificates import COORDINATOR
 from fedblocks.transport.frames import CHUNK, CODES, VERSION, close, greeted, hello
 from fedblocks.transport.frames_pb2 import Begin, Frame, Hello
-from fedblocks.transport.identity import COORDINATOR
 
 ROOT = Path(fedblocks.__file__).parent
 LIMIT = 1 << 20
@@ -185,38 +194,38 @@ def test_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
 
 
 def test_a_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:
-    Identity.create("company-0").save(tmp_path)
+    OwnCertificate.create("company-0").save(tmp_path)
     key = tmp_path / "own.key"
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    loaded = Identity.load(tmp_path)
+    loaded = OwnCertificate.load(tmp_path)
     assert "PRIVATE" not in repr(loaded)
     with pytest.raises(InputError, match="already there"):
-        Identity.create("company-0").save(tmp_path)
+        OwnCertificate.create("company-0").save(tmp_path)
     key.chmod(0o640)
     with pytest.raises(InputError, match="owner"):
-        Identity.load(tmp_path)
+        OwnCertificate.load(tmp_path)
 
 
-def test_a_roster_knows_each_certificate_by_its_own_bytes(tmp_path: Path) -> None:
-    a, b, imposter = (Identity.create(name) for name in ("a", "b", "a"))
+def test_each_certificate_is_known_by_its_own_bytes(tmp_path: Path) -> None:
+    a, b, imposter = (OwnCertificate.create(name) for name in ("a", "b", "a"))
     (tmp_path / "a.pem").write_bytes(a.certificate)
     (tmp_path / "b.pem").write_bytes(b.certificate)
-    roster = Roster.load(tmp_path)
-    assert roster.companies == ("a", "b")
-    assert (roster.owner(a.certificate), roster.owner(b.certificate)) == ("a", "b")
-    assert roster.owner(imposter.certificate) is None
-    assert roster.owner(b"") is None
-    assert roster.owner(b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----") is None
+    pinned = PinnedCertificates.load(tmp_path)
+    assert pinned.companies == ("a", "b")
+    assert (pinned.owner(a.certificate), pinned.owner(b.certificate)) == ("a", "b")
+    assert pinned.owner(imposter.certificate) is None
+    assert pinned.owner(b"") is None
+    assert pinned.owner(b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----") is None
 
 
 @pytest.mark.parametrize("name", ["b", COORDINATOR])
 def test_a_certificate_filed_under_another_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="made out to"):
-        Roster({"a": Identity.create(name).certificate})
+        PinnedCertificates({"a": OwnCertificate.create(name).certificate})
 
 
-def test_a_roster_of_two_certificates_in_one_file_or_of_none_is_refused() -> None:
-    one = Identity.create("a").certificate
+def test_pins_of_two_certificates_in_one_file_or_of_none_is_refused() -> None:
+    one = OwnCertificate.create("a").certificate
     for certificates in ({"a": one + one}, {"a": b""}, {}):
         with pytest.raises(InputError):
-            Roster(certificates)
+            PinnedCertificates(certificates)

@@ -30,8 +30,8 @@ from fedblocks.server.grid import InProcessGrid
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.stream import StreamGrid
 from fedblocks.server.stream.choice import data_plane
-from fedblocks.transport import Identity
-from fedblocks.transport.identity import COORDINATOR
+from fedblocks.transport import OwnCertificate
+from fedblocks.transport.certificates import COORDINATOR
 
 
 def final_digest(run: RunFolder) -> bytes:
@@ -131,16 +131,16 @@ class FlowerLike(Grid):
 
 def set_up(run: RunFolder, folder: Path, companies: int, port: int, gather: float = 20.0) -> None:
     """The coordinator's folder and each company's, as people would make them by hand."""
-    own = Identity.create(COORDINATOR)
-    own.save(folder)
+    coordinator = OwnCertificate.create(COORDINATOR)
+    coordinator.save(folder)
     (folder / "transport.toml").write_text(f'listen = "127.0.0.1:{port}"\ngather = {gather}\n')
     (folder / "companies").mkdir()
     for i in range(companies):
         name, home = f"company-{i}", run.companies / f"company-{i}" / "transport"
-        identity = Identity.create(name)
-        identity.save(home)
-        (folder / "companies" / f"{name}.pem").write_bytes(identity.certificate)
-        (home / "coordinator.pem").write_bytes(own.certificate)
+        own = OwnCertificate.create(name)
+        own.save(home)
+        (folder / "companies" / f"{name}.pem").write_bytes(own.certificate)
+        (home / "coordinator.pem").write_bytes(coordinator.certificate)
         (home / "transport.toml").write_text(f'address = "127.0.0.1:{port}"\n')
 
 
@@ -211,7 +211,7 @@ def command(*words: str | Path, **more: Any) -> subprocess.Popen[str]:
 def test_a_run_of_real_processes_survives_one_that_is_killed(
     small: Settings, tmp_path: Path, port: int
 ) -> None:
-    """`fedblocks transport identity|agent|serve`, one process each; SIGKILL to one company after round one."""
+    """`fedblocks transport certificate|agent|serve`, one process each; SIGKILL to one company after round one."""
     companies = small.companies.model_copy(update={"count": 4})
     run = prepare(small.model_copy(update={"companies": companies}), tmp_path / "run")
     set_up(run, tmp_path / "plane", 4, port, gather=90.0)
@@ -242,13 +242,13 @@ def test_a_run_of_real_processes_survives_one_that_is_killed(
     assert rows[-1]["survivors"] == ["company-0", "company-1", "company-2"]
 
 
-def test_an_identity_is_made_by_command(tmp_path: Path) -> None:
+def test_a_certificate_is_made_by_command(tmp_path: Path) -> None:
     for words in (["--company", "company-0"], ["--coordinator"]):
         folder = tmp_path / words[0]
-        process = command("transport", "identity", folder, *words)
+        process = command("transport", "certificate", folder, *words)
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         assert Path(out.strip()) == folder / "own.pem"
-    process = command("transport", "identity", tmp_path / "x")
+    process = command("transport", "certificate", tmp_path / "x")
     assert "company" in process.communicate(timeout=60)[1]
     assert process.returncode == 2

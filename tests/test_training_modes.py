@@ -9,13 +9,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedblocks.blocks import BlockObjective, Schedule, build_model, load_state, merge, save_state, split
+from fedblocks.blocks import (
+    BlockObjective,
+    Schedule,
+    build_model,
+    digest,
+    load_state,
+    merge,
+    save_state,
+    split,
+)
 from fedblocks.blocks.alone import Job, train_alone, train_in_processes
 from fedblocks.blocks.build import Absent
 from fedblocks.blocks.training import BlockTrainer
-from fedblocks.config import NoiseSettings, ViTSettings
+from fedblocks.config import NoiseSettings, ViTSettings, load_settings
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.memory import training_memory
+from fedblocks.experiments.preparation import prepare
+from fedblocks.experiments.pretraining import pretrain
+from fedblocks.server.checkpoint import Checkpoint
 
 MODEL = ViTSettings(hidden_size=16, layers=6, blocks=3, heads=2, patch_size=4)
 NOISE = NoiseSettings()
@@ -211,3 +223,70 @@ def test_a_compiled_block_takes_the_same_step() -> None:
     torch.testing.assert_close(compiled, losses, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(gradients, its_gradients, strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-3)
+
+
+def test_a_stacked_block_starts_from_the_one_before_it(folder: Path) -> None:
+    """Would catch a stacked training from initial weights, and one at once with the block it starts from."""
+    train_alone(folder, 0, *batch(), job=job(5, schedule="stacked"))
+    before = load_state(folder).blocks[0]
+    train_alone(folder, 1, *batch(), job=job(0, schedule="stacked"))
+    after = load_state(folder).blocks[1]
+    assert {name.replace("blocks.0.", "blocks.1."): t.sum() for name, t in before.items()} == {
+        name: t.sum() for name, t in after.items()
+    }
+    with pytest.raises(InputError, match="schedule"):
+        train_in_processes(folder, [1, 2], *batch(), job=job(schedule="stacked"), workers=2)
+
+
+def test_a_trained_block_is_not_trained_again_by_the_same_job(folder: Path) -> None:
+    """Would catch a resume that trains a finished block for a second time."""
+    train_alone(folder, 0, *batch(), job=job())
+    once = contents(folder)
+    taken: list[int] = []
+    train_alone(folder, 0, *batch(), job=job(), on_step=taken.append)
+    assert contents(folder) == once
+    assert not taken
+    train_alone(folder, 0, *batch(), job=job(7), on_step=taken.append)
+    assert taken
+
+
+PRESET = ("training.rounds=1", "pretraining.steps=8", "model.hidden_size=16", "data.private.source=digits")
+
+
+def test_a_folder_of_pretrained_blocks_is_filled_in_any_order_and_a_run_starts_from_it(
+    tmp_path: Path,
+) -> None:
+    """Would catch a block that depends on when or beside whom it was trained, or a run from other weights."""
+    settings = load_settings("digits", PRESET)
+    one, both = tmp_path / "one", tmp_path / "both"
+    assert pretrain(settings, one, block=1)["untrained"] == [0, 2]
+    done = pretrain(settings, one)
+    assert done["trained"] == [0, 2]
+    assert len(done["after_each_block"]) == 3
+    assert pretrain(settings, one)["trained"] == []
+    pretrain(settings, both, processes=2)
+    assert contents(one) == contents(both)
+    started = load_settings("digits", (*PRESET, f"pretraining.folder={one}"))
+    run = prepare(started, tmp_path / "run")
+    assert digest(*Checkpoint.load(run.checkpoints, 0).model.blocks) == digest(*load_state(both).blocks)
+
+
+def test_pretrained_folders_of_other_settings_are_refused(tmp_path: Path) -> None:
+    """Would catch blocks of two models mixed in one folder, or a run started from a wrong model."""
+    settings = load_settings("digits", PRESET)
+    with pytest.raises(InputError, match="--block"):
+        pretrain(settings, tmp_path / "m", block=3)
+    assert not (tmp_path / "m").exists()
+    pretrain(settings, tmp_path / "m", block=0)
+    with pytest.raises(InputError, match="other settings"):
+        pretrain(load_settings("digits", (*PRESET, "seed=5")), tmp_path / "m")
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "mine.txt").write_text("")
+    with pytest.raises(InputError, match="not an empty folder"):
+        pretrain(settings, tmp_path / "n")
+    wider = (*PRESET, "model.hidden_size=32", f"pretraining.folder={tmp_path / 'm'}")
+    with pytest.raises(InputError, match=r"pretraining\.folder"):
+        prepare(load_settings("digits", wider), tmp_path / "run")
+    (tmp_path / "m" / "block-1.safetensors").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"pretraining\.folder"):
+        prepare(load_settings("digits", (*PRESET, f"pretraining.folder={tmp_path / 'm'}")), tmp_path / "run")

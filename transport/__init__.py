@@ -1,13 +1,23 @@
 """The data plane's wire, the same for company and coordinator: gRPC streams under mutual TLS.
 
 `frames` cuts messages into frames and puts them together again within limits, `records` turns Flower's records
-into bytes, `identity` makes and reads keys and certificates, `roster` says whose certificate is whose.
+into bytes, `certificates` makes and reads keys and certificates, `pinned` says whose certificate is whose.
 `frames_pb2*` are generated from `frames.proto` by `make proto`.
 """
 
+from .certificates import OwnCertificate
 from .frames import VERSION, Closed, Incoming, frames_of, incoming
-from .identity import Identity
+from .pinned import PinnedCertificates
 from .records import decode, encode
-from .roster import Roster
 
-__all__ = ["VERSION", "Closed", "Identity", "Incoming", "Roster", "decode", "encode", "frames_of", "incoming"]
+__all__ = [
+    "VERSION",
+    "Closed",
+    "Incoming",
+    "OwnCertificate",
+    "PinnedCertificates",
+    "decode",
+    "encode",
+    "frames_of",
+    "incoming",
+]

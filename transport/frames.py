@@ -3,14 +3,15 @@
 Whoever reads trusts nothing: a declared size is held against a limit before anything is kept, memory grows only
 with bytes that have arrived, and whatever is out of place raises ProtocolError with a fixed code:
 
-    wrong_version  the other side speaks another version of `frames.proto`
-    wrong_run      the company is waiting for another run
-    not_in_roster  the certificate is none of the roster's
-    malformed      a frame out of place
-    too_large      a message or a chunk above its limit
-    busy           more streams at once than a company needs
-    replaced       a newer stream of the same company took over
-    done           the run is over
+    wrong_version        the other side speaks another version of `frames.proto`
+    wrong_run            the company is waiting for another run
+    unknown_certificate  the certificate is none of those pinned
+    malformed            a frame out of place
+    too_large            a message or a chunk above its limit
+    busy                 more streams at once than a company needs
+    replaced             a newer stream of the same company took over
+    internal             a fault of the coordinator's own
+    done                 the run is over
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LARGEST_FRAME = CHUNK + 1024
 LONGEST_NAME = 128
 
 # After these a company does not dial again.
-FINAL = frozenset({"done", "wrong_version", "wrong_run", "not_in_roster", "replaced"})
+FINAL = frozenset({"done", "wrong_version", "wrong_run", "unknown_certificate", "replaced"})
 CODES = FINAL | {"malformed", "too_large", "busy", "internal"}
 
 # A dead peer is noticed within half a minute, whatever firewalls between do.

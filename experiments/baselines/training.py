@@ -54,7 +54,7 @@ def moved(images: Tensor, by: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Cost of a training: `memory` of its last step in bytes by part (see `memory.training_memory`)."""
+    """Cost of a training: processor seconds; bytes of its last step by part (see `memory.training_memory`)."""
 
     seconds: float
     memory: dict[str, int]
@@ -75,7 +75,7 @@ def fit(
         rate.step()
 
     network.train()
-    started = time.perf_counter()
+    started = time.process_time()
     memory: dict[str, int] = {}
     for taken, batch in enumerate(batches, start=1):
         if taken < schedule.steps:
@@ -87,7 +87,7 @@ def fit(
     if average:
         network.load_state_dict(average, strict=False)
     network.eval()
-    return Fitted(time.perf_counter() - started, memory)
+    return Fitted(time.process_time() - started, memory)
 
 
 @torch.no_grad()

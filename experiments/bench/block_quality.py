@@ -64,7 +64,7 @@ def ours(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
     generator = seeded(seed)
     model = build_model(ViTSettings(**data.sizes, layers=LAYERS, blocks=BLOCKS), NOISE)
     memory: dict[str, int] = {}
-    started = time.perf_counter()
+    started = time.process_time()
     for b in range(BLOCKS):
         if b:
             model.blocks[b].load_state_dict(model.blocks[b - 1].state_dict())
@@ -78,7 +78,7 @@ def ours(data: ImageSet, schedule: Schedule, seed: int) -> Trained:
                 memory = training_memory(active.parameters(), trainer.optimizer, step)
         trainer.finish()
     model.eval()
-    cost = Fitted(time.perf_counter() - started, memory)
+    cost = Fitted(time.process_time() - started, memory)
     return Trained(chain(model, *data.split.test, generator), cost, probes(model, data, generator))
 
 
@@ -158,7 +158,12 @@ METHODS: dict[str, Method] = {
     "shallow": shallow,
     "shallow_longer": shallow_longer,
 }
-OTHERS: dict[str, Method] = {"forward_forward": forward_forward, "as_published": as_published}
+SAME_TIME = "end_to_end_same_time"
+OTHERS: dict[str, Method] = {
+    SAME_TIME: plain,
+    "forward_forward": forward_forward,
+    "as_published": as_published,
+}
 
 
 def measure(
@@ -170,7 +175,7 @@ def measure(
     """<set>_<method> and <set>_<method>_std over seeds, probes by block, `worst_chain_drop` in points.
 
     The drop is the best block of a chain minus its last, the worst of all seeds and sets. `others` adds
-    Forward-Forward and DiffusionBlocks as published.
+    Forward-Forward, DiffusionBlocks as published, and end to end for as long as all our blocks took.
     """
     torch.set_num_threads(1)
     result: dict[str, Any] = {"seeds": seeds, "layers": LAYERS, "blocks": BLOCKS}
@@ -178,11 +183,20 @@ def measure(
     for name in sets:
         data, schedule = SETS[name](), SCHEDULES[name]
         result[f"{name}_steps_per_layer"] = schedule.steps
+        seconds: dict[str, list[float]] = {}
         for method, run in (METHODS | (OTHERS if others else {})).items():
             runs = []
             for seed in range(seeds):
-                runs.append(run(data, schedule, seed))
-                on_progress(f"{name} {method} seed {seed}: {100 * runs[-1].chain[-1]:.1f}%")
+                given = schedule
+                if method == SAME_TIME:
+                    longer = seconds["accuracy"][seed] / seconds["end_to_end"][seed]
+                    given = replace(schedule, steps=round(longer * schedule.steps))
+                runs.append(run(data, given, seed))
+                on_progress(
+                    f"{name} {method} seed {seed}: {100 * runs[-1].chain[-1]:.1f}%, "
+                    f"{given.steps} steps, {runs[-1].cost.seconds:.0f} s"
+                )
+            seconds[method] = [r.cost.seconds for r in runs]
             result |= {f"{name}_{method}{key}": value for key, value in summary(runs).items()}
             if method == "accuracy":
                 drops += [100 * (max(r.chain) - r.chain[-1]) for r in runs]

@@ -2,12 +2,16 @@
 
 The plain loop has the same layers, as many tokens (a class token where the block has its noisy one), the same
 optimiser and clipping, and cross-entropy; no noise level, no modulation. Steps of the two are taken in turns
-and the medians compared; one block's step is meant to cost at most 1.10 of the plain one.
+and the medians compared; one block's step is meant to cost at most 1.10 of the plain one. The same block's step is
+timed compiled as well, where the machine has a compiler, to tell whether `pretraining.compile` helps on it.
 """
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +29,9 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def measure(repeats: int = 15, batch_size: int = 64, layers: int = 12, blocks: int = 3) -> dict[str, Any]:
+def measure(
+    repeats: int = 15, batch_size: int = 64, layers: int = 12, blocks: int = 3, compiled: bool = True
+) -> dict[str, Any]:
     """`ratio_to_plain` of the median seconds of a step; the middle block, on one core."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -36,6 +42,8 @@ def measure(repeats: int = 15, batch_size: int = 64, layers: int = 12, blocks: i
     trainer = BlockTrainer(model, block, schedule)
     model.freeze_all_but(block).train()
     generator = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(model)
+    faster = BlockTrainer(twin, block, replace(schedule, compile=True))
     plain = PlainViT(**SIZES, layers=layers // blocks)
     optimizer, rate = optimizer_of(plain.parameters(), schedule)
 
@@ -51,9 +59,13 @@ def measure(repeats: int = 15, batch_size: int = 64, layers: int = 12, blocks: i
         "block": lambda: trainer.step(images, labels, BlockObjective(), generator),
         "plain": plain_step,
     }
+    compiles = compiled and (shutil.which("g++") is not None or torch.cuda.is_available())
+    if compiles:
+        jobs["compiled"] = lambda: faster.step(images, labels, BlockObjective(), generator)
     median = median_seconds(jobs, repeats)
     return {
         "ratio_to_plain": round(median["block"] / median["plain"], 3),
+        "compiled_ratio_to_block": round(median["compiled"] / median["block"], 3) if compiles else None,
         "block_ms": round(1000 * median["block"], 2),
         "plain_ms": round(1000 * median["plain"], 2),
         "repeats": repeats,

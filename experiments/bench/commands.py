@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from ...errors import InputError
+
 bench = typer.Typer(no_args_is_help=True, help="Measure against the alternative, side by side in one run.")
 people = Console(stderr=True)
+FIGURES = (".png", ".svg", ".pdf")
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Seeds = Annotated[int, typer.Option(min=1, help="runs with different seeds; mean and deviation are reported")]
@@ -45,7 +49,7 @@ def simulate(
 def block_quality(
     seeds: Seeds = 3,
     others: Annotated[
-        bool, typer.Option("--others", help="also Forward-Forward and DiffusionBlocks as published")
+        bool, typer.Option("--others", help="also end to end at equal time, Forward-Forward, as published")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -65,6 +69,21 @@ def families(
     from .families import measure
 
     show(measure(seeds, only or [], on_progress=_say), as_json)
+
+
+@bench.command("choices")
+def choices(
+    seeds: Seeds = 3,
+    only: Annotated[list[str] | None, typer.Option("--only", help="a preset; repeatable")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The cut, noise, loss weight and features of a family's blocks, one choice changed at a time."""
+    from .choices import BASES, measure
+
+    unknown = [name for name in only or [] if name not in BASES]
+    if unknown:
+        raise InputError("--only", unknown[0], f"expected one of {', '.join(BASES)}")
+    show(measure(seeds, tuple(only or BASES), on_progress=_say), as_json)
 
 
 @bench.command("block-memory")
@@ -104,6 +123,24 @@ def secure_step(
     from .secure_step import measure
 
     show(measure(preset, tuple(overrides or []), seeds, on_progress=_say), as_json)
+
+
+@bench.command("secagg")
+def secagg(
+    values: Annotated[int, typer.Option(min=1000, help="length of the vectors")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(min=3)] = 7,
+    figure: Annotated[
+        Path | None, typer.Option(help="also draw the times over the number of companies: .png, .svg or .pdf")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A company's and the coordinator's time for a secure sum, against Flower's SecAgg+, for 10 to 100 companies."""
+    from .secagg import measure
+
+    if figure is not None and (figure.suffix not in FIGURES or not figure.absolute().parent.is_dir()):
+        raise InputError("--figure", str(figure), f"expected {', '.join(FIGURES)} in a folder that exists")
+    result = measure(values, repeats, figure=figure, on_progress=_say)
+    show(result if as_json else {key: value for key, value in result.items() if key != "by_n"}, as_json)
 
 
 @bench.command("transport")

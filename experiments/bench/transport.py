@@ -21,8 +21,8 @@ from ...allocator import keep_freed_memory
 from ...client.agent import Agent
 from ...client.endpoint import FOLDER, Endpoint
 from ...server.stream import AggregationService, StreamGrid
-from ...transport import Identity, Roster
-from ...transport.identity import COORDINATOR
+from ...transport import OwnCertificate, PinnedCertificates
+from ...transport.certificates import COORDINATOR
 from .transport_apps import COMPANIES, gather, party, secure_step
 from .transport_flower import flower_step
 
@@ -61,17 +61,17 @@ def measure(
 @contextmanager
 def companies() -> Iterator[AggregationService]:
     """A listening service, and companies in processes of their own that dial it."""
-    coordinator = Identity.create(COORDINATOR)
-    identities = {f"company-{i}": Identity.create(f"company-{i}") for i in range(COMPANIES)}
-    roster = Roster({name: identity.certificate for name, identity in identities.items()})
-    service = AggregationService(coordinator, roster, "bench")
+    coordinator = OwnCertificate.create(COORDINATOR)
+    owned = {f"company-{i}": OwnCertificate.create(f"company-{i}") for i in range(COMPANIES)}
+    pinned = PinnedCertificates({name: own.certificate for name, own in owned.items()})
+    service = AggregationService(coordinator, pinned, "bench")
     port = service.start("127.0.0.1:0")
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         processes = []
-        for i, (name, identity) in enumerate(identities.items()):
+        for i, (name, own) in enumerate(owned.items()):
             home = Path(folder) / name / FOLDER
-            identity.save(home)
+            own.save(home)
             (home / "coordinator.pem").write_bytes(coordinator.certificate)
             (home / "transport.toml").write_text(f'address = "127.0.0.1:{port}"\n', "utf-8")
             processes.append(spawn.Process(target=_company, args=(home.parent, i), daemon=True))

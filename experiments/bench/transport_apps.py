@@ -5,6 +5,7 @@ The messages are the run's own and as large as they: a block goes down, a masked
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from functools import lru_cache
@@ -18,10 +19,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from ...client.protocol import (
+    CONFIRM,
     JOIN,
     KEYS,
     TRAIN,
     UNMASK,
+    ConfirmReply,
+    ConfirmRequest,
     JoinReply,
     KeysReply,
     KeysRequest,
@@ -34,14 +38,17 @@ from ...privacy.secure_aggregation import (
     Aggregation,
     ChannelKeys,
     CompanySession,
+    Identity,
+    Member,
+    Roster,
     Session,
-    Survivors,
     lowest_threshold,
 )
 from ...server.cohort import Absences, Cohort, wait_for_nodes
 
 COMPANIES = 5
-_BITS = 32
+_BITS = 22
+_RUN, _SETTINGS = "bench", bytes(32)
 
 party = ClientApp()
 coordinator = ServerApp()
@@ -52,8 +59,8 @@ def join(message: Message, context: Context) -> Message:
     """Channel keys for the run."""
     channel = ChannelKeys.generate()
     context.state["run"] = ConfigRecord({"channel": channel.to_bytes()})
-    name = f"company-{context.node_config['partition-id']}"
-    return Message(JoinReply(name, channel.public).to_record(), reply_to=message)
+    own = _member(context)
+    return Message(JoinReply(own.name, channel.signed(own, _RUN, _SETTINGS)).to_record(), reply_to=message)
 
 
 @party.query("keys")
@@ -61,8 +68,7 @@ def keys(message: Message, context: Context) -> Message:
     """Fresh keys and shares."""
     request = KeysRequest.from_record(message.content)
     channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
-    name = f"company-{context.node_config['partition-id']}"
-    session = CompanySession.start(request.session, name, channel, request.channels, 3)
+    session = CompanySession.start(request.session, _member(context), channel, request.channels, 3)
     _store(context, session)
     return Message(KeysReply(session.advert()).to_record(), reply_to=message)
 
@@ -71,18 +77,27 @@ def keys(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Mask what lies ready."""
     request = TrainRequest.from_record(message.content)
-    session = CompanySession.from_bytes(_stored(context, "session", "session"))
+    session = _session(context)
+    session.check_adverts(request.adverts)
     masked = session.mask(residues(session.session.length, session.me), request.adverts)
     _store(context, session)
     return Message(TrainReply(masked).to_record(), reply_to=message)
 
 
+@party.query("confirm")
+def confirm(message: Message, context: Context) -> Message:
+    """A signature over the survivors."""
+    session = _session(context)
+    confirmation = session.confirm(ConfirmRequest.from_record(message.content).survivors)
+    _store(context, session)
+    return Message(ConfirmReply(confirmation).to_record(), reply_to=message)
+
+
 @party.query("unmask")
 def unmask(message: Message, context: Context) -> Message:
     """The shares that open the sum."""
-    survivors = UnmaskRequest.from_record(message.content).survivors
-    session = CompanySession.from_bytes(_stored(context, "session", "session"))
-    shares = session.unmask(survivors.names)
+    session = _session(context)
+    shares = session.unmask(UnmaskRequest.from_record(message.content).confirmations)
     _store(context, session)
     return Message(UnmaskReply(shares).to_record(), reply_to=message)
 
@@ -103,17 +118,22 @@ def gather(grid: Grid, companies: int, wait: float, timeout: float) -> Cohort:
         answer = JoinReply.from_record(reply.content)
         found[answer.company] = reply.metadata.src_node_id
         channels[answer.company] = answer.channel
-    return Cohort(grid, found, channels, timeout)
+    return Cohort(grid, found, channels, roster(), timeout)
 
 
 def secure_step(cohort: Cohort, step: int, values: int) -> dict[str, float]:
     """One secure sum of `values` values; seconds by phase. Raises if the opened sum is not the sum."""
     names = cohort.companies
     session = Session(
-        run="bench", round=step, label="block-0", model_digest=bytes(32), settings_digest=bytes(32),
+        run=_RUN, round=step, label="block-0", model_digest=bytes(32), settings_digest=_SETTINGS,
         cohort=names, threshold=lowest_threshold(len(names)), length=values, bits=_BITS,
     )  # fmt: skip
-    aggregation, absences, group, seconds = Aggregation(session), Absences(), f"step-{step}", {}
+    aggregation, absences, group, seconds = (
+        Aggregation(session, cohort.roster),
+        Absences(),
+        f"step-{step}",
+        {},
+    )
 
     started = time.perf_counter()
     everyone = dict.fromkeys(names, KeysRequest(session, dict(cohort.channels)).to_record())
@@ -136,9 +156,15 @@ def secure_step(cohort: Cohort, step: int, values: int) -> dict[str, float]:
     seconds["upload"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    request = UnmaskRequest(Survivors(session=session.digest(), names=survivors)).to_record()
-    alive = dict.fromkeys(survivors, request)
-    for company, answer in cohort.ask(UNMASK, group, alive, UnmaskReply.from_record, absences).items():
+    shown = dict.fromkeys(survivors.names, ConfirmRequest(survivors).to_record())
+    for company, signed in cohort.ask(CONFIRM, group, shown, ConfirmReply.from_record, absences).items():
+        aggregation.add_confirmation(company, signed.confirmation)
+    confirmations = aggregation.close_confirmations()
+    seconds["confirm"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    proof = dict.fromkeys(confirmations.signatures, UnmaskRequest(confirmations).to_record())
+    for company, answer in cohort.ask(UNMASK, group, proof, UnmaskReply.from_record, absences).items():
         aggregation.add_shares(company, answer.shares)
     total, _ = aggregation.open()
     seconds["unmask"] = time.perf_counter() - started
@@ -153,12 +179,33 @@ def _expected(values: int, names: tuple[str, ...]) -> npt.NDArray[np.uint32]:
     total = np.zeros(values, dtype=np.uint32)
     for name in names:
         total += residues(values, name)
+    total &= np.uint32(2**_BITS - 1)
     return total
 
 
 @lru_cache(maxsize=2)
 def _block(values: int) -> torch.Tensor:
     return torch.zeros(values)
+
+
+@lru_cache(maxsize=8)
+def _identity(name: str) -> Identity:
+    """Known to everybody: it saves handing rosters around, and the arithmetic is the same."""
+    return Identity(hashlib.sha256(name.encode()).digest())
+
+
+@lru_cache(maxsize=1)
+def roster() -> Roster:
+    return Roster({name: _identity(name).public for name in map("company-{}".format, range(COMPANIES))})
+
+
+def _member(context: Context) -> Member:
+    name = f"company-{context.node_config['partition-id']}"
+    return Member(name, _identity(name), roster())
+
+
+def _session(context: Context) -> CompanySession:
+    return CompanySession.from_bytes(_stored(context, "session", "session"), _member(context))
 
 
 def _stored(context: Context, record: str, name: str) -> bytes:

@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping
 _WARM_UP = 2  # allocator and optimisers
 
 
-def median_seconds(jobs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def median_seconds(
+    jobs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each job over `repeats` turns, after two that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for repeat in range(repeats + _WARM_UP):
         for name, job in jobs.items():
-            started = time.perf_counter()
+            started = clock()
             job()
             if repeat >= _WARM_UP:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}

@@ -13,7 +13,7 @@ partly taken back by the following ones, so the running sums carry less than tha
 **Sensitivity.** An example may take part in steps at least `separation` >= `bands` apart, so in at most
 k = ceil(steps / separation). The columns of C that it meets have no row in common, and ||c|| = 1:
 its contributions, each of norm <= clip, change C X by at most sqrt(k) * clip. That is the cost of k Gaussian
-steps with `noise_multiplier` on all data (q = 1).
+steps with `noise_multiplier` on all data (q = 1), or of k epochs of independent noise.
 
 **What is assumed.** That no example takes part more often. Steps must be assigned to each example without
 looking at any other, such as by a group drawn for it once: group i of `separation` takes part in steps
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ...errors import InputError, PrivacyError
 from ..clipping import ClippedSum
-from ..events import GaussianSteps
+from ..events import EpochGaussian
 from ..randomness import Randomness
 from .gaussian import release
 
@@ -43,7 +43,7 @@ class BandedNoise:
     """Noise of `steps` steps; `bands` 1 is independent noise.
 
     noise = BandedNoise(steps=200, bands=8, separation=20, noise_multiplier=4.0)
-    ledger.charge(noise.event)                                       # 10 Gaussian steps at q = 1
+    ledger.charge(noise.event)                                       # as 10 epochs
     stream = BandedStream(noise, size, 1.0, Randomness.from_entropy())
     for ...: noisy = stream.release(clipping.sum(...))               # (size,) float64
     """
@@ -81,11 +81,9 @@ class BandedNoise:
         return self.noise_multiplier / self.sensitivity
 
     @property
-    def event(self) -> GaussianSteps:
-        """What the ledger is charged for all steps."""
-        return GaussianSteps(
-            sampling_rate=1.0, noise_multiplier=self.noise_multiplier, steps=self.participations
-        )
+    def event(self) -> EpochGaussian:
+        """What the ledger is charged for all steps: an epoch for every time that an example may take part."""
+        return EpochGaussian(noise_multiplier=self.noise_multiplier, epochs=self.participations)
 
     @property
     def coefficients(self) -> NDArray[np.float64]:

@@ -122,18 +122,6 @@ class SkellamNoise:
         tail = log / 3 + math.sqrt(log**2 / 9 + 2 * variance * log)
         return ((2.0 ** (self.bits - 1) - 1 - tail) / self.companies - 1) / self.scale
 
-    def rdp(self, order: int) -> float:
-        """Renyi divergence of `order`, an integer of at least 2, for one step on all examples (q = 1).
-
-        The bound of Agarwal et al. 2021 for integer vectors, with the honest companies' noise. Besides it, every
-        step takes BETA of delta.
-        """
-        if isinstance(order, bool) or not isinstance(order, int) or order < 2:
-            raise InputError("order", order, "must be an integer of at least 2")
-        mu, squared = self.variance_total, self.l2**2
-        excess = min(((2 * order - 1) * squared + 6 * self.l1) / (4 * mu**2), 3 * self.l1 / (2 * mu))
-        return order * squared / (2 * mu) + excess
-
     def encode(self, vector: NDArray[np.float64], randomness: Randomness) -> NDArray[np.uint32]:
         """The company's clipped sum (d,) float64, one example of which weighs at most `clip` -> (d,) uint32."""
         if not isinstance(vector, np.ndarray) or vector.dtype != np.float64:

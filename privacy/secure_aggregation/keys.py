@@ -5,11 +5,12 @@ Bonawitz et al. (CCS 2017), Sec. 3.2 (key agreement: X25519, hashed with HKDF-SH
 for every sum; here it lives for a run, which saves a message phase in every round. What a sum
 derives from it is bound to the session's digest, the direction and both public keys.
 
-The roster of channel keys is taken as given. Identity signatures are not part of this version, so
-whoever hands out the roster must be trusted for it, or the companies compare it by other means.
+A channel key is handed out with its owner's signature (`ChannelKey`), and used only if that is from the
+identity which the user has pinned: whoever carries it can lose it, but not replace it.
 """
 
 import secrets
+from dataclasses import dataclass
 from itertools import pairwise
 
 from cryptography.exceptions import InvalidTag
@@ -20,11 +21,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ...errors import ProtocolError
 from . import wire
+from .identity import CHANNEL, Member, Roster
 
 KEY_SIZE = 32
 NONCE_SIZE = 12
 TAG_SIZE = 16
-DOMAIN = "fedblocks secure aggregation v1"
 MARK_SIZE = 8
 MAX_SESSIONS = 1 << 20
 
@@ -34,21 +35,25 @@ def new_private_key() -> bytes:
 
 
 def public_key(private: bytes) -> bytes:
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    return loaded(private).public_key().public_bytes_raw()
 
 
-def agree(private: bytes, public: bytes) -> bytes:
+def loaded(private: bytes) -> X25519PrivateKey:
+    """Ready for any number of `agree`: loading a key takes nearly as long as using it once."""
+    return X25519PrivateKey.from_private_bytes(private)
+
+
+def agree(private: X25519PrivateKey, public: bytes) -> bytes:
     """The raw X25519 secret, 32 bytes: to be used only through `derive`."""
     try:
-        peer = X25519PublicKey.from_public_bytes(public)
-        return X25519PrivateKey.from_private_bytes(private).exchange(peer)
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:  # wrong size, or a point of low order that would fix the secret
         raise ProtocolError("bad_key", "a public key is not a usable X25519 key") from None
 
 
 def derive(secret: bytes, digest: bytes, purpose: str, *context: bytes) -> bytes:
     """A 32-byte key for one purpose in the session with this digest (RFC 5869)."""
-    info = wire.text(DOMAIN) + wire.text(purpose) + b"".join(map(wire.blob, context))
+    info = wire.text(wire.DOMAIN) + wire.text(purpose) + b"".join(map(wire.blob, context))
     return HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=digest, info=info).derive(secret)
 
 
@@ -65,6 +70,18 @@ def unseal(key: bytes, sealed: bytes, associated: bytes) -> bytes:
         raise ProtocolError("bad_share", "a sealed share was altered or is not meant for this use") from None
 
 
+@dataclass(frozen=True)
+class ChannelKey:
+    """The public half of `ChannelKeys` with its owner's signature over run, settings, roster and name."""
+
+    public: bytes
+    signature: bytes
+
+    def check(self, roster: Roster, owner: str, run: str, settings_digest: bytes) -> None:
+        """Refuse unless `owner`, as pinned in `roster`, has handed out this key for this run."""
+        roster.check_lasting(self.signature, CHANNEL, owner, run.encode(), settings_digest, self.public)
+
+
 class ChannelKeys:
     """One company's X25519 pair for one run, and the sessions it has been used in.
 
@@ -76,8 +93,9 @@ class ChannelKeys:
 
     def __init__(self, private: bytes, begun: frozenset[bytes] = frozenset()) -> None:
         self._private = private
+        self._key = loaded(private)
         self._begun = begun
-        self.public = public_key(private)
+        self.public = self._key.public_key().public_bytes_raw()
 
     @classmethod
     def generate(cls) -> "ChannelKeys":
@@ -85,6 +103,11 @@ class ChannelKeys:
 
     def __repr__(self) -> str:
         return f"ChannelKeys(public={self.public.hex()}, sessions={len(self._begun)}, private=<redacted>)"
+
+    def signed(self, member: Member, run: str, settings_digest: bytes) -> ChannelKey:
+        """What the other companies of this run get; Ed25519 signs alike every time."""
+        signature = member.sign(CHANNEL, run.encode(), settings_digest, self.public)
+        return ChannelKey(self.public, signature)
 
     def begin(self, digest: bytes) -> None:
         """Notes that a session starts; refuses one that has started before."""
@@ -97,7 +120,7 @@ class ChannelKeys:
 
     def share_keys(self, digest: bytes, me: str, peer: str, peer_public: bytes) -> tuple[bytes, bytes]:
         """Keys that seal shares in this session: from me to the peer, from the peer to me."""
-        secret = agree(self._private, peer_public)
+        secret = agree(self._key, peer_public)
         here, there = (me.encode(), self.public), (peer.encode(), peer_public)
         return derive(secret, digest, "share", *here, *there), derive(secret, digest, "share", *there, *here)
 

@@ -12,17 +12,17 @@ a late y_u arrives after the coordinator has been given the key that produces ev
 from collections.abc import Sequence
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from numpy.typing import NDArray
 
 from ...errors import ProtocolError
+from . import packing
 from .keys import agree, derive
 from .session import Session
 
-# Vector chunk and keystream chunk stay in the second-level cache together.
-CHUNK_BYTES = 1 << 18
-CHUNK_VALUES = CHUNK_BYTES // 4
-_ZEROS = memoryview(bytes(CHUNK_BYTES))
+# A block's values and its keystream stay in the second-level cache together.
+_ZEROS = memoryview(bytes(4 * packing.BLOCK))
 
 
 def check_vector(session: Session, vector: NDArray[np.uint32]) -> None:
@@ -45,7 +45,7 @@ def seed_commitment(seed: bytes, digest: bytes, company: str) -> bytes:
 
 
 def pair_mask_key(
-    private: bytes, digest: bytes, own: tuple[str, bytes], peer: tuple[str, bytes]
+    private: X25519PrivateKey, digest: bytes, own: tuple[str, bytes], peer: tuple[str, bytes]
 ) -> tuple[bytes, bool]:
     """The key both companies of a pair derive, and whether the owner of `private` adds the mask.
 
@@ -60,22 +60,52 @@ def pair_mask_key(
 def apply_masks(
     vector: NDArray[np.uint32], add: Sequence[bytes], subtract: Sequence[bytes], largest: int
 ) -> NDArray[np.uint32]:
-    """A new vector: `vector` plus and minus the keystreams of the keys, mod largest + 1.
+    """A new vector (d,): `vector` plus and minus the keystreams of the keys, mod largest + 1."""
+    result = np.empty(len(vector), dtype=np.uint32)  # (d,)
+    streams = _Streams(add, subtract)
+    for start in range(0, len(result), packing.BLOCK):
+        part = slice(start, start + packing.BLOCK)
+        streams.apply(vector[part], result[part])
+    result &= np.uint32(largest)
+    return result
+
+
+def masked_and_packed(
+    vector: NDArray[np.uint32], add: Sequence[bytes], subtract: Sequence[bytes], bits: int
+) -> NDArray[np.uint8]:
+    """The same mod 2^bits, packed for the wire block by block while a block is in the cache."""
+    packed = np.empty(packing.packed_size(len(vector), bits), dtype=np.uint8)
+    block = np.empty(min(len(vector), packing.BLOCK), dtype=np.uint32)
+    streams, largest = _Streams(add, subtract), np.uint32((1 << bits) - 1)
+    for start, stop, part in packing.blocks(packed, len(vector), bits):
+        values = block[: stop - start]
+        streams.apply(vector[start:stop], values)
+        values &= largest
+        packing.pack_block(values, part, bits)
+    return packed
+
+
+class _Streams:
+    """The keystreams of all masks of a vector, used up block by block from its front.
 
     uint32 arithmetic wraps mod 2^32, of which 2^bits is a divisor, so one reduction at the end is exact.
     """
-    result = np.array(vector, dtype=np.uint32, order="C")  # (length,)
-    streams = [_keystream(key) for key in add] + [_keystream(key) for key in subtract]
-    operations = [np.add] * len(add) + [np.subtract] * len(subtract)
-    buffer = np.empty(CHUNK_VALUES, dtype="<u4")
-    for start in range(0, len(result), CHUNK_VALUES):
-        chunk = result[start : start + CHUNK_VALUES]
-        mask = buffer[: len(chunk)]
-        for stream, operation in zip(streams, operations, strict=True):
-            stream.update_into(_ZEROS[: mask.nbytes], mask.view(np.uint8).data)
-            operation(chunk, mask, out=chunk)
-    result &= np.uint32(largest)
-    return result
+
+    def __init__(self, add: Sequence[bytes], subtract: Sequence[bytes]) -> None:
+        self._add = [_keystream(key).update_into for key in add]
+        self._subtract = [_keystream(key).update_into for key in subtract]
+        self._buffer = np.empty(packing.BLOCK, dtype="<u4")
+
+    def apply(self, values: NDArray[np.uint32], into: NDArray[np.uint32]) -> None:
+        mask = self._buffer[: len(values)]
+        zeros, octets = _ZEROS[: mask.nbytes], mask.view(np.uint8).data
+        into[:] = values
+        for update_into in self._add:
+            update_into(zeros, octets)
+            np.add(into, mask, out=into)
+        for update_into in self._subtract:
+            update_into(zeros, octets)
+            np.subtract(into, mask, out=into)
 
 
 def _keystream(key: bytes) -> CipherContext:

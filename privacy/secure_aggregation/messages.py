@@ -1,19 +1,16 @@
-"""The three messages besides the masked vector itself.
+"""The messages besides the masked vector itself (see `packing`) and the channel keys (see `keys`).
 
-Bonawitz et al. (CCS 2017), Fig. 4: `Advert` is rounds 0 and 1 in one, `Survivors` opens round 3 and
-`UnmaskShares` is round 4. The masked vector of round 2 is a plain uint32 array.
-
-Identity signatures are not part of this version. Their place is the `signature` field, which is
-carried and not read. In an `Advert` it will cover the session digest, the sender, its mask key and the
-commitment (the sealed shares are bound to these already, and each recipient sees only its own). In
-`Survivors` it will cover the session digest and the names, as in the consistency check of Fig. 4, round 3.
+Bonawitz et al. (CCS 2017), Fig. 4: `Advert` is rounds 0 and 1 in one; `Survivors`, `Confirmation` and
+`Confirmations` are round 3, the consistency check; `UnmaskShares` is round 4.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...errors import ProtocolError
 from . import wire
+from .identity import SIGNATURE_SIZE
 from .keys import KEY_SIZE, NONCE_SIZE, TAG_SIZE
 from .shamir import SHARE_SIZE
 
@@ -35,15 +32,16 @@ def associated_data(digest: bytes, sender: str, receiver: str, public: bytes, co
 class Advert:
     """A company's opening message: its mask public key and its sealed shares, keyed by recipient.
 
-    `commitment` fixes the self-mask seed. 32 + 32 + 32 bytes and about 100 bytes a peer; what goes to
-    one recipient (`for_recipient`) has about 230.
+    `commitment` fixes the self-mask seed. `signature` covers session, mask key and commitment; the sealed
+    shares are bound to these by their encryption, and a recipient sees only its own. About 160 bytes and
+    100 bytes a peer; what goes to one recipient (`for_recipient`) has about 290.
     """
 
     session: bytes
     public: bytes
     commitment: bytes
     shares: Mapping[str, bytes]
-    signature: bytes = b""
+    signature: bytes
 
     def __repr__(self) -> str:
         return f"Advert(public={self.public.hex()}, shares for {sorted(self.shares)})"
@@ -65,34 +63,77 @@ class Advert:
             public=reader.exactly(KEY_SIZE),
             commitment=reader.exactly(KEY_SIZE),
             shares=reader.table(SEALED_SIZE),
-            signature=reader.blob(0, wire.MAX_SIGNATURE),
+            signature=reader.exactly(SIGNATURE_SIZE),
         )
         reader.done()
         return advert
 
 
+def transcript(digest: bytes, adverts: Mapping[str, Advert]) -> bytes:
+    """SHA-256 over whose adverts there were, and what each of them fixed.
+
+    Every company's fresh key is in it, so a signature over it is of no use in a session begun again under the
+    same digest, and companies that were shown different adverts do not confirm each other.
+    """
+    rows = {name: advert.public + advert.commitment for name, advert in adverts.items()}
+    head = wire.header(wire.TRANSCRIPT) + wire.blob(digest)
+    return hashlib.sha256(head + wire.table(rows)).digest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survivors:
-    """The set whose vectors are to be summed: the coordinator's request for shares."""
+    """The set whose vectors are to be summed: the coordinator's request for signatures."""
 
     session: bytes
     names: tuple[str, ...]
-    signature: bytes = b""
 
     def to_bytes(self) -> bytes:
-        head = wire.header(wire.SURVIVORS) + wire.blob(self.session)
-        return head + wire.names(self.names) + wire.blob(self.signature)
+        return wire.header(wire.SURVIVORS) + wire.blob(self.session) + wire.names(self.names)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Survivors":
         reader = wire.Reader(data, wire.SURVIVORS)
-        survivors = cls(
-            session=reader.exactly(wire.DIGEST_SIZE),
-            names=reader.names(),
-            signature=reader.blob(0, wire.MAX_SIGNATURE),
-        )
+        survivors = cls(session=reader.exactly(wire.DIGEST_SIZE), names=reader.names())
         reader.done()
         return survivors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmation:
+    """A survivor's answer: its signature over session, adverts and the set it was shown."""
+
+    session: bytes
+    signature: bytes
+
+    def to_bytes(self) -> bytes:
+        head = wire.header(wire.CONFIRMATION)
+        return head + wire.blob(self.session) + wire.blob(self.signature)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Confirmation":
+        reader = wire.Reader(data, wire.CONFIRMATION)
+        confirmation = cls(session=reader.exactly(wire.DIGEST_SIZE), signature=reader.exactly(SIGNATURE_SIZE))
+        reader.done()
+        return confirmation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmations:
+    """The signatures of those who confirmed, by name: the coordinator's request for shares."""
+
+    session: bytes
+    signatures: Mapping[str, bytes]
+
+    def to_bytes(self) -> bytes:
+        head = wire.header(wire.CONFIRMATIONS)
+        return head + wire.blob(self.session) + wire.table(self.signatures)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Confirmations":
+        reader = wire.Reader(data, wire.CONFIRMATIONS)
+        confirmations = cls(session=reader.exactly(wire.DIGEST_SIZE), signatures=reader.table(SIGNATURE_SIZE))
+        reader.done()
+        return confirmations
 
 
 @dataclass(frozen=True, kw_only=True)

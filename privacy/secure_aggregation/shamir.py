@@ -18,6 +18,7 @@ from ...errors import ProtocolError
 PRIME = 2**256 + 297
 SECRET_SIZE = 32
 SHARE_SIZE = 33
+_PRIME_BYTES = PRIME.to_bytes(SHARE_SIZE, "big")
 
 
 def split(secret: bytes, threshold: int, parties: int) -> list[bytes]:
@@ -32,17 +33,18 @@ def split(secret: bytes, threshold: int, parties: int) -> list[bytes]:
 def combine(shares: Mapping[int, bytes]) -> bytes:
     """The secret behind exactly `threshold` shares, keyed by x."""
     weights = _weights_at_zero(tuple(sorted(shares)))
-    value = sum(field_element(shares[x]) * weight for x, weight in weights) % PRIME
+    for share in shares.values():
+        check_share(share)
+    value = sum(int.from_bytes(shares[x], "big") * weight for x, weight in weights) % PRIME
     if value.bit_length() > 8 * SECRET_SIZE:
         raise ProtocolError("bad_share", "the shares do not combine to a secret")
     return value.to_bytes(SECRET_SIZE, "big")
 
 
-def field_element(share: bytes) -> int:
-    value = int.from_bytes(share, "big")
-    if len(share) != SHARE_SIZE or value >= PRIME:
+def check_share(share: bytes) -> None:
+    # Big-endian bytes of one length are in the order of their numbers.
+    if len(share) != SHARE_SIZE or share >= _PRIME_BYTES:
         raise ProtocolError("bad_share", f"a share is {SHARE_SIZE} bytes below the field's prime")
-    return value
 
 
 def _evaluate(coefficients: list[int], x: int) -> int:

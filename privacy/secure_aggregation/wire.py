@@ -19,15 +19,17 @@ from itertools import pairwise
 
 from ...errors import ProtocolError
 
-MAGIC = b"FBSA\x01"
+VERSION = 2
+MAGIC = b"FBSA" + bytes([VERSION])
+DOMAIN = f"fedblocks secure aggregation v{VERSION}"
 MAX_MESSAGE = 1 << 24
 MAX_NAME = 128
 MAX_COHORT = 1000
 DIGEST_SIZE = 32
-MAX_SIGNATURE = 128
 
 # One byte that says what a message is, so that no message can be read as another.
 SESSION, ADVERT, SURVIVORS, UNMASK_SHARES, CHANNEL_KEYS, COMPANY_STATE = range(1, 7)
+CONFIRMATION, CONFIRMATIONS, ROSTER, TRANSCRIPT = range(7, 11)
 
 
 def same(left: bytes, right: bytes) -> bool:
@@ -76,7 +78,7 @@ class Reader:
         self._data = data
         self._at = 0
         if self._take(len(MAGIC) + 1) != header(kind):
-            raise ProtocolError("malformed", f"this is not a version 1 message of kind {kind}")
+            raise ProtocolError("malformed", f"this is not a version {VERSION} message of kind {kind}")
 
     def _take(self, size: int) -> bytes:
         if size > len(self._data) - self._at:

@@ -15,11 +15,11 @@ from .service import AggregationService
 
 
 class StreamGrid(Grid):
-    """Companies of the roster are nodes 1, 2, ... in its order; only connected ones are listed."""
+    """Companies with a pinned certificate are nodes 1, 2, ... in that order; only connected ones are listed."""
 
     def __init__(self, service: AggregationService) -> None:
         self._service = service
-        self.names = dict(enumerate(service.roster.companies, start=1))
+        self.names = dict(enumerate(service.pinned.companies, start=1))
         self._nodes = {company: node for node, company in self.names.items()}
         stamp_messages()
 

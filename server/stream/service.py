@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from ...errors import ProtocolError, RunError
+from ...transport.certificates import OwnCertificate
 from ...transport.frames import OPTIONS, Closed, close
 from ...transport.frames_pb2 import Frame
 from ...transport.frames_pb2_grpc import DataPlaneServicer, add_DataPlaneServicer_to_server
-from ...transport.identity import Identity
-from ...transport.roster import Roster
+from ...transport.pinned import PinnedCertificates
 from .link import Link
 
 log = logging.getLogger("fedblocks.transport")
@@ -42,7 +42,7 @@ Answers = queue.SimpleQueue[tuple[str, bytes | None]]
 class AggregationService(DataPlaneServicer):
     """Holds the companies' streams of one run.
 
-    service = AggregationService(Identity.load(folder), Roster.load(folder / "companies"), run)
+    service = AggregationService(OwnCertificate.load(folder), PinnedCertificates.load(folder / "companies"), run)
     port = service.start("0.0.0.0:9443")
     for company, content in service.ask("query.keys", {"company-0": b"..."}, timeout=60): ...
     service.close()
@@ -50,15 +50,15 @@ class AggregationService(DataPlaneServicer):
 
     def __init__(
         self,
-        identity: Identity,
-        roster: Roster,
+        own: OwnCertificate,
+        pinned: PinnedCertificates,
         run: str,
         *,
         largest_message: int = 1 << 30,
         greeting_timeout: float = 10.0,
     ) -> None:
-        self.roster = roster
-        self._identity = identity
+        self.pinned = pinned
+        self._own = own
         self._run = run
         self._largest = largest_message
         self._greeting_timeout = greeting_timeout
@@ -68,7 +68,7 @@ class AggregationService(DataPlaneServicer):
         self._open: dict[int, Answers] = {}
         self._ids = itertools.count(1)
         # A stream holds a thread. Companies at their limit leave a few for saying so.
-        workers = _STREAMS_OF_A_COMPANY * len(roster.companies) + 4
+        workers = _STREAMS_OF_A_COMPANY * len(pinned.companies) + 4
         self._server = grpc.server(
             ThreadPoolExecutor(workers, thread_name_prefix="data-plane"), options=_SERVER_OPTIONS
         )
@@ -77,9 +77,7 @@ class AggregationService(DataPlaneServicer):
     def start(self, address: str) -> int:
         """Listen; returns the port, which `host:0` leaves open."""
         try:
-            port: int = self._server.add_secure_port(
-                address, self._identity.server_credentials(self.roster.pem)
-            )
+            port: int = self._server.add_secure_port(address, self._own.server_credentials(self.pinned.pem))
         except RuntimeError:
             port = 0
         if port == 0:
@@ -142,10 +140,10 @@ class AggregationService(DataPlaneServicer):
     def Exchange(self, request_iterator: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
         """gRPC's entry: one company's stream, from its certificate to its end."""
         presented = context.auth_context().get("x509_pem_cert") or [b""]
-        company = self.roster.owner(presented[0])
+        company = self.pinned.owner(presented[0])
         if company is None:
-            log.warning("refused a certificate that is not in the roster")
-            yield close("not_in_roster")
+            log.warning("refused a certificate that is not pinned")
+            yield close("unknown_certificate")
             return
         with self._lock:
             self._streams[company] += 1

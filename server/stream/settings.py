@@ -2,8 +2,8 @@
 
 FOLDER/
     transport.toml      listen = "0.0.0.0:9443"
-    own.key, own.pem    the coordinator's identity; companies pin own.pem
-    companies/NAME.pem  each company's certificate, received by other means: the roster
+    own.key, own.pem    the coordinator's key and certificate; companies pin own.pem
+    companies/NAME.pem  each company's certificate, received by other means
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...config import validated
 from ...errors import InputError
-from ...transport.identity import Identity, read
-from ...transport.roster import Roster
+from ...transport.certificates import OwnCertificate, read
+from ...transport.pinned import PinnedCertificates
 from .service import AggregationService
 
 
@@ -40,8 +40,8 @@ class ServiceSettings(BaseModel):
     def service(self, folder: Path, run: str) -> AggregationService:
         """The service of one run, not listening yet."""
         return AggregationService(
-            Identity.load(folder),
-            Roster.load(folder / "companies"),
+            OwnCertificate.load(folder),
+            PinnedCertificates.load(folder / "companies"),
             run,
             largest_message=self.largest_message_mb << 20,
         )

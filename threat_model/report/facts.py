@@ -15,7 +15,12 @@ from ...server.run_folder import RunFolder
 from .measures import Measure
 from .spending import Spending, read_spending
 
-PHASES = {"keys": "key exchange", "train": "training", "unmask": "unmasking"}
+PHASES = {
+    "keys": "key exchange",
+    "train": "training",
+    "confirm": "confirmation",
+    "unmask": "unmasking",
+}
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class Facts:
     spending: tuple[Spending, ...]
     absences: tuple[Absence, ...]
     aborted: dict[int, str]
+    flagged: tuple[dict[str, Any], ...]  # a round's `GroupEffect`s where the group is flagged, with the round
     unused_charges: int
     seconds: float | None
 
@@ -132,6 +138,12 @@ def read_facts(run: RunFolder) -> Facts:
         spending=tuple(sorted(spending, key=lambda s: _natural(s.company))),
         absences=tuple(_absence(row, name) for row in rounds for name in sorted(row["absent"])),
         aborted={row["round"]: row["status"] for row in rounds if row["status"] != "done"},
+        flagged=tuple(
+            {"round": row["round"], **effect}
+            for row in rounds
+            for effect in row.get("influence", ())
+            if effect["flagged"]
+        ),
         unused_charges=_unused(spending, rounds),
         seconds=result.get("seconds"),
     )

@@ -28,7 +28,7 @@ from .facts import Absence, Facts
 from .spending import Spending
 
 MOST_ROWS = 30
-_LETTERS = {"key exchange": "K", "training": "T", "unmasking": "U"}
+_LETTERS = {"key exchange": "K", "training": "T", "confirmation": "C", "unmasking": "U"}
 
 
 def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:

@@ -41,6 +41,13 @@ def find(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> li
         found += [Finding(*sentence) for sentence in diagnosed.sentences()]
     found.append(_epsilon(facts))
     found.append(_attendance(facts))
+    if facts.flagged:
+        rounds = len({each["round"] for each in facts.flagged})
+        text = (
+            f"In {_many(rounds, 'round', 'rounds')} the model was better on public data without the sum of one group "
+            "of companies: a sign of poisoned updates, or of private data unlike the public ones."
+        )
+        found.append(Finding("Influence", text, True))
     found += _audit(facts, audit)
     return found
 

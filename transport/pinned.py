@@ -9,10 +9,10 @@ from pathlib import Path
 from cryptography import x509
 
 from ..errors import InputError
-from .identity import certificate_of, fingerprint, name_in, read
+from .certificates import certificate_of, fingerprint, name_in, read
 
 
-class Roster:
+class PinnedCertificates:
     """The companies' certificates by name.
 
     TLS admits whoever holds the key of one of them; `owner` then says which company that is.
@@ -27,10 +27,10 @@ class Roster:
                 raise InputError("certificate", company, f"is made out to {name_in(certificate)!r}")
             self._fingerprints[company] = fingerprint(certificate)
         if not self._fingerprints:
-            raise InputError("roster", [], "holds no company")
+            raise InputError("companies", [], "no certificate is there")
 
     @classmethod
-    def load(cls, folder: Path) -> Roster:
+    def load(cls, folder: Path) -> PinnedCertificates:
         """From files named COMPANY.pem."""
         return cls({path.stem: read(path) for path in sorted(folder.glob("*.pem"))})
 

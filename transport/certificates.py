@@ -1,7 +1,7 @@
 """Keys and certificates of the data plane: each party makes its own, and the others pin it.
 
-There is no authority: a certificate signs itself, travels to the other side by other means (as the roster's
-keys do), and is trusted there as it stands. What TLS checks is then possession of the one key that belongs to it.
+There is no authority: a certificate signs itself, travels to the other side by other means, as identities' public keys
+do, and is trusted there as it stands. What TLS checks is then possession of the one key that belongs to it.
 
     FOLDER/
         own.key    private key, readable by its owner alone
@@ -31,14 +31,14 @@ _KEY, _CERTIFICATE = "own.key", "own.pem"
 
 
 @dataclass(frozen=True)
-class Identity:
+class OwnCertificate:
     """One party's private key and certificate, in PEM."""
 
     certificate: bytes
     key: bytes = field(repr=False)
 
     @classmethod
-    def create(cls, name: str) -> Identity:
+    def create(cls, name: str) -> OwnCertificate:
         """A fresh P-256 key and a certificate for it under `name`."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -63,7 +63,7 @@ class Identity:
         return cls(certificate.public_bytes(serialization.Encoding.PEM), private)
 
     def save(self, folder: Path) -> None:
-        """Write both files; an identity that is already there is never overwritten."""
+        """Write both files; a key that is already there is never overwritten."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(folder / _KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -74,7 +74,7 @@ class Identity:
         (folder / _CERTIFICATE).write_bytes(self.certificate)
 
     @classmethod
-    def load(cls, folder: Path) -> Identity:
+    def load(cls, folder: Path) -> OwnCertificate:
         key = folder / _KEY
         content = read(key)
         if stat.S_IMODE(key.stat().st_mode) & 0o077:

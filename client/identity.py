@@ -1,0 +1,80 @@
+"""A company's identity key and pinned roster, as files in its own home.
+
+    identity.key    64 hexadecimal digits, the Ed25519 private key; nobody but its owner may read it
+    roster.toml     [companies], a line a company: name = "64 hexadecimal digits", the Ed25519 public key
+
+Both are written by the company. Public keys are exchanged out of band; no message ever changes either file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import tomli_w
+
+from ..errors import InputError, PrivacyError, ProtocolError
+from ..privacy.secure_aggregation import Identity, Member, Roster
+
+IDENTITY_FILE = "identity.key"
+ROSTER_FILE = "roster.toml"
+
+
+def load_member(home: Path, name: str) -> Member:
+    """The company `name` with the identity and roster of this home."""
+    return Member(name, load_identity(home / IDENTITY_FILE), load_roster(home / ROSTER_FILE))
+
+
+def save_identity(path: Path, identity: Identity) -> None:
+    """A new file that its owner alone may read; refuses to replace one."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(identity.private_bytes().hex() + "\n")
+
+
+def load_identity(path: Path) -> Identity:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            raise PrivacyError(f"{path} may be read by others (mode {mode:03o}); expected 600")
+        return Identity(bytes.fromhex(path.read_text("ascii").strip()))
+    except FileNotFoundError:
+        raise InputError("identity", str(path), "no such file") from None
+    except (ValueError, ProtocolError):  # the content itself is never quoted
+        raise InputError("identity", str(path), "expected 64 hexadecimal digits") from None
+
+
+def save_roster(path: Path, members: Mapping[str, bytes]) -> None:
+    companies = {name: members[name].hex() for name in sorted(members)}
+    path.write_text(tomli_w.dumps({"companies": companies}), "utf-8")
+
+
+def load_roster(path: Path) -> Roster:
+    try:
+        return _parsed(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError("roster", str(path), "no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError("roster", str(path), f"not valid TOML: {error}") from None
+
+
+@lru_cache(maxsize=128)
+def _parsed(text: str) -> Roster:
+    raw = tomllib.loads(text)
+    companies = raw.get("companies")
+    if set(raw) != {"companies"} or not isinstance(companies, dict):
+        raise InputError("roster", sorted(raw), "expected one table, [companies]")
+    members = {}
+    for name, digits in companies.items():
+        try:
+            members[name] = bytes.fromhex(digits)
+        except (TypeError, ValueError):
+            raise InputError(f"roster.{name}", digits, "expected 64 hexadecimal digits") from None
+    try:
+        return Roster(members)
+    except ProtocolError as error:
+        raise InputError("roster", sorted(members), str(error)) from None

@@ -1,0 +1,90 @@
+"""Public pretraining block by block: only one block in memory, or several, each in a process of its own.
+
+The folder holds shared.safetensors and a file a block, from which `pretraining.folder` starts a simulation.
+Blocks may be trained on different days or machines: a folder is made from the settings alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..blocks import BlockObjective, save_state, split
+from ..blocks.alone import Job, train_alone, train_in_processes, trained_by
+from ..blocks.build import metric_of
+from ..blocks.quality import chain_quality
+from ..config import Settings
+from ..errors import InputError
+from .preparation import fresh_model, pretrained, read_inputs, schedule_of
+
+SETTINGS = "pretraining.json"
+
+
+def job_of(settings: Settings) -> Job:
+    """What decides the trained blocks, but for the data."""
+    return Job(
+        model=settings.model,
+        noise=settings.noise,
+        schedule=schedule_of(settings),
+        objective=BlockObjective(weight=settings.noise.weight),
+        seed=settings.seed,
+    )
+
+
+def pretrain(
+    settings: Settings,
+    folder: Path,
+    *,
+    block: int | None = None,
+    processes: int = 1,
+    on_step: Callable[[int, int], None] = lambda block, step: None,
+) -> dict[str, Any]:
+    """Train one block of the folder, or all that are not trained yet; the quality once all of them are.
+
+    `on_step` hears block and step; with several processes only of whole blocks.
+    """
+    blocks, job = settings.model.blocks, job_of(settings)
+    if block is not None and not 0 <= block < blocks:
+        raise InputError("--block", block, f"expected 0 to {blocks - 1}")
+    inputs = read_inputs(settings)
+    data = inputs.public_train
+    _make(folder, settings)
+    left = [b for b in range(blocks) if trained_by(folder, b) != job.digest(b)]
+    wanted = [b for b in left if block is None or b == block]
+    if processes > 1 and len(wanted) > 1:
+        whole = partial(_whole, on_step, job.schedule.steps)
+        train_in_processes(
+            folder, wanted, data.inputs, data.targets, job=job, workers=processes, on_block=whole
+        )
+    else:
+        for b in wanted:
+            train_alone(folder, b, data.inputs, data.targets, job=job, on_step=partial(on_step, b))
+    missing = [b for b in left if b not in wanted]
+    result: dict[str, Any] = {"folder": str(folder), "trained": wanted, "untrained": missing}
+    if not missing:
+        kept = settings.pretraining.model_copy(update={"folder": str(folder)})
+        model, test = pretrained(settings.model_copy(update={"pretraining": kept})), inputs.public_test
+        result["metric"] = metric_of(settings.model).name
+        result["after_each_block"] = chain_quality(model, test.inputs, test.targets, settings.seed)
+    return result
+
+
+def _whole(on_step: Callable[[int, int], None], steps: int, block: int) -> None:
+    on_step(block, steps)
+
+
+def _make(folder: Path, settings: Settings) -> None:
+    """Initial weights where there are none yet; a folder of other settings is refused."""
+    mine = settings.model_dump_json(include={"seed", "model", "noise", "data", "pretraining"})
+    file = folder / SETTINGS
+    if file.is_file():
+        if json.loads(file.read_text("utf-8")) != json.loads(mine):
+            raise InputError("--folder", str(folder), "holds blocks of other settings; choose another folder")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("--folder", str(folder), "is not an empty folder, nor one of `fedblocks pretrain`")
+    save_state(split(fresh_model(settings)), folder)
+    file.write_text(mine, "utf-8")

@@ -1,0 +1,134 @@
+"""Who is who: Ed25519 identities, the pinned roster, and what a company puts its name to.
+
+Bonawitz et al. (CCS 2017), Fig. 4, "Setup": against an active server every user has a signing key d_u^SK, and
+everybody knows every d_v^PK beforehand. Here that is the roster, which each company pins in its own
+configuration, out of band: the coordinator can neither add a member nor replace one. Signatures are
+Ed25519 (RFC 8032). What is signed always opens with the same four fields, so that nothing signed for
+one purpose, roster or sender passes for another:
+
+    text(DOMAIN) | text(purpose) | blob(roster digest) | text(sender) | blob ...
+
+The roster's digest is among them, so a signature also says: we hold the same list of members.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import NoReturn
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from ...errors import ProtocolError
+from . import wire
+
+IDENTITY_SIZE = 32
+SIGNATURE_SIZE = 64
+
+# What a signature is for; the parts that follow the four common fields.
+CHANNEL = "channel key"  # text(run) | settings digest | channel public key
+ADVERT = "advert"  # session digest | mask public key | commitment
+SURVIVORS = "survivors"  # session digest | transcript digest | names(survivors)
+
+
+class Identity:
+    """A company's Ed25519 key pair. It outlives every run; only its public half ever leaves."""
+
+    def __init__(self, private: bytes) -> None:
+        if len(private) != IDENTITY_SIZE:
+            raise ProtocolError("bad_key", f"an identity key has {IDENTITY_SIZE} bytes")
+        self._key = Ed25519PrivateKey.from_private_bytes(private)
+        self.public = self._key.public_key().public_bytes_raw()
+
+    @classmethod
+    def generate(cls) -> "Identity":
+        return cls(Ed25519PrivateKey.generate().private_bytes_raw())
+
+    def __repr__(self) -> str:
+        return f"Identity(public={self.public.hex()}, private=<redacted>)"
+
+    def sign(self, statement: bytes) -> bytes:
+        return self._key.sign(statement)
+
+    def private_bytes(self) -> bytes:
+        """The secret itself, for the company's own key file."""
+        return self._key.private_bytes_raw()
+
+
+class Roster:
+    """Names and Ed25519 public keys of everybody who may ever take part; immutable."""
+
+    def __init__(self, members: Mapping[str, bytes]) -> None:
+        if not 1 <= len(members) <= wire.MAX_COHORT:
+            raise ProtocolError("not_in_roster", f"a roster has 1 to {wire.MAX_COHORT} members")
+        keys = {}
+        for name, public in members.items():
+            if not wire.is_name(name):
+                raise ProtocolError("not_in_roster", f"expected a name of 1 to {wire.MAX_NAME} bytes")
+            try:
+                keys[name] = Ed25519PublicKey.from_public_bytes(public)
+            except (ValueError, TypeError):
+                raise ProtocolError("bad_key", f"the identity of {name!r} is no Ed25519 key") from None
+        if len(set(members.values())) != len(members):
+            raise ProtocolError("bad_key", "two members of the roster have the same identity")
+        self.members: Mapping[str, bytes] = MappingProxyType(dict(members))
+        self.digest = hashlib.sha256(wire.header(wire.ROSTER) + wire.table(members)).digest()
+        self._keys = keys
+
+    def __repr__(self) -> str:
+        return f"Roster({len(self.members)} members, digest={self.digest.hex()})"
+
+    def require(self, names: tuple[str, ...]) -> None:
+        strangers = [name for name in names if name not in self._keys]
+        if strangers:
+            raise ProtocolError("not_in_roster", f"{strangers[0]!r} is not in the pinned roster")
+
+    def statement(self, purpose: str, sender: str, *parts: bytes) -> bytes:
+        """The bytes that `sender` signs."""
+        head = wire.text(wire.DOMAIN) + wire.text(purpose) + wire.blob(self.digest) + wire.text(sender)
+        return head + b"".join(map(wire.blob, parts))
+
+    def check(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
+        """Refuse unless `sender`, as pinned here, has signed exactly these parts for this purpose."""
+        self.require((sender,))
+        try:
+            self._keys[sender].verify(signature, self.statement(purpose, sender, *parts))
+        except InvalidSignature:
+            self._refuse(purpose, sender)
+
+    def check_lasting(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
+        """As `check`, for what is shown again in every session of a run: verified once as long as it stays."""
+        self.require((sender,))
+        try:
+            _verified(self.members[sender], signature, self.statement(purpose, sender, *parts))
+        except InvalidSignature:
+            self._refuse(purpose, sender)
+
+    def _refuse(self, purpose: str, sender: str) -> NoReturn:
+        text = f"the {purpose} of {sender!r} is not signed by the identity in the roster"
+        raise ProtocolError("bad_signature", text) from None
+
+
+# Only what verified is remembered: an exception leaves no entry.
+@lru_cache(maxsize=4096)
+def _verified(public: bytes, signature: bytes, statement: bytes) -> None:
+    Ed25519PublicKey.from_public_bytes(public).verify(signature, statement)
+
+
+class Member:
+    """One company as it takes part: its name, its identity, and the roster it has pinned."""
+
+    def __init__(self, name: str, identity: Identity, roster: Roster) -> None:
+        roster.require((name,))
+        if not wire.same(roster.members[name], identity.public):
+            raise ProtocolError("bad_key", "the roster holds another identity under this company's name")
+        self.name = name
+        self.roster = roster
+        self._identity = identity
+
+    def __repr__(self) -> str:
+        return f"Member({self.name!r}, {self.roster!r}, identity=<redacted>)"
+
+    def sign(self, purpose: str, *parts: bytes) -> bytes:
+        return self._identity.sign(self.roster.statement(purpose, self.name, *parts))
