@@ -55,7 +55,9 @@ def agent(
 
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     company = Company.of(context)
-    people.print(f"{company.name} answers; what it refuses and why is in {home / 'company.log'}")
+    people.print(
+        f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
+    )
     answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
     code = answering.serve()
     if as_json:

@@ -61,6 +61,18 @@ def test_the_data_plane_gives_the_same_bits_as_function_calls(
     assert epsilon_by_company(run) == epsilon_by_company(by_calls)
 
 
+def test_groups_that_train_at_once_share_the_data_plane(small: Settings, tmp_path: Path) -> None:
+    companies = small.companies.model_copy(update={"count": 6})
+    training = small.training.model_copy(update={"assignment": "parallel"})
+    parallel = small.model_copy(update={"companies": companies, "training": training})
+    runs = [prepare(parallel, tmp_path / way) for way in ("grid", "grpc")]
+    simulate(runs[0])
+    simulate(runs[1], transport="grpc")
+    assert all(len(row["tasks"]) == 2 for row in runs[1].metrics()[1:])
+    assert timeless(runs[0]) == timeless(runs[1])
+    assert final_digest(runs[0]) == final_digest(runs[1])
+
+
 @pytest.mark.parametrize("phase", ["keys", "train", "unmask"])
 def test_dropouts_fall_alike_on_both_ways(small: Settings, tmp_path: Path, phase: str) -> None:
     dropout = DropoutSettings(rate=0.25, phase=phase)  # type: ignore[arg-type]

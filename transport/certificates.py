@@ -1,7 +1,7 @@
 """Keys and certificates of the data plane: each party makes its own, and the others pin it.
 
-There is no authority: a certificate signs itself, travels to the other side by other means, as identities' public keys
-do, and is trusted there as it stands. What TLS checks is then possession of the one key that belongs to it.
+There is no authority: a certificate signs itself, travels to the other side by other means, like the public keys of
+identities, and is trusted there as it stands. What TLS checks is then possession of the one key that belongs to it.
 
     FOLDER/
         own.key    private key, readable by its owner alone

@@ -148,7 +148,7 @@ def transport(
     values: Annotated[int, typer.Option(min=1)] = 1_000_000,
     repeats: Annotated[int, typer.Option(min=3)] = 15,
     flower: Annotated[
-        bool, typer.Option("--flower/--no-flower", help="also a SuperLink and SuperNodes; takes a minute")
+        bool, typer.Option("--flower/--no-flower", help="also a SuperLink and SuperNodes; takes two minutes")
     ] = True,
     as_json: AsJson = False,
 ) -> None:

@@ -57,7 +57,7 @@ def flower_step(values: int, on_progress: Callable[[str], None] = lambda line: N
         (home / "config.toml").write_text(_CONNECTION.format(port=link), "utf-8")
         env = flower_env(home)
         with superlink(link, COMPANIES, env, folder, lambda i: f"partition-id={i}"):
-            on_progress("Flower: SuperLink and SuperNodes are up, one step takes about half a minute")
+            on_progress("Flower: SuperLink and SuperNodes are up, one step takes about a minute")
             command = [
                 "flwr", "run", str(project), "bench", "--stream",
                 "--run-config", f'out="{out}" values={values}',
