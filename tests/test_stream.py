@@ -309,6 +309,7 @@ def bad_replies() -> dict[str, tuple[Callable[[Begin], list[Frame]], str]]:
         "answers with another kind": (lambda b: [begin(b, kind="train.block")], "malformed"),
         "sends a chunk first": (lambda b: [Frame(chunk=b"x")], "malformed"),
         "sends more than declared": (lambda b: [begin(b), Frame(chunk=bytes(11))], "too_large"),
+        "sends crumbs": (lambda b: [begin(b), Frame(chunk=b"x")], "malformed"),
         "sends a large chunk": (
             lambda b: [begin(b, size=CHUNK + 8), Frame(chunk=bytes(CHUNK + 8))],
             "too_large",
@@ -350,8 +351,8 @@ def test_a_company_that_dies_in_the_middle_of_its_upload_is_missing_at_once(plan
     plane.up("company-1")
     stream, out = waiting_stream(plane, "company-0")
     begin, result = begun(plane, stream, seconds=30.0)
-    out.put(Frame(begin=Begin(id=begin.id, kind=begin.kind, size=1000)))
-    out.put(Frame(chunk=bytes(500)))
+    out.put(Frame(begin=Begin(id=begin.id, kind=begin.kind, size=CHUNK + 9)))
+    out.put(Frame(chunk=bytes(CHUNK)))
     time.sleep(0.2)
     stream.cancel()  # type: ignore[attr-defined]
     found = result()

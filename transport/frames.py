@@ -23,7 +23,7 @@ from ..errors import ProtocolError
 from .frames_pb2 import Begin, Close, Frame, Hello
 
 VERSION = 1
-CHUNK = 1 << 19
+CHUNK = 1 << 19  # of every chunk but a message's last; part of the version
 LARGEST_FRAME = CHUNK + 1024
 LONGEST_NAME = 128
 
@@ -130,9 +130,10 @@ def _chunks(stream: Iterator[Frame], size: int) -> Iterator[bytes]:
         if kind == "close":
             raise Closed(frame.close.code)
         chunk = frame.chunk
-        if kind != "chunk" or not chunk:
-            raise ProtocolError("malformed", "expected a chunk")
         if len(chunk) > min(CHUNK, size):
             raise ProtocolError("too_large", "a chunk goes over its message's size or its own")
+        # Many small pieces would take far more memory than their bytes.
+        if kind != "chunk" or len(chunk) < min(CHUNK, size):
+            raise ProtocolError("malformed", "expected a whole chunk")
         size -= len(chunk)
         yield chunk

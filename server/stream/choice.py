@@ -39,46 +39,42 @@ def data_plane(
         return
     settings, expected = ServiceSettings.load(folder), run.settings().companies.count
     service = settings.service(folder, run.plan().run)
+    nodes = wait_for_nodes(grid, expected, nodes_wait)
     try:
         service.start(settings.listen)
     except RunError as error:
         log.warning("no data plane, going on through Flower: %s", error)
         yield grid
         return
-    nodes = wait_for_nodes(grid, expected, nodes_wait)
     request = StreamRequest(run.plan().run, settings.gather).to_record()
     waiting = set(
         grid.push_messages(
             [Message(request, node, STREAM, group_id="stream", ttl=_LONGEST_RUN) for node in nodes]
         )
     )
-    if _gathered(grid, service, waiting, expected, settings.gather):
-        log.info("all %d companies are on the data plane", expected)
-        try:
+    try:
+        up = _gathered(grid, service, waiting, expected, settings.gather)
+        if up == expected:
             yield StreamGrid(service)
-        finally:
-            service.close()
-            _collect(grid, waiting, settings.gather)
-        return
-    up = len(service.connected)
-    log.warning("%d of %d companies came up on the data plane, going on through Flower", up, expected)
-    service.close()
-    # A node takes the next message only when it is done with this one.
-    _collect(grid, waiting, 2 * settings.gather)
-    yield grid
+    finally:
+        service.close()
+        # A node takes the next message only when it is done with this one.
+        _collect(grid, waiting, 2 * settings.gather)
+    if up < expected:
+        log.warning("%d of %d companies came up on the data plane, going on through Flower", up, expected)
+        yield grid
 
 
 def _gathered(
     grid: Grid, service: AggregationService, waiting: set[str], expected: int, seconds: float
-) -> bool:
+) -> int:
+    """How many companies are up, as soon as all are, or it is clear that they will not be."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if len(service.connected) == expected:
-            return True
+    while (up := len(service.connected)) < expected and time.monotonic() < deadline:
         if _replied(grid, waiting):  # a company that has come back will not come up
-            return False
+            break
         time.sleep(_POLL)
-    return False
+    return up
 
 
 def _collect(grid: Grid, waiting: set[str], seconds: float) -> None:
