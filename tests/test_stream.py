@@ -1,13 +1,10 @@
-"""The data plane over real gRPC and real mutual TLS: who gets in, what a bad company costs, what leaves."""
+"""The data plane over real gRPC and real mutual TLS: who gets in, as whom, and who comes back."""
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -16,143 +13,41 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from streaming import (
+    NAMES,
+    RUN,
+    Plane,
+    answering,
+    asked,
+    echo,
+    end_of,
+    held,
+    listening,
+    saying,
+    until,
+)
 
-from fedblocks.client.agent import Agent, App
+from fedblocks.client.agent import Agent
 from fedblocks.client.endpoint import Endpoint, EndpointSettings
-from fedblocks.client.protocol import STREAM, JoinReply, refused
+from fedblocks.client.protocol import JoinReply
 from fedblocks.config import Settings
 from fedblocks.errors import RunError
 from fedblocks.experiments.preparation import make_plan, public_model, read_inputs
 from fedblocks.privacy.secure_aggregation import ChannelKeys, Identity, Member, Roster
 from fedblocks.server.cohort import join
-from fedblocks.server.stream import AggregationService, StreamGrid
-from fedblocks.transport import OwnCertificate, PinnedCertificates, encode, frames_of
+from fedblocks.server.stream import AggregationService
+from fedblocks.transport import OwnCertificate, PinnedCertificates, certificates
 from fedblocks.transport.certificates import COORDINATOR
-from fedblocks.transport.frames import CHUNK, LARGEST_FRAME, OPTIONS, VERSION, hello
-from fedblocks.transport.frames_pb2 import Begin, Frame, Hello
+from fedblocks.transport.frames import VERSION, hello
+from fedblocks.transport.frames_pb2 import Frame, Hello
 from fedblocks.transport.frames_pb2_grpc import DataPlaneStub
-
-Result = Callable[[], dict[str, object]]
-NAMES = ("company-0", "company-1", "company-2")
-RUN = "run-1"
-SECRET = "row 17 of the salaries"
-
-
-def echo(message: Message, context: Context) -> Message:
-    return Message(message.content, reply_to=message)
-
-
-def record(text: str = "hello") -> RecordDict:
-    return RecordDict({"message": ConfigRecord({"text": text})})
-
-
-def answering(content: RecordDict) -> App:
-    """An app that always answers the same."""
-    return lambda message, context: Message(content, reply_to=message)
-
-
-def saying(text: str) -> App:
-    return answering(record(text))
-
-
-def text_of(reply: Message | RecordDict) -> object:
-    content = reply.content if isinstance(reply, Message) else reply
-    return content.config_records["message"].get("text")
-
-
-@dataclass
-class Plane:
-    """A listening service, and what is needed to dial it well or badly."""
-
-    service: AggregationService
-    port: int
-    coordinator: OwnCertificate
-    companies: dict[str, OwnCertificate]
-    agents: list[tuple[Agent, threading.Thread]] = field(default_factory=list)
-    channels: list[grpc.Channel] = field(default_factory=list)
-
-    @property
-    def grid(self) -> StreamGrid:
-        return StreamGrid(self.service)
-
-    def agent(self, name: str, app: App = echo, **changes: object) -> tuple[Agent, dict[str, str]]:
-        """An agent in a thread; its end is put into the returned dict."""
-        settings = EndpointSettings(address=f"127.0.0.1:{self.port}", patience=3.0)
-        endpoint = Endpoint(settings, self.companies[name], self.coordinator.certificate)
-        agent = Agent(endpoint, app, Context(1, 1, {}, RecordDict(), {}), str(changes.get("run", RUN)))
-        ended: dict[str, str] = {}
-        thread = threading.Thread(target=lambda: ended.update(code=agent.serve()), daemon=True)
-        thread.start()
-        self.agents.append((agent, thread))
-        return agent, ended
-
-    def up(self, *names: str) -> None:
-        until(lambda: set(names) <= set(self.service.connected))
-
-    def raw(self, own: OwnCertificate | None, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """A stream that sends whatever it is given."""
-        credentials = (
-            grpc.ssl_channel_credentials(self.coordinator.certificate)
-            if own is None
-            else own.channel_credentials(self.coordinator.certificate)
-        )
-        options = [*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR)]
-        options.append(("grpc.use_local_subchannel_pool", 1))  # a connection of its own
-        options = [(k, -1 if k == "grpc.max_send_message_length" else v) for k, v in options]
-        channel = grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, options)
-        self.channels.append(channel)
-        return DataPlaneStub(channel).Exchange(frames, timeout=20.0)  # type: ignore[no-any-return]
-
-
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold"
-        time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def owned() -> dict[str, OwnCertificate]:
-    return {name: OwnCertificate.create(name) for name in (*NAMES, COORDINATOR)}
 
 
 @pytest.fixture
-def plane(owned: dict[str, OwnCertificate]) -> Iterator[Plane]:
-    companies = {name: owned[name] for name in NAMES}
-    pinned = PinnedCertificates({name: own.certificate for name, own in companies.items()})
-    service = AggregationService(owned[COORDINATOR], pinned, RUN, greeting_timeout=0.5)
-    plane = Plane(service, service.start("127.0.0.1:0"), owned[COORDINATOR], companies)
-    yield plane
-    service.close()
-    for channel in plane.channels:
-        channel.close()
-    for agent, thread in plane.agents:
-        agent.stop()
-        thread.join(timeout=5.0)
-
-
-def held(first: list[Frame], release: threading.Event) -> Iterator[Frame]:
-    """Frames, and then a stream that stays open."""
-    yield from first
-    release.wait(20.0)
-
-
-def end_of(stream: Iterator[Frame]) -> str:
-    """The code with which the coordinator closed a stream."""
-    code = ""
-    for frame in stream:
-        if frame.WhichOneof("kind") == "close":
-            code = frame.close.code
-    return code
-
-
-def asked(plane: Plane, *names: str, timeout: float = 10.0, text: str = "hello") -> dict[str, object]:
-    """The answers to one phase, by company."""
-    nodes = {company: node for node, company in plane.grid.names.items()}
-    messages = [Message(record(text), nodes[name], "query.keys") for name in names]
-    replies = plane.grid.send_and_receive(messages, timeout=timeout)
-    return {plane.grid.names[reply.metadata.src_node_id]: text_of(reply) for reply in replies}
+def plane() -> Iterator[Plane]:
+    with listening() as plane:
+        yield plane
 
 
 def test_companies_answer_under_their_own_names_and_leave_when_the_run_is_over(plane: Plane) -> None:
@@ -221,6 +116,23 @@ def test_a_company_cannot_vouch_for_another(plane: Plane) -> None:
     assert plane.service.connected == ()
 
 
+def test_an_expired_certificate_is_refused_though_it_is_pinned(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificates, "DAYS", 0)
+    expired = OwnCertificate.create("company-0")
+    pinned = PinnedCertificates({"company-0": expired.certificate})
+    service = AggregationService(plane.coordinator, pinned, RUN)
+    plane.port = service.start("127.0.0.1:0")
+    time.sleep(1.1)
+    try:
+        with pytest.raises(grpc.RpcError):
+            list(plane.raw(expired, iter([hello(RUN, "0")])))
+        assert service.connected == ()
+    finally:
+        service.close()
+
+
 def test_a_company_does_not_talk_to_another_coordinator(plane: Plane) -> None:
     endpoint = Endpoint(
         EndpointSettings(address=f"127.0.0.1:{plane.port}", patience=0.5),
@@ -267,137 +179,6 @@ def test_who_does_not_greet_loses_its_stream(plane: Plane) -> None:
     assert time.monotonic() - started < 5.0
 
 
-def waiting_stream(plane: Plane, name: str) -> tuple[Iterator[Frame], queue.SimpleQueue[Frame | None]]:
-    """A company by hand: greeted, and with a request in front of it."""
-    out: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
-    out.put(hello(RUN, "0"))
-    stream = plane.raw(plane.companies[name], iter(out.get, None))
-    assert next(stream).hello.version == VERSION
-    plane.up(name)
-    return stream, out
-
-
-def begun(plane: Plane, stream: Iterator[Frame], seconds: float = 10.0) -> tuple[Begin, Result]:
-    """A phase in another thread, and the request as the company by hand sees it."""
-    found: dict[str, object] = {}
-    started = time.monotonic()
-
-    def ask() -> None:
-        found.update(asked(plane, "company-0", "company-1", timeout=seconds))
-        found["seconds"] = time.monotonic() - started
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    begin = next(stream).begin
-    assert next(stream).chunk
-
-    def result() -> dict[str, object]:
-        thread.join(15.0)
-        return found
-
-    return begin, result
-
-
-def bad_replies() -> dict[str, tuple[Callable[[Begin], list[Frame]], str]]:
-    def begin(b: Begin, **changes: object) -> Frame:
-        values = {"id": b.id, "kind": b.kind, "size": 10} | changes
-        return Frame(begin=Begin(**values))  # type: ignore[arg-type]
-
-    return {
-        "declares too much": (lambda b: [begin(b, size=1 << 40)], "too_large"),
-        "answers another question": (lambda b: [begin(b, id=b.id + 1)], "malformed"),
-        "answers with another kind": (lambda b: [begin(b, kind="train.block")], "malformed"),
-        "sends a chunk first": (lambda b: [Frame(chunk=b"x")], "malformed"),
-        "sends more than declared": (lambda b: [begin(b), Frame(chunk=bytes(11))], "too_large"),
-        "sends crumbs": (lambda b: [begin(b), Frame(chunk=b"x")], "malformed"),
-        "sends a large chunk": (
-            lambda b: [begin(b, size=CHUNK + 8), Frame(chunk=bytes(CHUNK + 8))],
-            "too_large",
-        ),
-        "sends empty frames": (lambda b: [begin(b), Frame()], "malformed"),
-        "greets again": (lambda b: [hello(RUN, "0")], "malformed"),
-    }
-
-
-@pytest.mark.parametrize("case", list(bad_replies()))
-def test_a_bad_frame_costs_its_sender_the_stream_and_nobody_else(plane: Plane, case: str) -> None:
-    make, code = bad_replies()[case]
-    plane.agent("company-1")
-    plane.up("company-1")
-    stream, out = waiting_stream(plane, "company-0")
-    begin, result = begun(plane, stream)
-    for frame in make(begin):
-        out.put(frame)
-    assert end_of(stream) == code
-    found = result()
-    assert found["company-1"] == "hello"
-    assert "company-0" not in found
-    assert float(str(found["seconds"])) < 5.0  # the phase did not wait for its deadline
-    out.put(None)
-
-
-def test_a_frame_above_the_limit_is_refused_by_grpc_itself(plane: Plane) -> None:
-    stream, out = waiting_stream(plane, "company-0")
-    out.put(Frame(chunk=bytes(4 * LARGEST_FRAME)))
-    with pytest.raises(grpc.RpcError) as error:
-        list(stream)
-    assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # type: ignore[attr-defined]
-    until(lambda: plane.service.connected == ())
-    out.put(None)
-
-
-def test_a_company_that_dies_in_the_middle_of_its_upload_is_missing_at_once(plane: Plane) -> None:
-    plane.agent("company-1")
-    plane.up("company-1")
-    stream, out = waiting_stream(plane, "company-0")
-    begin, result = begun(plane, stream, seconds=30.0)
-    out.put(Frame(begin=Begin(id=begin.id, kind=begin.kind, size=CHUNK + 9)))
-    out.put(Frame(chunk=bytes(CHUNK)))
-    time.sleep(0.2)
-    stream.cancel()  # type: ignore[attr-defined]
-    found = result()
-    assert set(found) == {"company-1", "seconds"}
-    assert float(str(found["seconds"])) < 5.0
-    out.put(None)
-
-
-def test_a_hanging_company_meets_the_deadline_and_takes_part_again_when_it_is_back(plane: Plane) -> None:
-    """Its late answer is to the phase it was asked in, and must not pass for an answer to the next one."""
-    release = threading.Event()
-
-    def hangs(message: Message, context: Context) -> Message:
-        if text_of(message) == "hang":
-            release.wait(20.0)
-        return echo(message, context)
-
-    plane.agent("company-0", hangs)
-    plane.agent("company-1")
-    plane.up("company-0", "company-1")
-    started = time.monotonic()
-    assert asked(plane, "company-0", "company-1", timeout=0.5, text="hang") == {"company-1": "hang"}
-    assert 0.4 < time.monotonic() - started < 3.0
-    started = time.monotonic()
-    assert asked(plane, "company-0", "company-1", timeout=10.0, text="next") == {"company-1": "next"}
-    assert time.monotonic() - started < 3.0  # it still owes an answer: nobody waits for it
-    release.set()
-    until(lambda: asked(plane, "company-0", text="again") == {"company-0": "again"})
-
-
-def test_a_company_that_does_not_read_blocks_nobody(plane: Plane) -> None:
-    """Flow control: the coordinator keeps one message for it, whatever else happens."""
-    plane.agent("company-1")
-    plane.up("company-1")
-    stream, out = waiting_stream(plane, "company-0")
-    big = RecordDict({"a": ArrayRecord({"a": Array(np.zeros(4_000_000, np.uint32))})})
-    for _ in range(3):
-        messages = [Message(big, node, "train.block") for node in (1, 2)]
-        replies = list(plane.grid.send_and_receive(messages, timeout=2.0))
-        assert [reply.metadata.src_node_id for reply in replies] == [2]
-        assert plane.service.connected == ("company-0", "company-1")
-    out.put(None)
-    del stream  # gRPC would cancel a stream that nobody holds
-
-
 def test_the_newest_stream_of_a_company_counts(plane: Plane) -> None:
     _, first = plane.agent("company-0", saying("first"))
     plane.up("company-0")
@@ -441,55 +222,6 @@ def test_an_agent_without_a_coordinator_gives_up_after_its_patience(plane: Plane
     _, ended = plane.agent("company-0")
     until(lambda: bool(ended), seconds=20.0)
     assert ended == {"code": "unreachable"}
-
-
-@pytest.mark.parametrize("kind", ["train.block", "query.nothing", "nonsense", STREAM])
-def test_no_text_of_an_error_crosses(plane: Plane, kind: str) -> None:
-    def fails(message: Message, context: Context) -> Message:
-        raise ValueError(SECRET)
-
-    plane.agent("company-0", fails)
-    plane.up("company-0")
-    contents = list(plane.service.ask(kind, {"company-0": encode(record())}, 10.0))
-    assert SECRET.encode() not in contents[0][1]
-    (reply,) = plane.grid.send_and_receive([Message(record(), 1, "train.block")], timeout=10.0)
-    assert refused(reply.content) == "internal"
-    assert len(contents[0][1]) < 64
-
-
-def test_a_request_that_is_no_record_is_refused_by_code(plane: Plane) -> None:
-    plane.agent("company-0")
-    plane.up("company-0")
-    ((_, content),) = plane.service.ask("query.keys", {"company-0": b"\xff" * 40}, 10.0)
-    assert b"malformed" in content
-
-
-def test_an_answer_that_is_no_record_is_that_company_s_absence(plane: Plane) -> None:
-    stream, out = waiting_stream(plane, "company-0")
-    begin, result = begun(plane, stream)
-    for frame in frames_of(begin.id, begin.kind, b"\xff" * 30):
-        out.put(frame)
-    assert result()["company-0"] is None  # a refusal with the code "malformed"
-    assert plane.service.connected == ("company-0",)
-    out.put(None)
-
-
-def test_random_bytes_never_bring_the_service_down(plane: Plane) -> None:
-    rng = np.random.default_rng(0)
-    credentials = plane.companies["company-0"].channel_credentials(plane.coordinator.certificate)
-    options = [*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR)]
-    channel = grpc.secure_channel(f"127.0.0.1:{plane.port}", credentials, options)
-    plane.channels.append(channel)
-    exchange = channel.stream_stream("/fedblocks.transport.DataPlane/Exchange")
-    greeting = hello(RUN, "0").SerializeToString()
-    for i in range(300):
-        garbage = [rng.bytes(int(rng.integers(0, 60))) for _ in range(3)]
-        with suppress(grpc.RpcError):
-            for reply in exchange(iter([greeting, *garbage] if i % 2 else garbage), timeout=5.0):
-                assert Frame.FromString(reply).WhichOneof("kind") in ("hello", "close")
-    plane.agent("company-1")
-    plane.up("company-1")
-    assert asked(plane, "company-1") == {"company-1": "hello"}
 
 
 def test_a_port_in_use_is_an_error_and_not_a_second_coordinator(plane: Plane) -> None:
