@@ -38,7 +38,7 @@ lint: $(READY)
 proto: $(READY)
 	mkdir -p $(VENV)/typecheck && ln -sfn ../.. $(VENV)/typecheck/fedblocks
 	cd $(VENV)/typecheck && ../bin/python -m grpc_tools.protoc -I . \
-		--python_out=. --pyi_out=. --grpc_python_out=. fedblocks/transport/frames.proto
+		--python_out=. --pyi_out=. --grpc_python_out=. fedblocks/client/transport/frames.proto
 
 setup: $(READY)
 

@@ -20,12 +20,12 @@ from rich.table import Table
 
 from . import __version__
 from .allocator import keep_freed_memory
-from .commands.identity import identity
-from .commands.privacy import account, ledger
-from .commands.transport import transport
 from .config import Transport, load_settings, preset_names
 from .errors import FedblocksError, InputError, ProtocolError, RunError
 from .experiments.bench.commands import bench
+from .experiments.commands.identity import identity
+from .experiments.commands.privacy import account, ledger
+from .experiments.commands.transport import transport
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

@@ -17,13 +17,13 @@ from flwr.app import Context, Message
 
 from .. import __version__
 from ..errors import FedblocksError, ProtocolError
-from ..transport.certificates import COORDINATOR
-from ..transport.frames import FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
-from ..transport.frames_pb2 import Begin, Frame
-from ..transport.frames_pb2_grpc import DataPlaneStub
-from ..transport.records import decode, encode, stamp_messages
 from .endpoint import Endpoint
 from .protocol import STREAM, refusal
+from .transport.certificates import COORDINATOR
+from .transport.frames import FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
+from .transport.frames_pb2 import Begin, Frame
+from .transport.frames_pb2_grpc import DataPlaneStub
+from .transport.records import decode, encode, stamp_messages
 
 App = Callable[[Message, Context], Message]
 

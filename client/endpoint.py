@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import validated
 from ..errors import InputError
-from ..transport.certificates import OwnCertificate, certificate_of, read
+from .transport.certificates import OwnCertificate, certificate_of, read
 
 FOLDER = "transport"
 

@@ -16,11 +16,11 @@ from flwr.app import Context, Message, RecordDict
 
 from ..client.agent import Agent, App
 from ..client.endpoint import Endpoint, EndpointSettings
+from ..client.transport import OwnCertificate, PinnedCertificates
+from ..client.transport.certificates import COORDINATOR
 from ..errors import RunError
 from ..server.run_folder import RunFolder
 from ..server.stream import AggregationService, StreamGrid
-from ..transport import OwnCertificate, PinnedCertificates
-from ..transport.certificates import COORDINATOR
 
 _GATHER = 60.0
 

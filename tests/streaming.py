@@ -14,12 +14,12 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedblocks.client.agent import Agent, App
 from fedblocks.client.endpoint import Endpoint, EndpointSettings
+from fedblocks.client.transport import OwnCertificate, PinnedCertificates
+from fedblocks.client.transport.certificates import COORDINATOR
+from fedblocks.client.transport.frames import OPTIONS, VERSION, hello
+from fedblocks.client.transport.frames_pb2 import Begin, Frame
+from fedblocks.client.transport.frames_pb2_grpc import DataPlaneStub
 from fedblocks.server.stream import AggregationService, StreamGrid
-from fedblocks.transport import OwnCertificate, PinnedCertificates
-from fedblocks.transport.certificates import COORDINATOR
-from fedblocks.transport.frames import OPTIONS, VERSION, hello
-from fedblocks.transport.frames_pb2 import Begin, Frame
-from fedblocks.transport.frames_pb2_grpc import DataPlaneStub
 
 Result = Callable[[], dict[str, object]]
 NAMES = ("company-0", "company-1", "company-2")

@@ -31,17 +31,17 @@ from streaming import (
 from fedblocks.client.agent import Agent
 from fedblocks.client.endpoint import Endpoint, EndpointSettings
 from fedblocks.client.protocol import JoinReply
+from fedblocks.client.transport import OwnCertificate, PinnedCertificates, certificates
+from fedblocks.client.transport.certificates import COORDINATOR
+from fedblocks.client.transport.frames import VERSION, hello
+from fedblocks.client.transport.frames_pb2 import Frame, Hello
+from fedblocks.client.transport.frames_pb2_grpc import DataPlaneStub
 from fedblocks.config import Settings
 from fedblocks.errors import RunError
 from fedblocks.experiments.preparation import make_plan, public_model, read_inputs
 from fedblocks.privacy.secure_aggregation import ChannelKeys, Identity, Member, Roster
 from fedblocks.server.cohort import join
 from fedblocks.server.stream import AggregationService
-from fedblocks.transport import OwnCertificate, PinnedCertificates, certificates
-from fedblocks.transport.certificates import COORDINATOR
-from fedblocks.transport.frames import VERSION, hello
-from fedblocks.transport.frames_pb2 import Frame, Hello
-from fedblocks.transport.frames_pb2_grpc import DataPlaneStub
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ from streaming import (
 )
 
 from fedblocks.client.protocol import STREAM, refused
-from fedblocks.transport import encode, frames_of
-from fedblocks.transport.certificates import COORDINATOR
-from fedblocks.transport.frames import CHUNK, LARGEST_FRAME, OPTIONS, hello
-from fedblocks.transport.frames_pb2 import Begin, Frame
+from fedblocks.client.transport import encode, frames_of
+from fedblocks.client.transport.certificates import COORDINATOR
+from fedblocks.client.transport.frames import CHUNK, LARGEST_FRAME, OPTIONS, hello
+from fedblocks.client.transport.frames_pb2 import Begin, Frame
 
 SECRET = "row 17 of the salaries"
 
@@ -177,7 +177,7 @@ def test_random_bytes_never_bring_the_service_down(plane: Plane) -> None:
     options = [*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR)]
     channel = grpc.secure_channel(f"127.0.0.1:{plane.port}", credentials, options)
     plane.channels.append(channel)
-    exchange = channel.stream_stream("/fedblocks.transport.DataPlane/Exchange")
+    exchange = channel.stream_stream("/fedblocks.client.transport.DataPlane/Exchange")
     greeting = hello(RUN, "0").SerializeToString()
     for i in range(300):
         garbage = [rng.bytes(int(rng.integers(0, 60))) for _ in range(3)]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import fedblocks
+from fedblocks.client.transport import OwnCertificate
+from fedblocks.client.transport.certificates import COORDINATOR
 from fedblocks.config import Settings
 from fedblocks.experiments.bench.transport_flower import flower_env, free_port, superlink
 from fedblocks.experiments.preparation import prepare
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.transport import OwnCertificate
-from fedblocks.transport.certificates import COORDINATOR
 
 pytestmark = pytest.mark.slow
 ROOT = Path(fedblocks.__file__).parent

@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedblocks
-from fedblocks.errors import InputError, ProtocolError
-from fedblocks.transport import (
+from fedblocks.client.transport import (
     Closed,
     Incoming,
     OwnCertificate,
@@ -30,9 +29,10 @@ from fedblocks.transport import (
     frames_of,
     incoming,
 )
-from fedblocks.transport.certificates import COORDINATOR
-from fedblocks.transport.frames import CHUNK, CODES, VERSION, close, greeted, hello
-from fedblocks.transport.frames_pb2 import Begin, Frame, Hello
+from fedblocks.client.transport.certificates import COORDINATOR
+from fedblocks.client.transport.frames import CHUNK, CODES, VERSION, close, greeted, hello
+from fedblocks.client.transport.frames_pb2 import Begin, Frame, Hello
+from fedblocks.errors import InputError, ProtocolError
 
 ROOT = Path(fedblocks.__file__).parent
 LIMIT = 1 << 20
@@ -207,19 +207,19 @@ def test_a_cut_or_altered_record_is_malformed_or_another_record() -> None:
 
 
 def test_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
-    pytest.importorskip("grpc_tools")
     (tmp_path / "fedblocks").symlink_to(ROOT)
     out = tmp_path / "out"
     out.mkdir()
     command = [
         sys.executable, "-m", "grpc_tools.protoc", "-I", str(tmp_path), f"--python_out={out}",
-        f"--pyi_out={out}", f"--grpc_python_out={out}", "fedblocks/transport/frames.proto",
+        f"--pyi_out={out}", f"--grpc_python_out={out}", "fedblocks/client/transport/frames.proto",
     ]  # fmt: skip
     subprocess.run(command, check=True, timeout=60)
-    for made in (out / "fedblocks" / "transport").iterdir():
-        assert made.read_text() == (ROOT / "transport" / made.name).read_text(), (
-            f"run `make proto`: {made.name}"
-        )
+    made = sorted((out / "fedblocks" / "client" / "transport").iterdir())
+    assert len(made) == 3
+    for file in made:
+        committed = ROOT / "client" / "transport" / file.name
+        assert file.read_text() == committed.read_text(), f"run `make proto`: {file.name}"
 
 
 def test_a_private_key_is_for_its_owner_alone(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from flwr.serverapp import Grid
 
 from fedblocks.blocks import digest
 from fedblocks.client.app import app
+from fedblocks.client.transport import OwnCertificate
+from fedblocks.client.transport.certificates import COORDINATOR
 from fedblocks.config import DropoutSettings, Settings
 from fedblocks.experiments.bench.transport_flower import free_port
 from fedblocks.experiments.preparation import prepare
@@ -30,8 +32,6 @@ from fedblocks.server.grid import InProcessGrid
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.stream import StreamGrid
 from fedblocks.server.stream.choice import data_plane
-from fedblocks.transport import OwnCertificate
-from fedblocks.transport.certificates import COORDINATOR
 
 
 def final_digest(run: RunFolder) -> bytes:

@@ -20,9 +20,9 @@ from flwr.app import Context, RecordDict
 from ...allocator import keep_freed_memory
 from ...client.agent import Agent
 from ...client.endpoint import FOLDER, Endpoint
+from ...client.transport import OwnCertificate, PinnedCertificates
+from ...client.transport.certificates import COORDINATOR
 from ...server.stream import AggregationService, StreamGrid
-from ...transport import OwnCertificate, PinnedCertificates
-from ...transport.certificates import COORDINATOR
 from .transport_apps import COMPANIES, gather, party, secure_step
 from .transport_flower import flower_step
 

@@ -9,8 +9,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ...client.protocol import refusal
+from ...client.transport.records import decode, encode, stamp_messages
 from ...errors import ProtocolError
-from ...transport.records import decode, encode, stamp_messages
 from .service import AggregationService
 
 

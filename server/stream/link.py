@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ... import __version__
+from ...client.transport.frames import close, frames_of, greeted, hello, incoming
+from ...client.transport.frames_pb2 import Begin, Frame
 from ...errors import ProtocolError
-from ...transport.frames import close, frames_of, greeted, hello, incoming
-from ...transport.frames_pb2 import Begin, Frame
 
 # An answer grows with its question: a masked vector is no longer than the block it was trained from.
 _ANSWER_FACTOR, _ANSWER_LEAST = 4, 1 << 20

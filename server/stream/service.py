@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
+from ...client.transport.certificates import OwnCertificate
+from ...client.transport.frames import OPTIONS, Closed, close
+from ...client.transport.frames_pb2 import Frame
+from ...client.transport.frames_pb2_grpc import DataPlaneServicer, add_DataPlaneServicer_to_server
+from ...client.transport.pinned import PinnedCertificates
 from ...errors import ProtocolError, RunError
-from ...transport.certificates import OwnCertificate
-from ...transport.frames import OPTIONS, Closed, close
-from ...transport.frames_pb2 import Frame
-from ...transport.frames_pb2_grpc import DataPlaneServicer, add_DataPlaneServicer_to_server
-from ...transport.pinned import PinnedCertificates
 from .link import Link
 
 log = logging.getLogger("fedblocks.transport")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...client.transport.certificates import OwnCertificate, read
+from ...client.transport.pinned import PinnedCertificates
 from ...config import validated
 from ...errors import InputError
-from ...transport.certificates import OwnCertificate, read
-from ...transport.pinned import PinnedCertificates
 from .service import AggregationService
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import InputError
+from ...errors import InputError
 
 people = Console(stderr=True)
 
@@ -23,8 +23,8 @@ def identity(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Make the company's identity key if it has none, and print the public key for the others' roster.toml."""
-    from ..client.identity import IDENTITY_FILE, load_identity, save_identity
-    from ..privacy.secure_aggregation import Identity
+    from ...client.identity import IDENTITY_FILE, load_identity, save_identity
+    from ...privacy.secure_aggregation import Identity
 
     if not home.is_dir():
         raise InputError("home", str(home), "no such folder")

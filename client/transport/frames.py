@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ..errors import ProtocolError
+from ...errors import ProtocolError
 from .frames_pb2 import Begin, Close, Frame, Hello
 
 VERSION = 1

@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..client.policy import load_policy
-from ..config import Settings, load_settings
-from ..errors import InputError
-from ..privacy.accounting import calibrate, guarantee, releases_within
-from ..privacy.events import (
+from ...client.policy import load_policy
+from ...config import Settings, load_settings
+from ...errors import InputError
+from ...privacy.accounting import calibrate, guarantee, releases_within
+from ...privacy.events import (
     EpochGaussian,
     Event,
     FixedSizeGaussianSteps,
     GaussianSteps,
     TruncatedGaussianSteps,
 )
-from ..privacy.ledger_file import read_ledger
-from ..server.run_folder import RunFolder
+from ...privacy.ledger_file import read_ledger
+from ...server.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def planned(
 
 def _release_at(settings: Settings) -> Callable[[float], Event]:
     """One release of these settings by its noise."""
-    from ..client.training import block_size, dp_sgd, release_event
+    from ...client.training import block_size, dp_sgd, release_event
 
     if settings.privacy.mode == "local":
         return lambda noise: dp_sgd(settings.training, noise).event
     # Integer noise goes by the size of a block, which only a model can tell.
-    from ..blocks import build_model
-    from ..experiments.preparation import make_plan
+    from ...blocks import build_model
+    from ..preparation import make_plan
 
     model = build_model(settings.model, settings.noise)
     plan = make_plan(settings, model, "account")

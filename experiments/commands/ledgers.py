@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import InputError, LedgerError
-from ..privacy.accounting import Guarantee, guarantee
-from ..privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, read_ledger
-from ..privacy.verification import verify_rows
+from ...errors import InputError, LedgerError
+from ...privacy.accounting import Guarantee, guarantee
+from ...privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, read_ledger
+from ...privacy.verification import verify_rows
 
 
 def find_ledgers(path: Path, company: str | None) -> list[Path]:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ..errors import InputError
+from ...errors import InputError
 
 # The coordinator's certificate is pinned, so its name need not be that of the host it runs on.
 COORDINATOR = "fedblocks-coordinator"

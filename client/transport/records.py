@@ -7,7 +7,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from ..errors import ProtocolError
+from ...errors import ProtocolError
 
 
 def encode(record: RecordDict) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from ..errors import InputError
+from ...errors import InputError
 from .certificates import certificate_of, fingerprint, name_in, read
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..errors import InputError
+from ...errors import InputError
 
 ledger = typer.Typer(no_args_is_help=True, help="Read, verify and export companies' ledgers.")
 people = Console(stderr=True)
@@ -94,7 +94,7 @@ def account(
 
 
 def _show_account(result: dict[str, Any]) -> None:
-    from ..privacy.accounting import round_up
+    from ...privacy.accounting import round_up
 
     table = Table(show_header=False)
     for key, value in result.items():
@@ -124,8 +124,8 @@ def _show_account(result: dict[str, Any]) -> None:
 @ledger.command("show")
 def show(path: Where, company: OfCompany = None, as_json: AsJson = False) -> None:
     """Every release by row, with the epsilon after it."""
-    from ..privacy.accounting import round_up
-    from ..privacy.ledger_file import read_ledger
+    from ...privacy.accounting import round_up
+    from ...privacy.ledger_file import read_ledger
     from .ledgers import described, find_ledgers, spent
 
     copies = [read_ledger(found) for found in find_ledgers(path, company)]

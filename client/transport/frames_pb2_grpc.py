@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from fedblocks.transport import frames_pb2 as fedblocks_dot_transport_dot_frames__pb2
+from fedblocks.client.transport import frames_pb2 as fedblocks_dot_client_dot_transport_dot_frames__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in fedblocks/transport/frames_pb2_grpc.py depends on'
+        + ' but the generated code in fedblocks/client/transport/frames_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -35,9 +35,9 @@ class DataPlaneStub:
             channel: A grpc.Channel.
         """
         self.Exchange = channel.stream_stream(
-                '/fedblocks.transport.DataPlane/Exchange',
-                request_serializer=fedblocks_dot_transport_dot_frames__pb2.Frame.SerializeToString,
-                response_deserializer=fedblocks_dot_transport_dot_frames__pb2.Frame.FromString,
+                '/fedblocks.client.transport.DataPlane/Exchange',
+                request_serializer=fedblocks_dot_client_dot_transport_dot_frames__pb2.Frame.SerializeToString,
+                response_deserializer=fedblocks_dot_client_dot_transport_dot_frames__pb2.Frame.FromString,
                 _registered_method=True)
 
 
@@ -55,14 +55,14 @@ def add_DataPlaneServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Exchange': grpc.stream_stream_rpc_method_handler(
                     servicer.Exchange,
-                    request_deserializer=fedblocks_dot_transport_dot_frames__pb2.Frame.FromString,
-                    response_serializer=fedblocks_dot_transport_dot_frames__pb2.Frame.SerializeToString,
+                    request_deserializer=fedblocks_dot_client_dot_transport_dot_frames__pb2.Frame.FromString,
+                    response_serializer=fedblocks_dot_client_dot_transport_dot_frames__pb2.Frame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'fedblocks.transport.DataPlane', rpc_method_handlers)
+            'fedblocks.client.transport.DataPlane', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('fedblocks.transport.DataPlane', rpc_method_handlers)
+    server.add_registered_method_handlers('fedblocks.client.transport.DataPlane', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -83,9 +83,9 @@ class DataPlane:
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/fedblocks.transport.DataPlane/Exchange',
-            fedblocks_dot_transport_dot_frames__pb2.Frame.SerializeToString,
-            fedblocks_dot_transport_dot_frames__pb2.Frame.FromString,
+            '/fedblocks.client.transport.DataPlane/Exchange',
+            fedblocks_dot_client_dot_transport_dot_frames__pb2.Frame.SerializeToString,
+            fedblocks_dot_client_dot_transport_dot_frames__pb2.Frame.FromString,
             options,
             channel_credentials,
             insecure,

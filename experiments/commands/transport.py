@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..errors import InputError, ProtocolError
+from ...errors import InputError, ProtocolError
 
 transport = typer.Typer(
     no_args_is_help=True, help="Messages over gRPC with mutual TLS, beside or without Flower."
@@ -30,7 +30,7 @@ def certificate(
     as_json: AsJson = False,
 ) -> None:
     """Make a private key and a certificate. The key stays; the certificate goes to the other side."""
-    from ..transport.certificates import COORDINATOR, OwnCertificate
+    from ...client.transport.certificates import COORDINATOR, OwnCertificate
 
     if (company is None) != coordinator:
         raise InputError("--company", company, "give either a company's name or --coordinator")
@@ -48,10 +48,10 @@ def agent(
     """Answer the coordinator that HOME/transport names, until its run is over."""
     from flwr.app import Context, RecordDict
 
-    from ..client.agent import Agent
-    from ..client.app import app
-    from ..client.company import Company
-    from ..client.endpoint import Endpoint
+    from ...client.agent import Agent
+    from ...client.app import app
+    from ...client.company import Company
+    from ...client.endpoint import Endpoint
 
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     company = Company.of(context)
@@ -73,9 +73,9 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a prepared run with the companies that dial in."""
-    from ..server.coordinator import coordinate
-    from ..server.run_folder import RunFolder
-    from ..server.stream import ServiceSettings, StreamGrid
+    from ...server.coordinator import coordinate
+    from ...server.run_folder import RunFolder
+    from ...server.stream import ServiceSettings, StreamGrid
 
     prepared, settings = RunFolder.existing(run), ServiceSettings.load(folder)
     service = settings.service(folder, prepared.plan().run)
