@@ -598,23 +598,31 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
     if preset in preset_names():
         text = resources.files("fedblocks.experiments.presets").joinpath(f"{preset}.toml").read_text("utf-8")
     elif Path(preset).is_file():
-        text = _utf8(preset)
+        text = read_text("preset", preset)
     else:
         raise InputError("preset", preset, f"no such preset or file; presets: {', '.join(preset_names())}")
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError("preset", preset, f"not valid TOML: {error}") from None
+    raw = parsed_toml("preset", preset, text)
     for override in overrides:
         _apply_override(raw, override)
     return validated(Settings, raw)
 
 
-def _utf8(path: str) -> str:
+def read_text(field: str, path: str | Path) -> str:
+    """A small text file; InputError naming `field` and path."""
     try:
         return Path(path).read_text("utf-8")
+    except FileNotFoundError:
+        raise InputError(field, str(path), "no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("preset", path, f"not a readable text file ({type(error).__name__})") from None
+        raise InputError(field, str(path), f"not a readable text file ({type(error).__name__})") from None
+
+
+def parsed_toml(field: str, path: str | Path, text: str) -> dict[str, Any]:
+    """The TOML that was read from `path`; InputError naming `field` and path."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(field, str(path), f"not valid TOML: {error}") from None
 
 
 def validated(kind: type[T], raw: object) -> T:

@@ -8,14 +8,12 @@ HOME/transport/
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..config import validated
-from ..errors import InputError
+from ..config import parsed_toml, read_text, validated
 from .transport.certificates import OwnCertificate, certificate_of, read
 
 FOLDER = "transport"
@@ -51,10 +49,7 @@ class Endpoint:
         """Read and check the company's files."""
         folder = home / FOLDER
         path = folder / "transport.toml"
-        try:
-            raw = tomllib.loads(read(path).decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError("transport.toml", str(path), f"not valid TOML: {error}") from None
+        raw = parsed_toml("transport.toml", path, read_text("transport.toml", path))
         coordinator = read(folder / "coordinator.pem")
         certificate_of(coordinator, str(folder / "coordinator.pem"))
         return cls(validated(EndpointSettings, raw), OwnCertificate.load(folder), coordinator)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os
 import stat
-import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import tomli_w
 
+from ..config import parsed_toml, read_text
 from ..errors import InputError, PrivacyError, ProtocolError
 from ..privacy.secure_aggregation import Identity, Member, Roster
 
@@ -54,17 +54,12 @@ def save_roster(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def load_roster(path: Path) -> Roster:
-    try:
-        return _parsed(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError("roster", str(path), "no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError("roster", str(path), f"not valid TOML: {error}") from None
+    return _parsed(path, read_text("roster", path))
 
 
 @lru_cache(maxsize=128)
-def _parsed(text: str) -> Roster:
-    raw = tomllib.loads(text)
+def _parsed(path: Path, text: str) -> Roster:
+    raw = parsed_toml("roster", path, text)
     companies = raw.get("companies")
     if set(raw) != {"companies"} or not isinstance(companies, dict):
         raise InputError("roster", sorted(raw), "expected one table, [companies]")

@@ -6,14 +6,13 @@ refused before anything is spent.
 
 from __future__ import annotations
 
-import tomllib
 from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..config import DataKind, Plan, validated
-from ..errors import InputError, PrivacyError
+from ..config import DataKind, Plan, parsed_toml, read_text, validated
+from ..errors import PrivacyError
 
 
 class Policy(BaseModel):
@@ -81,14 +80,9 @@ class Policy(BaseModel):
 
 def load_policy(path: Path) -> Policy:
     """Read policy.toml."""
-    try:
-        return _parsed(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputError("policy", str(path), "no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError("policy", str(path), f"not valid TOML: {error}") from None
+    return _parsed(path, read_text("policy", path))
 
 
 @lru_cache(maxsize=128)
-def _parsed(text: str) -> Policy:
-    return validated(Policy, tomllib.loads(text))
+def _parsed(path: Path, text: str) -> Policy:
+    return validated(Policy, parsed_toml("policy", path, text))

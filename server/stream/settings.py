@@ -8,15 +8,13 @@ FOLDER/
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...client.transport.certificates import OwnCertificate, read
+from ...client.transport.certificates import OwnCertificate
 from ...client.transport.pinned import PinnedCertificates
-from ...config import validated
-from ...errors import InputError
+from ...config import parsed_toml, read_text, validated
 from .service import AggregationService
 
 
@@ -32,10 +30,7 @@ class ServiceSettings(BaseModel):
     @classmethod
     def load(cls, folder: Path) -> ServiceSettings:
         path = folder / "transport.toml"
-        try:
-            return validated(cls, tomllib.loads(read(path).decode()))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError("transport.toml", str(path), f"not valid TOML: {error}") from None
+        return validated(cls, parsed_toml("transport.toml", path, read_text("transport.toml", path)))
 
     def service(self, folder: Path, run: str) -> AggregationService:
         """The service of one run, not listening yet."""
