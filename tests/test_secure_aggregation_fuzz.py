@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import resource
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from secagg_fuzz import Target, attempt, mutated, targets
 
 from fedblocks.client import protocol
 from fedblocks.client.identity import load_identity, load_roster
-from fedblocks.errors import FedblocksError, InputError
+from fedblocks.errors import FedblocksError, InputError, ProtocolError
 
 TARGETS = targets()
 INPUTS = 1_000_000
@@ -120,11 +122,58 @@ records = st.builds(
     parse=protocol.TrainRequest.from_record,
     record=RecordDict({"message": ConfigRecord({"block": -(2**63), "companies": [""], "adverts": [b""]})}),
 )
+@example(
+    parse=protocol.TrainReply.from_record,
+    record=RecordDict({"masked": ArrayRecord({"masked": Array("uint8", (), "numpy.ndarray", b"")})}),
+)
 def test_records_raise_nothing_but_the_packages_own_errors(
     parse: Callable[[RecordDict], Any], record: RecordDict
 ) -> None:
     with suppress(FedblocksError):
         parse(record)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def state_of(data: bytes) -> Any:
+    record = RecordDict({"message": ConfigRecord({"block": 0, "companies": [], "adverts": []})})
+    record["block-0"] = ArrayRecord({"w": Array("float32", (1,), "numpy.ndarray", data)})
+    return protocol.TrainRequest.from_record(record).states[0]["w"]
+
+
+def test_arrays_arrive_as_they_were_sent() -> None:
+    """Would catch an order of axes, an empty array or a number that the reader of headers gets wrong."""
+    for array in (
+        np.float32(3.5),
+        np.zeros((0, 4), np.float32),
+        np.arange(6.0).reshape(2, 3).T,
+        np.arange(5),
+    ):
+        assert np.array_equal(state_of(npy(np.asarray(array))).numpy(), array)
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000,)", "(1, 2)", "(0, 99999999999999999999)", "(-4,)"])
+def test_a_header_that_declares_more_than_what_came_allocates_nothing(shape: str) -> None:
+    """Would catch NumPy's own reader, which takes a terabyte because a header says so."""
+    whole = npy(np.zeros(1, np.float32))
+    header = whole[10:-4].replace(b"(1,)", shape.encode())
+    header = header.rstrip() + b" " * max(0, len(whole) - 14 - len(header.rstrip()))
+    forged = whole[:8] + len(header).to_bytes(2, "little") + header + whole[-4:]
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="malformed"):
+        state_of(forged)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("array", [np.array(["text"]), np.zeros(2, ">f4"), np.zeros(2, [("a", "f4")])])
+def test_arrays_that_no_tensor_can_hold_are_malformed(array: np.ndarray) -> None:
+    with pytest.raises(ProtocolError, match="malformed"):
+        state_of(npy(array))
 
 
 # Files of the company's own
