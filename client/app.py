@@ -95,6 +95,10 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     session = request.session
     if session.run != plan.run or session.settings_digest != plan.digest():
         raise ProtocolError("bad_session", "the session is not of the run that was joined")
+    # Whoever sums two cohorts that differ by a company can subtract.
+    cohort = _record(context, "run").get("cohort")
+    if cohort is not None and cohort != list(session.cohort):
+        raise ProtocolError("bad_session", "the cohort is not the one that this run began with")
     if session.bits != plan.bits or not 1 <= session.round <= plan.training.rounds:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
@@ -104,6 +108,7 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         session, company.member(), channel, request.channels, company.policy.minimum_cohort
     )
     _record(context, "run")["channel"] = channel.to_bytes()
+    _record(context, "run")["cohort"] = list(session.cohort)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
 

@@ -440,3 +440,17 @@ def test_packing_refuses_bits_beyond_the_vector() -> None:
     packed = packing.pack(np.arange(5, dtype=np.uint32), 22)
     packed[-1] |= 0x80
     refused("bad_vector", packing.unpack, packed, 5, 22)
+
+
+def test_a_second_round_with_another_cohort_is_refused(app: Coordinator) -> None:
+    """Would catch two sums that differ by one company, of which the difference is its update."""
+    channels = app.channels()
+
+    def code(round_: int, cohort: tuple[str, ...]) -> str | None:
+        session = app.session(round=round_, cohort=cohort, threshold=4)
+        return code_of(app.ask(1, KEYS, KeysRequest(session, channels).to_record()))
+
+    everybody = tuple(f"company-{i}" for i in range(5))
+    assert code(1, everybody) is None
+    assert code(2, everybody[:4]) == "bad_session"
+    assert code(2, everybody) is None
