@@ -19,7 +19,28 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 
-class InProcessGrid(Grid):
+class OwnGrid(Grid):
+    """What a Grid has that belongs to no Flower run."""
+
+    def set_run(self, run: Any) -> None:
+        """There is no other run to choose."""
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError("this grid is of no Flower run")
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+
+class InProcessGrid(OwnGrid):
     """Runs `app` for nodes 1 to `companies`, each with its own context, `workers` of them at once.
 
     Each worker is one thread that computes on one core, so that results do not depend on their number.
@@ -48,23 +69,6 @@ class InProcessGrid(Grid):
         self._numbers = itertools.count(1)
         # Flower stamps messages with the identity of the process's task, which here is none of its own.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
-
-    def set_run(self, run: Any) -> None:
-        """There is no other run to choose."""
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError("an in-process grid holds no Flower run")
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from ...client.protocol import refusal
 from ...client.transport.records import decode, encode, stamp_messages
 from ...errors import ProtocolError
+from ..grid import OwnGrid
 from .service import AggregationService
 
 
-class StreamGrid(Grid):
+class StreamGrid(OwnGrid):
     """Companies with a pinned certificate are nodes 1, 2, ... in that order; only connected ones are listed."""
 
     def __init__(self, service: AggregationService) -> None:
@@ -52,23 +51,6 @@ class StreamGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         return [self._nodes[company] for company in self._service.connected]
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
-
-    def set_run(self, run: Any) -> None:
-        """There is no other run to choose."""
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError("a stream grid holds no Flower run")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         raise NotImplementedError("send and receive in one")
