@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from .identity import load_member
 from .policy import Policy, load_policy
 
 COMPANIES = "companies"
+
+# NumPy evaluates a file's header as Python, which simulated companies cannot do at once in CPython 3.11.
+_reading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -116,4 +120,5 @@ class Company:
 @lru_cache(maxsize=128)
 def _data(path: Path, modified: int, size: int, kind: DataKind) -> Examples:
     """Read and checked once for as long as the file stays as it is."""
-    return Examples.load(path).check("data.npz", kind)
+    with _reading:
+        return Examples.load(path).check("data.npz", kind)

@@ -17,8 +17,8 @@ and raise ProtocolError("malformed"), whoever sent the message.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +37,13 @@ from ..privacy.secure_aggregation import (
     Session,
     Survivors,
     UnmaskShares,
+)
+
+# An array of plain numbers in NumPy's format, version 1.0, as NumPy writes it.
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>|][biuf][1-8])', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[0-9]{0,20}(?:, ?[0-9]{1,20}){0,15},?)\), \} *\n",
+    re.DOTALL,
 )
 
 JOIN, KEYS, TRAIN = "query.join", "query.keys", "train.block"
@@ -293,19 +300,19 @@ def _state(record: RecordDict, name: str = "state") -> State:
 def _numpy(array: Array) -> npt.NDArray[Any]:
     """The array, read-only; its header is believed only as far as the bytes that came bear it out.
 
-    NumPy's own reader allocates what a header declares, and raises whatever a broken one leads it to.
+    NumPy's own reader allocates what a header declares, raises whatever a broken one leads it to, and evaluates it as
+    Python, which two threads cannot do at once in CPython 3.11 (SystemError, AST recursion depth).
     """
     try:
-        stream = BytesIO(array.data)
-        version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(stream)
-        held = len(array.data) - stream.tell()
-        if dtype.hasobject or math.prod(shape) * dtype.itemsize != held:
+        found = _NPY.match(array.data)
+        if found is None or len(found[0]) != 10 + int.from_bytes(array.data[8:10], "little"):
+            raise ValueError("no header")
+        dtype = np.dtype(found["dtype"].decode())
+        shape = tuple(map(int, re.findall(rb"[0-9]+", found["shape"])))
+        held = len(array.data) - len(found[0])
+        if math.prod(shape) * dtype.itemsize != held:
             raise ValueError("the header does not fit the bytes")
-        flat = np.frombuffer(array.data, dtype, offset=stream.tell()) if held else np.empty(0, dtype)
-        return flat.reshape(shape, order="F" if fortran else "C")
-    except Exception as error:
+        flat = np.frombuffer(array.data, dtype, offset=len(found[0])) if held else np.empty(0, dtype)
+        return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C")
+    except (TypeError, ValueError, OverflowError) as error:
         raise ProtocolError("malformed", f"an array cannot be read ({type(error).__name__})") from None

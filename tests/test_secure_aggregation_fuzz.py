@@ -193,3 +193,18 @@ def test_rosters_and_identities_are_read_or_refused(tmp_path: Path, text: str) -
     for read in (load_roster, load_identity):
         with suppress(InputError):
             read(path)
+
+
+def test_every_type_and_shape_that_numpy_writes_is_read() -> None:
+    """Would catch a header of NumPy's own that the reader of messages does not know."""
+    for dtype in ("u1", "b1", "i2", "u4", "i8", "f2", "f4", "f8"):
+        for shape in ((), (0,), (3,), (2, 3), (4, 1, 2), (1,) * 8):
+            array = np.ones(shape, dtype)
+            whole = protocol.TrainReply if dtype == "u1" and array.ndim == 1 else None
+            read = protocol._numpy(Array("any", shape, "numpy.ndarray", npy(array)))
+            assert read.dtype == array.dtype
+            assert read.shape == array.shape
+            assert np.array_equal(read, array)
+            if whole is not None:
+                record = RecordDict({"masked": ArrayRecord({"masked": Array(array)})})
+                assert np.array_equal(whole.from_record(record).masked, array)
