@@ -509,7 +509,8 @@ def groups_of(companies: int, blocks: int, minimum_cohort: int) -> int:
 class Plan(_Part):
     """What the coordinator offers: enough to train, mask and account; nothing about where data lies."""
 
-    run: str = Field(min_length=1, max_length=128)
+    # Printable: it stands in logs and ledgers.
+    run: str = Field(max_length=128, pattern=r"^( |[^\p{C}\p{Z}])+$")
     model: ModelSettings
     noise: NoiseSettings
     training: TrainingSettings

@@ -6,6 +6,7 @@ exception, which may quote private data, to the coordinator.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -79,11 +80,20 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     check_part(model, request.shared, None)
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
+    joined = request.digest()
     context.state["run"] = ConfigRecord(
-        {"plan": plan.model_dump_json(), "channel": channel.to_bytes(), "shared": digest(request.shared)}
+        {
+            "plan": plan.model_dump_json(),
+            "joined": joined,
+            "shared": digest(request.shared),
+            "channel": channel.to_bytes(),
+            "public": channel.public,
+        }
     )
+    # A session that is still open is of what was joined before: nothing of it may be answered under another plan.
+    context.state.pop("session", None)
     company.log(f"joined run {plan.run}")
-    return JoinReply(company.name, channel.signed(member, plan.run, plan.digest())).to_record()
+    return JoinReply(company.name, channel.signed(member, plan.run, joined)).to_record()
 
 
 @app.query("keys")
@@ -92,13 +102,10 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     """Begin a round's secure sum: fresh keys, shares for every peer."""
     request = KeysRequest.from_record(message.content)
     plan = _plan(context)
-    session = request.session
-    if session.run != plan.run or session.settings_digest != plan.digest():
+    company.policy.check(plan)  # the company may have changed its rules since
+    session, joined = request.session, _stored(context, "run", "joined")
+    if session.run != plan.run or session.settings_digest != joined:
         raise ProtocolError("bad_session", "the session is not of the run that was joined")
-    # Whoever sums two cohorts that differ by a company can subtract.
-    cohort = _record(context, "run").get("cohort")
-    if cohort is not None and cohort != list(session.cohort):
-        raise ProtocolError("bad_session", "the cohort is not the one that this run began with")
     if session.bits != plan.bits or not 1 <= session.round <= plan.training.rounds:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
@@ -107,8 +114,11 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     party = CompanySession.start(
         session, company.member(), channel, request.channels, company.policy.minimum_cohort
     )
+    # Whoever sums two cohorts that differ by a company can subtract: the first of a run is the only one.
+    cohort = json.dumps(session.cohort).encode()
+    company.steps.take("cohort", joined, value=cohort, code="bad_session")
+    company.steps.take("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
-    _record(context, "run")["cohort"] = list(session.cohort)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
 
@@ -141,10 +151,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     companies = len(session.cohort)
     event = release_event(plan, session.length, companies)
     data = company.data()
-    if _record(context, "session").get("charged"):
-        raise ProtocolError("wrong_phase", "this session's training has begun before")
-    _record(context, "session")["charged"] = True
-
+    company.steps.take("trained", _stored(context, "run", "public"), session.digest())
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
     if event is not None:
         with company.ledger() as ledger:
@@ -169,6 +176,8 @@ def confirm(message: Message, context: Context, company: Company) -> RecordDict:
     request = ConfirmRequest.from_record(message.content)
     party = _party(context, company)
     confirmation = party.confirm(request.survivors)
+    step = "confirmed", _stored(context, "run", "public"), party.session.digest()
+    company.steps.take(*step, value=request.survivors.to_bytes(), code="second_set")
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return ConfirmReply(confirmation).to_record()
 
@@ -180,6 +189,7 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     request = UnmaskRequest.from_record(message.content)
     party = _party(context, company)
     shares = party.unmask(request.confirmations)
+    company.steps.take("answered", _stored(context, "run", "public"), party.session.digest())
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return UnmaskReply(shares).to_record()
 

@@ -6,6 +6,7 @@ company-0/
     roster.toml           names and public keys of the companies it will ever aggregate with
     data.npz              training examples, already at the model's size
     ledger.sqlite         every release, charged before it is made
+    steps.sqlite          the steps of secure sums that have been taken, each of them once
     shared-*.safetensors  the shared state, received once a run
     company.log           what happened and why; texts of errors stay here
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ from ..privacy.secure_aggregation import Member
 from .data import Examples
 from .identity import load_member
 from .policy import Policy, load_policy
+from .steps import Steps
 
 COMPANIES = "companies"
 
@@ -79,7 +82,10 @@ class Company:
         return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
 
     def save_shared(self, run: str, shared: State) -> None:
-        save_file(shared, self._shared(run))
+        path = self._shared(run)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        save_file(shared, draft)
+        os.replace(draft, path)  # a training that reads the old file goes on reading that
 
     def load_shared(self, run: str) -> State:
         return load_file(self._shared(run))
@@ -92,6 +98,10 @@ class Company:
         path, policy = self.home / "ledger.sqlite", self.policy
         with Ledger.open(path, self.name, policy.epsilon_ceiling, policy.delta) as ledger:
             yield ledger
+
+    @property
+    def steps(self) -> Steps:
+        return Steps(self.home / "steps.sqlite")
 
     def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
         """A release's identity and its randomness.
@@ -112,9 +122,22 @@ class Company:
             logger.propagate = False
             logger.setLevel(logging.INFO)
             handler = logging.FileHandler(self.home / "company.log", encoding="utf-8", delay=True)
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
+
+
+class _Lines(logging.Formatter):
+    """Indents what does not begin an entry, and escapes what is not printable: a text that a message brought with it
+    cannot look like an entry of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        first, *rest = super().format(record).split("\n")
+        return "\n    ".join(map(_printable, [first, *rest]))
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 @lru_cache(maxsize=128)

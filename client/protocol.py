@@ -16,6 +16,7 @@ and raise ProtocolError("malformed"), whoever sent the message.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import numpy.typing as npt
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from ..blocks.state import State
+from ..blocks.state import State, digest
 from ..config import Plan, validated_json
 from ..errors import FedblocksError, ProtocolError
 from ..privacy.secure_aggregation import (
@@ -46,6 +47,8 @@ _NPY = re.compile(
     re.DOTALL,
 )
 
+_CODE = re.compile(r"[a-z_]{1,64}")
+
 JOIN, KEYS, TRAIN = "query.join", "query.keys", "train.block"
 CONFIRM, UNMASK = "query.confirm", "query.unmask"
 STREAM = "query.stream"
@@ -57,6 +60,14 @@ V = TypeVar("V")
 class JoinRequest:
     plan: Plan
     shared: State
+
+    def digest(self) -> bytes:
+        """What a company signs up to, 32 bytes; companies that were offered anything else do not work with it.
+
+        With the shared state in it nobody can be given frozen parts of its own, under which the others' updates
+        vanish from the sum.
+        """
+        return hashlib.sha256(self.plan.digest() + digest(self.shared)).digest()
 
     def to_record(self) -> RecordDict:
         return _record({"plan": self.plan.model_dump_json()}, self.shared)
@@ -251,7 +262,10 @@ def refusal(error: Exception) -> RecordDict:
 def refused(record: RecordDict) -> str | None:
     """The code of a refusal, or none if the message is an answer."""
     code = _message(record).get("refused")
-    return str(code)[:64] if code is not None else None
+    if code is None:
+        return None
+    # It ends up in logs and reports.
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else "malformed"
 
 
 def _record(values: dict[str, Any], state: State | None = None) -> RecordDict:

@@ -37,6 +37,7 @@ class Cohort:
     nodes: Mapping[str, int]
     channels: Mapping[str, ChannelKey]
     roster: Roster
+    settings_digest: bytes
     timeout: float
 
     @property
@@ -81,9 +82,10 @@ def join(
     so does a node whose channel key is not signed by a member of the coordinator's roster.
     """
     nodes = wait_for_nodes(grid, expected, wait)
-    request = JoinRequest(plan, shared).to_record()
+    request = JoinRequest(plan, shared)
+    record, settings = request.to_record(), request.digest()
     timeout = plan.training.message_timeout
-    messages = [Message(request, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
+    messages = [Message(record, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
     # Where the transport knows who is at the other end, nobody may answer under another name.
     authenticated: Mapping[int, str] = getattr(grid, "names", {})
     found: dict[str, int] = {}
@@ -99,11 +101,11 @@ def join(
             raise RunError(f"{authenticated[node]} says it is {answer.company}")
         if answer.company in found:
             raise RunError(f"two nodes say they are {answer.company}")
-        answer.channel.check(roster, answer.company, plan.run, plan.digest())
+        answer.channel.check(roster, answer.company, plan.run, settings)
         found[answer.company], channels[answer.company] = node, answer.channel
     if len(found) < expected:
         raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
-    return Cohort(grid, found, channels, roster, timeout)
+    return Cohort(grid, found, channels, roster, settings, timeout)
 
 
 def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:

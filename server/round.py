@@ -76,7 +76,7 @@ def run_round(
         round=round_,
         label=f"block-{block}",
         model_digest=digest(*states.values()),
-        settings_digest=plan.digest(),
+        settings_digest=cohort.settings_digest,
         cohort=companies,
         threshold=max(plan.threshold(len(companies)) or 0, lowest_threshold(len(companies))),
         length=sum(state[name].numel() for name in names),

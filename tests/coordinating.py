@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from flwr.app import RecordDict
@@ -53,13 +54,21 @@ class Coordinator:
         record = JoinRequest(plan or self.plan, self.model.shared).to_record()
         return {node: self.ask(node, JOIN, record) for node in NODES}
 
+    def state(self, node: int) -> RecordDict:
+        """What a message to the node would start from."""
+        return deepcopy(self.grid._contexts[node].state)
+
+    def put_back(self, node: int, state: RecordDict) -> None:
+        """As for a message that was sent at the time of `state`, and is taken up by a process of its own."""
+        self.grid._contexts[node].state = deepcopy(state)
+
     def session(self, **changes: Any) -> Session:
         values: dict[str, Any] = {
             "run": self.plan.run,
             "round": 1,
             "label": "block-0",
             "model_digest": digest(self.model.blocks[0]),
-            "settings_digest": self.plan.digest(),
+            "settings_digest": JoinRequest(self.plan, self.model.shared).digest(),
             "cohort": tuple(f"company-{i}" for i in range(5)),
             "threshold": 4,
             "length": sum(v.numel() for name, v in self.model.blocks[0].items() if ".layers." in name),

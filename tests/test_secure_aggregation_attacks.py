@@ -3,7 +3,9 @@ alone or with fewer than a third of the companies, against the state machines an
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -27,10 +29,11 @@ from secagg import (
 )
 
 from fedblocks.blocks import digest
-from fedblocks.client.protocol import CONFIRM, KEYS, TRAIN, KeysRequest
+from fedblocks.client.protocol import CONFIRM, JOIN, KEYS, TRAIN, JoinReply, JoinRequest, KeysRequest
 from fedblocks.client.protocol import refused as code_of
+from fedblocks.client.steps import Steps
 from fedblocks.config import Settings
-from fedblocks.errors import PrivacyError
+from fedblocks.errors import PrivacyError, ProtocolError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.privacy.dp_sgd import clip_to_norm
 from fedblocks.privacy.quantisation import FixedPoint
@@ -454,3 +457,148 @@ def test_a_second_round_with_another_cohort_is_refused(app: Coordinator) -> None
     assert code(1, everybody) is None
     assert code(2, everybody[:4]) == "bad_session"
     assert code(2, everybody) is None
+
+
+# Messages at once: Flower gives each a process of its own, which starts from the state it finds
+
+
+def test_a_set_that_was_left_behind_in_an_older_state_is_not_signed_and_not_answered(
+    app: Coordinator,
+) -> None:
+    """Would catch the break of everything: seed shares of one company from one copy of a state, and its key shares
+    from another, which open its single update."""
+    session = app.session()
+    app.trained(session)
+    digest_, everybody = session.digest(), session.cohort
+    masked = {node: app.state(node) for node in NODES}
+    signatures = app.signatures(session, dict.fromkeys(NODES, everybody))
+    confirmed = {node: app.state(node) for node in NODES}
+    for node in NODES:
+        assert code_of(app.unmask(node, digest_, signatures)) is None
+    for node in NODES:
+        app.put_back(node, masked[node])
+        assert code_of(app.confirm(node, digest_, everybody[:4])) in {"second_set", "bad_survivors"}
+        assert code_of(app.confirm(node, digest_, everybody)) is None
+        app.put_back(node, confirmed[node])
+        assert code_of(app.unmask(node, digest_, signatures)) == "replay"
+
+
+def test_a_session_begun_from_an_older_state_is_refused(app: Coordinator) -> None:
+    """Would catch two sessions under one digest and one channel key: each would hold the peers' shares."""
+    session, channels = app.session(), app.channels()
+    request = KeysRequest(session, channels).to_record()
+    before = app.state(1)
+    assert code_of(app.ask(1, KEYS, request)) is None
+    app.put_back(1, before)
+    assert code_of(app.ask(1, KEYS, request)) == "replay"
+    other = app.session(round=2, cohort=session.cohort[:4], threshold=4)
+    assert code_of(app.ask(1, KEYS, KeysRequest(other, channels).to_record())) == "bad_session"
+
+
+def test_training_again_from_an_older_state_is_refused_and_charged_once(app: Coordinator) -> None:
+    """Would catch two vectors under the same masks: their difference is free of them."""
+    request = app.train_request(app.session()).to_record()
+    before = app.state(1)
+    assert code_of(app.ask(1, TRAIN, request)) is None
+    app.put_back(1, before)
+    assert code_of(app.ask(1, TRAIN, request)) == "replay"
+    assert app.charges() == 1
+
+
+def test_a_step_is_taken_by_one_of_many_processes_at_once(tmp_path: Path) -> None:
+    def taken(value: bytes) -> int:
+        try:
+            Steps(tmp_path / "steps.sqlite").take("confirmed", b"session", value=value)
+        except ProtocolError:
+            return 0
+        return 1
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(taken, [b"%d" % i for i in range(64)])) == 1
+        assert sum(pool.map(taken, [b""] * 8)) == 0
+
+
+def test_a_run_that_is_joined_again_keeps_its_cohort(app: Coordinator) -> None:
+    """Would catch a cohort that is changed by joining the same run once more."""
+    session = app.session()
+    app.keys(session)
+    other = app.session(round=2, cohort=session.cohort[:4], threshold=4)
+    assert code_of(app.keys(other)[1]) == "bad_session"
+    assert code_of(app.keys(app.session(round=2))[1]) is None
+
+
+# What is joined
+
+
+def rewrite(policy: Path, line: str) -> None:
+    """Replace one line of a company's policy, or add it before the first table."""
+    kept = [old for old in policy.read_text().splitlines() if not old.startswith(line.split(" = ")[0])]
+    policy.write_text("\n".join([line, *kept]))
+
+
+def test_companies_that_were_given_different_frozen_parts_do_not_work_together(app: Coordinator) -> None:
+    """Would catch parts under which everybody's gradients vanish but the victim's: the sum would be its update."""
+    dead = {name: torch.zeros_like(value) for name, value in app.model.shared.items()}
+    channels = {}
+    for node in NODES:
+        request = JoinRequest(app.plan, app.model.shared if node == 1 else dead)
+        reply = JoinReply.from_record(app.ask(node, JOIN, request.to_record()))
+        channels[reply.company] = reply.channel
+    for settings in (JoinRequest(app.plan, shared).digest() for shared in (app.model.shared, dead)):
+        request = KeysRequest(app.session(settings_digest=settings), channels)
+        codes = {code_of(app.ask(node, KEYS, request.to_record())) for node in NODES}
+        assert codes == {"bad_signature", "bad_session"}
+
+
+def test_a_plan_joined_between_keys_and_training_ends_the_open_session(app: Coordinator) -> None:
+    """Would catch an update clipped, scaled or noised by another plan than the one all keys are bound to."""
+    requests = app.train_requests(app.session())
+    bent = app.plan.model_copy(update={"company_clip": 7 * app.plan.company_clip})
+    assert code_of(app.ask(1, JOIN, JoinRequest(bent, app.model.shared).to_record())) is None
+    assert code_of(app.ask(1, TRAIN, requests[1].to_record())) == "wrong_phase"
+    assert app.charges() == 0
+
+
+def test_shared_noise_is_not_put_under_a_threshold_meant_for_full_noise(
+    small: Settings, tmp_path: Path
+) -> None:
+    """The plan of a session is in local mode and lets four of five be opened; that of the training counts on all."""
+    app = Coordinator(prepare(small, tmp_path / "run"))
+    policy = app.run.companies / "company-0" / "policy.toml"
+    rewrite(policy, "allow_shared_noise = true")
+    requests = app.train_requests(app.session())
+    changes = {"mode": "secure_step", "colluders": 1, "noise_multiplier": 2 * app.plan.noise_multiplier}
+    changes["secure_aggregation"] = app.plan.secure_aggregation.model_copy(update={"bits": app.plan.bits})
+    shared = app.plan.model_copy(update=changes)
+    assert code_of(app.ask(1, JOIN, JoinRequest(shared, app.model.shared).to_record())) is None
+    assert code_of(app.ask(1, TRAIN, requests[1].to_record())) == "wrong_phase"
+
+
+def test_rules_that_a_company_tightens_during_a_run_hold_from_the_next_round(app: Coordinator) -> None:
+    session = app.session()
+    request = KeysRequest(session, app.channels()).to_record()
+    rewrite(app.run.companies / "company-0" / "policy.toml", "minimum_noise_multiplier = 100.0")
+    assert code_of(app.ask(1, KEYS, request)) == "privacy"
+
+
+# Texts
+
+
+@pytest.mark.parametrize("name", ["run\n2026-01-01 INFO trained block-0", "a\x1b[2J", "b\u2028c", ""])
+def test_a_run_cannot_write_lines_of_its_own_into_a_companys_log(app: Coordinator, name: str) -> None:
+    request = JoinRequest(app.plan.model_copy(update={"run": name}), app.model.shared)
+    assert code_of(app.ask(1, JOIN, request.to_record())) == "bad_input"
+
+
+def test_no_text_of_a_message_can_pass_for_an_entry_of_the_log(app: Coordinator) -> None:
+    forged = "2026-01-01 00:00:00,000 INFO trained block-0 in round 1"
+    app.ask(1, JOIN, RecordDict({"message": ConfigRecord({"plan": json.dumps({f"x\n{forged}\x1b[2J": 1})})}))
+    text = (app.run.companies / "company-0" / "company.log").read_text()
+    assert f"\n    {forged}" in text or f"\\n{forged}" in text
+    assert f"\n{forged}" not in text
+    assert "\x1b" not in text
+
+
+@pytest.mark.parametrize("code", ["<script>", "\x1b[2J", "a b", "x" * 65, 7, ["a"], b"privacy"])
+def test_a_company_cannot_write_texts_into_the_coordinators_metrics(code: Any) -> None:
+    assert code_of(RecordDict({"message": ConfigRecord({"refused": code})})) == "malformed"

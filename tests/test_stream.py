@@ -30,7 +30,7 @@ from streaming import (
 
 from fedblocks.client.agent import Agent
 from fedblocks.client.endpoint import Endpoint, EndpointSettings
-from fedblocks.client.protocol import JoinReply
+from fedblocks.client.protocol import JoinReply, JoinRequest
 from fedblocks.client.transport import OwnCertificate, PinnedCertificates, certificates
 from fedblocks.client.transport.certificates import COORDINATOR
 from fedblocks.client.transport.frames import VERSION, hello
@@ -152,7 +152,8 @@ def test_a_company_cannot_join_under_another_s_name(plane: Plane, small: Setting
     roster = Roster({name: identity.public for name, identity in signing.items()})
     for name in NAMES:
         said = "company-0" if name == "company-1" else name
-        channel = ChannelKeys.generate().signed(Member(said, signing[said], roster), plan.run, plan.digest())
+        settings = JoinRequest(plan, {}).digest()
+        channel = ChannelKeys.generate().signed(Member(said, signing[said], roster), plan.run, settings)
         plane.agent(name, answering(JoinReply(said, channel).to_record()))
     plane.up(*NAMES)
     with pytest.raises(RunError, match="company-1 says it is company-0"):

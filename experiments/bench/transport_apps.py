@@ -118,7 +118,7 @@ def gather(grid: Grid, companies: int, wait: float, timeout: float) -> Cohort:
         answer = JoinReply.from_record(reply.content)
         found[answer.company] = reply.metadata.src_node_id
         channels[answer.company] = answer.channel
-    return Cohort(grid, found, channels, roster(), timeout)
+    return Cohort(grid, found, channels, roster(), _SETTINGS, timeout)
 
 
 def secure_step(cohort: Cohort, step: int, values: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ Every refusal is a ProtocolError with one of these codes:
     no_channel     the channel key of a cohort member is missing
     small_cohort   fewer companies than the company's own minimum
     low_threshold  a threshold that is not above two thirds of the cohort
-    replay         the company has begun this session before
+    replay         the company has begun this session before, or taken this step of it
     wrong_session  a message of another session
     wrong_phase    a step out of order, or a second time
     duplicate      a second message of the same company

@@ -1,0 +1,45 @@
+"""What a company does once and never again, whatever state it is started from.
+
+A run's state travels with its messages (`Context`), and Flower answers every message in a process of its own, as
+many at once as there are messages: each starts from the state that it finds, and the last to end leaves its own. So
+a coordinator that sends two messages at once can have a company go on from a state that it has left. It would then
+sign two sets of survivors and answer for both, and seed and key shares of one company would meet. A row here, in the
+company's own home, outlives every such state.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ProtocolError
+
+WAIT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps that have been taken, in a SQLite file of the company's."""
+
+    path: Path
+
+    def take(self, *step: bytes | str, value: bytes = b"", code: str = "replay") -> None:
+        """Take a step for the first time; later only if `value` is there and the same, else ProtocolError(code).
+
+        On disk when it returns, for other processes and for one that is killed. It is not forced out to the disk: the
+        states that it guards against lie in memory, and are gone too when the machine stops.
+        """
+        key = "/".join(part if isinstance(part, str) else part.hex() for part in step)
+        with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)) as file:
+            file.execute("PRAGMA synchronous = OFF")
+            file.execute(
+                "CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
+            )
+            self.path.chmod(0o600)
+            if file.execute("INSERT OR IGNORE INTO steps VALUES (?, ?)", (key, value)).rowcount == 1:
+                return
+            (before,) = file.execute("SELECT value FROM steps WHERE step = ?", (key,)).fetchone()
+        if not value or value != before:
+            raise ProtocolError(code, f"{key}: this company has taken this step before")
