@@ -102,6 +102,7 @@ def join(
         if answer.company in found:
             raise RunError(f"two nodes say they are {answer.company}")
         answer.channel.check(roster, answer.company, plan.run, settings)
+        answer.channel.check_usable()
         found[answer.company], channels[answer.company] = node, answer.channel
     if len(found) < expected:
         raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")

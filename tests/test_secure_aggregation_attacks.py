@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from coordinating import NODES, Coordinator
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from secagg import (
     NAMES,
     Cohort,
@@ -29,6 +29,8 @@ from secagg import (
 )
 
 from fedblocks.blocks import digest
+from fedblocks.client.app import app as client_app
+from fedblocks.client.identity import load_member
 from fedblocks.client.protocol import CONFIRM, JOIN, KEYS, TRAIN, JoinReply, JoinRequest, KeysRequest
 from fedblocks.client.protocol import refused as code_of
 from fedblocks.client.steps import Steps
@@ -40,6 +42,7 @@ from fedblocks.privacy.quantisation import FixedPoint
 from fedblocks.privacy.secure_aggregation import (
     Advert,
     Aggregation,
+    ChannelKey,
     ChannelKeys,
     CompanySession,
     Confirmations,
@@ -54,6 +57,9 @@ from fedblocks.privacy.secure_aggregation import (
     shamir,
     wire,
 )
+from fedblocks.privacy.secure_aggregation.identity import CHANNEL
+from fedblocks.server.cohort import join
+from fedblocks.server.grid import InProcessGrid
 
 
 @pytest.fixture
@@ -602,3 +608,22 @@ def test_no_text_of_a_message_can_pass_for_an_entry_of_the_log(app: Coordinator)
 @pytest.mark.parametrize("code", ["<script>", "\x1b[2J", "a b", "x" * 65, 7, ["a"], b"privacy"])
 def test_a_company_cannot_write_texts_into_the_coordinators_metrics(code: Any) -> None:
     assert code_of(RecordDict({"message": ConfigRecord({"refused": code})})) == "malformed"
+
+
+@pytest.mark.parametrize("public", [bytes(32), b"short", bytes(33)])
+def test_a_channel_key_of_no_use_is_put_down_to_its_owner_at_join(app: Coordinator, public: bytes) -> None:
+    """Would catch a company that signs a key under which all others refuse every round, and nobody knows why."""
+    settings = JoinRequest(app.plan, app.model.shared).digest()
+    mallory = load_member(app.run.companies / "company-4", "company-4")
+    signature = mallory.sign(CHANNEL, app.plan.run.encode(), settings, public)
+
+    class Bending(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], **named: Any) -> Iterable[Message]:
+            replies = list(super().send_and_receive(messages, **named))
+            for reply in replies:
+                if reply.metadata.src_node_id == 5:
+                    reply.content = JoinReply("company-4", ChannelKey(public, signature)).to_record()
+            return replies
+
+    grid = Bending(client_app, 5, {"run-dir": str(app.run.path)})
+    refused("bad_key", join, grid, app.plan, app.model.shared, app.run.roster(), 5)

@@ -81,6 +81,10 @@ class ChannelKey:
         """Refuse unless `owner`, as pinned in `roster`, has handed out this key for this run."""
         roster.check_lasting(self.signature, CHANNEL, owner, run.encode(), settings_digest, self.public)
 
+    def check_usable(self) -> None:
+        """Refuse a key of no use, which would make everybody else refuse the sessions of its owner."""
+        agree(loaded(new_private_key()), self.public)
+
 
 class ChannelKeys:
     """One company's X25519 pair for one run, and the sessions it has been used in.
