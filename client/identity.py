@@ -8,8 +8,6 @@ Both are written by the company. Public keys are exchanged out of band; no messa
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +17,7 @@ import tomli_w
 from ..config import parsed_toml, read_text
 from ..errors import InputError, PrivacyError, ProtocolError
 from ..privacy.secure_aggregation import Identity, Member, Roster
+from . import private_file
 
 IDENTITY_FILE = "identity.key"
 ROSTER_FILE = "roster.toml"
@@ -31,15 +30,13 @@ def load_member(home: Path, name: str) -> Member:
 
 def save_identity(path: Path, identity: Identity) -> None:
     """A new file that its owner alone may read; refuses to replace one."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(identity.private_bytes().hex() + "\n")
+    private_file.create(path, f"{identity.private_bytes().hex()}\n".encode("ascii"))
 
 
 def load_identity(path: Path) -> Identity:
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
+        mode = private_file.mode_for_others(path)
+        if mode is not None:
             raise PrivacyError(f"{path} may be read by others (mode {mode:03o}); expected 600")
         return Identity(bytes.fromhex(path.read_text("ascii").strip()))
     except FileNotFoundError:

@@ -47,27 +47,41 @@ class Inputs:
 
 def read_inputs(settings: Settings) -> Inputs:
     """Load, check and deal the data; the same settings give the same parts."""
+    rng = _holding_out(settings)
+    public_train, public_test = read_public(settings, rng)
+    contrast = settings.data.match_contrast
+    private = load_examples("data.private.source", settings.data.private, settings.model, contrast)
+    companies, heldout = [], []
+    for part in deal(private, settings.model, settings.companies, settings.seed):
+        kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
+        companies.append(private[kept])
+        heldout.append(out)
+    out = _spread(np.concatenate(heldout), settings.data.test_examples)
+    return Inputs(public_train, public_test, companies, private[out])
+
+
+def read_public(settings: Settings, rng: np.random.Generator | None = None) -> tuple[Examples, Examples]:
+    """The public examples, (train, test), as in `read_inputs`."""
     check_device(settings.device)
     contrast = settings.data.match_contrast
     public = load_examples("data.public.source", settings.data.public, settings.model, contrast)
-    private = load_examples("data.private.source", settings.data.private, settings.model, contrast)
-    rng = np.random.default_rng([settings.seed, 1])
-    # Texts and series are held out from their end: drawn at random, a held-out future would stand in the past
-    # of a training window.
-    ordered = not isinstance(settings.model, ViTSettings | DiTSettings)
-    train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, None if ordered else rng)
+    rng = rng or _holding_out(settings)
+    train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, rng)
     if len(test) == 0:
         raise InputError(
             "data.public.source", settings.data.public.source, "too few examples to hold some out"
         )
-    companies, heldout = [], []
-    for part in deal(private, settings.model, settings.companies, settings.seed):
-        kept, out = _hold_out(part, settings.companies.holdout, None if ordered else rng, least=1)
-        companies.append(private[kept])
-        heldout.append(out)
-    at_most = settings.data.test_examples
-    test, out = _spread(test, at_most), _spread(np.concatenate(heldout), at_most)
-    return Inputs(public[train], public[test], companies, private[out])
+    return public[train], public[_spread(test, settings.data.test_examples)]
+
+
+def _holding_out(settings: Settings) -> np.random.Generator | None:
+    """What draws the held-out examples; none where they are the last ones.
+
+    Texts and series are held out from their end: drawn at random, a held-out future would stand in the past of a
+    training window.
+    """
+    ordered = not isinstance(settings.model, ViTSettings | DiTSettings)
+    return None if ordered else np.random.default_rng([settings.seed, 1])
 
 
 def _spread(index: npt.NDArray[np.int64], at_most: int) -> npt.NDArray[np.int64]:
@@ -185,7 +199,7 @@ def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoi
     """A fresh model trained on public data, a function of settings and data alone; or the one of
     `pretraining.folder`."""
     if settings.pretraining.folder is not None:
-        return pretrained(settings).to(settings.device)
+        return pretrained(settings, Path(settings.pretraining.folder)).to(settings.device)
     model = fresh_model(settings).to(settings.device)
     data = public.to(settings.device)
     closed_form = settings.model.kind.target_classes is not None
@@ -215,9 +229,8 @@ def schedule_of(settings: Settings) -> Schedule:
     return Schedule(**settings.pretraining.model_dump(exclude={"folder"}))
 
 
-def pretrained(settings: Settings) -> Denoiser:
-    """The model of `pretraining.folder`, refused if it is not of these settings."""
-    folder = Path(settings.pretraining.folder or "")
+def pretrained(settings: Settings, folder: Path) -> Denoiser:
+    """The model that `fedblocks pretrain` left in the folder, refused if it is not of these settings."""
     model = build_model(settings.model, settings.noise)
     try:
         state = load_state(folder)

@@ -18,7 +18,7 @@ from ..blocks.build import metric_of
 from ..blocks.quality import chain_quality
 from ..config import Settings
 from ..errors import InputError
-from .preparation import fresh_model, pretrained, read_inputs, schedule_of
+from .preparation import fresh_model, pretrained, read_public, schedule_of
 
 SETTINGS = "pretraining.json"
 
@@ -49,31 +49,25 @@ def pretrain(
     blocks, job = settings.model.blocks, job_of(settings)
     if block is not None and not 0 <= block < blocks:
         raise InputError("--block", block, f"expected 0 to {blocks - 1}")
-    inputs = read_inputs(settings)
-    data = inputs.public_train
+    data, test = read_public(settings)
     _make(folder, settings)
     left = [b for b in range(blocks) if trained_by(folder, b) != job.digest(b)]
     wanted = [b for b in left if block is None or b == block]
     if processes > 1 and len(wanted) > 1:
-        whole = partial(_whole, on_step, job.schedule.steps)
         train_in_processes(
-            folder, wanted, data.inputs, data.targets, job=job, workers=processes, on_block=whole
-        )
+            folder, wanted, data.inputs, data.targets, job=job, workers=processes,
+            on_block=lambda b: on_step(b, job.schedule.steps),
+        )  # fmt: skip
     else:
         for b in wanted:
             train_alone(folder, b, data.inputs, data.targets, job=job, on_step=partial(on_step, b))
     missing = [b for b in left if b not in wanted]
     result: dict[str, Any] = {"folder": str(folder), "trained": wanted, "untrained": missing}
     if not missing:
-        kept = settings.pretraining.model_copy(update={"folder": str(folder)})
-        model, test = pretrained(settings.model_copy(update={"pretraining": kept})), inputs.public_test
+        model = pretrained(settings, folder)
         result["metric"] = metric_of(settings.model).name
         result["after_each_block"] = chain_quality(model, test.inputs, test.targets, settings.seed)
     return result
-
-
-def _whole(on_step: Callable[[int, int], None], steps: int, block: int) -> None:
-    on_step(block, steps)
 
 
 def _make(folder: Path, settings: Settings) -> None:

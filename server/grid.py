@@ -16,7 +16,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+
+from ..client.transport.records import stamp_messages
 
 
 class OwnGrid(Grid):
@@ -67,8 +68,7 @@ class InProcessGrid(OwnGrid):
         }
         self._replies: dict[str, Message] = {}
         self._numbers = itertools.count(1)
-        # Flower stamps messages with the identity of the process's task, which here is none of its own.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
+        stamp_messages()
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self._contexts)

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from fedblocks.blocks import digest
 from fedblocks.client.app import app
@@ -28,7 +27,7 @@ from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.simulation import epsilon_by_company, simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
-from fedblocks.server.grid import InProcessGrid
+from fedblocks.server.grid import InProcessGrid, OwnGrid
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.stream import StreamGrid
 from fedblocks.server.stream.choice import data_plane
@@ -86,7 +85,7 @@ def test_dropouts_fall_alike_on_both_ways(small: Settings, tmp_path: Path, phase
     assert final_digest(runs[0]) == final_digest(runs[1])
 
 
-class FlowerLike(Grid):
+class FlowerLike(OwnGrid):
     """Delivers as a SuperLink does: a message is worked on while the coordinator goes on, one a node at a time."""
 
     def __init__(self, run: RunFolder, companies: int) -> None:
@@ -123,22 +122,6 @@ class FlowerLike(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         return self.calls.get_node_ids()
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self.calls.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def set_run(self, run: Any) -> None: ...
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
 
 
 def set_up(run: RunFolder, folder: Path, companies: int, port: int, gather: float = 20.0) -> None:

@@ -11,8 +11,6 @@ identities, and is trusted there as it stands. What TLS checks is then possessio
 from __future__ import annotations
 
 import datetime
-import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...errors import InputError
+from .. import private_file
 
 # The coordinator's certificate is pinned, so its name need not be that of the host it runs on.
 COORDINATOR = "fedblocks-coordinator"
@@ -66,18 +65,16 @@ class OwnCertificate:
         """Write both files; a key that is already there is never overwritten."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(folder / _KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            private_file.create(folder / _KEY, self.key)
         except FileExistsError:
             raise InputError("key", str(folder / _KEY), "is already there") from None
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self.key)
         (folder / _CERTIFICATE).write_bytes(self.certificate)
 
     @classmethod
     def load(cls, folder: Path) -> OwnCertificate:
         key = folder / _KEY
         content = read(key)
-        if stat.S_IMODE(key.stat().st_mode) & 0o077:
+        if private_file.mode_for_others(key) is not None:
             raise InputError("key", str(key), "must be readable by its owner alone (chmod 600)")
         return cls(read(folder / _CERTIFICATE), content)
 
