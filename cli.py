@@ -25,6 +25,7 @@ from .errors import FedblocksError, InputError, ProtocolError, RunError
 from .experiments.bench.commands import bench
 from .experiments.commands.identity import identity
 from .experiments.commands.privacy import account, ledger
+from .experiments.commands.supernode import supernode
 from .experiments.commands.transport import transport
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
@@ -42,6 +43,9 @@ app.add_typer(ledger, name="ledger")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("identity")(identity)
+app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    supernode
+)
 people = Console(stderr=True)
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]

@@ -56,16 +56,21 @@ class Company:
         """Where this node's home lies: `company-home` in the node's own configuration, or, in a simulation,
         the folder of its partition in the run folder. Never anything a message says."""
         home = context.node_config.get("company-home")
-        deployed = home is not None
-        if home is None:
-            run_dir, partition = context.run_config.get("run-dir"), context.node_config.get("partition-id")
-            if not run_dir or partition is None:
-                raise InputError("company-home", home, "not set in this node's configuration")
-            home = str(Path(str(run_dir)) / COMPANIES / f"company-{partition}")
-        policy = load_policy(Path(str(home)) / "policy.toml")
-        if deployed and policy.simulation_seed is not None:
+        if home is not None:
+            return cls.deployed(Path(str(home)))
+        run_dir, partition = context.run_config.get("run-dir"), context.node_config.get("partition-id")
+        if not run_dir or partition is None:
+            raise InputError("company-home", home, "not set in this node's configuration")
+        simulated = Path(str(run_dir)) / COMPANIES / f"company-{partition}"
+        return cls(simulated, load_policy(simulated / "policy.toml"))
+
+    @classmethod
+    def deployed(cls, home: Path) -> Company:
+        """The company at `home`, on its own machine: nothing of it may be guessed."""
+        policy = load_policy(home / "policy.toml")
+        if policy.simulation_seed is not None:
             raise PrivacyError("simulation_seed is set: whoever knows it can subtract this company's noise")
-        return cls(Path(str(home)), policy)
+        return cls(home, policy)
 
     @property
     def name(self) -> str:

@@ -1,10 +1,10 @@
 """What a company does once and never again, whatever state it is started from.
 
-A run's state travels with its messages (`Context`), and Flower answers every message in a process of its own, as
-many at once as there are messages: each starts from the state that it finds, and the last to end leaves its own. So
-a coordinator that sends two messages at once can have a company go on from a state that it has left. It would then
-sign two sets of survivors and answer for both, and seed and key shares of one company would meet. A row here, in the
-company's own home, outlives every such state.
+A run's state travels with its messages (`Context`): each message is answered in a process of its own, which starts
+from the state that it finds and leaves its own. Flower 1.41's SuperNode takes up a message when the one before is
+answered, but nothing promises that of it, of its next version, or of another runtime with the same app. Where two
+messages start from one state, a company signs two sets of survivors and answers for both, and seed and key shares of
+one company meet. A row here, in the company's own home, outlives every such state.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def flower_step(values: int, on_progress: Callable[[str], None] = lambda line: N
         link = free_port()
         (home / "config.toml").write_text(_CONNECTION.format(port=link), "utf-8")
         env = flower_env(home)
-        with superlink(link, COMPANIES, env, folder, lambda i: f"partition-id={i}"):
+        nodes = [["flower-supernode", "--node-config", f"partition-id={i}"] for i in range(COMPANIES)]
+        with superlink(link, nodes, env, folder):
             on_progress("Flower: SuperLink and SuperNodes are up, one step takes about a minute")
             command = [
                 "flwr", "run", str(project), "bench", "--stream",
@@ -86,17 +87,12 @@ def flower_env(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def superlink(
-    port: int, nodes: int, env: dict[str, str], folder: Path, node_config: Callable[[int], str]
-) -> Iterator[None]:
-    """A SuperLink on `port` with `nodes` SuperNodes; all are stopped at the end. Logs lie in `folder`."""
+def superlink(port: int, nodes: list[list[str]], env: dict[str, str], folder: Path) -> Iterator[None]:
+    """A SuperLink on `port` with its SuperNodes, started by `nodes`; all are stopped at the end. Logs: `folder`."""
     commands = [["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]]
-    for i in range(nodes):
+    for node in nodes:
         own = str(free_port())
-        commands.append(
-            ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", own,
-             "--node-config", node_config(i)]
-        )  # fmt: skip
+        commands.append([*node, "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", own])
     processes = []
     try:
         for i, command in enumerate(commands):

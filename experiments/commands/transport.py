@@ -53,8 +53,8 @@ def agent(
     from ...client.company import Company
     from ...client.endpoint import Endpoint
 
+    company = Company.deployed(home)
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
-    company = Company.of(context)
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
     )
