@@ -454,10 +454,13 @@ class Settings(_Part):
         n, least = self.companies.count, self.secure_aggregation.minimum_cohort
         _rule(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
         t = self.secure_aggregation.threshold
-        floor = 2 * n // 3 + 1
+        group = n // groups_of(n, self.model.blocks, least) if self.training.assignment == "parallel" else n
+        colluders = self.privacy.colluders
+        _rule(colluders < group, "privacy.colluders", colluders, f"sums are of {group} companies")
+        floor = max(2 * n // 3, (n + colluders) // 2) + 1
         _rule(t is None or floor <= t <= n, "secure_aggregation.threshold", t, f"expected {floor} to {n}")
         if self.privacy.mode == "secure_step":
-            steps, tolerated = self.training.local_steps, self.privacy.dropouts + self.privacy.colluders
+            steps, dropouts = self.training.local_steps, self.privacy.dropouts
             _rule(
                 steps == 1, "training.local_steps", steps, "must be 1: shares of noise protect single steps"
             )
@@ -465,16 +468,9 @@ class Settings(_Part):
             _rule(batches == "poisson", "training.batches", batches, "needs mode local")
             q = self.privacy.clip_quantile
             _rule(q is None, "privacy.clip_quantile", q, "needs mode local: sums of shares have one clip")
-            group = (
-                n // groups_of(n, self.model.blocks, least) if self.training.assignment == "parallel" else n
-            )
-            _rule(
-                tolerated < group,
-                "privacy.colluders",
-                self.privacy.colluders,
-                f"sums are of {group} companies",
-            )
-            needed = group - self.privacy.dropouts
+            rule = f"sums are of {group} companies, of which privacy.colluders={colluders} are tolerated"
+            _rule(dropouts + colluders < group, "privacy.dropouts", dropouts, rule)
+            needed = group - dropouts
             _rule(t is None or t >= needed, "secure_aggregation.threshold", t, f"expected {needed} or more")
         b = self.audit.block
         _rule(

@@ -21,7 +21,7 @@ from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
 from .agent import Agent
 from .company import Company
 from .data import Examples
-from .endpoint import Endpoint
+from .endpoint import Endpoint, alone
 from .protocol import (
     ConfirmReply,
     ConfirmRequest,
@@ -101,8 +101,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
 def keys(message: Message, context: Context, company: Company) -> RecordDict:
     """Begin a round's secure sum: fresh keys, shares for every peer."""
     request = KeysRequest.from_record(message.content)
-    plan = _plan(context)
-    company.policy.check(plan)  # the company may have changed its rules since
+    plan = _plan(context, company)
     session, joined = request.session, _stored(context, "run", "joined")
     if session.run != plan.run or session.settings_digest != joined:
         raise ProtocolError("bad_session", "the session is not of the run that was joined")
@@ -112,11 +111,11 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("low_threshold", "fewer companies than the shares of noise are made for")
     channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
     party = CompanySession.start(
-        session, company.member(), channel, request.channels, company.policy.minimum_cohort
+        session, company.member(), channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
     # Whoever sums two cohorts that differ by a company can subtract: the first of a run is the only one.
     cohort = json.dumps(session.cohort).encode()
-    company.steps.take("cohort", joined, value=cohort, code="bad_session")
+    company.steps.take("cohort", plan.run.encode(), value=cohort, code="bad_session")
     company.steps.take("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
@@ -128,8 +127,7 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
 def train(message: Message, context: Context, company: Company) -> RecordDict:
     """Charge the ledger, train the block, mask the update."""
     request = TrainRequest.from_record(message.content)
-    plan = _plan(context)
-    party = _party(context, company)
+    plan, party = _plan(context, company), _party(context, company)
     session = party.session
     if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
         raise ProtocolError("wrong_session", "the session is for another block")
@@ -152,6 +150,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     event = release_event(plan, session.length, companies)
     data = company.data()
     company.steps.take("trained", _stored(context, "run", "public"), session.digest())
+    trainings = company.policy.most_steps // plan.training.local_steps
+    company.steps.count("trainings", plan.run.encode(), most=trainings)
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
     if event is not None:
         with company.ledger() as ledger:
@@ -162,7 +162,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
                 release_id=release,
                 event=event,
             )
-    residues = train_block(model, request.block, data, plan, companies, randomness, company.policy.memory_mb)
+    residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     company.log(f"trained {session.label} in round {session.round}")
@@ -174,6 +174,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
 def confirm(message: Message, context: Context, company: Company) -> RecordDict:
     """Put this company's name to one set of survivors, if its own rules allow the set."""
     request = ConfirmRequest.from_record(message.content)
+    _plan(context, company)
     party = _party(context, company)
     confirmation = party.confirm(request.survivors)
     step = "confirmed", _stored(context, "run", "public"), party.session.digest()
@@ -187,6 +188,7 @@ def confirm(message: Message, context: Context, company: Company) -> RecordDict:
 def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     """Release the shares that open this round's sum, once, for the set that enough survivors have signed."""
     request = UnmaskRequest.from_record(message.content)
+    _plan(context, company)
     party = _party(context, company)
     shares = party.unmask(request.confirmations)
     company.steps.take("answered", _stored(context, "run", "public"), party.session.digest())
@@ -201,8 +203,11 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
     request = StreamRequest.from_record(message.content)
     if not Endpoint.configured(company.home):
         raise ProtocolError("no_data_plane", "this company has not set up a data plane")
-    agent = Agent(Endpoint.of(company.home), app, context, request.run, wait=request.wait, log=company.log)
-    return StreamReply(agent.serve(), agent.answered).to_record()
+    with alone(company.home):
+        agent = Agent(
+            Endpoint.of(company.home), app, context, request.run, wait=request.wait, log=company.log
+        )
+        return StreamReply(agent.serve(), agent.answered).to_record()
 
 
 def release_labels(
@@ -217,11 +222,14 @@ def release_labels(
     return (session.round, session.label, *(part.hex() for part in parts))
 
 
-def _plan(context: Context) -> Plan:
+def _plan(context: Context, company: Company) -> Plan:
+    """What was joined, if the company's rules, which may have changed since, still allow it."""
     value = _record(context, "run").get("plan")
     if not isinstance(value, str):
         raise ProtocolError("wrong_phase", "this company has not joined the run")
-    return _parsed_plan(value)
+    plan = _parsed_plan(value)
+    company.policy.check(plan)
+    return plan
 
 
 @lru_cache(maxsize=8)
@@ -233,7 +241,8 @@ def _parsed_plan(text: str) -> Plan:
 
 
 def _party(context: Context, company: Company) -> CompanySession:
-    return CompanySession.from_bytes(_stored(context, "session", "session"), company.member())
+    stored = _stored(context, "session", "session")
+    return CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
 
 
 def _record(context: Context, name: str) -> ConfigRecord:

@@ -4,16 +4,21 @@ HOME/transport/
     transport.toml     address = "host:port" of the coordinator's data plane
     own.key, own.pem   the company's key and certificate there
     coordinator.pem    the coordinator's certificate, received by other means
+    lock               held by the agent that answers
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..config import parsed_toml, read_text, validated
+from ..errors import ProtocolError
 from .transport.certificates import OwnCertificate, certificate_of, read
 
 FOLDER = "transport"
@@ -53,3 +58,20 @@ class Endpoint:
         coordinator = read(folder / "coordinator.pem")
         certificate_of(coordinator, str(folder / "coordinator.pem"))
         return cls(validated(EndpointSettings, raw), OwnCertificate.load(folder), coordinator)
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """One agent of a home at a time; ProtocolError("busy") while another answers.
+
+    A coordinator that asks for one after the other, and then says nothing to any, holds one process and no more.
+    """
+    lock = FileLock(home / FOLDER / "lock", timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ProtocolError("busy", "an agent of this home is answering already") from None
+    try:
+        yield
+    finally:
+        lock.release()

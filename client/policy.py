@@ -26,9 +26,11 @@ class Policy(BaseModel):
     data: DataKind
     minimum_cohort: int = Field(3, ge=3)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
-    largest_max_grad_norm: float = Field(1e3, gt=0)
+    largest_max_grad_norm: float = Field(1e3, gt=0, description="of a clip that moves, too")
     largest_model: int = Field(100_000_000, ge=1, description="parameters")
-    most_steps: int = Field(1_000_000, ge=1, description="local steps over the whole run")
+    most_steps: int = Field(
+        1_000_000, ge=1, description="local steps over the whole run, rounds that are repeated included"
+    )
     allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
     i_accept_no_dp: bool = False
     allow_shared_noise: bool = Field(
@@ -54,7 +56,7 @@ class Policy(BaseModel):
             raise PrivacyError(f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}")
         if plan.secure_step and not self.allow_shared_noise:
             raise PrivacyError("the plan's noise is shared, which this company's policy does not allow")
-        if plan.secure_step and plan.colluders < self.least_colluders:
+        if plan.colluders < self.least_colluders:
             raise PrivacyError(f"colluders={plan.colluders} is below this company's {self.least_colluders}")
         if plan.max_grad_norm > self.largest_max_grad_norm:
             limit = self.largest_max_grad_norm

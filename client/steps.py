@@ -10,7 +10,8 @@ one company meet. A row here, in the company's own home, outlives every such sta
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,25 +22,42 @@ WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps that have been taken, in a SQLite file of the company's."""
+    """The steps that have been taken, in a SQLite file of the company's; forced out to the disk, each of them."""
 
     path: Path
 
     def take(self, *step: bytes | str, value: bytes = b"", code: str = "replay") -> None:
-        """Take a step for the first time; later only if `value` is there and the same, else ProtocolError(code).
-
-        On disk when it returns, for other processes and for one that is killed. It is not forced out to the disk: the
-        states that it guards against lie in memory, and are gone too when the machine stops.
-        """
-        key = "/".join(part if isinstance(part, str) else part.hex() for part in step)
-        with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)) as file:
-            file.execute("PRAGMA synchronous = OFF")
-            file.execute(
-                "CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
-            )
-            self.path.chmod(0o600)
+        """Take a step for the first time; later only if `value` is there and the same, else ProtocolError(code)."""
+        key = _key(step)
+        with self._file() as file:
             if file.execute("INSERT OR IGNORE INTO steps VALUES (?, ?)", (key, value)).rowcount == 1:
                 return
             (before,) = file.execute("SELECT value FROM steps WHERE step = ?", (key,)).fetchone()
         if not value or value != before:
             raise ProtocolError(code, f"{key}: this company has taken this step before")
+
+    def count(self, *step: bytes | str, most: int) -> None:
+        """Take a step once more, ProtocolError("too_many") if it has been taken `most` times."""
+        key = _key(step)
+        with self._file() as file:
+            file.execute("INSERT OR IGNORE INTO counts VALUES (?, 0)", (key,))
+            more = "UPDATE counts SET times = times + 1 WHERE step = ? AND times < ?"
+            if file.execute(more, (key, most)).rowcount == 0:
+                raise ProtocolError("too_many", f"{key}: this company takes this step {most} times at most")
+
+    @contextmanager
+    def _file(self) -> Iterator[sqlite3.Connection]:
+        with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)) as file:
+            file.execute("PRAGMA synchronous = FULL")
+            file.execute(
+                "CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
+            )
+            file.execute(
+                "CREATE TABLE IF NOT EXISTS counts (step TEXT PRIMARY KEY, times INTEGER NOT NULL) STRICT"
+            )
+            self.path.chmod(0o600)
+            yield file
+
+
+def _key(step: tuple[bytes | str, ...]) -> str:
+    return "/".join(part if isinstance(part, str) else part.hex() for part in step)

@@ -24,6 +24,7 @@ from ..privacy.randomness import Randomness
 from ..privacy.sampling import EpochSampling, PoissonSampling, Sampling
 from ..privacy.secure_step import SecureStep
 from .data import Examples
+from .policy import Policy
 
 _models = threading.local()
 _CLIPS = 8
@@ -153,7 +154,7 @@ def train_block(
     plan: Plan,
     companies: int,
     randomness: Randomness,
-    memory_mb: int = 512,
+    policy: Policy,
 ) -> npt.NDArray[np.uint32]:
     """What the company gives to the sum, (P,) residues: its block's update, or its noised sum of gradients."""
     active = model.freeze_all_but(block, plan.training.interface).train()
@@ -175,14 +176,16 @@ def train_block(
             generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
 
-    at_once = examples_within(memory_mb << 20, active, as_many) if len(data) else 1
+    at_once = examples_within(policy.memory_mb << 20, active, as_many) if len(data) else 1
     if plan.secure_step:
         step = secure_step(plan, block_size(model, block, plan), companies)
         step = replace(step, examples_at_once=at_once)
         return step.encode(active, losses, examples=len(data), randomness=randomness)
-    update = replace(mechanism(plan), examples_at_once=at_once).train(
-        active, losses, examples=len(data), randomness=randomness
-    )
+    training = replace(mechanism(plan), examples_at_once=at_once)
+    if training.quantile_clip is not None:
+        bounded = replace(training.quantile_clip, largest=policy.largest_max_grad_norm)
+        training = replace(training, quantile_clip=bounded)
+    update = training.train(active, losses, examples=len(data), randomness=randomness)
     return codec(plan, companies).encode(clip_to_norm(update, plan.company_clip).cpu().numpy())
 
 

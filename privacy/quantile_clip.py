@@ -19,16 +19,20 @@ from ..errors import PrivacyError
 from .clipping import ClippedSum
 from .randomness import Randomness
 
-_SMALLEST, _LARGEST = 1e-6, 1e6
+_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantileClip:
-    """`quantile` of norms to follow, by steps of `learning_rate` in log clip; `count_noise`: deviation on a count."""
+    """`quantile` of norms to follow, by steps of `learning_rate` in log clip; `count_noise`: deviation on a count.
+
+    `largest` is a bound of the company's own; noise is in proportion to the clip, so epsilon does not depend on it.
+    """
 
     quantile: float
     count_noise: float
     learning_rate: float = 0.2
+    largest: float = 1e6
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1:
@@ -61,4 +65,4 @@ class QuantileClip:
         count = clipped.within - clipped.examples / 2 + self.count_noise * float(randomness.normal(1)[0])
         share = min(max(count / expected_batch_size + 0.5, 0.0), 1.0)
         clip = clipped.sensitivity * math.exp(-self.learning_rate * (share - self.quantile))
-        return min(max(clip, _SMALLEST), _LARGEST)
+        return min(max(clip, _SMALLEST), self.largest)

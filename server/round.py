@@ -78,7 +78,7 @@ def run_round(
         model_digest=digest(*states.values()),
         settings_digest=cohort.settings_digest,
         cohort=companies,
-        threshold=max(plan.threshold(len(companies)) or 0, lowest_threshold(len(companies))),
+        threshold=max(plan.threshold(len(companies)) or 0, lowest_threshold(len(companies), plan.colluders)),
         length=sum(state[name].numel() for name in names),
         bits=plan.bits,
     )

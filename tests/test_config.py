@@ -40,6 +40,7 @@ def test_overrides_are_typed_nested_and_last_wins() -> None:
         ("training.sampling_rate=0", ["training.sampling_rate", "0"]),
         ("secure_aggregation.minimum_cohort=2", ["secure_aggregation.minimum_cohort", "2"]),
         ("secure_aggregation.threshold=2", ["secure_aggregation.threshold", "2", "4 to 5"]),
+        ("privacy.colluders=5", ["privacy.colluders", "5", "sums are of 5"]),
         ("model.blocks=4", ["model.layers", "3", "multiple of blocks"]),
         ("model.patch_size=3", ["model.patch_size", "3", "divide"]),
         ("audit.block=3", ["audit.block", "3"]),

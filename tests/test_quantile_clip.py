@@ -30,6 +30,14 @@ def test_the_clip_rises_while_too_many_are_clipped_and_falls_while_too_few() -> 
     assert rule.next(of(50, 100, 3.0), 100, randomness) == pytest.approx(3.0)
 
 
+def test_it_does_not_rise_above_a_companys_own_bound() -> None:
+    rule = QuantileClip(quantile=0.9, count_noise=0.0, largest=1.05)
+    clips = [1.0]
+    for _ in range(3):
+        clips.append(rule.next(of(0, 100, clips[-1]), 100, Randomness.from_seed(0, "q")))
+    assert clips[1:] == [1.05] * 3
+
+
 def test_it_settles_at_the_quantile_of_the_norms() -> None:
     """Would catch a count of the clipped instead of the others, or a clip that is not handed on."""
     layer, x = nn.Linear(5, 1, bias=False), torch.randn(400, 5, generator=torch.Generator().manual_seed(0))

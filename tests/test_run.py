@@ -99,7 +99,9 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
         session = SimpleNamespace(round=1, label="block-0")
         digests = digest(start.blocks[0]), digest(start.shared)
         labels = release_labels(plan, session, *digests, company.data())  # type: ignore[arg-type]
-        residues = train_block(model, 0, company.data(), plan, 5, company.randomness(*labels)[1])
+        residues = train_block(
+            model, 0, company.data(), plan, 5, company.randomness(*labels)[1], company.policy
+        )
         updates.append(codec(plan, 5).decode_sum(residues))
     names = [f"blocks.0.{name}" for name in build_model(plan.model, plan.noise).trainable(0, False)]
     before = flatten([start.blocks[0][name] for name in names])

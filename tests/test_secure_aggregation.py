@@ -180,6 +180,28 @@ def test_a_threshold_that_two_thirds_can_reach_is_refused(n: int, threshold: int
     assert 3 * lowest_threshold(n) > 2 * n >= 3 * (lowest_threshold(n) - 1)
 
 
+@pytest.mark.parametrize("n", range(3, 12))
+def test_two_sets_of_signers_have_more_in_common_than_collude(n: int) -> None:
+    """Every pair of sets, not a formula: would catch a threshold that lets colluders play two honest halves."""
+    for colluders in range(n):
+        t = lowest_threshold(n, colluders)
+        least = [
+            t
+            for t in range(1, n + 1)
+            if min(len(set(a) & set(range(t))) for a in combinations(range(n), t)) > colluders
+        ]
+        assert t == max(lowest_threshold(n), least[0])
+    assert lowest_threshold(n, n) > n
+
+
+def test_a_threshold_that_the_tolerated_colluders_can_get_round_is_refused() -> None:
+    """Ten companies, four against one: seven signers leave two sets with nothing in common but colluders."""
+    session = a_session(10, threshold=7)
+    cohort, name = Cohort(session), session.cohort[0]
+    refused("low_threshold", cohort.start, name, session=replace(session, round=9), colluders=4)
+    cohort.start(name, session=replace(session, round=9, threshold=8), colluders=4)
+
+
 def test_a_company_refuses_a_session_below_its_floors_or_without_its_keys() -> None:
     cohort = Cohort(a_session(4), roster=a_roster([*NAMES, "zoe"]))
     channels, later = cohort.channels, replace(cohort.session, round=4)

@@ -31,7 +31,18 @@ from secagg import (
 from fedblocks.blocks import digest
 from fedblocks.client.app import app as client_app
 from fedblocks.client.identity import load_member
-from fedblocks.client.protocol import CONFIRM, JOIN, KEYS, TRAIN, JoinReply, JoinRequest, KeysRequest
+from fedblocks.client.protocol import (
+    CONFIRM,
+    JOIN,
+    KEYS,
+    TRAIN,
+    UNMASK,
+    ConfirmRequest,
+    JoinReply,
+    JoinRequest,
+    KeysRequest,
+    UnmaskRequest,
+)
 from fedblocks.client.protocol import refused as code_of
 from fedblocks.client.steps import Steps
 from fedblocks.config import Settings
@@ -533,6 +544,28 @@ def test_a_run_that_is_joined_again_keeps_its_cohort(app: Coordinator) -> None:
     assert code_of(app.keys(app.session(round=2))[1]) is None
 
 
+def test_nor_does_a_changed_plan_of_the_same_name_change_it(app: Coordinator) -> None:
+    """Would catch a cohort that is kept for the plan's digest: a new time limit is a new digest."""
+    app.keys(app.session())
+    training = app.plan.training.model_copy(update={"message_timeout": 601.0})
+    app.plan = app.plan.model_copy(update={"training": training})
+    assert code_of(app.keys(app.session(round=2, cohort=app.session().cohort[:4]))[1]) == "bad_session"
+    assert code_of(app.keys(app.session(round=2))[1]) is None
+
+
+def test_a_run_trains_no_more_often_than_a_company_allows(app: Coordinator) -> None:
+    """Would catch rounds repeated without end, each of them with a sum of its own."""
+    steps = app.plan.training.local_steps
+    planned = app.plan.training.releases(app.plan.model.blocks)
+    rewrite(app.run.companies / "company-0" / "policy.toml", f"most_steps = {planned * steps + steps - 1}")
+    codes = []
+    for again in range(planned + 2):
+        request = app.train_request(app.session(round=1 + again % planned))
+        codes.append(code_of(app.ask(1, TRAIN, request.to_record())))
+    assert codes == [None] * planned + ["too_many"] * 2
+    assert app.charges() == planned
+
+
 # What is joined
 
 
@@ -580,11 +613,46 @@ def test_shared_noise_is_not_put_under_a_threshold_meant_for_full_noise(
     assert code_of(app.ask(1, TRAIN, requests[1].to_record())) == "wrong_phase"
 
 
-def test_rules_that_a_company_tightens_during_a_run_hold_from_the_next_round(app: Coordinator) -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["minimum_noise_multiplier = 100.0", "minimum_cohort = 30", "least_colluders = 2", "most_steps = 1"],
+)
+def test_rules_that_a_company_tightens_during_a_run_hold_from_the_next_message(
+    app: Coordinator, line: str
+) -> None:
+    """In every phase; would catch sessions that are begun in store, to be trained under rules long gone."""
+    policy = app.run.companies / "company-0" / "policy.toml"
+    before = policy.read_text()
     session = app.session()
-    request = KeysRequest(session, app.channels()).to_record()
-    rewrite(app.run.companies / "company-0" / "policy.toml", "minimum_noise_multiplier = 100.0")
-    assert code_of(app.ask(1, KEYS, request)) == "privacy"
+    names, codes = session.cohort, []
+
+    def tightened(phase: str, record: RecordDict) -> None:
+        rewrite(policy, line)
+        codes.append(code_of(app.ask(1, phase, record)))
+        policy.write_text(before)
+
+    tightened(KEYS, KeysRequest(session, app.channels()).to_record())
+    requests = app.train_requests(session)
+    tightened(TRAIN, requests[1].to_record())
+    assert app.charges() == 0
+    for node, request in requests.items():
+        assert code_of(app.ask(node, TRAIN, request.to_record())) is None
+    tightened(CONFIRM, ConfirmRequest(Survivors(session=session.digest(), names=names)).to_record())
+    signatures = app.signatures(session, dict.fromkeys(NODES, names))
+    confirmations = Confirmations(session=session.digest(), signatures=signatures)
+    tightened(UNMASK, UnmaskRequest(confirmations).to_record())
+    assert codes == ["privacy"] * 4
+    assert code_of(app.unmask(1, session.digest(), signatures)) is None
+
+
+def test_a_plan_may_not_count_on_fewer_colluders_than_a_company_does(app: Coordinator) -> None:
+    """With everybody's own noise, too: the threshold follows the plan's number."""
+    rewrite(app.run.companies / "company-0" / "policy.toml", "least_colluders = 3")
+    request = JoinRequest(app.plan, app.model.shared).to_record()
+    assert code_of(app.ask(1, JOIN, request)) == "privacy"
+    app.plan = app.plan.model_copy(update={"colluders": 3})
+    assert code_of(app.keys(app.session(threshold=4))[1]) == "low_threshold"
+    assert code_of(app.keys(app.session(threshold=5, round=2))[1]) is None
 
 
 # Texts

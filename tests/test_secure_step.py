@@ -119,8 +119,11 @@ def test_a_companys_own_release_is_noised_by_its_share(run: RunFolder) -> None:
     start = Checkpoint.load(run.checkpoints, 0).model
     model = build_model(plan.model, plan.noise)
     merge(model, start.shared, *start.blocks)
-    data = Company(home, load_policy(home / "policy.toml")).data()
-    one, two = (train_block(model, 0, data, plan, 5, Randomness.from_seed(0, label)) for label in ("a", "b"))
+    policy = load_policy(home / "policy.toml")
+    data = Company(home, policy).data()
+    one, two = (
+        train_block(model, 0, data, plan, 5, Randomness.from_seed(0, label), policy) for label in ("a", "b")
+    )
     size = block_size(model, 0, plan)
     noise = secure_step(plan, size, 5).noise
     difference = noise.decode_sum(one - two) * noise.scale

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -29,7 +32,7 @@ from streaming import (
 )
 
 from fedblocks.client.agent import Agent
-from fedblocks.client.endpoint import Endpoint, EndpointSettings
+from fedblocks.client.endpoint import Endpoint, EndpointSettings, alone
 from fedblocks.client.protocol import JoinReply, JoinRequest
 from fedblocks.client.transport import OwnCertificate, PinnedCertificates, certificates
 from fedblocks.client.transport.certificates import COORDINATOR
@@ -37,7 +40,7 @@ from fedblocks.client.transport.frames import VERSION, hello
 from fedblocks.client.transport.frames_pb2 import Frame, Hello
 from fedblocks.client.transport.frames_pb2_grpc import DataPlaneStub
 from fedblocks.config import Settings
-from fedblocks.errors import RunError
+from fedblocks.errors import ProtocolError, RunError
 from fedblocks.experiments.preparation import make_plan, public_model, read_inputs
 from fedblocks.privacy.secure_aggregation import ChannelKeys, Identity, Member, Roster
 from fedblocks.server.cohort import join
@@ -197,6 +200,29 @@ def test_streams_of_one_company_are_limited_and_leave_room_for_the_others(plane:
     ends = [end_of(stream) for stream in silent]
     assert ends.count("malformed") <= 6  # held until they should have greeted
     assert ends.count("busy") == 12 - ends.count("malformed") > 0
+
+
+def test_one_agent_of_a_home_answers_at_a_time(tmp_path: Path) -> None:
+    """Would catch a coordinator that starts agents without end, and a lock that outlives a killed one."""
+    (tmp_path / "transport").mkdir()
+    with alone(tmp_path), pytest.raises(ProtocolError, match="busy"), alone(tmp_path):
+        pass
+    text = f"""
+import pathlib, time
+from fedblocks.client.endpoint import alone
+with alone(pathlib.Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(ProtocolError, match="busy"), alone(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with alone(tmp_path):
+        pass
 
 
 def test_an_agent_comes_back_when_its_stream_breaks(plane: Plane) -> None:

@@ -199,6 +199,37 @@ def test_bytes_that_are_no_record_are_malformed(content: bytes) -> None:
     assert code_of(lambda: decode(content)) in (None, "malformed")
 
 
+def nested(number: int, content: bytes) -> bytes:
+    """A field of the protobuf encoding that holds `content`."""
+    size, length = len(content), bytearray()
+    while size > 0x7F:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([number << 3 | 2]) + bytes([*length, size]) + content
+
+
+def test_a_message_that_would_take_far_more_room_than_it_is_long_is_refused() -> None:
+    """17 MB of empty records took 683 MB; refused before any of them is made."""
+    empty = b"".join(nested(1, nested(1, b"%06x" % i) + nested(4, b"")) for i in range(200_000))
+    packed = encode(RecordDict({"message": ConfigRecord({"numbers": [1] * (2 << 20)})}))
+    text = encode(RecordDict({"message": ConfigRecord({"text": "x" * (2 << 20)})}))
+    assert len(decode(empty[: len(empty) // 200_000 * 100])) == 100
+    for content in (empty, packed, text):
+        tracemalloc.start()
+        try:
+            assert code_of(partial(decode, content)) == "too_large"
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_large_model_and_a_thousand_companies_fit() -> None:
+    state = ArrayRecord({f"layers.{i}.weight": Array(np.zeros(300, np.float32)) for i in range(2000)})
+    names = [f"company-{i}" for i in range(1000)]
+    record = RecordDict({"message": ConfigRecord({"a": [b"x" * 200] * 1000, "names": names}), "state": state})
+    assert list(decode(encode(record)).array_records["state"]) == list(state)
+
+
 def test_a_cut_or_altered_record_is_malformed_or_another_record() -> None:
     whole = encode(RecordDict({"message": ConfigRecord({"a": [1, 2], "b": "text"})}))
     for i in range(len(whole)):

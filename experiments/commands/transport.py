@@ -51,7 +51,7 @@ def agent(
     from ...client.agent import Agent
     from ...client.app import app
     from ...client.company import Company
-    from ...client.endpoint import Endpoint
+    from ...client.endpoint import Endpoint, alone
 
     company = Company.deployed(home)
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
@@ -59,7 +59,8 @@ def agent(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
     )
     answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
-    code = answering.serve()
+    with alone(home):
+        code = answering.serve()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":

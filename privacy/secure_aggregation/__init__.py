@@ -23,7 +23,7 @@ Every refusal is a ProtocolError with one of these codes:
     not_in_cohort  a company that has no part in the session, or not in this phase of it
     no_channel     the channel key of a cohort member is missing
     small_cohort   fewer companies than the company's own minimum
-    low_threshold  a threshold that is not above two thirds of the cohort
+    low_threshold  a threshold of at most two thirds, or that the tolerated colluders can get round
     replay         the company has begun this session before, or taken this step of it
     wrong_session  a message of another session
     wrong_phase    a step out of order, or a second time

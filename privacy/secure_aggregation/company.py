@@ -85,12 +85,14 @@ class CompanySession:
         channel: keys.ChannelKeys,
         channels: Mapping[str, keys.ChannelKey],
         minimum_cohort: int,
+        colluders: int = 0,
     ) -> "CompanySession":
         """Accepts or refuses a proposal; makes fresh keys, and shares of them for every member.
 
         `channels` holds the channel key of at least every cohort member, signed for this run.
-        `minimum_cohort` is this company's own floor, raised to 3 if lower. Notes the session in
-        `channel`, which refuses a second start: store `channel` again.
+        `minimum_cohort` is this company's own floor, raised to 3 if lower; `colluders` of the cohort may work
+        with the coordinator, or any fewer than a third. Notes the session in `channel`, which refuses a second
+        start: store `channel` again.
         """
         me, floor = member.name, max(minimum_cohort, SMALLEST_COHORT)
         parties = len(session.cohort)
@@ -98,8 +100,9 @@ class CompanySession:
             raise ProtocolError("not_in_cohort", f"{me!r} is not in the session's cohort")
         if parties < floor:
             raise ProtocolError("small_cohort", f"a cohort of {parties} is below the minimum of {floor}")
-        if session.threshold < lowest_threshold(parties):
-            rule = f"expected at least {lowest_threshold(parties)} of {parties}"
+        lowest = lowest_threshold(parties, colluders)
+        if session.threshold < lowest:
+            rule = f"expected at least {lowest} of {parties}"
             raise ProtocolError("low_threshold", f"threshold {session.threshold}: {rule}")
         member.roster.require(session.cohort)
         missing = [name for name in session.cohort if name not in channels]
@@ -210,6 +213,7 @@ class CompanySession:
         """
         self._expect(Phase.CONFIRMED)
         self._check_session(confirmations.session)
+        self._check_size(len(self._survivors), "survivors")
         signatures = confirmations.signatures
         if not signatures.keys() <= set(self._survivors):
             raise ProtocolError("bad_survivors", "a confirmation comes from outside the confirmed set")
@@ -291,8 +295,11 @@ class CompanySession:
         return head + b"".join(map(wire.blob, fields)) + wire.names(self._survivors) + tables
 
     @classmethod
-    def from_bytes(cls, data: bytes, member: Member) -> "CompanySession":
-        """The state of `member`, which must be the company that `to_bytes` was called for."""
+    def from_bytes(cls, data: bytes, member: Member, minimum_cohort: int = 0) -> "CompanySession":
+        """The state of `member`, which must be the company that `to_bytes` was called for.
+
+        `minimum_cohort`: the company's floor as it is now; one that has risen holds from here on.
+        """
         reader = wire.Reader(data, wire.COMPANY_STATE)
         phase, floor = reader.u32(), reader.u32()
         session = Session.from_bytes(reader.blob(1, wire.MAX_MESSAGE))
@@ -301,7 +308,7 @@ class CompanySession:
             raise ProtocolError("malformed", "the state's phase, floor or name is not possible")
         if me != member.name:
             raise ProtocolError("malformed", "the state is another company's")
-        self = cls(session, member, floor, Phase(phase))
+        self = cls(session, member, max(floor, minimum_cohort), Phase(phase))
         self._private, self._seed = reader.exactly(held), reader.exactly(held)
         advert = reader.blob(1 if held else 0, wire.MAX_MESSAGE if held else 0)
         self._advert = Advert.from_bytes(advert) if held else None

@@ -15,10 +15,14 @@ from . import wire
 MAX_LENGTH = 1 << 30
 
 
-def lowest_threshold(parties: int) -> int:
-    """The smallest t with t > 2n/3 (Sec. 6.2: fewer than n/3 colluders cannot play two halves against
-    each other to get both the seed and the mask key of one company)."""
-    return 2 * parties // 3 + 1
+def lowest_threshold(parties: int, colluders: int = 0) -> int:
+    """The smallest t with t > 2n/3 and 2t - n > c.
+
+    Two sets of t signers have 2t - n in common. If more of them than collude, one is honest and signs one set only:
+    nobody gets both the seed and the mask key of a company (Sec. 6.2). t > 2n/3 makes that hold for all c < n/3.
+    Above `parties`: no threshold withstands so many.
+    """
+    return max(2 * parties // 3, (parties + colluders) // 2) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
