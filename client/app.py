@@ -150,8 +150,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     event = release_event(plan, session.length, companies)
     data = company.data()
     company.steps.take("trained", _stored(context, "run", "public"), session.digest())
-    trainings = company.policy.most_steps // plan.training.local_steps
-    company.steps.count("trainings", plan.run.encode(), most=trainings)
+    steps, most = plan.training.local_steps, company.policy.most_steps
+    company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
     if event is not None:
         with company.ledger() as ledger:

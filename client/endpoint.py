@@ -66,7 +66,7 @@ def alone(home: Path) -> Iterator[None]:
 
     A coordinator that asks for one after the other, and then says nothing to any, holds one process and no more.
     """
-    lock = FileLock(home / FOLDER / "lock", timeout=0, mode=0o600)
+    lock = FileLock(home / FOLDER / "lock", timeout=0, mode=0o600, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

@@ -36,19 +36,19 @@ class Steps:
         if not value or value != before:
             raise ProtocolError(code, f"{key}: this company has taken this step before")
 
-    def count(self, *step: bytes | str, most: int) -> None:
-        """Take a step once more, ProtocolError("too_many") if it has been taken `most` times."""
+    def count(self, *step: bytes | str, times: int, most: int) -> None:
+        """Take a step `times` more; ProtocolError("too_many") if that would be more than `most` in all."""
         key = _key(step)
         with self._file() as file:
             file.execute("INSERT OR IGNORE INTO counts VALUES (?, 0)", (key,))
-            more = "UPDATE counts SET times = times + 1 WHERE step = ? AND times < ?"
-            if file.execute(more, (key, most)).rowcount == 0:
+            more = "UPDATE counts SET times = times + ? WHERE step = ? AND times + ? <= ?"
+            if file.execute(more, (times, key, times, most)).rowcount == 0:
                 raise ProtocolError("too_many", f"{key}: this company takes this step {most} times at most")
 
     @contextmanager
     def _file(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)) as file:
-            file.execute("PRAGMA synchronous = FULL")
+            file.execute("PRAGMA synchronous = EXTRA")
             file.execute(
                 "CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT"
             )

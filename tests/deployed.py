@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
-from fedblocks.experiments.bench.transport_flower import flower_env, free_port, superlink
+from fedblocks.experiments.bench.transport_flower import flower_project
 from fedblocks.server.run_folder import RunFolder
 
 
@@ -30,49 +29,8 @@ def unguarded(home: Path) -> list[str]:
     return ["flower-supernode", "--node-config", f'company-home="{home}"']
 
 
-def flower_run(project: Path, nodes: list[list[str]], config: str, folder: Path) -> str:
-    """`flwr run` of the apps of `project`; returns what it printed. Flower's own files and logs lie in `folder`."""
-    flower, link = folder / "flwr", free_port()
-    flower.mkdir()
-    (flower / "config.toml").write_text(
-        f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
-    )
-    env = flower_env(flower)
-    with superlink(link, nodes, env, folder):
-        command = ["flwr", "run", str(project), "here", "--stream", "--run-config", config]
-        done = subprocess.run(
-            command, env=env, cwd=folder, capture_output=True, text=True, timeout=200, check=False
-        )
-    return done.stdout[-3000:] + done.stderr[-1000:]
-
-
-_PROJECT = """
-[project]
-name = "{name}"
-version = "0.1.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedblocks"
-
-[tool.flwr.app.components]
-serverapp = "{coordinator}"
-clientapp = "{companies}"
-
-[tool.flwr.app.config]
-out = ""
-run-dir = ""
-"""
-
-
 def project_of(module: str, folder: Path, companies: str = "fedblocks.client.app:app") -> Path:
     """A Flower project whose bundle carries one file of these tests, with its `coordinator`."""
-    folder.mkdir()
-    name = Path(module).stem
-    text = _PROJECT.format(
-        name=name.replace("_", "-"), coordinator=f"{name}:coordinator", companies=companies
-    )
-    (folder / "pyproject.toml").write_text(text)
+    flower_project(folder, f"{Path(module).stem}:coordinator", companies)
     shutil.copy(module, folder)
     return folder

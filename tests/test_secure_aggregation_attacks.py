@@ -566,6 +566,16 @@ def test_a_run_trains_no_more_often_than_a_company_allows(app: Coordinator) -> N
     assert app.charges() == planned
 
 
+def test_steps_of_a_run_are_counted_whatever_its_plan_calls_a_round(tmp_path: Path) -> None:
+    """Would catch a count of trainings: a plan joined later, of fewer steps each, would get more of them."""
+    steps = Steps(tmp_path / "steps.sqlite")
+    for times in (4, 3, 1):
+        steps.count("local steps", b"run", times=times, most=8)
+    refused("too_many", steps.count, "local steps", b"run", times=1, most=8)
+    steps.count("local steps", b"other", times=8, most=8)
+    refused("too_many", steps.count, "local steps", b"third", times=9, most=8)
+
+
 # What is joined
 
 

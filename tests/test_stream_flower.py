@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from deployed import flower_run, guarded, without_seeds
+from deployed import guarded, without_seeds
 
 import fedblocks
 from fedblocks.client.transport import OwnCertificate
 from fedblocks.client.transport.certificates import COORDINATOR
 from fedblocks.config import Settings
-from fedblocks.experiments.bench.transport_flower import free_port
+from fedblocks.experiments.bench.transport_flower import flower_run, free_port
 from fedblocks.experiments.preparation import prepare
 from fedblocks.server.checkpoint import Checkpoint
 

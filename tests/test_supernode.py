@@ -14,173 +14,114 @@ from typing import Any
 
 import pytest
 import takes_all
-from deployed import flower_run, guarded, project_of, unguarded, without_seeds
-from flwr.cli.build import build_fab_from_disk
+from deployed import guarded, project_of, unguarded, without_seeds
+from flwr.cli.install import install_from_fab
+from flwr.clientapp.utils import get_load_client_app_fn
+from flwr.common.config import get_fused_config_from_fab
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run, RunNotRunningException
 from typer.testing import CliRunner
 
-import fedblocks
 from fedblocks.cli import app as cli
-from fedblocks.client.supernode import check_bundle, installed_apps_only
+from fedblocks.client.app import app
+from fedblocks.client.supernode import check_options, installed_app_only, own_bundle
 from fedblocks.config import Settings
-from fedblocks.errors import InputError, PrivacyError, ProtocolError
+from fedblocks.errors import InputError, PrivacyError
+from fedblocks.experiments.bench.transport_flower import flower_run
 from fedblocks.experiments.preparation import prepare
 
-ROOT = Path(fedblocks.__file__).parent
+HOSTILE = {
+    "fab_id": "fedblocks/other",
+    "fab_version": "1/../../../tmp/x",
+    "fab_hash": "e35bb486" + "0" * 56,
+    "override_config": {"nosuch": 1, "run-dir": "/"},
+}
 
 
-@pytest.fixture(scope="module")
-def bundle() -> bytes:
-    """As `flwr run .` makes it."""
-    return build_fab_from_disk(ROOT)
+def connection(run: Run, asked: list[str]) -> Any:
+    """A SuperLink that says `run`, and has code in its bundle."""
 
-
-def remade(bundle: bytes, **changes: bytes | str) -> bytes:
-    """The bundle with files added or replaced."""
-    with zipfile.ZipFile(io.BytesIO(bundle)) as old:
-        files: dict[str, bytes | str] = {name: old.read(name) for name in old.namelist()}
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
-        for name, content in (files | changes).items():
-            new.writestr(name, content)
-    return out.getvalue()
-
-
-def project_file(bundle: bytes, old: str, new: str) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(bundle)) as files:
-        text = files.read("pyproject.toml").decode()
-    assert text.count(old) == 1
-    return remade(bundle, **{"pyproject.toml": text.replace(old, new)})
-
-
-def refused(content: bytes) -> None:
-    with pytest.raises(ProtocolError) as error:
-        check_bundle(content)
-    assert error.value.code == "foreign_code"
-
-
-def test_the_projects_own_bundle_has_no_code_and_is_taken(bundle: bytes) -> None:
-    """Would catch a pyproject.toml that lets code into the bundle: every company would refuse every run."""
-    assert check_bundle(bundle) == ("fedblocks/fedblocks", fedblocks.__version__)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "app.py",
-        "fedblocks/__init__.py",
-        "torch.so",
-        "x.pth",
-        "lib/y.pyc",
-        "../up.py",
-        "README.md/x",
-        "notes.md",
-    ],
-)
-def test_a_bundle_with_any_other_file_is_refused(bundle: bytes, name: str) -> None:
-    refused(remade(bundle, **{name: "x"}))
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("fedblocks.client.app:app", "fedblocks.experiments.bench.transport_apps:party"),
-        ("fedblocks.client.app:app", "os:system"),
-        ("fedblocks.client.app:app", "fedblocks.client.app:guarded"),
-        ('clientapp = "', 'agentapp = "x:y"\nclientapp = "'),
-        ('serverapp = "fedblocks.server.app:app"', ""),
-    ],
-)
-def test_a_bundle_that_names_another_app_is_refused(bundle: bytes, old: str, new: str) -> None:
-    refused(project_file(bundle, old, new))
-
-
-def test_a_second_file_of_the_same_name_is_refused(bundle: bytes) -> None:
-    """Would catch a check of one pyproject.toml where Flower unpacks the other."""
-    out = io.BytesIO(bundle)
-    with zipfile.ZipFile(out, "a") as more, pytest.warns(UserWarning, match="Duplicate"):
-        more.writestr("pyproject.toml", b"")
-    refused(out.getvalue())
-
-
-def test_a_bundle_that_unpacks_to_more_than_it_should_is_refused(bundle: bytes) -> None:
-    refused(remade(bundle, **{"README.md": bytes(8 << 20)}))
-
-
-@pytest.mark.parametrize("content", [b"", b"PK", b"\x00" * 100])
-def test_what_is_no_bundle_is_refused(bundle: bytes, content: bytes) -> None:
-    refused(content)
-    refused(bundle[:-30])
-    refused(remade(bundle, **{"pyproject.toml": content}))
-
-
-def connection(run: Run, later: Run, fab: Fab) -> Any:
-    """What a SuperLink says of a run, the first time and after that, and the bundle it gives."""
-    said = iter([run])
+    def get_fab(fab_hash: str, run_id: int) -> Fab:
+        asked.append(fab_hash)
+        return Fab(fab_hash, b"code", {})
 
     @contextmanager
     def connect() -> Iterator[tuple[Any, ...]]:
-        yield 7, *([None] * 2), lambda run_id: next(said, later), lambda fab_hash, run_id: fab, *([None] * 3)
+        yield 7, *([None] * 2), lambda run_id: run, get_fab, *([None] * 3)
 
     return connect
 
 
-def told(run: Run, fab: Fab, log: list[str], later: Run | None = None) -> Fab:
+def given(run: Run, asked: list[str], log: list[str]) -> tuple[Run, Fab]:
     """As the SuperNode asks: for the run, then for its bundle."""
-    with installed_apps_only(connection(run, later or run, fab), log.append)() as (
-        _,
-        _,
-        _,
-        get_run,
-        get_fab,
-        *_,
-    ):
-        given: Fab = get_fab(get_run(1).fab_hash, 1)
-        return given
+    with installed_app_only(connection(run, asked), log.append)() as (_, _, _, get_run, get_fab, *_):
+        answer = get_run(1)
+        return answer, get_fab(answer.fab_hash, 1)
 
 
-@pytest.fixture
-def honest(bundle: bytes) -> tuple[Run, Fab]:
-    fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-    identity, version = check_bundle(bundle)
-    empty = Run.create_empty(1)
-    return replace(
-        empty, fab_id=identity, fab_version=version, fab_hash=fab.hash_str, primary_task_type="flwr-serverapp"
-    ), fab
+def test_whatever_a_run_says_its_app_is_the_installed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through Flower's installer and loader; would catch a bundle or a name of the SuperLink's that gets through."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path))
+    asked: list[str] = []
+    run, fab = given(replace(Run.create_empty(1), primary_task_type="flwr-serverapp", **HOSTILE), asked, [])
+    assert not asked
+    assert run.fab_hash == fab.hash_str == hashlib.sha256(fab.content).hexdigest()
+    assert get_fused_config_from_fab(fab.content, run) == {}
+    folder = install_from_fab(fab.content, skip_prompt=True)
+    assert folder.parent == tmp_path / "apps"
+    assert get_load_client_app_fn("", None, True)(run.fab_id, run.fab_version, fab.hash_str) is app
 
 
-def test_an_honest_run_passes(honest: tuple[Run, Fab]) -> None:
+def test_the_bundle_has_no_code_and_is_always_the_same() -> None:
+    with zipfile.ZipFile(io.BytesIO(own_bundle().content)) as files:
+        assert sorted(files.namelist()) == [".info/CONTENT", "pyproject.toml"]
+    own_bundle.cache_clear()
+    again = own_bundle()
+    own_bundle.cache_clear()
+    assert again == own_bundle()
+
+
+@pytest.mark.parametrize("task", ["flwr-agentapp", "flwr-simulation", "other"])
+def test_a_run_of_another_kind_of_app_is_dropped(task: str) -> None:
+    """Would catch an AgentApp, which Flower starts with an interface of its own."""
     log: list[str] = []
-    assert told(*honest, log) is honest[1]
-    assert not log
+    with pytest.raises(RunNotRunningException):
+        given(replace(Run.create_empty(1), primary_task_type=task), [], log)
+    assert log == ["refused run 1: it is not a run of a ServerApp"]
+
+
+def test_another_version_of_flower_is_not_taken_for_this_one() -> None:
+    @contextmanager
+    def connect() -> Iterator[tuple[Any, ...]]:
+        yield 7, *([None] * 8)
+
+    with pytest.raises(RuntimeError, match="version of Flower"), installed_app_only(connect, print)():
+        pass
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "options",
     [
-        {"fab_id": "../../tmp/x"},
-        {"fab_id": "fedblocks/other"},
-        {"fab_version": "0.1.0/../../x"},
-        {"primary_task_type": "flwr-agentapp"},
-        {"fab_hash": "0" * 64},
+        ["--node-config", 'company-home="/"'],
+        ["--node-config=x"],
+        ["--insecure", "--allow-runtime-dependency-installation"],
+        ["--allow-runtime-dep"],
+        ["--isolation", "process"],
+        ["--iso=process"],
+        ["--al"],
     ],
 )
-def test_a_run_that_is_not_its_bundles_is_dropped(honest: tuple[Run, Fab], changes: dict[str, str]) -> None:
-    """Would catch a bundle that is checked, and another folder that Flower then loads the app from."""
-    log: list[str] = []
-    run, fab = honest
-    with pytest.raises(RunNotRunningException):
-        told(replace(run, **changes), fab, log, later=run)
-    assert log[0].startswith("refused run 1: foreign_code")
+def test_what_the_command_sets_itself_may_not_be_given(options: list[str]) -> None:
+    """Shortened, too, as argparse understands it."""
+    with pytest.raises(InputError, match="set by this command"):
+        check_options(options)
+    check_options(["--insecure", "--superlink", "host:9092", "--root-certificates", "a.crt", "--port", "1"])
 
 
-def test_the_command_refuses_what_it_sets_itself(small: Settings, tmp_path: Path) -> None:
-    run = prepare(small, tmp_path / "run")
-    home = run.companies / "company-0"
-    for extra in (["--node-config", 'company-home="/"'], ["--allow-runtime-dependency-installation"]):
-        assert isinstance(CliRunner().invoke(cli, ["supernode", str(home), *extra]).exception, InputError)
-    # Its policy is a simulation's.
+def test_a_home_made_for_a_simulation_is_refused(small: Settings, tmp_path: Path) -> None:
+    home = prepare(small, tmp_path / "run").companies / "company-0"
     assert isinstance(CliRunner().invoke(cli, ["supernode", str(home), "--insecure"]).exception, PrivacyError)
 
 
@@ -197,7 +138,5 @@ def test_code_in_a_bundle_does_not_get_at_a_company(small: Settings, tmp_path: P
         assert (home / "taken").is_file(), printed
     else:
         assert not (home / "taken").exists()
-        assert (
-            "foreign_code" in (home / "company.log").read_text()
-            or "refused run" in (home / "company.log").read_text()
-        )
+        # The installed app was asked instead, and did not like the message.
+        assert "refused query.join" in (home / "company.log").read_text()

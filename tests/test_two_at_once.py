@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import two_at_once
-from deployed import flower_run, project_of, unguarded, without_seeds
+from deployed import project_of, unguarded, without_seeds
 
 from fedblocks.config import Settings
+from fedblocks.experiments.bench.transport_flower import flower_run
 from fedblocks.experiments.preparation import prepare
 
 pytestmark = pytest.mark.slow

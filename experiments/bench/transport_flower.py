@@ -18,7 +18,7 @@ from .transport_apps import COMPANIES
 
 _PROJECT = """
 [project]
-name = "fedblocks-bench"
+name = "{name}"
 version = "0.1.0"
 license = "Apache-2.0"
 dependencies = []
@@ -27,19 +27,20 @@ dependencies = []
 publisher = "fedblocks"
 
 [tool.flwr.app.components]
-serverapp = "fedblocks.experiments.bench.transport_apps:coordinator"
-clientapp = "fedblocks.experiments.bench.transport_apps:party"
+serverapp = "{coordinator}"
+clientapp = "{companies}"
 
 [tool.flwr.app.config]
 out = ""
+run-dir = ""
 values = 0
 """
 
 _CONNECTION = """
 [superlink]
-default = "bench"
+default = "here"
 
-[superlink.bench]
+[superlink.here]
 address = "127.0.0.1:{port}"
 insecure = true
 """
@@ -47,31 +48,45 @@ insecure = true
 
 def flower_step(values: int, on_progress: Callable[[str], None] = lambda line: None) -> dict[str, float]:
     """Seconds by phase of one secure step of `values` values, five SuperNodes."""
+    apps = "fedblocks.experiments.bench.transport_apps"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        out, project, home = folder / "seconds.json", folder / "app", folder / "flwr"
-        project.mkdir()
-        home.mkdir()
-        (project / "pyproject.toml").write_text(_PROJECT, "utf-8")
-        link = free_port()
-        (home / "config.toml").write_text(_CONNECTION.format(port=link), "utf-8")
-        env = flower_env(home)
+        out = folder / "seconds.json"
+        project = flower_project(folder / "app", f"{apps}:coordinator", f"{apps}:party")
         nodes = [["flower-supernode", "--node-config", f"partition-id={i}"] for i in range(COMPANIES)]
-        with superlink(link, nodes, env, folder):
-            on_progress("Flower: SuperLink and SuperNodes are up, one step takes about a minute")
-            command = [
-                "flwr", "run", str(project), "bench", "--stream",
-                "--run-config", f'out="{out}" values={values}',
-            ]  # fmt: skip
-            done = subprocess.run(
-                command, env=env, cwd=folder, capture_output=True, text=True, timeout=400, check=False
-            )
+        on_progress("Flower: a SuperLink and SuperNodes start, one step takes about a minute")
+        printed = flower_run(project, nodes, f'out="{out}" values={values}', folder)
         if not out.is_file():
-            raise RunError(
-                f"the run through Flower left no result: {done.stdout[-2000:]}{done.stderr[-1000:]}"
-            )
+            raise RunError(f"the run through Flower left no result: {printed}")
         seconds: dict[str, float] = json.loads(out.read_text("utf-8"))
         return seconds
+
+
+def flower_project(folder: Path, coordinator: str, companies: str) -> Path:
+    """A new folder with the project of two Flower apps, given as `module:attribute`."""
+    folder.mkdir()
+    text = _PROJECT.format(name=folder.name, coordinator=coordinator, companies=companies)
+    (folder / "pyproject.toml").write_text(text, "utf-8")
+    return folder
+
+
+def flower_run(
+    project: Path, nodes: list[list[str]], config: str, folder: Path, seconds: float = 400.0
+) -> str:
+    """`flwr run` of a project on a SuperLink of its own, to its end; returns the last that it printed.
+
+    `nodes`: the commands that start the SuperNodes; `config`: the run's. Flower's files and logs lie in `folder`.
+    """
+    home, link = folder / "flwr", free_port()
+    home.mkdir()
+    (home / "config.toml").write_text(_CONNECTION.format(port=link), "utf-8")
+    env = flower_env(home)
+    with superlink(link, nodes, env, folder):
+        command = ["flwr", "run", str(project), "here", "--stream", "--run-config", config]
+        done = subprocess.run(
+            command, env=env, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False
+        )
+    return done.stdout[-3000:] + done.stderr[-1000:]
 
 
 def flower_env(home: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ def supernode(
 ) -> None:
     """Answer a SuperLink's runs for the company at HOME; options after it are flower-supernode's.
 
-    A run whose bundle carries code, or names another app, is refused; the company's log says why.
+    The bundle of a run is never fetched: the installed app runs, whatever the run says.
     """
     from ...client.supernode import serve
 
