@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from .data import Examples
 from .policy import Policy
 
 _models = threading.local()
+_at_once: WeakKeyDictionary[Denoiser, dict[tuple[object, ...], int]] = WeakKeyDictionary()
 _CLIPS = 8
 
 
@@ -176,7 +178,15 @@ def train_block(
             generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
 
-    at_once = examples_within(policy.memory_mb << 20, active, as_many) if len(data) else 1
+    at_once = 1
+    if len(data):
+        # Found by a pass forward of which only shapes matter, and these stay the same from round to round.
+        shapes = data.inputs.shape[1:], data.targets.shape[1:]
+        key = block, plan.training.interface, plan.training.noise_draws, policy.memory_mb, shapes
+        found = _at_once.setdefault(model, {})
+        if key not in found:
+            found[key] = examples_within(policy.memory_mb << 20, active, as_many)
+        at_once = found[key]
     if plan.secure_step:
         step = secure_step(plan, block_size(model, block, plan), companies)
         step = replace(step, examples_at_once=at_once)
