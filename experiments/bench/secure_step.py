@@ -5,6 +5,7 @@ One preset, one public model, one epsilon, as many steps:
     local         every company adds its full noise; no trust in anyone
     secure_step   every step's sum is opened alone, and companies add shares of one noise
     central       the same examples in one place, central DP-SGD: what a trusted curator would reach
+    without_noise the same with clipping alone: what is left for noise to take away
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def measure(
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Accuracy on held-out private data, mean and deviation over seeds, and the two differences in points."""
-    found: dict[str, list[float]] = {"public": [], "local": [], "secure_step": [], "central": []}
+    found: dict[str, list[float]] = {
+        name: [] for name in ("public", "local", "secure_step", "central", "without_noise")
+    }
     for seed in range(seeds):
         for mode in ("local", "secure_step"):
             settings = load_settings(preset, [*overrides, f"seed={seed}", f"privacy.mode={mode}"])
@@ -53,8 +56,11 @@ def measure(
                 on_progress(f"seed {seed} {mode}: {result[metric]:.4f}, epsilon {result['epsilon']}")
                 if mode == "local":
                     found["public"].append(result[f"{metric}_public_model"])
-                    found["central"].append(central(settings, run, inputs.companies, inputs.heldout))
-                    on_progress(f"seed {seed} central: {found['central'][-1]:.4f}")
+                    for name, noise_multiplier in (("central", noise_of(settings)), ("without_noise", 0.0)):
+                        found[name].append(
+                            central(settings, run, inputs.companies, inputs.heldout, noise_multiplier)
+                        )
+                        on_progress(f"seed {seed} {name}: {found[name][-1]:.4f}")
     mean = {name: statistics.mean(values) for name, values in found.items()}
     return {
         **{name: round(value, 4) for name, value in mean.items()},
@@ -65,11 +71,17 @@ def measure(
     }
 
 
-def central(settings: Settings, run: RunFolder, parts: list[Examples], heldout: Examples) -> float:
-    """DP-SGD on all companies' examples in one place: same model, sampling, clip, epsilon, steps and optimiser."""
+def noise_of(settings: Settings) -> float:
+    """The noise multiplier that the preset's epsilon allows."""
     t, p = settings.training, settings.privacy
     assert p.epsilon is not None
-    noise_multiplier = noise_multiplier_for(p.epsilon, p.delta, t.sampling_rate, settings.total_steps)
+    return noise_multiplier_for(p.epsilon, p.delta, t.sampling_rate, settings.total_steps)
+
+
+def central(
+    settings: Settings, run: RunFolder, parts: list[Examples], heldout: Examples, noise_multiplier: float
+) -> float:
+    """DP-SGD on all companies' examples in one place: same model, sampling, clip, steps and optimiser."""
     model = build_model(settings.model, settings.noise)
     public = Checkpoint.load(run.checkpoints, 0)
     merge(model, public.model.shared, *public.model.blocks)
