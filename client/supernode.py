@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -43,11 +43,17 @@ clientapp = "fedblocks.client.app:app"
 [tool.flwr.app.config]
 """
 _TASKS = {"", "flwr-serverapp"}
-_OURS = ("--node-config", "--isolation", "--allow-runtime-dependency-installation")
+# The interface at `--host` hands out the state of a run, keys and all, to whoever asks: it stays on the loopback.
+_OURS = (
+    "--node-config", "--isolation", "--host", "--trusted-entities", "--allow-runtime-dependency-installation",
+)  # fmt: skip
 
-# Flower's connection to a SuperLink, and the places in it of the functions that ask for a run and for its bundle.
-_CONNECT = "http_request_response"
-_CALLBACKS, _GET_RUN, _GET_FAB = 8, 3, 4
+# Flower's connection to a SuperLink, and the places in it of what fetches a message, a run and its bundle.
+_CONNECT, _CLIENT = "http_request_response", "FleetHttpClient"
+_CALLBACKS, _RECEIVE, _GET_RUN, _GET_FAB = 8, 1, 3, 4
+
+# What Flower raises over an answer of the wrong form; it would end the SuperNode.
+_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 @lru_cache(maxsize=1)
@@ -74,14 +80,27 @@ def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) 
             if len(callbacks) != _CALLBACKS:
                 raise RuntimeError("this version of Flower connects in a way that cannot be guarded")
 
+            def dropped(what: str) -> None:
+                with suppress(OSError):
+                    log(f"refused: {what}")
+
+            def receive() -> Any:
+                try:
+                    return callbacks[_RECEIVE]()
+                except _MALFORMED as error:
+                    return dropped(f"a message of the wrong form ({type(error).__name__})")
+
             def get_run(run_id: int) -> Run:
-                run: Run = callbacks[_GET_RUN](run_id)
-                if run.primary_task_type not in _TASKS:
-                    log(f"refused run {run_id}: it is not a run of a ServerApp")
+                run: Run | None = None
+                with suppress(*_MALFORMED):
+                    run = callbacks[_GET_RUN](run_id)
+                if run is None or run.primary_task_type not in _TASKS:
+                    dropped(f"run {run_id} is not a run of a ServerApp")
                     # The SuperNode then drops the message, and has kept nothing of the run.
                     raise RunNotRunningException
                 return replace(
                     run,
+                    run_id=run_id,
                     fab_id="fedblocks/fedblocks",
                     fab_version=__version__,
                     fab_hash=own.hash_str,
@@ -91,9 +110,22 @@ def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) 
             def get_fab(fab_hash: str, run_id: int) -> Fab:
                 return own
 
-            yield *callbacks[:_GET_RUN], get_run, get_fab, *callbacks[_GET_FAB + 1 :]
+            yield callbacks[0], receive, callbacks[2], get_run, get_fab, *callbacks[_GET_FAB + 1 :]
 
     return guarded
+
+
+def no_redirects(client: type[Any]) -> type[Any]:
+    """Flower's HTTP client, but a SuperLink cannot send it on to an address inside the company's network."""
+
+    class Direct(client):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            if not self._client.follow_redirects:
+                raise RuntimeError("this version of Flower connects in a way that cannot be guarded")
+            self._client.follow_redirects = False
+
+    return Direct
 
 
 def check_options(options: list[str]) -> None:
@@ -106,7 +138,8 @@ def check_options(options: list[str]) -> None:
 
 def serve(home: Path, options: list[str]) -> None:
     """Run Flower's SuperNode for the company at `home`; `options` are flower-supernode's own."""
-    from flwr.supernode import start_client_internal
+    from flwr.supercore.exit import ExitCode, flwr_exit
+    from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
 
     check_options(options)
@@ -116,8 +149,14 @@ def serve(home: Path, options: list[str]) -> None:
     company = Company.deployed(home)
     connect = installed_app_only(vars(start_client_internal)[_CONNECT], company.log)
     setattr(start_client_internal, _CONNECT, connect)
+    setattr(fleet_http_connection, _CLIENT, no_redirects(vars(fleet_http_connection)[_CLIENT]))
     sys.argv = ["flower-supernode", *options, "--node-config", f'company-home="{home}"']
     # Flower runs what lies unpacked under a bundle's name already: in a new folder nothing does.
-    with tempfile.TemporaryDirectory(prefix="fedblocks-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".flower-", dir=home) as folder:
         os.environ["FLWR_HOME"] = folder
-        flower_supernode()
+        try:
+            flower_supernode()
+        except Exception as error:
+            company.log("the SuperNode has stopped", error=error)
+        # Flower leaves a process behind that looks alive and does nothing: end it, so that it is started again.
+        flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "the SuperNode has stopped")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,22 @@ from deployed import guarded, project_of, unguarded, without_seeds
 from flwr.cli.install import install_from_fab
 from flwr.clientapp.utils import get_load_client_app_fn
 from flwr.common.config import get_fused_config_from_fab
+from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run, RunNotRunningException
+from flwr.supernode.fleet_http_client import FleetHttpClient
 from typer.testing import CliRunner
 
 from fedblocks.cli import app as cli
 from fedblocks.client.app import app
-from fedblocks.client.supernode import check_options, installed_app_only, own_bundle
+from fedblocks.client.supernode import check_options, installed_app_only, no_redirects, own_bundle
 from fedblocks.config import Settings
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.experiments.bench.transport_flower import flower_run
 from fedblocks.experiments.preparation import prepare
 
 HOSTILE = {
+    "run_id": 2,
     "fab_id": "fedblocks/other",
     "fab_version": "1/../../../tmp/x",
     "fab_hash": "e35bb486" + "0" * 56,
@@ -67,6 +72,7 @@ def test_whatever_a_run_says_its_app_is_the_installed_one(
     asked: list[str] = []
     run, fab = given(replace(Run.create_empty(1), primary_task_type="flwr-serverapp", **HOSTILE), asked, [])
     assert not asked
+    assert run.run_id == 1
     assert run.fab_hash == fab.hash_str == hashlib.sha256(fab.content).hexdigest()
     assert get_fused_config_from_fab(fab.content, run) == {}
     folder = install_from_fab(fab.content, skip_prompt=True)
@@ -89,7 +95,63 @@ def test_a_run_of_another_kind_of_app_is_dropped(task: str) -> None:
     log: list[str] = []
     with pytest.raises(RunNotRunningException):
         given(replace(Run.create_empty(1), primary_task_type=task), [], log)
-    assert log == ["refused run 1: it is not a run of a ServerApp"]
+    assert log == ["refused: run 1 is not a run of a ServerApp"]
+
+
+def test_answers_of_the_wrong_form_are_dropped_and_the_node_goes_on() -> None:
+    """Would catch one malformed answer that ends the SuperNode for all runs."""
+
+    def raising(error: Exception) -> Any:
+        def call(*arguments: Any) -> Any:
+            raise error
+
+        return call
+
+    @contextmanager
+    def connect() -> Iterator[tuple[Any, ...]]:
+        yield 7, raising(IndexError()), None, raising(TypeError()), *([None] * 4)
+
+    log: list[str] = []
+    with installed_app_only(connect, log.append)() as (_, receive, _, get_run, *_):
+        assert receive() is None
+        with pytest.raises(RunNotRunningException):
+            get_run(5)
+    assert log == [
+        "refused: a message of the wrong form (IndexError)",
+        "refused: run 5 is not a run of a ServerApp",
+    ]
+
+
+@pytest.mark.parametrize("code", [302, 307])
+@pytest.mark.parametrize("guard", [no_redirects, lambda client: client])
+def test_a_superlink_cannot_send_requests_elsewhere(code: int, guard: Any) -> None:
+    """Flower's own client follows, to any address that the company's machine can reach."""
+    met: list[str] = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length") or 0))
+            met.append(self.path)
+            self.send_response(200 if self.path == "/inside" else code)
+            self.send_header("location", "/inside")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = guard(FleetHttpClient).from_server_address(
+            f"127.0.0.1:{server.server_address[1]}", True, None, interceptors=[]
+        )
+        with client, suppress(Exception):
+            client.GetRun(GetRunRequest(run_id=1))
+        server.shutdown()
+    assert ("/inside" in met) == (guard is not no_redirects)
+    assert met
 
 
 def test_another_version_of_flower_is_not_taken_for_this_one() -> None:
@@ -111,6 +173,9 @@ def test_another_version_of_flower_is_not_taken_for_this_one() -> None:
         ["--isolation", "process"],
         ["--iso=process"],
         ["--al"],
+        ["--host", "0.0.0.0"],
+        ["--ho=0.0.0.0"],
+        ["--trusted-entities", "x.yaml"],
     ],
 )
 def test_what_the_command_sets_itself_may_not_be_given(options: list[str]) -> None:
