@@ -450,6 +450,8 @@ class Settings(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
+        from .privacy.secure_aggregation import lowest_threshold
+
         _one_clip_for_bands(self.training, self.privacy.clip_quantile)
         n, least = self.companies.count, self.secure_aggregation.minimum_cohort
         _rule(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
@@ -457,7 +459,7 @@ class Settings(_Part):
         group = n // groups_of(n, self.model.blocks, least) if self.training.assignment == "parallel" else n
         colluders = self.privacy.colluders
         _rule(colluders < group, "privacy.colluders", colluders, f"sums are of {group} companies")
-        floor = max(2 * n // 3, (n + colluders) // 2) + 1
+        floor = lowest_threshold(n, colluders)
         _rule(t is None or floor <= t <= n, "secure_aggregation.threshold", t, f"expected {floor} to {n}")
         if self.privacy.mode == "secure_step":
             steps, dropouts = self.training.local_steps, self.privacy.dropouts

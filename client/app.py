@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -127,7 +128,7 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
 def train(message: Message, context: Context, company: Company) -> RecordDict:
     """Charge the ledger, train the block, mask the update."""
     request = TrainRequest.from_record(message.content)
-    plan, party = _plan(context, company), _party(context, company)
+    plan, party = _joined(context, company)
     session = party.session
     if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
         raise ProtocolError("wrong_session", "the session is for another block")
@@ -149,7 +150,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     companies = len(session.cohort)
     event = release_event(plan, session.length, companies)
     data = company.data()
-    company.steps.take("trained", _stored(context, "run", "public"), session.digest())
+    _take("trained", context, company, party)
     steps, most = plan.training.local_steps, company.policy.most_steps
     company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
@@ -174,11 +175,9 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
 def confirm(message: Message, context: Context, company: Company) -> RecordDict:
     """Put this company's name to one set of survivors, if its own rules allow the set."""
     request = ConfirmRequest.from_record(message.content)
-    _plan(context, company)
-    party = _party(context, company)
+    _, party = _joined(context, company)
     confirmation = party.confirm(request.survivors)
-    step = "confirmed", _stored(context, "run", "public"), party.session.digest()
-    company.steps.take(*step, value=request.survivors.to_bytes(), code="second_set")
+    _take("confirmed", context, company, party, value=request.survivors.to_bytes(), code="second_set")
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return ConfirmReply(confirmation).to_record()
 
@@ -188,10 +187,9 @@ def confirm(message: Message, context: Context, company: Company) -> RecordDict:
 def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     """Release the shares that open this round's sum, once, for the set that enough survivors have signed."""
     request = UnmaskRequest.from_record(message.content)
-    _plan(context, company)
-    party = _party(context, company)
+    _, party = _joined(context, company)
     shares = party.unmask(request.confirmations)
-    company.steps.take("answered", _stored(context, "run", "public"), party.session.digest())
+    _take("answered", context, company, party)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return UnmaskReply(shares).to_record()
 
@@ -240,9 +238,15 @@ def _parsed_plan(text: str) -> Plan:
         raise ProtocolError("malformed", str(error)) from None
 
 
-def _party(context: Context, company: Company) -> CompanySession:
-    stored = _stored(context, "session", "session")
-    return CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
+def _joined(context: Context, company: Company) -> tuple[Plan, CompanySession]:
+    """The plan and the session that is open, both held against the company's rules as they are now."""
+    plan, stored = _plan(context, company), _stored(context, "session", "session")
+    return plan, CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
+
+
+def _take(step: str, context: Context, company: Company, party: CompanySession, **named: Any) -> None:
+    """Take a step of the open session, in the company's own record, before its answer leaves."""
+    company.steps.take(step, _stored(context, "run", "public"), party.session.digest(), **named)
 
 
 def _record(context: Context, name: str) -> ConfigRecord:

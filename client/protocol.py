@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -135,6 +136,16 @@ class TrainRequest:
     block: int
     states: dict[int, State]
     adverts: dict[str, Advert]
+
+    @classmethod
+    def for_each(
+        cls, block: int, states: dict[int, State], adverts: Mapping[str, Advert]
+    ) -> dict[str, TrainRequest]:
+        """One for every company that has sent an advert, with the shares that are sealed for it and no others."""
+        return {
+            company: cls(block, states, {peer: a.for_recipient(company) for peer, a in adverts.items()})
+            for company in adverts
+        }
 
     def to_record(self) -> RecordDict:
         names = sorted(self.adverts)

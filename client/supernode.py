@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
 
-_PROJECT = f"""
+_PROJECT = """
 [project]
-name = "fedblocks"
-version = "{__version__}"
+name = "{name}"
+version = "{version}"
 license = "Apache-2.0"
 dependencies = []
 
@@ -37,8 +37,8 @@ dependencies = []
 publisher = "fedblocks"
 
 [tool.flwr.app.components]
-serverapp = "fedblocks.server.app:app"
-clientapp = "fedblocks.client.app:app"
+serverapp = "{coordinator}"
+clientapp = "{companies}"
 
 [tool.flwr.app.config]
 """
@@ -56,6 +56,11 @@ _CALLBACKS, _RECEIVE, _GET_RUN, _GET_FAB = 8, 1, 3, 4
 _MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
+def project_file(name: str, coordinator: str, companies: str) -> str:
+    """The pyproject.toml of two Flower apps, each as `module:attribute`; keys of the run's config may follow it."""
+    return _PROJECT.format(name=name, version=__version__, coordinator=coordinator, companies=companies)
+
+
 @lru_cache(maxsize=1)
 def own_bundle() -> Fab:
     """A Flower bundle with a project file and nothing else in it."""
@@ -63,7 +68,8 @@ def own_bundle() -> Fab:
     from flwr.supercore.fab import Fab
 
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "pyproject.toml").write_text(_PROJECT, "utf-8")
+        text = project_file("fedblocks", "fedblocks.server.app:app", "fedblocks.client.app:app")
+        (Path(folder) / "pyproject.toml").write_text(text, "utf-8")
         content = build_fab_from_disk(Path(folder))
     return Fab(hashlib.sha256(content).hexdigest(), content, {})
 

@@ -93,12 +93,8 @@ def run_round(
         adverts = aggregation.close_adverts()
 
         # 3. Train: each company charges its ledger, trains, clips, adds noise, masks and uploads.
-        orders = {
-            company: TrainRequest(
-                block, states, {peer: advert.for_recipient(company) for peer, advert in adverts.items()}
-            ).to_record()
-            for company in adverts
-        }
+        requests = TrainRequest.for_each(block, states, adverts)
+        orders = {company: request.to_record() for company, request in requests.items()}
         for company, upload in cohort.ask(TRAIN, group, orders, TrainReply.from_record, absences).items():
             _accept(aggregation.add_masked, company, upload.masked, TRAIN, absences)
         survivors = aggregation.close_masked()

@@ -89,11 +89,8 @@ class Coordinator:
     def train_requests(self, session: Session, **told: Session) -> dict[int, TrainRequest]:
         replies = self.keys(session, **told)
         adverts = {f"company-{n - 1}": KeysReply.from_record(r).advert for n, r in replies.items()}
-        state = {0: self.model.blocks[0]}
-        return {
-            n: TrainRequest(0, state, {k: a.for_recipient(f"company-{n - 1}") for k, a in adverts.items()})
-            for n in NODES
-        }
+        requests = TrainRequest.for_each(0, {0: self.model.blocks[0]}, adverts)
+        return {n: requests[f"company-{n - 1}"] for n in NODES}
 
     def train_request(self, session: Session) -> TrainRequest:
         return self.train_requests(session)[1]

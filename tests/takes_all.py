@@ -8,6 +8,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedblocks.server.cohort import wait_for_nodes
+
 coordinator = ServerApp()
 companies = ClientApp()
 
@@ -23,6 +25,5 @@ def take(message: Message, context: Context) -> Message:
 @coordinator.main()
 def main(grid: Grid, context: Context) -> None:
     """Runs the companies' part once."""
-    while not (nodes := list(grid.get_node_ids())):
-        pass
+    nodes = wait_for_nodes(grid, 1, 60.0)
     list(grid.send_and_receive([Message(RecordDict(), node, "query.join") for node in nodes], timeout=30.0))

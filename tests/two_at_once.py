@@ -5,6 +5,7 @@ shares under both.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -52,59 +53,54 @@ def main(grid: Grid, context: Context) -> None:
         company: reply.advert
         for company, reply in cohort.ask(KEYS, "keys", everyone, KeysReply.from_record, none).items()
     }
-    orders = {
-        company: TrainRequest(
-            0, {0: model.blocks[0]}, {peer: advert.for_recipient(company) for peer, advert in adverts.items()}
-        ).to_record()
-        for company in names
-    }
+    requests = TrainRequest.for_each(0, {0: model.blocks[0]}, adverts)
+    orders = {company: request.to_record() for company, request in requests.items()}
     assert len(cohort.ask(TRAIN, "train", orders, TrainReply.from_record, none)) == 4, none.why
 
     # The last company is in one set and out of the other: seeds from the one, keys from the other.
     sets = [names, names[:3]]
     shown = [ConfirmRequest(Survivors(session=session.digest(), names=each)).to_record() for each in sets]
-    signed = _both(grid, cohort.nodes, CONFIRM, [dict.fromkeys(names[:3], record) for record in shown])
+    signed, first_codes = _both(
+        grid, cohort.nodes, CONFIRM, [dict.fromkeys(names[:3], record) for record in shown]
+    )
     signatures = [
         {company: ConfirmReply.from_record(record).confirmation.signature for company, record in each.items()}
-        for each in signed.answers
+        for each in signed
     ]
     proofs = [Confirmations(session=session.digest(), signatures=each) for each in signatures]
-    opened = _both(
-        grid, cohort.nodes, UNMASK,
-        [dict.fromkeys(names[:3], UnmaskRequest(proof).to_record()) for proof in proofs],
-    )  # fmt: skip
-    for record in (record for each in opened.answers for record in each.values()):
+    proven = [UnmaskRequest(proof).to_record() for proof in proofs]
+    opened, last_codes = _both(
+        grid, cohort.nodes, UNMASK, [dict.fromkeys(names[:3], record) for record in proven]
+    )
+    for record in (record for each in opened for record in each.values()):
         UnmaskReply.from_record(record)
     result = {
         "signed_both": len(signatures[0].keys() & signatures[1].keys()),
-        "opened_both": len(opened.answers[0].keys() & opened.answers[1].keys()),
-        "codes": sorted(set(signed.codes + opened.codes)),
+        "opened_both": len(opened[0].keys() & opened[1].keys()),
+        "codes": sorted(set(first_codes + last_codes)),
     }
     Path(str(context.run_config["out"])).write_text(json.dumps(result), "utf-8")
 
 
-class _Replies:
-    def __init__(self, of: int) -> None:
-        self.answers: list[dict[str, RecordDict]] = [{} for _ in range(of)]
-        self.codes: list[str] = []
-
-
-def _both(grid: Grid, nodes: dict[str, int], phase: str, orders: list[dict[str, RecordDict]]) -> _Replies:
-    """All orders in one push: nobody has answered the first when the second is there."""
+def _both(
+    grid: Grid, nodes: Mapping[str, int], phase: str, orders: list[dict[str, RecordDict]]
+) -> tuple[list[dict[str, RecordDict]], list[str]]:
+    """All orders in one push, so that none is answered before all are there; answers, and codes of refusals."""
+    names = {node: company for company, node in nodes.items()}
     messages = [
-        Message(record, nodes[company], phase, group_id=str(place), ttl=60.0)
+        Message(order[company], nodes[company], phase, group_id=str(place), ttl=60.0)
         for company in orders[0]
-        for place, record in enumerate(order[company] for order in orders if company in order)
+        for place, order in enumerate(orders)
     ]
     places = dict(zip(grid.push_messages(messages), messages, strict=True))
-    replies = _Replies(len(orders))
+    answers: list[dict[str, RecordDict]] = [{} for _ in orders]
+    codes: list[str] = []
     while places:
         for reply in grid.pull_messages(list(places)):
             asked = places.pop(reply.metadata.reply_to_message_id)
-            company = next(name for name, node in nodes.items() if node == asked.metadata.dst_node_id)
             code = "failed" if reply.has_error() else refused(reply.content)
             if code is None:
-                replies.answers[int(asked.metadata.group_id)][company] = reply.content
+                answers[int(asked.metadata.group_id)][names[asked.metadata.dst_node_id]] = reply.content
             else:
-                replies.codes.append(code)
-    return replies
+                codes.append(code)
+    return answers, codes

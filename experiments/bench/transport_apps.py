@@ -143,13 +143,8 @@ def secure_step(cohort: Cohort, step: int, values: int) -> dict[str, float]:
     seconds["keys"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    states = {0: {"block": _block(values)}}
-    orders = {
-        company: TrainRequest(
-            0, states, {peer: advert.for_recipient(company) for peer, advert in adverts.items()}
-        ).to_record()
-        for company in names
-    }
+    requests = TrainRequest.for_each(0, {0: {"block": _block(values)}}, adverts)
+    orders = {company: request.to_record() for company, request in requests.items()}
     for company, upload in cohort.ask(TRAIN, group, orders, TrainReply.from_record, absences).items():
         aggregation.add_masked(company, upload.masked)
     survivors = aggregation.close_masked()

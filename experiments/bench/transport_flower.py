@@ -13,24 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...client.supernode import project_file
 from ...errors import RunError
 from .transport_apps import COMPANIES
 
-_PROJECT = """
-[project]
-name = "{name}"
-version = "0.1.0"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedblocks"
-
-[tool.flwr.app.components]
-serverapp = "{coordinator}"
-clientapp = "{companies}"
-
-[tool.flwr.app.config]
+_RUN_CONFIG = """
 out = ""
 run-dir = ""
 values = 0
@@ -65,7 +52,7 @@ def flower_step(values: int, on_progress: Callable[[str], None] = lambda line: N
 def flower_project(folder: Path, coordinator: str, companies: str) -> Path:
     """A new folder with the project of two Flower apps, given as `module:attribute`."""
     folder.mkdir()
-    text = _PROJECT.format(name=folder.name, coordinator=coordinator, companies=companies)
+    text = project_file(folder.name, coordinator, companies) + _RUN_CONFIG
     (folder / "pyproject.toml").write_text(text, "utf-8")
     return folder
 
