@@ -9,7 +9,7 @@ of them does there, `state` splits a model into block states and merges them bac
 from .build import build_model, metric_of
 from .denoiser import Denoiser, Draw, Metric
 from .diagnostics import BlockDiagnosis, diagnose
-from .noise import LogNormalNoise, MaskingRate, Partition
+from .noise import LogNormalNoise, MaskingRate, Partition, Seeded, Source
 from .objective import BlockObjective
 from .preconditioning import Preconditioning
 from .sampler import sample_chain
@@ -28,6 +28,8 @@ __all__ = [
     "Partition",
     "Preconditioning",
     "Schedule",
+    "Seeded",
+    "Source",
     "block_parameters",
     "build_model",
     "diagnose",

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .noise import Partition
+from .noise import Partition, Source
 from .preconditioning import Preconditioning
 from .transformer import Block
 
@@ -27,6 +27,9 @@ class Draw:
 
     level: Tensor
     noise: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Draw:
+        return Draw(self.level[rows], self.noise[rows])
 
     def to(self, device: torch.device) -> Draw:
         return Draw(self.level.to(device), self.noise.to(device))
@@ -46,7 +49,7 @@ class Denoiser(nn.Module, ABC):
 
     model = build_model(settings.model, settings.noise)
     context = model.context(0, images)
-    draw = model.draw(0, labels, generator)
+    draw = model.draw(0, labels, source)
     prediction = model.predict(0, model.corrupt(model.clean(labels), draw), draw.level, context)
 
     `features`: "raw", a block reads the clean input through its own embedding alone; "prefix", it also
@@ -89,7 +92,7 @@ class Denoiser(nn.Module, ABC):
         """`metric` of each example: -> (N,)."""
 
     @abstractmethod
-    def draw(self, block: int, targets: Tensor, generator: torch.Generator) -> Draw:
+    def draw(self, block: int, targets: Tensor, source: Source) -> Draw:
         """A noise draw for each target, its level in the block's training interval."""
 
     @abstractmethod
@@ -180,10 +183,9 @@ class GaussianDenoiser(Denoiser):
         super().__init__(partition, features)
         self.preconditioning = preconditioning
 
-    def draw(self, block: int, targets: Tensor, generator: torch.Generator) -> Draw:
-        sigma = self.partition.sample(block, len(targets), generator)
-        shape = (len(targets), *self.clean(targets[:1]).shape[1:])
-        return Draw(sigma, torch.randn(shape, generator=generator, device=generator.device))
+    def draw(self, block: int, targets: Tensor, source: Source) -> Draw:
+        sigma = self.partition.sample(block, len(targets), source)
+        return Draw(sigma, source.normal(len(targets), *self.clean(targets[:1]).shape[1:]))
 
     def corrupt(self, clean: Tensor, draw: Draw) -> Tensor:
         return clean + over(draw.level, clean) * draw.noise

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .denoiser import Denoiser, Draw
+from .noise import Seeded
 from .quality import chain_quality
 
 BINS = 6
@@ -94,7 +95,7 @@ def _diagnosis(
 ) -> BlockDiagnosis:
     context = model.context(block, inputs)
     levels = torch.full((len(targets),), level, device=targets.device)
-    draw = replace(model.draw(block, targets, generator).to(targets.device), level=levels)
+    draw = replace(model.draw(block, targets, Seeded(generator)).to(targets.device), level=levels)
     clean = model.clean(targets)
     z = model.corrupt(clean, draw)
     nothing = model.prior(clean.shape, level, generator).to(z.device)
@@ -150,7 +151,9 @@ def _by_noise(
                 index = torch.randint(len(targets), (_BATCH_SIZE,), generator=generator).to(targets.device)
                 u = 1 - (i + torch.rand(_BATCH_SIZE, generator=generator, dtype=torch.float64)) / BINS
                 level = model.partition.levels(block, u).float()
-                draw = replace(model.draw(block, targets[index], generator), level=level).to(targets.device)
+                draw = replace(model.draw(block, targets[index], Seeded(generator)), level=level).to(
+                    targets.device
+                )
                 found.append(
                     _loss_and_gradient(model, block, inputs[index], targets[index], draw, parameters)
                 )

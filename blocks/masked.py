@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Denoiser, Draw, over
-from .noise import Partition
+from .noise import Partition, Source
 
 _AT_ONCE = 256
 _NEVER = -1e9  # log-probability of what is known not to be; finite, so that 0 * _NEVER is a number
@@ -36,9 +36,9 @@ class MaskedDenoiser(Denoiser):
     def clean(self, targets: Tensor) -> Tensor:
         return targets
 
-    def draw(self, block: int, targets: Tensor, generator: torch.Generator) -> Draw:
-        rate = self.partition.sample(block, len(targets), generator)
-        return Draw(rate, torch.rand(targets.shape, generator=generator, device=generator.device))
+    def draw(self, block: int, targets: Tensor, source: Source) -> Draw:
+        rate = self.partition.sample(block, len(targets), source)
+        return Draw(rate, source.uniform(*targets.shape))
 
     def corrupt(self, clean: Tensor, draw: Draw) -> Tensor:
         return clean.masked_fill(draw.noise < over(draw.level, clean), self.mask)

@@ -22,6 +22,31 @@ from ..errors import InputError
 _STANDARD_NORMAL = NormalDist()
 
 
+class Source(Protocol):
+    """Where the noise of training comes from: independent draws, each of them used once."""
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform on [0, 1)."""
+        ...
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal, float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """Repeatable draws for public data and tests. Not for private training: a seed has 32 bits (see `privacy`)."""
+
+    generator: torch.Generator
+
+    def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=dtype, device=self.generator.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+
 class NoiseLaw(Protocol):
     """A continuous law of noise levels, of which [low, high] is used."""
 
@@ -103,7 +128,7 @@ class Partition:
     Levels are drawn from the law truncated to the block's interval, or log-uniformly (`within`).
 
     partition = Partition.equi_probability(LogNormalNoise(), blocks=3)
-    sigma = partition.sample(0, 128, generator)     # (128,), the highest noise
+    sigma = partition.sample(0, 128, source)        # (128,), the highest noise
     partition.block_of(sigma)                       # all 0, but for the overlap
     """
 
@@ -188,9 +213,9 @@ class Partition:
         inner = torch.tensor(self.edges[1:-1], dtype=level.dtype, device=level.device)
         return (level[:, None] < inner).sum(dim=1)
 
-    def sample(self, block: int, n: int, generator: torch.Generator) -> Tensor:
+    def sample(self, block: int, n: int, source: Source) -> Tensor:
         """(n,) noise levels in the training interval."""
-        u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+        u = source.uniform(n, dtype=torch.float64)
         return self.levels(block, u, trained=True).float()
 
     def levels(self, block: int, u: Tensor, *, trained: bool = False) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from .denoiser import Denoiser, Draw
+from .noise import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class BlockObjective:
     The weight multiplies each example's own loss.
 
         objective = BlockObjective()
-        losses = objective(model, block=0, inputs=x, targets=y, generator=g)      # (N,)
+        losses = objective(model, block=0, inputs=x, targets=y, source=source)     # (N,)
     """
 
     weight: Literal["unit", "edm"] = "unit"
@@ -37,11 +37,11 @@ class BlockObjective:
         block: int,
         inputs: Tensor,
         targets: Tensor,
-        generator: torch.Generator,
+        source: Source,
         draws: int = 1,
     ) -> Tensor:
         """Loss of each example and draw, draws of one example side by side: (N draws,)."""
         context = model.context(block, inputs)
         repeated = targets.repeat_interleave(draws, dim=0)
-        draw = model.draw(block, repeated, generator).to(context.device)
+        draw = model.draw(block, repeated, source).to(context.device)
         return self.at(model, block, context, repeated, draw)

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from .denoiser import Denoiser
 from .information import LossCurve
-from .noise import Partition
+from .noise import Partition, Seeded
 from .objective import BlockObjective
 from .transformer import Block
 
@@ -93,7 +93,7 @@ class BlockTrainer:
         """
         s, model = self.schedule, self.model
         targets = targets.repeat_interleave(s.noise_draws, dim=0)
-        draw = model.draw(self.block, targets, generator).to(inputs.device)
+        draw = model.draw(self.block, targets, Seeded(generator)).to(inputs.device)
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=s.precision == "bfloat16"):
             context = model.context(self.block, inputs, before)
             losses = objective.at(model, self.block, context, targets, draw)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from dataclasses import replace
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
 from ..config import Plan, TrainingSettings
 from ..errors import InputError
-from ..privacy.clipping import Clipping, examples_within
+from ..privacy.clipping import Clipping
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.events import Event
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
@@ -24,11 +22,12 @@ from ..privacy.quantisation import FixedPoint
 from ..privacy.randomness import Randomness
 from ..privacy.sampling import EpochSampling, PoissonSampling, Sampling
 from ..privacy.secure_step import SecureStep
+from ..privacy.source import CryptographicSource
+from .batches import examples_at_once
 from .data import Examples
 from .policy import Policy
 
 _models = threading.local()
-_at_once: WeakKeyDictionary[Denoiser, dict[tuple[object, ...], int]] = WeakKeyDictionary()
 _CLIPS = 8
 
 
@@ -161,32 +160,15 @@ def train_block(
     """What the company gives to the sum, (P,) residues: its block's update, or its noised sum of gradients."""
     active = model.freeze_all_but(block, plan.training.interface).train()
     objective = BlockObjective(weight=plan.noise.weight)
-    device = model.device
-    generator = torch.Generator().manual_seed(int(randomness.integers(2**63 - 1, 1)[0]))
+    device, source = model.device, CryptographicSource(randomness)
 
     def losses(indices: Tensor, draws: int) -> Tensor:
         batch = data[indices].to(device)
         return objective(
-            model, block=block, inputs=batch.inputs, targets=batch.targets, generator=generator, draws=draws
+            model, block=block, inputs=batch.inputs, targets=batch.targets, source=source, draws=draws
         )
 
-    def as_many(part: slice) -> Tensor:
-        """Losses of the first example over and over: only their shapes matter."""
-        batch = data[torch.zeros(part.stop - part.start, dtype=torch.long)].to(device)
-        return objective(
-            model, block=block, inputs=batch.inputs, targets=batch.targets, draws=plan.training.noise_draws,
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
-
-    at_once = 1
-    if len(data):
-        # Found by a pass forward of which only shapes matter, and these stay the same from round to round.
-        shapes = data.inputs.shape[1:], data.targets.shape[1:]
-        key = block, plan.training.interface, plan.training.noise_draws, policy.memory_mb, shapes
-        found = _at_once.setdefault(model, {})
-        if key not in found:
-            found[key] = examples_within(policy.memory_mb << 20, active, as_many)
-        at_once = found[key]
+    at_once = examples_at_once(model, block, plan, policy.memory_mb)
     if plan.secure_step:
         step = secure_step(plan, block_size(model, block, plan), companies)
         step = replace(step, examples_at_once=at_once)

@@ -1,9 +1,9 @@
 """Book-keeping: clipped gradient sums from one forward and one backward pass (Bu et al. 2023, ICML).
 
 A layer's weight gradient for one example is g^T a, of what went in (a) and of what came back (g). Where it is
-large it is never formed: its norm follows from the Gram matrices of a and g, and the clipped sum from one
-matrix product in which every example carries its clip factor (`Ghost`). Where it costs less, it is formed and
-takes their place (`Formed`).
+large it is never formed: its norm follows from the Gram matrices of a and g, and the clipped sum from matrix
+products in which every example carries its clip factor (`Ghost`). Where it costs less, it is formed and
+takes their place (`Formed`). Sums are added up in float64, group by group of examples (`rounding`).
 
 The uses of one layer, and the noise draws of one example, belong to one gradient: they are summed, or their
 Gram matrices crossed, before anything is squared.
@@ -15,7 +15,7 @@ clip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -45,27 +45,42 @@ class Use:
         return Use(a.reshape(examples, -1, a.shape[-1]), g.reshape(examples, -1, g.shape[-1]), self.gram)
 
 
+@dataclass(frozen=True)
+class Norms:
+    """Of each example, (n,): the squared norm of its gradient, and its mass (see `rounding`), both from above."""
+
+    squared: Tensor
+    mass: Tensor
+
+
 class Formed:
     """The named parameters' per-example gradients (n, ...), as they are."""
+
+    rows = 1
 
     def __init__(self, gradients: dict[str, Tensor]) -> None:
         self.gradients = gradients
 
-    def squared_norms(self) -> Tensor:
-        """(n,)"""
+    def norms(self) -> Norms:
         flat = [g.flatten(1) for g in self.gradients.values()]
         total = sum((torch.linalg.vector_norm(g, dim=1).square() for g in flat), flat[0].new_zeros(()))
         finest = torch.finfo(total.dtype)
         # Sums run in lanes, so their error grows as the logarithm of the size: 100 epsilons hold any of them.
-        return total * (1 + 100 * finest.eps) + sum(g.shape[1] for g in flat) * finest.tiny
+        squared = total * (1 + 100 * finest.eps) + sum(g.shape[1] for g in flat) * finest.tiny
+        return Norms(squared, squared.sqrt())
 
-    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        """Sum over examples, each times its factor (n,); of the parameter's size, if not of its shape."""
-        return {name: factors.to(g.dtype) @ g.flatten(1) for name, g in self.gradients.items()}
+    def tensors(self) -> list[Tensor]:
+        """All that the sum is made of, (n, ...) each."""
+        return list(self.gradients.values())
 
-    def without(self, dropped: Tensor) -> Formed:
-        """Zero where `dropped` (n,) is true: zero times infinity would not be."""
-        return Formed({name: _zeroed(g, dropped) for name, g in self.gradients.items()})
+    def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None:
+        """Add the sum over examples, each times its factor (n,), to float64 `sums` of the parameters' shapes."""
+        for name, g in self.gradients.items():
+            total = sums[name].view(-1)
+            for weights, part in zip(
+                factors.to(g.dtype).split(group), g.flatten(1).split(group), strict=True
+            ):
+                total.add_(weights @ _finite(part))
 
 
 class Ghost:
@@ -76,9 +91,10 @@ class Ghost:
 
     def __init__(self, uses: Sequence[Use], bias: bool) -> None:
         self.uses, self.bias = uses, bias
+        self.rows = sum(use.a.shape[1] for use in uses)
 
-    def squared_norms(self) -> Tensor:
-        """|sum_t g_t a_t^T|^2 = sum over s, t of (a_s . a_t)(g_s . g_t), from above: (n,)."""
+    def norms(self) -> Norms:
+        """|sum_t g_t a_t^T|^2 = sum over s, t of (a_s . a_t)(g_s . g_t), from above."""
         products, lengths_a, lengths_g = [], [], []
         for use in self.uses:
             gram_a = use.gram if use.gram is not None else _gram(use.a, self.bias)
@@ -89,37 +105,39 @@ class Ghost:
         for one, other in combinations(self.uses, 2):
             gram_a = one.a @ other.a.mT + int(self.bias)
             products.append(gram_a.mul_(one.g @ other.g.mT).sum(dim=(1, 2)).mul_(2))
-        products.append(self._hidden(torch.cat(lengths_a, 1), torch.cat(lengths_g, 1)))
-        return _summed(products)
+        lost, mass = self._hidden(torch.cat(lengths_a, 1), torch.cat(lengths_g, 1))
+        products.append(lost)
+        return Norms(_summed(products), mass)
 
-    def _hidden(self, a: Tensor, g: Tensor) -> Tensor:
-        """What rounding and underflow may have taken off, of the squared lengths of a's and g's rows (n, T)."""
+    def _hidden(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """What rounding and underflow may have taken off the norm, and the mass, both (n,).
+
+        From the squared lengths of a's and g's rows (n, T).
+        """
         finest = torch.finfo(a.dtype)
         d, p, t = self.uses[0].a.shape[2] + self.bias, self.uses[0].g.shape[2], a.shape[1]
         smallest = max(d, p) * finest.tiny
-        along = (a + smallest).sqrt_().mul_((g + smallest).sqrt_())
+        mass = (a + smallest).sqrt_().mul_((g + smallest).sqrt_()).sum(dim=1)
+        hidden = (d + p + t) * finest.eps
         lost = a.sum(dim=1).add_(g.sum(dim=1)).mul_(t * smallest)
-        return lost.add_(along.sum(dim=1).square_(), alpha=(d + p + t) * finest.eps)
+        return lost.add_(mass.square(), alpha=hidden), mass.mul_(1 + hidden)
 
-    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        """Sum over examples, each times its factor (n,); of the parameter's size, if not of its shape."""
-        sums: dict[str, Tensor] = {}
-        for a, g in ((use.a, use.g) for use in self.uses):
-            weights = factors.to(a.dtype)[:, None, None]
+    def tensors(self) -> list[Tensor]:
+        """All that the sum is made of, (n, ...) each."""
+        return [values for use in self.uses for values in (use.a, use.g)]
+
+    def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None:
+        """Add the sum over examples, each times its factor (n,), to float64 `sums` of the parameters' shapes."""
+        total = sums["weight"].flatten(1)  # a view; a convolution's weight has its patch in more dimensions
+        product = total.new_empty(total.shape, dtype=self.uses[0].a.dtype)
+        for use in self.uses:
             if self.bias:
-                flat = weights.expand(-1, a.shape[1], -1).flatten()
-                _add(sums, "bias", flat @ g.flatten(0, 1))
-            a, g = (a * weights, g) if a.shape[2] < g.shape[2] else (a, g * weights)
-            _add(sums, "weight", g.flatten(0, 1).T @ a.flatten(0, 1))
-        return sums
-
-    def without(self, dropped: Tensor) -> Ghost:
-        """Zero where `dropped` (n,) is true."""
-        return Ghost([Use(_zeroed(use.a, dropped), _zeroed(use.g, dropped)) for use in self.uses], self.bias)
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name].add_(value) if name in sums else value
+                sums["bias"].add_(factors @ _finite(use.g.sum(dim=1)).double())
+            weights = factors.to(use.a.dtype)[:, None, None]
+            # What a group reads lies in cache from here to its product.
+            for a, g, w in zip(use.a.split(group), use.g.split(group), weights.split(group), strict=True):
+                a, g = (a * w, g) if a.shape[2] < g.shape[2] else (a, g * w)
+                total.add_(torch.mm(_finite(g).flatten(0, 1).T, _finite(a).flatten(0, 1), out=product))
 
 
 def _gram(rows: Tensor, bias: bool) -> Tensor:
@@ -216,24 +234,26 @@ def _by_example(x: Tensor, examples: int) -> Tensor:
 class _Rows:
     """The rows of a table that each example has read: gradients that coincide belong together."""
 
-    def __init__(self, index: Tensor, g: Tensor, table: torch.Size) -> None:
-        self.index, self.g, self.table = index, g, table  # (n, T), (n, T, D)
+    rows = 0  # summed in float64
 
-    def squared_norms(self) -> Tensor:
+    def __init__(self, index: Tensor, g: Tensor) -> None:
+        self.index, self.g = index, g  # (n, T), (n, T, D)
+
+    def norms(self) -> Norms:
         finest = torch.finfo(self.g.dtype)
         same = (self.index[:, :, None] == self.index[:, None, :]).to(self.g.dtype)  # (n, T, T)
         gram = self.g @ self.g.mT
         d, t = self.g.shape[2], self.g.shape[1]
         length = (gram.diagonal(dim1=1, dim2=2) + d * finest.tiny).sqrt()
         hidden = (d + t) * finest.eps * length.sum(dim=1).square() + t * t * d * finest.tiny
-        return gram.mul_(same).flatten(1).sum(dim=1) + hidden
+        return Norms(gram.mul_(same).flatten(1).sum(dim=1) + hidden, length.sum(dim=1))
 
-    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]:
-        g = self.g * factors.to(self.g.dtype)[:, None, None]
-        return {"weight": g.new_zeros(self.table).index_add_(0, self.index.flatten(), g.flatten(0, 1))}
+    def tensors(self) -> list[Tensor]:
+        return [self.index, self.g]
 
-    def without(self, dropped: Tensor) -> _Rows:
-        return _Rows(self.index, _zeroed(self.g, dropped), self.table)
+    def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None:
+        g = _finite(self.g).double() * factors[:, None, None]
+        sums["weight"].index_add_(0, self.index.flatten(), g.flatten(0, 1))
 
 
 def _embedding(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[_Rows]:
@@ -242,7 +262,7 @@ def _embedding(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[_Ro
     g = torch.cat([_wide(use.g).reshape(examples, -1, layer.embedding_dim) for use in uses], dim=1)
     if layer.padding_idx is not None:
         g = g * (index != layer.padding_idx)[:, :, None]
-    return [_Rows(index, g, layer.weight.shape)]
+    return [_Rows(index, g)]
 
 
 def _layer_norm(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients]:
@@ -331,5 +351,9 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _zeroed(values: Tensor, dropped: Tensor) -> Tensor:
-    return values.masked_fill(dropped.view(-1, *[1] * (values.dim() - 1)), 0.0)
+def _finite(values: Tensor) -> Tensor:
+    """Zero in the place of what is not finite: its example has factor 0, but 0 times infinity is not 0.
+
+    Of all values, whether there is any such or not: time must not tell.
+    """
+    return values.nan_to_num(0.0, 0.0, 0.0)

@@ -4,13 +4,15 @@ DP-SGD (Abadi et al. 2016, algorithm 1). Averaging an example's gradient over se
 clipping (augmentation multiplicity, De et al. 2022, section 3.2) costs no privacy: one example still moves
 the sum by at most `max_grad_norm`.
 
-Norms and sums come from book-keeping: see `book_keeping`.
+Norms and sums come from book-keeping: see `book_keeping`. That neighbouring sums lie no further apart than one
+example's clip, rounding included, is shown in `rounding`; what it asks of the caller is a random order.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Literal, Protocol
@@ -21,14 +23,15 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import PrivacyError, UnsupportedLayer
-from .book_keeping import LAYERS, Use, check_supported, gram_ahead
+from .book_keeping import LAYERS, Norms, Use, check_supported, gram_ahead
 from .graph import check_every_use_is_seen, deepest, saved_bytes
+from .rounding import Grouping, grouping, rounding_norms, slack
 
 Clipping = Literal["flat", "per-layer", "automatic"]
 
 # Automatic clipping divides by the norm and this much more (Bu et al. 2023, section 4.2: 0.01 in all of theirs).
 _STABILITY = 0.01
-# Rounding of a sum over all examples that go at once must not lift a clipped gradient past the bound.
+# What rounding of one example's factor and products may add to its gradient, in epsilons.
 _ROUNDINGS = 512
 
 
@@ -39,7 +42,7 @@ class ClippedSum:
     `examples` and `within`, the number of those whose gradient the clip left as it was, are private.
     """
 
-    vector: Tensor  # (P,) float32 or float64, the parameters' gradients flattened in name order
+    vector: Tensor = field(repr=False)  # (P,) float64, the parameters' gradients flattened in name order
     sensitivity: float
     examples: int = field(repr=False)
     within: int = field(repr=False, default=0)
@@ -48,9 +51,11 @@ class ClippedSum:
 class Part(Protocol):
     """The gradients of some parameters of one layer; see `book_keeping`."""
 
-    def squared_norms(self) -> Tensor: ...
-    def weighted_sum(self, factors: Tensor) -> dict[str, Tensor]: ...
-    def without(self, dropped: Tensor) -> Part: ...
+    rows: int  # products that one example adds to a value of the sum, 0 if in float64
+
+    def norms(self) -> Norms: ...
+    def tensors(self) -> list[Tensor]: ...
+    def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None: ...
 
 
 @dataclass
@@ -95,15 +100,34 @@ class _Pass:
 
     def close(self, layer: nn.Module) -> None:
         parts: list[Part] = list(LAYERS[type(layer)](layer, self.uses.pop(layer), self.examples))
-        squared = [part.squared_norms().double() for part in parts]
-        self.layers.append(_Layer(layer, parts, torch.stack(squared).sum(dim=0)))
+        norms = [part.norms() for part in parts]
+        squared = torch.stack([found.squared.double() for found in norms]).sum(dim=0)
+        costs: dict[int, Tensor] = {}
+        groups = []
+        for part, found in zip(parts, norms, strict=True):
+            group = grouping(part.rows, torch.promote_types(found.mass.dtype, torch.float32))
+            groups.append(group)
+            if part.rows:
+                cost = (found.mass.double() * group.cost).square_()
+                costs[group.size] = costs[group.size] + cost if group.size in costs else cost
+        self.layers.append(_Layer(layer, parts, groups, squared, costs))
 
 
 @dataclass
 class _Layer:
     module: nn.Module
     parts: list[Part]
+    groups: list[Grouping]
     squared_norms: Tensor  # (n,) float64
+    costs: dict[int, Tensor]  # what rounding costs, squared, (n,) float64, by size of group
+
+
+def lowered(max_grad_norm: float, precision: torch.dtype = torch.float32) -> float:
+    """The clip less what rounding may add to one example's gradient and to sums with it: by 0.8% in float32.
+
+    See `rounding`. `precision` is the pass's.
+    """
+    return max_grad_norm * (1 - slack(precision) - _ROUNDINGS * torch.finfo(precision).eps)
 
 
 def clip_factors(
@@ -113,14 +137,12 @@ def clip_factors(
     automatic: bool = False,
     precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """min(1, C/||g||), or C/(||g|| + 0.01), for each example: (n,) -> (n,); zero where it is not finite.
+    """min(1, B/||g||), or B/(||g|| + 0.01), for each example: (n,) -> (n,); zero where it is not finite.
 
-    The bound is lowered by 512 epsilons of the `precision` of the sum, 6e-5 in float32, so that its rounding
-    cannot lift a clipped norm past C.
-    An example whose gradient is not finite contributes nothing: to refuse the batch because of it would tell
-    that it was there.
+    B is `lowered(max_grad_norm)`. An example whose gradient is not finite contributes nothing: to refuse the batch
+    because of it would tell that it was there.
     """
-    bound = max_grad_norm * (1 - _ROUNDINGS * torch.finfo(precision).eps)
+    bound = lowered(max_grad_norm, precision)
     norms = squared_norms.sqrt()
     if automatic:
         factors = bound / (norms + _STABILITY)
@@ -132,15 +154,26 @@ def clip_factors(
 
 
 def examples_within(
-    memory_budget: int, block: nn.Module, losses: Callable[[slice], Tensor], examples: int = 2
+    memory_budget: int, block: nn.Module, losses: Callable[[Tensor], Tensor], examples: int = 2
 ) -> int:
     """How many examples a pass over `block` may take if it keeps no more than so many bytes; one at the least.
 
-    Takes one pass forward with `examples`, of which only shapes matter: `losses` as in `PerExampleClipping.sum`.
+    Takes one pass forward with the first example `examples` times, of which only shapes matter: `losses` as in
+    `PerExampleClipping.sum`.
     """
     with torch.enable_grad(), saved_bytes(block.parameters()) as saved:
-        losses(slice(0, examples))
+        losses(torch.zeros(examples, dtype=torch.long))
     return max(1, memory_budget * examples // max(1, saved.bytes))
+
+
+def pass_size(expected_batch_size: float, most: int = 1 << 16) -> int:
+    """How many examples a pass takes: a power of two, from what is public, never from a batch.
+
+    A pass costs some eight examples' time whatever its size, and the last one is half empty on average: together
+    least at the root of sixteen batches.
+    """
+    wanted = 2 ** round(math.log2(16 * max(expected_batch_size, 4.0)) / 2)
+    return min(wanted, 1 << most.bit_length() - 1)
 
 
 class PerExampleClipping:
@@ -153,8 +186,9 @@ class PerExampleClipping:
     "automatic", to the bound whatever its size (Bu et al. 2023). In all three one example moves the sum by at
     most `max_grad_norm`.
 
-    `examples_at_once`: a sum over more is made in parts of equal size; `examples_within` tells how many fit a
-    budget of memory. `size` is P, the number of trainable parameters.
+    `examples_at_once`: every pass has exactly so many, the last one filled up, since kernels give a row other last
+    bits in a batch of another size, and weights can be made that blow such a bit up into another gradient. It must
+    not depend on the data; see `pass_size`. `size` is P, the number of trainable parameters.
     """
 
     def __init__(
@@ -167,6 +201,7 @@ class PerExampleClipping:
     ) -> None:
         if not max_grad_norm > 0:
             raise PrivacyError(f"Expected max_grad_norm={max_grad_norm} > 0.")
+        self._block = block
         self.max_grad_norm = max_grad_norm
         self.clipping = clipping
         self.examples_at_once = examples_at_once
@@ -214,52 +249,56 @@ class PerExampleClipping:
         for hook in self._hooks:
             hook.remove()
 
-    def sum(self, losses: Callable[[slice], Tensor], *, examples: int, draws: int = 1) -> ClippedSum:
-        """Sum of the examples' clipped gradients.
+    def sum(self, losses: Callable[[Tensor], Tensor], *, examples: int, draws: int = 1) -> ClippedSum:
+        """Sum of the examples' clipped gradients, which come in random order (`Randomness.permutation`).
 
-        `losses(part)` returns the losses of the examples in `part`, draws of one example side by side:
-        (len(part) * draws,). No example, no gradient: the sum is then zero.
+        `losses(rows)` returns the losses of the examples in these places (n,), draws of one example side by side:
+        (n * draws,); some may be asked for again, to fill up the last pass. No example, no gradient: the sum is
+        then zero.
         """
-        vector: Tensor | None = None
-        within = start = 0
-        while start < examples:
-            left = examples - start
-            n = -(-left // -(-left // self.examples_at_once))
-            layers = self._layers_of(losses, slice(start, start + n), draws)
-            factors, unclipped = self._factors(layers, n)
-            within += unclipped
-            vector = self._added(vector, layers, factors)
-            start += n
-        if vector is None:
-            vector = torch.zeros(self.size, dtype=self._precision, device=self.parameters[0].device)
+        n = self.examples_at_once
+        vector = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
+        within = 0
+        for start in range(0, examples, n):
+            places = torch.arange(start, start + n)
+            filling = places >= examples
+            layers = self._layers_of(losses, places.masked_fill_(filling, start), draws)
+            factors, unclipped = self._factors(layers, filling.to(vector.device))
+            within += int(unclipped.sum())
+            self._add(vector, layers, factors)
         return ClippedSum(vector, self.max_grad_norm, examples, within)
 
-    def _added(self, vector: Tensor | None, layers: list[_Layer], factors: dict[nn.Module, Tensor]) -> Tensor:
-        """The sum so far and that of `layers`, which are released one by one."""
-        missing = set(self.parameters)
-        first = vector is None
-        if vector is None:
-            vector = torch.empty(self.size, dtype=self._precision, device=self.parameters[0].device)
-        vector = vector if first else vector.double()  # of many parts a float32 sum would lose the last ones
+    def gradients(
+        self, losses: Callable[[Tensor], Tensor], places: Tensor, *, draws: int = 1
+    ) -> dict[str, Tensor]:
+        """By name, all that the sum takes of the examples in `places` (n,), from one pass: (n, ...) each."""
+        names = {module: name for name, module in self._block.named_modules()}
+        found: dict[str, Tensor] = {}
+        for layer in self._layers_of(losses, places, draws):
+            name = names[layer.module]
+            found[f"{name}.squared_norm"] = layer.squared_norms
+            for size, cost in layer.costs.items():
+                found[f"{name}.cost-{size}"] = cost
+            for i, values in enumerate(values for part in layer.parts for values in part.tensors()):
+                found[f"{name}.{i}"] = values
+        return found
+
+    def _add(self, vector: Tensor, layers: list[_Layer], factors: dict[nn.Module, Tensor]) -> None:
+        """Add the sum of `layers`, which are released one by one."""
         while layers:
             layer = layers.pop()
-            for part in layer.parts:
-                for name, value in part.weighted_sum(factors[layer.module]).items():
-                    parameter = getattr(layer.module, name)
-                    place = vector[self._place[parameter]]
-                    (place.copy_ if first else place.add_)(value.reshape(-1))
-                    missing.discard(parameter)
-        for parameter in missing if first else ():
-            vector[self._place[parameter]] = 0.0
-        return vector
+            named = layer.module.named_parameters(recurse=False)
+            sums = {name: vector[self._place[p]].view(p.shape) for name, p in named if p in self._place}
+            for part, group in zip(layer.parts, layer.groups, strict=True):
+                part.add_weighted_sum(factors[layer.module], sums, group.size)
 
-    def _layers_of(self, losses: Callable[[slice], Tensor], part: slice, draws: int) -> list[_Layer]:
-        """Every layer with the gradients of the examples in `part`, from one pass forward and one back."""
-        n = part.stop - part.start
+    def _layers_of(self, losses: Callable[[Tensor], Tensor], places: Tensor, draws: int) -> list[_Layer]:
+        """Every layer with the gradients of the examples in these places, from one pass forward and one back."""
+        n = len(places)
         self._pass = current = _Pass(n)
         try:
             with torch.enable_grad():
-                loss = losses(part).sum() / draws
+                loss = losses(places).sum() / draws
             for layer, rows in zip(current.called, current.rows, strict=True):
                 if rows not in (n, n * draws):
                     name = type(layer).__name__
@@ -276,25 +315,29 @@ class PerExampleClipping:
             current.close(layer)
         return current.layers
 
-    def _factors(self, layers: Sequence[_Layer], n: int) -> tuple[dict[nn.Module, Tensor], int]:
-        """Each layer's clip factors (n,), and how many examples were not clipped."""
+    def _factors(self, layers: Sequence[_Layer], filling: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
+        """Each layer's clip factors (n,), and which examples were not clipped; those that only fill up get 0."""
         norms = [layer.squared_norms for layer in layers]
-        whole = torch.stack(norms).sum(dim=0) if norms else torch.zeros(n, dtype=torch.float64)
-        dropped = ~torch.isfinite(whole)
-        if dropped.any():
-            for layer in layers:
-                layer.parts = [part.without(dropped) for part in layer.parts]
-        precision = self._precision
+        whole = (
+            torch.stack(norms).sum(dim=0) if norms else filling.new_zeros(len(filling), dtype=torch.float64)
+        )
+        dropped = ~torch.isfinite(whole) | filling
+
+        def factors(squared: Tensor, bound: float, of: Sequence[_Layer]) -> Tensor:
+            rounding = rounding_norms((layer.costs for layer in of), self._precision)
+            found = clip_factors(
+                torch.maximum(squared, torch.as_tensor(rounding, device=squared.device) ** 2),
+                bound,
+                automatic=self.clipping == "automatic",
+                precision=self._precision,
+            )
+            return found.masked_fill(dropped, 0)
+
         if self.clipping == "per-layer":
             bound = self.max_grad_norm / len(self._layers) ** 0.5
-            factors = {
-                layer.module: clip_factors(layer.squared_norms, bound, precision=precision).masked_fill(
-                    dropped, 0
-                )
-                for layer in layers
-            }
+            each = {layer.module: factors(layer.squared_norms, bound, [layer]) for layer in layers}
         else:
-            automatic = self.clipping == "automatic"
-            flat = clip_factors(whole, self.max_grad_norm, automatic=automatic, precision=precision)
-            factors = {layer.module: flat for layer in layers}
-        return factors, int((whole <= self.max_grad_norm**2).sum())
+            each = dict.fromkeys(
+                (layer.module for layer in layers), factors(whole, self.max_grad_norm, layers)
+            )
+        return each, (whole <= self.max_grad_norm**2) & ~filling

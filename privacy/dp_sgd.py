@@ -113,12 +113,13 @@ class DPSGD:
                 if banded is None
                 else BandedStream(banded, clipping.size, self.max_grad_norm, randomness)
             )
-            for batch in self._sampling().batches(examples, self.steps, randomness):
+            for drawn in self._sampling().batches(examples, self.steps, randomness):
+                batch = in_random_order(drawn, randomness)
 
-                def of_part(part: slice, batch: Tensor = batch) -> Tensor:
-                    return losses(batch[part], self.noise_draws)
+                def of_places(places: Tensor, batch: Tensor = batch) -> Tensor:
+                    return losses(batch[places], self.noise_draws)
 
-                clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
+                clipped = clipping.sum(of_places, examples=len(batch), draws=self.noise_draws)
                 if stream is not None:
                     noisy = stream.release(clipped)
                 else:
@@ -130,6 +131,11 @@ class DPSGD:
                         clipped, self.expected_batch_size, randomness
                     )
         return position - start
+
+
+def in_random_order(batch: Tensor, randomness: Randomness) -> Tensor:
+    """The batch (n,) in an order that nobody knows: see `rounding`, measure 2."""
+    return batch[torch.from_numpy(randomness.permutation(len(batch)))]
 
 
 def clip_to_norm(vector: Tensor, bound: float) -> Tensor:

@@ -140,6 +140,10 @@ class Randomness:
             words[over] = self.words(over.size)
         return (words % np.uint64(bound)).astype(np.int64)
 
+    def permutation(self, n: int) -> NDArray[np.int64]:
+        """(n,) the integers 0 .. n - 1 in random order, every order equally likely but for n^2 / 2^64."""
+        return np.argsort(self.words(n), kind="stable").astype(np.int64)
+
     def _into(self, buffer: memoryview) -> None:
         """The next bytes of the stream into all of `buffer`."""
         if os.getpid() != self._process:

@@ -9,15 +9,14 @@ Every company draws its own Poisson batch, so over all of them it is one, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .clipping import Clipping, PerExampleClipping
-from .dp_sgd import Losses, clip_to_norm
+from .dp_sgd import Losses, clip_to_norm, in_random_order
 from .events import SkellamSteps
 from .mechanisms.skellam import BETA, SkellamNoise
 from .randomness import Randomness
@@ -55,14 +54,18 @@ class SecureStep:
         self, block: nn.Module, losses: Losses, *, examples: int, randomness: Randomness
     ) -> NDArray[np.uint32]:
         """The company's clipped sum with its share of the noise, as residues (P,); `losses` as in `DPSGD.train`."""
-        (batch,) = PoissonSampling(self.sampling_rate).batches(examples, 1, randomness)
-        of_part: Callable[[slice], Tensor] = lambda part: losses(batch[part], self.noise_draws)  # noqa: E731
+        (drawn,) = PoissonSampling(self.sampling_rate).batches(examples, 1, randomness)
+        batch = in_random_order(drawn, randomness)
         with PerExampleClipping(
             block,
             max_grad_norm=self.noise.clip,
             clipping=self.clipping,
             examples_at_once=self.examples_at_once,
         ) as clipping:
-            clipped = clipping.sum(of_part, examples=len(batch), draws=self.noise_draws)
-        bounded = clip_to_norm(clipped.vector.double(), self.largest_sum)
+            clipped = clipping.sum(
+                lambda places: losses(batch[places], self.noise_draws),
+                examples=len(batch),
+                draws=self.noise_draws,
+            )
+        bounded = clip_to_norm(clipped.vector, self.largest_sum)
         return self.noise.encode(bounded.cpu().numpy(), randomness)

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from places import draws_of, only
 
 from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, Schedule, sample_chain, train
 from fedblocks.blocks.families.ar_lm import ARLanguageModel, GrowingText, generate
 from fedblocks.blocks.families.recurrent_lm import RecurrentLanguageModel
+from fedblocks.blocks.noise import Seeded
 from fedblocks.privacy.clipping import PerExampleClipping, clip_factors
 
 VOCABULARY, LENGTH = 11, 9
@@ -139,11 +141,11 @@ def test_clipping_equals_a_loop_over_examples(kind: str) -> None:
     block = len(net.blocks) - 1
     part = net.freeze_all_but(block)
     repeated = tokens.repeat_interleave(draws, dim=0)
-    draw = net.draw(block, repeated, torch.Generator().manual_seed(0))
+    draw = net.draw(block, repeated, Seeded(torch.Generator().manual_seed(0)))
     objective = BlockObjective()
 
-    def losses(rows: slice) -> torch.Tensor:
-        drawn = slice(rows.start * draws, rows.stop * draws)
+    def losses(rows: torch.Tensor) -> torch.Tensor:
+        drawn = draws_of(rows, draws)
         context = net.context(block, tokens[rows])
         return objective.at(net, block, context, repeated[drawn], Draw(draw.level[drawn], draw.noise[drawn]))
 
@@ -152,7 +154,7 @@ def test_clipping_equals_a_loop_over_examples(kind: str) -> None:
         parameters = clipping.parameters
     total = torch.zeros_like(found)
     for i in range(len(tokens)):
-        own = torch.autograd.grad(losses(slice(i, i + 1)).mean(), parameters, materialize_grads=True)
+        own = torch.autograd.grad(losses(only(i)).mean(), parameters, materialize_grads=True)
         vector = torch.cat([g.flatten() for g in own]).double()
         total += vector * clip_factors(vector.square().sum(), 0.5)
     torch.testing.assert_close(found, total, rtol=1e-4, atol=1e-6)
@@ -162,7 +164,7 @@ def test_no_gradient_reaches_another_block() -> None:
     net, tokens = ar(), text()
     net.requires_grad_(True)
     BlockObjective()(
-        net, block=1, inputs=tokens, targets=tokens, generator=torch.Generator().manual_seed(0)
+        net, block=1, inputs=tokens, targets=tokens, source=Seeded(torch.Generator().manual_seed(0))
     ).sum().backward()
     assert all(p.grad is None for p in net.blocks[0].parameters())
     assert any(p.grad is not None for p in net.blocks[1].parameters())

@@ -28,6 +28,7 @@ from fedblocks.blocks import (
 )
 from fedblocks.blocks.families.vit import ViTClassifier
 from fedblocks.blocks.information import LossCurve, posterior_entropy
+from fedblocks.blocks.noise import Seeded
 from fedblocks.config import ViTSettings
 from fedblocks.errors import RunError
 
@@ -88,7 +89,7 @@ def test_samples_stay_in_the_training_interval_and_follow_its_law(overlap: float
         assert high >= own_high
         if 0 < b < 2:
             assert math.log(own_low / low) == pytest.approx(overlap * math.log(own_high / own_low))
-        sigma = partition.sample(b, 4000, torch.Generator().manual_seed(b))
+        sigma = partition.sample(b, 4000, Seeded(torch.Generator().manual_seed(b)))
         assert sigma.min() >= low - 1e-6
         assert sigma.max() <= high + 1e-4
         law = stats.truncnorm(
@@ -153,7 +154,7 @@ def test_frozen_training_leaves_gradients_on_the_active_block_only(interface: bo
 def test_weight_multiplies_each_examples_own_loss() -> None:
     """Would catch the published broadcast, (N) times (N, 1), which weights by the batch's mean."""
     net, (x, y) = model(), batch()
-    context, draw = net.context(0, x), net.draw(0, y, torch.Generator().manual_seed(1))
+    context, draw = net.context(0, x), net.draw(0, y, Seeded(torch.Generator().manual_seed(1)))
     plain = BlockObjective(weight="unit").at(net, 0, context, y, draw)
     weighted = BlockObjective(weight="edm").at(net, 0, context, y, draw)
     assert weighted.shape == (len(y),)
@@ -251,7 +252,7 @@ def test_shapes_that_do_not_fit_are_refused_by_name(options: dict[str, int], fie
 def test_logits_are_bayes_rule_for_input_and_noisy_target() -> None:
     """Oracle: the density of z around each embedding. Would catch a wrong scale or a lost norm."""
     net, (_, y) = model(), batch()
-    draw = net.draw(1, y, torch.Generator().manual_seed(0))
+    draw = net.draw(1, y, Seeded(torch.Generator().manual_seed(0)))
     z = net.corrupt(net.clean(y), draw)
     density = torch.stack(
         [stats_normal(z, e, draw.level).log_prob(z).sum(1) for e in net.table], dim=1
@@ -273,7 +274,7 @@ def test_draws_share_one_pass_over_the_clean_input(features: str) -> None:
     net = ViTClassifier(partition=partition, features=features, hidden_size=16, layers=2, patch_size=4)  # type: ignore[arg-type]
     x, y = batch(5)
     repeated = y.repeat_interleave(3)
-    draw = net.draw(1, repeated, torch.Generator().manual_seed(0))
+    draw = net.draw(1, repeated, Seeded(torch.Generator().manual_seed(0)))
     together = BlockObjective().at(net, 1, net.context(1, x), repeated, draw)
     apart = BlockObjective().at(net, 1, net.context(1, x.repeat_interleave(3, 0)), repeated, draw)
     torch.testing.assert_close(together, apart)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedblocks.blocks import Denoiser, build_model, diagnose, metric_of, sample_chain
 from fedblocks.blocks.denoiser import GaussianDenoiser, Metric
 from fedblocks.blocks.diagnostics import BINS
-from fedblocks.blocks.noise import LogNormalNoise, Partition
+from fedblocks.blocks.noise import LogNormalNoise, Partition, Seeded
 from fedblocks.blocks.preconditioning import Preconditioning
 from fedblocks.config import ARLanguageModelSettings, ModelSettings, NoiseSettings, ViTSettings
 from fedblocks.errors import InputError
@@ -118,7 +118,7 @@ def test_bins_tile_the_interval_and_their_mean_is_the_blocks_loss(settings: Any)
         assert edges[-1][1] == pytest.approx(low)
         assert all(before[1] == after[0] for before, after in pairwise(edges))
         many = torch.arange(len(targets)).repeat(40)
-        draw = net.draw(d.block, targets[many], generator(5))
+        draw = net.draw(d.block, targets[many], Seeded(generator(5)))
         z = net.corrupt(net.clean(targets[many]), draw)
         losses = net.loss(
             net.predict(d.block, z, draw.level, net.context(d.block, inputs[many])), targets[many]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from places import draws_of, only
 from scipy.linalg import sqrtm
 from torch import Tensor
 
@@ -13,9 +14,10 @@ from fedblocks.blocks.denoiser import Draw
 from fedblocks.blocks.families.dit import DiT
 from fedblocks.blocks.families.vit import images_of, patches_of
 from fedblocks.blocks.frechet import classifier_on, frechet_distance
+from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.quality import chain_quality
 from fedblocks.errors import InputError
-from fedblocks.privacy.clipping import PerExampleClipping
+from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
 
 def model(blocks: int = 3, channels: int = 1) -> DiT:
@@ -35,7 +37,7 @@ def batch(n: int = 8, channels: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def fixed_draw(net: DiT, block: int, targets: Tensor) -> Draw:
-    return net.draw(block, targets, torch.Generator().manual_seed(1))
+    return net.draw(block, targets, Seeded(torch.Generator().manual_seed(1)))
 
 
 @pytest.mark.parametrize("block", [0, 1, 2])
@@ -44,7 +46,7 @@ def test_a_blocks_loss_has_no_gradient_path_to_any_other_block(block: int) -> No
     net, (y, x) = model(), batch()
     objective = BlockObjective(weight="edm")
     generator = torch.Generator().manual_seed(0)
-    objective(net, block=block, inputs=y, targets=x, generator=generator).sum().backward()
+    objective(net, block=block, inputs=y, targets=x, source=Seeded(generator)).sum().backward()
     for b, other in enumerate(net.blocks):
         for name, p in other.named_parameters():
             reached = p.grad is not None and bool(p.grad.abs().sum() > 0)
@@ -59,8 +61,8 @@ def test_per_example_clipping_equals_a_loop_over_examples() -> None:
     draw = fixed_draw(net, 1, twice)
     objective = BlockObjective(weight="edm")
 
-    def losses(part: slice) -> Tensor:
-        rows = slice(2 * part.start, 2 * part.stop)
+    def losses(part: Tensor) -> Tensor:
+        rows = draws_of(part, 2)
         at = Draw(draw.level[rows], draw.noise[rows])
         return objective.at(net, 1, net.context(1, y[part]), twice[rows], at)
 
@@ -70,9 +72,9 @@ def test_per_example_clipping_equals_a_loop_over_examples() -> None:
     parameters = [p for _, p in sorted(block.named_parameters())]
     expected = torch.zeros_like(found)
     for i in range(5):
-        gradients = torch.autograd.grad(losses(slice(i, i + 1)).sum() / 2, parameters)
+        gradients = torch.autograd.grad(losses(only(i)).sum() / 2, parameters)
         each = torch.cat([g.reshape(-1) for g in gradients]).double()
-        expected += each * min(1.0, bound / float(each.norm()))
+        expected += each * min(1.0, lowered(bound) / float(each.norm()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

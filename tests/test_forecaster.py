@@ -7,11 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from places import draws_of, only
 from torch import Tensor
 
 from fedblocks.blocks import BlockObjective, Schedule, build_model, sample_chain, train
 from fedblocks.blocks.families.forecaster import Forecaster, forecast, patches_of, series_of
 from fedblocks.blocks.forecast_metrics import crps, mase, seasonal_naive
+from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.state import block_parameters, flatten
 from fedblocks.config import ForecasterSettings, NoiseSettings
 from fedblocks.experiments.baselines.forecasting import (
@@ -20,7 +22,7 @@ from fedblocks.experiments.baselines.forecasting import (
     train_quantiles,
     uncut,
 )
-from fedblocks.privacy.clipping import PerExampleClipping
+from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
 SMALL = ForecasterSettings(
     context_length=16, horizon=8, patch_size=4, channels=2, hidden_size=16, layers=4, blocks=2, heads=2
@@ -137,7 +139,9 @@ def test_a_blocks_loss_moves_no_other_block(features: str) -> None:
     """Would catch a gradient path between blocks, and a parameter that its own block's loss never reaches."""
     net, (x, y) = model(features), batch()
     objective = BlockObjective(weight="edm")
-    objective(net, block=1, inputs=x, targets=y, generator=torch.Generator().manual_seed(0)).sum().backward()
+    objective(
+        net, block=1, inputs=x, targets=y, source=Seeded(torch.Generator().manual_seed(0))
+    ).sum().backward()
     assert all(p.grad is None for p in net.blocks[0].parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.blocks[1].parameters())
 
@@ -149,11 +153,11 @@ def test_clipped_sum_is_that_of_a_loop_over_examples(block: int) -> None:
     part = net.freeze_all_but(block)
     draws, bound = 3, 0.5
     repeated = y.repeat_interleave(draws, dim=0)
-    draw = net.draw(block, repeated, torch.Generator().manual_seed(0))
+    draw = net.draw(block, repeated, Seeded(torch.Generator().manual_seed(0)))
     objective = BlockObjective(weight="edm")
 
-    def losses(rows: slice) -> Tensor:
-        many = slice(rows.start * draws, rows.stop * draws)
+    def losses(rows: Tensor) -> Tensor:
+        many = draws_of(rows, draws)
         noise = type(draw)(draw.level[many], draw.noise[many])
         return objective.at(net, block, net.context(block, x[rows]), repeated[many], noise)
 
@@ -162,9 +166,9 @@ def test_clipped_sum_is_that_of_a_loop_over_examples(block: int) -> None:
     parameters = [p for _, p in block_parameters(part)]
     expected = torch.zeros_like(found)
     for i in range(len(x)):
-        loss = losses(slice(i, i + 1)).sum() / draws
+        loss = losses(only(i)).sum() / draws
         gradient = flatten(list(torch.autograd.grad(loss, parameters))).double()
-        expected += gradient * min(1.0, bound / float(gradient.norm()))
+        expected += gradient * min(1.0, lowered(bound) / float(gradient.norm()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

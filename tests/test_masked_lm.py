@@ -6,14 +6,16 @@ import math
 
 import pytest
 import torch
+from places import draws_of, only
 from torch import Tensor
 
 from fedblocks.blocks import BlockObjective, MaskingRate, Partition, sample_chain
 from fedblocks.blocks.denoiser import Draw
 from fedblocks.blocks.families.masked_lm import MaskedLanguageModel
+from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.quality import chain_quality
 from fedblocks.blocks.sampler import generate
-from fedblocks.privacy.clipping import PerExampleClipping
+from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
 VOCABULARY = 11
 
@@ -60,7 +62,7 @@ def test_a_blocks_loss_has_no_gradient_path_to_any_other_block(block: int) -> No
     """Would catch a shared activation or parameter, and a part of the block that its loss never reaches."""
     net, x = model(), batch()
     generator = torch.Generator().manual_seed(0)
-    BlockObjective()(net, block=block, inputs=x, targets=x, generator=generator).sum().backward()
+    BlockObjective()(net, block=block, inputs=x, targets=x, source=Seeded(generator)).sum().backward()
     for b, other in enumerate(net.blocks):
         for name, p in other.named_parameters():
             reached = p.grad is not None and bool(p.grad.abs().sum() > 0)
@@ -72,10 +74,10 @@ def test_per_example_clipping_equals_a_loop_over_examples() -> None:
     net, x = model(), batch(5)
     block = net.freeze_all_but(1)
     twice = x.repeat_interleave(2, dim=0)  # two noise draws an example
-    draw = net.draw(1, twice, torch.Generator().manual_seed(1))
+    draw = net.draw(1, twice, Seeded(torch.Generator().manual_seed(1)))
 
-    def losses(part: slice) -> Tensor:
-        rows = slice(2 * part.start, 2 * part.stop)
+    def losses(part: Tensor) -> Tensor:
+        rows = draws_of(part, 2)
         at = Draw(draw.level[rows], draw.noise[rows])
         return BlockObjective().at(net, 1, net.context(1, x[part]), twice[rows], at)
 
@@ -85,16 +87,16 @@ def test_per_example_clipping_equals_a_loop_over_examples() -> None:
     parameters = [p for _, p in sorted(block.named_parameters())]
     expected = torch.zeros_like(found)
     for i in range(5):
-        gradients = torch.autograd.grad(losses(slice(i, i + 1)).sum() / 2, parameters)
+        gradients = torch.autograd.grad(losses(only(i)).sum() / 2, parameters)
         each = torch.cat([g.reshape(-1) for g in gradients]).double()
-        expected += each * min(1.0, bound / float(each.norm()))
+        expected += each * min(1.0, lowered(bound) / float(each.norm()))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_inputs_are_never_read_and_masked_tokens_do_not_leak() -> None:
     """Would catch an answer handed over as context: neither inputs nor what z hides may move a prediction."""
     net, x = model(), batch()
-    draw = net.draw(1, x, torch.Generator().manual_seed(1))
+    draw = net.draw(1, x, Seeded(torch.Generator().manual_seed(1)))
     z = net.corrupt(x, draw)
     found = net.predict(1, z, draw.level, net.context(1, x))
     assert torch.equal(found, net.predict(1, z, draw.level, net.context(1, x.flip(0))))
@@ -109,7 +111,7 @@ def test_the_inputs_are_never_read_and_masked_tokens_do_not_leak() -> None:
 def test_the_loss_counts_masked_tokens_only() -> None:
     """Against cross-entropy written out: mean over all tokens, zero for those shown."""
     net, x = model(), batch()
-    draw = net.draw(0, x, torch.Generator().manual_seed(1))
+    draw = net.draw(0, x, Seeded(torch.Generator().manual_seed(1)))
     z = net.corrupt(x, draw)
     prediction = net.predict(0, z, draw.level, net.context(0, x))
     log_p = prediction.log_softmax(-1).gather(-1, x[..., None])[..., 0]

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..blocks.noise import Seeded
 from ..privacy.clipping import clip_factors
 from .gradients import BlockGradient, Unknowns
 
@@ -55,7 +56,7 @@ def draw_truth(
 ) -> Unknowns:
     """The examples with the noise that their companies drew in training."""
     k = len(labels)
-    draw = gradient.model.draw(gradient.block, labels.repeat_interleave(draws), generator)
+    draw = gradient.model.draw(gradient.block, labels.repeat_interleave(draws), Seeded(generator))
     return Unknowns(
         images.double(),
         draw.level.double().log().view(k, draws),

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...blocks.families.vit import patches_of, placed, positions
-from ...blocks.noise import LogNormalNoise, Partition
+from ...blocks.noise import LogNormalNoise, Partition, Seeded
 from ...blocks.preconditioning import Preconditioning
 from ...blocks.transformer import Layer, NoiseEmbedding, Shape, initialise
 
@@ -70,7 +70,7 @@ class PublishedViT(nn.Module):
     def losses(self, images: Tensor, labels: Tensor) -> Tensor:
         """Weighted cross-entropy of each example, (N,), for the block whose turn it is."""
         block = next(self._turn)
-        sigma = self.partition.sample(block, len(labels), self.generator)
+        sigma = self.partition.sample(block, len(labels), Seeded(self.generator))
         clean = F.normalize(self.label(labels), dim=1)
         z = clean + sigma[:, None] * torch.randn(clean.shape, generator=self.generator)
         loss = F.cross_entropy(self.predict(block, images, z, sigma), labels, reduction="none")

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain
+from ...blocks.noise import Seeded
 from ...blocks.training import BlockTrainer
 from ...config import NoiseSettings, ViTSettings
 from ..baselines.diffusion_blocks import PublishedViT
@@ -98,7 +99,7 @@ def probes(model: Denoiser, data: ImageSet, generator: torch.Generator) -> ByBlo
         context, levels = model.context(block, images), torch.full((len(labels),), level)
         nothing = model.prior(clean.shape, level, generator)
         found["without_z"].append(right(model.predict(block, nothing, levels, context), labels))
-        z = model.corrupt(clean, replace(model.draw(block, wrong, generator), level=levels))
+        z = model.corrupt(clean, replace(model.draw(block, wrong, Seeded(generator)), level=levels))
         found["follows_wrong_z"].append(right(model.predict(block, z, levels, context), wrong))
     shuffled = images[torch.randperm(len(images), generator=generator)]
     return found | {"images_shuffled": chain(model, shuffled, labels, generator)}

@@ -23,7 +23,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ...privacy.clipping import PerExampleClipping, examples_within
+from ...privacy.clipping import PerExampleClipping, examples_within, pass_size
 from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.randomness import Randomness
 from ..memory import allocator_peak
@@ -87,7 +87,7 @@ class Case:
         torch.manual_seed(1)
         return AdaLNBlock(self.width)
 
-    def losses(self, block: nn.Module, part: slice) -> Tensor:
+    def losses(self, block: nn.Module, part: Tensor | slice) -> Tensor:
         logits = block(self.x[part], self.condition[part])
         return F.cross_entropy(logits, self.labels[part], reduction="none")
 
@@ -105,7 +105,8 @@ class Case:
     def ours(self, noise_multiplier: float = 0.0) -> Step:
         block = self.block()
         optimizer = AdamW(block.parameters(), fused=True)
-        at_once = examples_within(MEMORY, block, lambda part: self.losses(block, part))
+        fit = examples_within(MEMORY, block, lambda places: self.losses(block, places))
+        at_once = pass_size(self.batch, fit)
         clipping = PerExampleClipping(block, max_grad_norm=CLIP, examples_at_once=at_once)
         randomness = Randomness.from_entropy()
         sizes = [p.numel() for p in clipping.parameters]
@@ -113,7 +114,7 @@ class Case:
             p.grad = torch.zeros_like(p)
 
         def step() -> None:
-            clipped = clipping.sum(lambda part: self.losses(block, part), examples=self.batch)
+            clipped = clipping.sum(lambda places: self.losses(block, places), examples=self.batch)
             noisy = add_gaussian_noise(clipped, noise_multiplier, randomness)
             for p, g in zip(clipping.parameters, noisy.split(sizes), strict=True):
                 torch.mul(g.view_as(p), 1 / self.batch, out=p.grad)

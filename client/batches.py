@@ -1,0 +1,100 @@
+"""How many examples a private pass takes, on a machine that was seen to keep what the proof assumes of it.
+
+Nothing here reads the company's data: the size follows from the plan, the policy's memory bound and the shapes of
+one example, and the machine is asked with weights and examples drawn at random.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..blocks import BlockObjective, Denoiser
+from ..config import DataKind, Plan
+from ..privacy.clipping import PerExampleClipping, examples_within, pass_size
+from ..privacy.invariance import check_batch_invariance
+from ..privacy.randomness import Randomness
+from ..privacy.source import CryptographicSource
+from .data import Examples
+
+_checked: dict[tuple[object, ...], int] = {}
+_checking = threading.Lock()
+
+
+def examples_at_once(model: Denoiser, block: int, plan: Plan, memory_mb: int) -> int:
+    """The size of every pass that trains this block, found and checked once a process and kind of pass.
+
+    PrivacyError where an example's gradient would depend on who shares its batch (see `privacy.invariance`).
+    """
+    t = plan.training
+    # All blocks have one shape; with prefix features a later one also runs those before it.
+    reads = block if plan.model.features == "prefix" else 0
+    key = (
+        plan.model, plan.noise.weight, t.interface, t.noise_draws, t.expected_batch_size, plan.clipping,
+        reads, memory_mb, str(model.device), torch.get_num_threads(),
+    )  # fmt: skip
+    with _checking:
+        if key not in _checked:
+            _checked[key] = _found(model, block, plan, memory_mb)
+        return _checked[key]
+
+
+def _found(model: Denoiser, block: int, plan: Plan, memory_mb: int) -> int:
+    active, draws = model.freeze_all_but(block, plan.training.interface), plan.training.noise_draws
+    source = CryptographicSource(Randomness.from_entropy())
+    with random_weights(model, source):
+        few = fixed_losses(model, block, plan, 2, source)
+        fit = examples_within(memory_mb << 20, active, few)
+        size = pass_size(plan.training.expected_batch_size, fit)
+        with PerExampleClipping(
+            active, max_grad_norm=plan.max_grad_norm, clipping=plan.clipping, examples_at_once=size
+        ) as clipping:
+            check_batch_invariance(clipping, fixed_losses(model, block, plan, 2 * size, source), draws=draws)
+    return size
+
+
+def fixed_losses(
+    model: Denoiser, block: int, plan: Plan, count: int, source: CryptographicSource
+) -> Callable[[Tensor], Tensor]:
+    """The losses of `count` random examples by their places, with noise that stays the same from call to call."""
+    draws = plan.training.noise_draws
+    examples = random_examples(plan.model.kind, count, source).to(model.device)
+    repeated = examples.targets.repeat_interleave(draws, dim=0)
+    draw = model.draw(block, repeated, source).to(model.device)
+    objective = BlockObjective(weight=plan.noise.weight)
+
+    def losses(places: Tensor) -> Tensor:
+        rows = (places[:, None] * draws + torch.arange(draws)).flatten().to(model.device)
+        context = model.context(block, examples.inputs[places.to(model.device)])
+        return objective.at(model, block, context, repeated[rows], draw[rows])
+
+    return losses
+
+
+def random_examples(kind: DataKind, count: int, source: CryptographicSource) -> Examples:
+    """Examples of this kind that are nobody's."""
+
+    def values(shape: tuple[int, ...], classes: int | None) -> Tensor:
+        return source.normal(count, *shape) if classes is None else source.integers(classes, count, *shape)
+
+    return Examples(values(kind.inputs, kind.input_classes), values(kind.targets, kind.target_classes))
+
+
+@contextmanager
+def random_weights(model: Denoiser, source: CryptographicSource) -> Iterator[None]:
+    """Weights drawn at random in the place of the model's own, which may be made to hide how kernels behave."""
+    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    try:
+        with torch.no_grad():
+            for p in model.parameters():
+                drawn = source.normal(*p.shape).to(p)
+                p.copy_(drawn / max(1, p.shape[-1]) ** 0.5 if p.dim() > 1 else drawn)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(own[name])

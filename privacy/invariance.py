@@ -1,0 +1,52 @@
+"""Whether this machine computes an example's gradient to the same bits, wherever it stands and whoever stands beside.
+
+The clip bounds what one example adds. If adding it also changed a last bit of another example's activations,
+weights made for it would turn that example's gradient over, by up to two clips each (see `rounding`, measure 1). How
+kernels behave depends on shapes, threads and the device, not on values: so it is asked of the machine once, with
+weights and examples drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..errors import PrivacyError
+from .clipping import PerExampleClipping
+
+
+def check_batch_invariance(
+    clipping: PerExampleClipping, losses: Callable[[Tensor], Tensor], *, draws: int = 1
+) -> None:
+    """Refuse a machine on which an example's gradient depends on its place, its companions, or on the day.
+
+    `losses` as in `PerExampleClipping.sum`, of 2 `clipping.examples_at_once` examples, each with noise of its own
+    that stays the same from call to call. PrivacyError says what differs.
+    """
+    n = clipping.examples_at_once
+    first = torch.arange(n)
+    expected = clipping.gradients(losses, first, draws=draws)
+    for what, order in _orders(n):
+        found = clipping.gradients(losses, order, draws=draws)
+        known = (order < n).nonzero()[:, 0]  # places of the examples that `expected` has
+        for name, values in found.items():
+            if not torch.equal(values[known], expected[name][order[known]]):
+                device, threads = values.device.type, torch.get_num_threads()
+                raise PrivacyError(
+                    f"{name}: an example's gradient depends on {what} on this machine (device={device}, "
+                    f"threads={threads}), so clipping cannot bound what one example changes; private training "
+                    "needs another device or number of threads (OMP_NUM_THREADS=1)"
+                )
+
+
+def _orders(n: int) -> Iterator[tuple[str, Tensor]]:
+    """What is asked, and the examples in the places of a pass; those from n on are strangers."""
+    first = torch.arange(n)
+    yield "when it is computed", first
+    yield "its place in a batch", first.roll(1)
+    yield "its place in a batch", first.flip(0)
+    yield "who shares its batch", torch.where(first % 2 == 0, first, first + n)
+    # As a batch is filled up: the same example again and again.
+    yield "how full its batch is", torch.where(first <= n // 3, first, torch.zeros_like(first))
