@@ -56,11 +56,13 @@ def flushed(work: Callable[[], T]) -> T:
     thread = threading.Thread(target=run, name="private-training", daemon=True)
     thread.start()
     try:
-        thread.join()
+        outcome.exception()  # waits; unlike `join`, it still knows after an interrupt whether the work has ended
     except BaseException:
-        _interrupt(thread)
-        thread.join()
+        if not outcome.done():
+            _interrupt(thread)
+        outcome.exception()
         raise
+    thread.join()
     return outcome.result()
 
 
@@ -98,7 +100,7 @@ def _filled(bits: int, *shape: int) -> Tensor:
 
 def _interrupt(thread: threading.Thread) -> None:
     """Raise a KeyboardInterrupt in the thread, at its next step in Python."""
-    if thread.ident is not None and thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt)
-        )
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt)
+    )
