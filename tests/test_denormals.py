@@ -88,8 +88,9 @@ def test_a_flushed_call_takes_below_a_millisecond() -> None:
 
 def test_without_flushing_the_answers_time_counts_planted_examples() -> None:
     """The control of the timing attack: would catch an attack that could not find a leak."""
-    [control] = Attack(200).slopes(8, flushing=(False,))
-    assert control.significance > 3
+    attack = Attack(400)
+    found = (attack.slopes(8, flushing=(False,))[0].significance for _ in range(3))
+    assert any(significance > 4 for significance in found)
 
 
 def _raise(error: BaseException) -> None:

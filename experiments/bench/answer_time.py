@@ -27,13 +27,13 @@ from ...config import Plan
 from ...privacy import denormals
 from ...privacy.randomness import Randomness
 
-EXAMPLES = 400
+EXAMPLES = 800
 _TINY = 1e-21  # once it is small, twice it is subnormal
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Least squares of seconds over the number of planted examples."""
+    """Least squares of seconds over the number of planted examples, each turn with a level of its own."""
 
     at_zero: float  # seconds
     each: float  # seconds an example
@@ -72,7 +72,7 @@ class Attack:
             {
                 "run": "answer-time",
                 "model": {
-                    "family": "vit", "image_size": 8, "patch_size": 1, "hidden_size": 4, "layers": 5,
+                    "family": "vit", "image_size": 4, "patch_size": 1, "hidden_size": 4, "layers": 5,
                     "blocks": 1, "heads": 1, "mlp_ratio": 16.0, "classes": 2,
                 },
                 "noise": {},
@@ -95,22 +95,25 @@ class Attack:
     ) -> list[Slope]:
         """With flushing and without, from runs in turns: none, half and all of the examples planted."""
         counts = [0, self.examples // 2, self.examples]
-        seconds: dict[bool, list[tuple[int, float]]] = {mode: [] for mode in flushing}
+        seconds: dict[bool, list[list[float]]] = {mode: [] for mode in flushing}
         self.seconds(0)  # the first pass finds how many examples fit
         started = time.monotonic()
         for repeat in range(repeats):
             for mode, found in seconds.items():
-                for planted in counts[:: 1 if repeat % 2 else -1]:
-                    with _maybe(mode):
-                        found.append((planted, min(self.seconds(planted) for _ in range(3))))
+                with _maybe(mode):
+                    runs = {count: self._best(count) for count in counts[:: 1 if repeat % 2 else -1]}
+                found.append([runs[count] for count in counts])
             left = (time.monotonic() - started) / (repeat + 1) * (repeats - repeat - 1)
             on_progress(f"answer time: {repeat + 1} of {repeats} turns, {left:.0f} s left")
-        return [slope(found) for found in seconds.values()]
+        return [slope(counts, found) for found in seconds.values()]
+
+    def _best(self, planted: int) -> float:
+        return min(self.seconds(planted) for _ in range(3))
 
     def seconds(self, planted: int) -> float:
         """Processor time of one answer; what else runs on the machine is not in it."""
-        inputs = torch.zeros(self.examples, 1, 8, 8)
-        inputs[:planted] = 0.5 + 0.5 * torch.rand(planted, 1, 8, 8)
+        inputs = torch.zeros(self.examples, 1, 4, 4)
+        inputs[:planted] = 0.5 + 0.5 * torch.rand(planted, 1, 4, 4)
         data = Examples(inputs[torch.randperm(self.examples)], torch.zeros(self.examples, dtype=torch.long))
         self.model.load_state_dict(self.weights)
         started = time.process_time()
@@ -133,15 +136,16 @@ def crafted(plan: Plan) -> Denoiser:
     return model
 
 
-def slope(points: list[tuple[int, float]]) -> Slope:
-    """Least squares line through (planted, seconds)."""
-    x, y = np.array(points, dtype=np.float64).T
-    centred = x - x.mean()
-    each = float(centred @ y / (centred @ centred))
-    at_zero = float(y.mean() - each * x.mean())
-    residuals = y - at_zero - each * x
-    variance = float(residuals @ residuals) / (len(x) - 2)
-    return Slope(at_zero, each, float(np.sqrt(variance / (centred @ centred))))
+def slope(counts: list[int], turns: list[list[float]]) -> Slope:
+    """The line through seconds over counts; each of the turns has a level of its own, as the machine's load has."""
+    y = np.array(turns)  # (turns, counts)
+    x = np.tile(np.array(counts, dtype=np.float64), (len(y), 1))
+    x_within, y_within = x - x.mean(), y - y.mean(axis=1, keepdims=True)
+    squares = float((x_within**2).sum())
+    each = float((x_within * y_within).sum()) / squares
+    residuals = y_within - each * x_within
+    variance = float((residuals**2).sum()) / (y.size - len(y) - 1)
+    return Slope(float(y.mean()) - each * float(x.mean()), each, float(np.sqrt(variance / squares)))
 
 
 @contextmanager
