@@ -80,8 +80,8 @@ def interrupted() -> None:
     seen: list[str] = []
 
     def work() -> None:
-        print("working", flush=True)
         try:
+            print("working", flush=True)
             while True:
                 time.sleep(0.01)
         except KeyboardInterrupt:
