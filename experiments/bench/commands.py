@@ -110,6 +110,14 @@ def dp_step(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson =
     show(measure(repeats), as_json)
 
 
+@bench.command("answer-time")
+def answer_time(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson = False) -> None:
+    """Whether the time of an answer counts examples with an attribute, with subnormals flushed and without."""
+    from .answer_time import measure
+
+    show(measure(repeats, on_progress=_say), as_json)
+
+
 @bench.command("secure-step")
 def secure_step(
     preset: Annotated[str, typer.Argument(help="a preset's name or a TOML file")] = "digits",
