@@ -14,6 +14,7 @@ from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
 from ..config import Plan, TrainingSettings
 from ..errors import InputError
 from ..privacy.clipping import Clipping
+from ..privacy.denormals import flushed
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.events import Event
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
@@ -168,16 +169,27 @@ def train_block(
             model, block=block, inputs=batch.inputs, targets=batch.targets, source=source, draws=draws
         )
 
-    at_once = examples_at_once(model, block, plan, policy.memory_mb)
+    # Accounting is no business of a thread that flushes: what needs it is made out here.
     if plan.secure_step:
         step = secure_step(plan, block_size(model, block, plan), companies)
-        step = replace(step, examples_at_once=at_once)
-        return step.encode(active, losses, examples=len(data), randomness=randomness)
-    training = replace(mechanism(plan), examples_at_once=at_once)
+
+        def shared() -> npt.NDArray[np.uint32]:
+            at_once = examples_at_once(model, block, plan, policy.memory_mb)
+            sized = replace(step, examples_at_once=at_once)
+            return sized.encode(active, losses, examples=len(data), randomness=randomness)
+
+        return flushed(shared)
+    training = mechanism(plan)
     if training.quantile_clip is not None:
         bounded = replace(training.quantile_clip, largest=policy.largest_max_grad_norm)
         training = replace(training, quantile_clip=bounded)
-    update = training.train(active, losses, examples=len(data), randomness=randomness)
+
+    def alone() -> Tensor:
+        at_once = examples_at_once(model, block, plan, policy.memory_mb)
+        sized = replace(training, examples_at_once=at_once)
+        return sized.train(active, losses, examples=len(data), randomness=randomness)
+
+    update = flushed(alone)
     return codec(plan, companies).encode(clip_to_norm(update, plan.company_clip).cpu().numpy())
 
 

@@ -117,7 +117,7 @@ class Ghost:
         finest = torch.finfo(a.dtype)
         d, p, t = self.uses[0].a.shape[2] + self.bias, self.uses[0].g.shape[2], a.shape[1]
         smallest = max(d, p) * finest.tiny
-        mass = (a + smallest).sqrt_().mul_((g + smallest).sqrt_()).sum(dim=1)
+        mass = _root(a + smallest).mul_(_root(g + smallest)).sum(dim=1)
         hidden = (d + p + t) * finest.eps
         lost = a.sum(dim=1).add_(g.sum(dim=1)).mul_(t * smallest)
         return lost.add_(mass.square(), alpha=hidden), mass.mul_(1 + hidden)
@@ -244,7 +244,7 @@ class _Rows:
         same = (self.index[:, :, None] == self.index[:, None, :]).to(self.g.dtype)  # (n, T, T)
         gram = self.g @ self.g.mT
         d, t = self.g.shape[2], self.g.shape[1]
-        length = (gram.diagonal(dim1=1, dim2=2) + d * finest.tiny).sqrt()
+        length = _root(gram.diagonal(dim1=1, dim2=2) + d * finest.tiny)
         hidden = (d + t) * finest.eps * length.sum(dim=1).square() + t * t * d * finest.tiny
         return Norms(gram.mul_(same).flatten(1).sum(dim=1) + hidden, length.sum(dim=1))
 
@@ -349,6 +349,14 @@ def _summed(parts: list[Tensor]) -> Tensor:
 def _wide(x: Tensor) -> Tensor:
     """float32 at the least: half precision is for the passes, not for norms."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _root(values: Tensor) -> Tensor:
+    """Square roots of values above zero, to a few last bits, in a time that is the same for all values.
+
+    Vector libraries take four times as long for a root of infinity, and more for some others.
+    """
+    return values.rsqrt().mul_(values)
 
 
 def _finite(values: Tensor) -> Tensor:

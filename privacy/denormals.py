@@ -67,7 +67,9 @@ def flushed(work: Callable[[], T]) -> T:
 
 
 def _flush() -> None:
-    """Set both modes in this thread, and refuse if it or a worker of its team does not have them."""
+    """One core and both modes for this thread; refuse if it does not have them."""
+    torch.get_num_threads()  # takes the process's number over, once a thread: before it is set, or it would win
+    torch.set_num_threads(1)
     supported, threads = torch.set_flush_denormal(True), torch.get_num_threads()
     if supported and threads in _seen:
         return
