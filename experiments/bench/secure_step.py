@@ -24,9 +24,10 @@ from ...blocks.quality import chain_quality
 from ...client.data import Examples
 from ...config import Settings, load_settings
 from ...privacy.accounting import noise_multiplier_for
-from ...privacy.clipping import PerExampleClipping
+from ...privacy.clipping import PerExampleClipping, pass_size
 from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.randomness import Randomness
+from ...privacy.source import CryptographicSource
 from ...server.checkpoint import Checkpoint
 from ...server.optimizer import BlockOptimizer
 from ...server.run_folder import RunFolder
@@ -98,22 +99,25 @@ def pooled(
         BlockObjective(weight=settings.noise.weight),
         Randomness.from_seed(settings.seed, "central"),
     )
-    generator = torch.Generator().manual_seed(settings.seed)
+    source = CryptographicSource(randomness)
     optimizers: dict[int, BlockOptimizer] = {}
     for round_ in range(t.rounds):
         b = round_ % settings.model.blocks
         block = model.freeze_all_but(b, t.interface).train()
-        with PerExampleClipping(block, max_grad_norm=settings.privacy.max_grad_norm) as clipping:
+        at_once = pass_size(t.expected_batch_size * len(parts))
+        with PerExampleClipping(
+            block, max_grad_norm=settings.privacy.max_grad_norm, examples_at_once=at_once
+        ) as clipping:
             batch = torch.from_numpy(randomness.bernoulli(len(targets), t.sampling_rate).nonzero()[0])
 
-            def losses(part: slice, batch: Tensor = batch, b: int = b) -> Tensor:
-                rows = batch[part]
+            def losses(places: Tensor, batch: Tensor = batch, b: int = b) -> Tensor:
+                rows = batch[places]
                 return objective(
                     model,
                     block=b,
                     inputs=inputs[rows],
                     targets=targets[rows],
-                    generator=generator,
+                    source=source,
                     draws=t.noise_draws,
                 )
 

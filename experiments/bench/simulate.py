@@ -21,10 +21,10 @@ import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
-from ...blocks import BlockObjective, block_parameters, build_model, merge, sample_chain
+from ...blocks import BlockObjective, Seeded, block_parameters, build_model, merge, sample_chain
 from ...client.data import Examples
 from ...config import Settings, load_settings
-from ...privacy.clipping import PerExampleClipping
+from ...privacy.clipping import PerExampleClipping, pass_size
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ..preparation import prepare, read_inputs
@@ -43,7 +43,7 @@ OVERRIDES = (
 )
 
 
-ClippedGradients = Callable[[nn.Module, Callable[[], Tensor], int, Settings], Tensor]
+ClippedGradients = Callable[[nn.Module, Callable[[Tensor], Tensor], int, Settings], Tensor]
 
 
 def measure(companies: int = 20, rounds: int = 10, repeats: int = 3) -> dict[str, Any]:
@@ -91,16 +91,23 @@ def _seconds(job: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def by_book_keeping(block: nn.Module, losses: Callable[[], Tensor], n: int, settings: Settings) -> Tensor:
+def by_book_keeping(
+    block: nn.Module, losses: Callable[[Tensor], Tensor], n: int, settings: Settings
+) -> Tensor:
     """Sum of clipped gradients (P,), as fedblocks computes it."""
-    with PerExampleClipping(block, max_grad_norm=settings.privacy.max_grad_norm) as clipping:
-        return clipping.sum(lambda part: losses(), examples=n, draws=settings.training.noise_draws).vector
+    at_once = pass_size(settings.training.expected_batch_size)
+    with PerExampleClipping(
+        block, max_grad_norm=settings.privacy.max_grad_norm, examples_at_once=at_once
+    ) as clipping:
+        return clipping.sum(losses, examples=n, draws=settings.training.noise_draws).vector
 
 
-def by_opacus_hooks(block: nn.Module, losses: Callable[[], Tensor], n: int, settings: Settings) -> Tensor:
+def by_opacus_hooks(
+    block: nn.Module, losses: Callable[[Tensor], Tensor], n: int, settings: Settings
+) -> Tensor:
     """Sum of clipped gradients (P,) from per-example gradients that Opacus' hooks form."""
     hooks = GradSampleModule(block, loss_reduction="sum")
-    losses().sum().backward()
+    losses(torch.arange(n)).sum().backward()
     parameters = [p for _, p in block_parameters(block)]
     draws = settings.training.noise_draws
     gradients = [p.grad_sample.view(n, draws, -1).mean(1) for p in parameters]  # type: ignore[attr-defined]
@@ -132,17 +139,16 @@ def plain_loop(settings: Settings, run: RunFolder, public: Checkpoint, gradients
         for data in parts:
             nn.utils.vector_to_parameters(start.clone(), parameters)
             for _ in range(t.local_steps):
-                batch = torch.rand(len(data), generator=generator) < t.sampling_rate
-                losses = partial(
-                    objective,
-                    model,
-                    block=b,
-                    inputs=data.inputs[batch],
-                    targets=data.targets[batch],
-                    generator=generator,
-                    draws=t.noise_draws,
-                )
-                step = gradients(block, losses, int(batch.sum()), settings)
+                joins = torch.rand(len(data), generator=generator) < t.sampling_rate
+
+                def losses(places: Tensor, b: int = b, batch: Examples = data[joins]) -> Tensor:
+                    rows = batch[places]
+                    return objective(
+                        model, block=b, inputs=rows.inputs, targets=rows.targets, source=Seeded(generator),
+                        draws=t.noise_draws,
+                    )  # fmt: skip
+
+                step = gradients(block, losses, int(joins.sum()), settings)
                 now = nn.utils.parameters_to_vector(parameters).detach()
                 now -= t.local_learning_rate / t.expected_batch_size * step.float()
                 nn.utils.vector_to_parameters(now, parameters)
