@@ -1,14 +1,15 @@
-"""Private training in a thread that flushes subnormal numbers, so that its time does not tell values.
+"""Private training in a thread of its own, on one core, that flushes subnormal numbers.
+
+One core, because with several an example's place in a batch decides which of them computes it, and with that its last
+bits (see `invariance`). Flushing, so that the time of training does not tell values.
 
 A processor takes up to 150 times as long for a product of subnormal operands (Andrysco et al. 2015, "On
 subnormal floating point and abnormal timing"). Weights can be made so that activations are subnormal only for
 examples with some attribute: how long training takes would then count them, and no noise covers that.
 
-Both modes are needed: results flushed to zero (FTZ) and operands read as zero (DAZ). They belong to a thread,
-and `torch.set_flush_denormal` sets them in the thread that calls it, not in OpenMP's workers. Those are a
-team of each thread that opens a parallel region, and take the mode that this thread has when it first opens
-one. So private training has a thread of its own, which sets the mode before anything else. It also ends with
-that thread: accountants go on with gradual underflow.
+Both modes are needed: results flushed to zero (FTZ) and operands read as zero (DAZ). They belong to a thread, and
+`torch.set_flush_denormal` sets them in the thread that calls it, not in OpenMP's workers: another reason for one
+core. They end with the thread: accountants go on with gradual underflow.
 """
 
 from __future__ import annotations
@@ -31,20 +32,19 @@ _SUBNORMAL_OPERAND = (1 << 22, 2.0**20)  # 2^-127: the product is normal, unless
 _SUBNORMAL_RESULT = (1 << 23, 0.5)  # 2^-126, the smallest normal one: the product is not, unless flushed
 # PyTorch shares elementwise work in parts of this size, one a thread at the least (at::internal::GRAIN_SIZE).
 _GRAIN = 32768
-# Numbers of threads with which this process has been seen to flush: workers always take the mode the same way.
-_seen: set[int] = set()
 
 
 def flushed(work: Callable[[], T]) -> T:
-    """`work()` in a thread of its own, all of whose arithmetic flushes subnormals to zero.
+    """`work()` in a thread of its own, on one core, all of whose arithmetic flushes subnormals to zero.
 
     What it raises is raised here. An interrupt of the caller stops it as well, and is raised once it has ended.
     What PyTorch keeps for each thread (grad mode, autocast) is as in any new thread. Sums of tiny
     probabilities, as in accounting, belong elsewhere.
 
-    Raises a PrivacyError, before any work, where the machine cannot flush in all of PyTorch's threads.
+    Raises a PrivacyError, before any work, where the machine cannot flush.
     """
     outcome: Future[T] = Future()
+    threads = torch.get_num_threads()
 
     def run() -> None:
         try:
@@ -62,6 +62,9 @@ def flushed(work: Callable[[], T]) -> T:
             _interrupt(thread)
         outcome.exception()
         raise
+    finally:
+        # The number is the process's, for threads to come; one that has begun keeps its own.
+        torch.set_num_threads(threads)
     thread.join()
     return outcome.result()
 
@@ -70,15 +73,11 @@ def _flush() -> None:
     """One core and both modes for this thread; refuse if it does not have them."""
     torch.get_num_threads()  # takes the process's number over, once a thread: before it is set, or it would win
     torch.set_num_threads(1)
-    supported, threads = torch.set_flush_denormal(True), torch.get_num_threads()
-    if supported and threads in _seen:
-        return
-    if not supported or not flushes():
+    if not torch.set_flush_denormal(True) or not flushes():
         raise PrivacyError(
-            f"torch threads={threads}: expected every thread to flush subnormal numbers to zero, or the time of "
-            "private training would tell values; this machine does not, try OMP_NUM_THREADS=1"
+            "subnormal numbers: expected this processor to flush them to zero, or the time of private training would "
+            "tell values; it does not, and private training is refused on it"
         )
-    _seen.add(threads)
 
 
 def flushes() -> bool:

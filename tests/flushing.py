@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import platform
 import sys
 import threading
 import time
@@ -14,7 +12,6 @@ import numpy as np
 import torch
 
 from fedblocks.errors import PrivacyError
-from fedblocks.privacy import denormals
 from fedblocks.privacy.denormals import flushed, flushes
 
 
@@ -26,24 +23,10 @@ def in_a_thread(work: Callable[[], object]) -> object:
     return found[0]
 
 
-def only_this_thread_flushes(on: bool = True) -> bool:
-    """Sets both modes by the C library, after the team of workers is there: what a naive mend comes to."""
-    torch.ones(1 << 20).mul_(2)
-    libm, state = (
-        ctypes.CDLL("libm.so.6"),
-        (ctypes.c_uint32 * 8)(),
-    )  # fenv_t on x86-64; MXCSR is the last word
-    assert libm.fegetenv(state) == 0
-    state[7] |= 0x8040
-    assert libm.fesetenv(state) == 0
-    return True
-
-
 def refusal(set_flush_denormal: Callable[[bool], bool]) -> tuple[bool, str]:
     """Whether work ran where the mode was set like this, and what was said."""
     ran: list[bool] = []
     proper, torch.set_flush_denormal = torch.set_flush_denormal, set_flush_denormal
-    denormals._seen.clear()
     try:
         flushed(lambda: ran.append(True))
         return bool(ran), ""
@@ -63,9 +46,11 @@ def report(threads: int) -> dict[str, object]:
         "nothing_set": refusal(lambda on: True),
         "not_supported": refusal(lambda on: False),
     }
-    if sys.platform == "linux" and platform.machine() == "x86_64":
-        found["only_one_thread"] = in_a_thread(lambda: (only_this_thread_flushes(), flushes())[1])
-        found["only_one_thread_refused"] = refusal(only_this_thread_flushes)
+    found["cores"] = [
+        flushed(torch.get_num_threads),
+        torch.get_num_threads(),
+        in_a_thread(torch.get_num_threads),
+    ]
     found["afterwards"] = (
         flushes(),
         float(np.float64(2.0**-1073) / 2),
