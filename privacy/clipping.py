@@ -11,21 +11,19 @@ example's clip, rounding included, is shown in `rounding`; what it asks of the c
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import PrivacyError, UnsupportedLayer
-from .book_keeping import LAYERS, Norms, Use, check_supported, gram_ahead
+from .book_keeping import check_supported
 from .graph import check_every_use_is_seen, deepest, saved_bytes
-from .rounding import Grouping, grouping, rounding_norms, slack
+from .passes import LayerGradients, Pass
+from .rounding import rounding_norms, slack
 
 Clipping = Literal["flat", "per-layer", "automatic"]
 
@@ -46,80 +44,6 @@ class ClippedSum:
     sensitivity: float
     examples: int = field(repr=False)
     within: int = field(repr=False, default=0)
-
-
-class Part(Protocol):
-    """The gradients of some parameters of one layer; see `book_keeping`."""
-
-    rows: int  # products that one example adds to a value of the sum, 0 if in float64
-
-    def norms(self) -> Norms: ...
-    def tensors(self) -> list[Tensor]: ...
-    def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None: ...
-
-
-@dataclass
-class _Pass:
-    """One pass forward and back of n examples, from the first layer's call to the last gradient."""
-
-    examples: int
-    edges: list[GradientEdge] = field(default_factory=list)  # of the outputs, which themselves are not kept
-    called: list[nn.Module] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    # By the number of the call, until its gradient comes: what the layer read, and its Gram matrices.
-    inputs: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    waiting: Counter[nn.Module] = field(default_factory=Counter)  # calls whose gradient has not come yet
-    uses: dict[nn.Module, list[Use]] = field(default_factory=dict)
-    layers: list[_Layer] = field(default_factory=list)
-    hooks: list[RemovableHandle] = field(default_factory=list)
-
-    def call(self, layer: nn.Module, a: Tensor, output: Tensor) -> None:
-        number = len(self.called)
-        self.edges.append(get_gradient_edge(output))
-        self.inputs[number] = a, gram_ahead(layer, a, self.examples)
-        self.called.append(layer)
-        self.rows.append(len(output))
-        self.waiting[layer] += 1
-        self.hooks.append(output.register_hook(lambda g: self.arrived(number, g)))
-
-    def arrived(self, number: int, g: Tensor) -> None:
-        """Norms are taken as soon as a layer's last gradient is there, while it still lies in cache."""
-        layer = self.called[number]
-        a, gram = self.inputs.pop(number)
-        self.uses.setdefault(layer, []).append(Use(a, g, gram))
-        self.waiting[layer] -= 1
-        if self.waiting[layer] == 0:
-            self.close(layer)
-
-    def end(self) -> None:
-        """Graph and hooks hold each other: without this their memory would wait for the garbage collector."""
-        for hook in self.hooks:
-            hook.remove()
-        self.hooks.clear()
-        self.edges.clear()
-
-    def close(self, layer: nn.Module) -> None:
-        parts: list[Part] = list(LAYERS[type(layer)](layer, self.uses.pop(layer), self.examples))
-        norms = [part.norms() for part in parts]
-        squared = torch.stack([found.squared.double() for found in norms]).sum(dim=0)
-        costs: dict[int, Tensor] = {}
-        groups = []
-        for part, found in zip(parts, norms, strict=True):
-            group = grouping(part.rows, torch.promote_types(found.mass.dtype, torch.float32))
-            groups.append(group)
-            if part.rows:
-                cost = (found.mass.double() * group.cost).square_()
-                costs[group.size] = costs[group.size] + cost if group.size in costs else cost
-        self.layers.append(_Layer(layer, parts, groups, squared, costs))
-
-
-@dataclass
-class _Layer:
-    module: nn.Module
-    parts: list[Part]
-    groups: list[Grouping]
-    squared_norms: Tensor  # (n,) float64
-    costs: dict[int, Tensor]  # what rounding costs, squared, (n,) float64, by size of group
 
 
 def lowered(max_grad_norm: float, precision: torch.dtype = torch.float32) -> float:
@@ -214,7 +138,7 @@ class PerExampleClipping:
         self._place = {p: slice(a, b) for p, (a, b) in zip(self.parameters, pairwise(ends), strict=True)}
         dtype = self.parameters[0].dtype if self.parameters else torch.float32
         self._precision = torch.promote_types(dtype, torch.float32)
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._called: list[nn.Module] = []
         self._deepest: list[int] = []
         self._hooks = [layer.register_forward_hook(self._record) for layer in self._layers]
@@ -283,7 +207,7 @@ class PerExampleClipping:
                 found[f"{name}.{i}"] = values
         return found
 
-    def _add(self, vector: Tensor, layers: list[_Layer], factors: dict[nn.Module, Tensor]) -> None:
+    def _add(self, vector: Tensor, layers: list[LayerGradients], factors: dict[nn.Module, Tensor]) -> None:
         """Add the sum of `layers`, which are released one by one."""
         while layers:
             layer = layers.pop()
@@ -292,10 +216,12 @@ class PerExampleClipping:
             for part, group in zip(layer.parts, layer.groups, strict=True):
                 part.add_weighted_sum(factors[layer.module], sums, group.size)
 
-    def _layers_of(self, losses: Callable[[Tensor], Tensor], places: Tensor, draws: int) -> list[_Layer]:
+    def _layers_of(
+        self, losses: Callable[[Tensor], Tensor], places: Tensor, draws: int
+    ) -> list[LayerGradients]:
         """Every layer with the gradients of the examples in these places, from one pass forward and one back."""
         n = len(places)
-        self._pass = current = _Pass(n)
+        self._pass = current = Pass(n)
         try:
             with torch.enable_grad():
                 loss = losses(places).sum() / draws
@@ -315,7 +241,9 @@ class PerExampleClipping:
             current.close(layer)
         return current.layers
 
-    def _factors(self, layers: Sequence[_Layer], filling: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
+    def _factors(
+        self, layers: Sequence[LayerGradients], filling: Tensor
+    ) -> tuple[dict[nn.Module, Tensor], Tensor]:
         """Each layer's clip factors (n,), and which examples were not clipped; those that only fill up get 0."""
         norms = [layer.squared_norms for layer in layers]
         whole = (
@@ -323,7 +251,7 @@ class PerExampleClipping:
         )
         dropped = ~torch.isfinite(whole) | filling
 
-        def factors(squared: Tensor, bound: float, of: Sequence[_Layer]) -> Tensor:
+        def factors(squared: Tensor, bound: float, of: Sequence[LayerGradients]) -> Tensor:
             rounding = rounding_norms((layer.costs for layer in of), self._precision)
             found = clip_factors(
                 torch.maximum(squared, torch.as_tensor(rounding, device=squared.device) ** 2),
