@@ -47,7 +47,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Norms:
-    """Of each example, (n,): the squared norm of its gradient, and its mass (see `rounding`), both from above."""
+    """Of each example, (n,): the squared norm of its gradient, and its mass (see `grouping`), both from above."""
 
     squared: Tensor
     mass: Tensor

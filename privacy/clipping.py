@@ -5,7 +5,7 @@ clipping (augmentation multiplicity, De et al. 2022, section 3.2) costs no priva
 the sum by at most `max_grad_norm`.
 
 Norms and sums come from book-keeping: see `book_keeping`. That neighbouring sums lie no further apart than one
-example's clip, rounding included, is shown in `rounding`; what it asks of the caller is a random order.
+example's clip, rounding included, is shown in `grouping`; what it asks of the caller is a random order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ..errors import PrivacyError, UnsupportedLayer
 from .book_keeping import check_supported
 from .graph import check_every_use_is_seen, deepest, saved_bytes
+from .grouping import rounding_norms, slack
 from .passes import LayerGradients, Pass
-from .rounding import rounding_norms, slack
 
 Clipping = Literal["flat", "per-layer", "automatic"]
 
@@ -49,7 +49,7 @@ class ClippedSum:
 def lowered(max_grad_norm: float, precision: torch.dtype = torch.float32) -> float:
     """The clip less what rounding may add to one example's gradient and to sums with it: by 0.8% in float32.
 
-    See `rounding`. `precision` is the pass's.
+    See `grouping`. `precision` is the pass's.
     """
     return max_grad_norm * (1 - slack(precision) - _ROUNDINGS * torch.finfo(precision).eps)
 

@@ -134,7 +134,7 @@ class DPSGD:
 
 
 def in_random_order(batch: Tensor, randomness: Randomness) -> Tensor:
-    """The batch (n,) in an order that nobody knows: see `rounding`, measure 2."""
+    """The batch (n,) in an order that nobody knows: see `grouping`, measure 2."""
     return batch[torch.from_numpy(randomness.permutation(len(batch)))]
 
 

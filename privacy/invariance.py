@@ -1,7 +1,7 @@
 """Whether this machine computes an example's gradient to the same bits, wherever it stands and whoever stands beside.
 
 The clip bounds what one example adds. If adding it also changed a last bit of another example's activations,
-weights made for it would turn that example's gradient over, by up to two clips each (see `rounding`, measure 1). How
+weights made for it would turn that example's gradient over, by up to two clips each (see `grouping`, measure 1). How
 kernels behave depends on shapes, threads and the device, not on values: so it is asked of the machine once, with
 weights and examples drawn at random.
 """

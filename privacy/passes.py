@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
 from .book_keeping import LAYERS, Norms, Use, gram_ahead
-from .rounding import Grouping, grouping
+from .grouping import Grouping, grouping
 
 
 class Part(Protocol):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedblocks.privacy.book_keeping import Ghost, Use
 from fedblocks.privacy.clipping import PerExampleClipping, lowered
-from fedblocks.privacy.rounding import grouping, slack
+from fedblocks.privacy.grouping import grouping, slack
 
 ROWS = (1, 2, 5, 17, 34, 65, 130, 1024, 20_000)
 
