@@ -12,6 +12,7 @@ threshold between the two where most examples change sides.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -95,22 +96,31 @@ class LastBit(nn.Module):
         losses: Tensor = _LARGE * signs * self.head(x)[:, 0]
         return losses
 
-    def aim(self, small: dict[int, Tensor], large: dict[int, Tensor]) -> int:
-        """Threshold and directions with which most examples change sides, all the same way; how many do."""
-        both = sorted(small.keys() & large.keys())
-        if not both:
-            return 0
-        before, after = (torch.stack([seen[i] for i in both]) for seen in (small, large))
-        most = 0
-        for j in range(before.shape[1]):
-            values = torch.cat([before[:, j], after[:, j]]).unique()
-            for low, high in pairwise(values.tolist()):
-                change = (after[:, j] > low).float() - (before[:, j] > low).float()
-                changed = int(change.count_nonzero())
-                if changed > most:
-                    most, self.output, self.value, self.spacing = changed, j, low, high - low
-                    self.directions[both] = torch.where(change < 0, -1.0, 1.0)
-        return most
+
+@dataclass(frozen=True)
+class Aim:
+    """A threshold between two values of one output, and the direction of every example that changes sides."""
+
+    output: int = 0
+    low: float = 0.0
+    spacing: float = 1.0
+    directions: dict[int, float] = field(default_factory=dict)
+
+
+def aimed(small: dict[int, Tensor], large: dict[int, Tensor]) -> Aim:
+    """Where most examples change sides between what was read in two neighbours' passes: all the same way then."""
+    both = sorted(small.keys() & large.keys())
+    best = Aim()
+    if not both:
+        return best
+    before, after = (torch.stack([seen[i] for i in both]) for seen in (small, large))
+    for j in range(before.shape[1]):
+        for low, high in pairwise(torch.cat([before[:, j], after[:, j]]).unique().tolist()):
+            change = (after[:, j] > low).float() - (before[:, j] > low).float()
+            changed = {i: float(c) for i, c in zip(both, change, strict=True) if c}
+            if len(changed) > len(best.directions):
+                best = Aim(j, low, high - low, changed)
+    return best
 
 
 def last_bit(
@@ -128,6 +138,9 @@ def last_bit(
             clipped_sum(examples, neighbour, at_once=at_once, clipping=clipping)
             read.append(model.seen)
         model.seen = None
-        model.aim(*read)
+        aim = aimed(*read)
+        model.output, model.value, model.spacing = aim.output, aim.low, aim.spacing
+        for number, direction in aim.directions.items():
+            model.directions[number] = direction
         largest = max(largest, movement(examples, numbers, at, at_once=at_once, clipping=clipping))
     return largest
