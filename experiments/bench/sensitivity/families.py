@@ -29,7 +29,7 @@ def family_examples(
     family: str, count: int, *, scale: float, draws: int, interface: bool, half: bool = False
 ) -> Examples:
     """`count` examples, each with noise draws of its own that stay the same in every sum; `half`: in bfloat16."""
-    settings = _SETTINGS.validate_python({"family": family, **_COMMON, **FAMILIES[family]})
+    settings = settings_of(family)
     torch.manual_seed(0)
     model = build_model(settings, NoiseSettings())
     block = model.freeze_all_but(0, interface).train()
@@ -38,9 +38,7 @@ def family_examples(
             # adaLN starts at zero; a coordinator need not.
             p.copy_(scale * (p if p.any() else 0.02 * torch.randn_like(p)))
     g = torch.Generator().manual_seed(1)
-    kind = settings.kind
-    inputs = _values(count, kind.inputs, kind.input_classes, g)
-    targets = inputs if _same(kind) else _values(count, kind.targets, kind.target_classes, g)
+    inputs, targets = values_of(settings.kind, count, g)
     level = model.partition.levels(0, torch.rand(count * draws, generator=g).double(), trained=True).float()
     noise = torch.rand if family == "masked-lm" else torch.randn
     shape = _noise_shape(model, targets[:1])
@@ -55,6 +53,17 @@ def family_examples(
             return objective.at(model, 0, context, repeated, Draw(level[rows], drawn[rows]))
 
     return Examples(block, losses, draws)
+
+
+def settings_of(family: str) -> ModelSettings:
+    """A small model of one block."""
+    return _SETTINGS.validate_python({"family": family, **_COMMON, **FAMILIES[family]})
+
+
+def values_of(kind: DataKind, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random inputs and targets of this kind."""
+    inputs = _values(count, kind.inputs, kind.input_classes, g)
+    return inputs, inputs if _same(kind) else _values(count, kind.targets, kind.target_classes, g)
 
 
 def _noise_shape(model: Denoiser, target: Tensor) -> torch.Size:
