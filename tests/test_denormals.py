@@ -89,5 +89,11 @@ def test_without_flushing_the_answers_time_counts_planted_examples() -> None:
     assert any(significance > 4 for significance in found)
 
 
+def test_the_answers_time_does_not_count_planted_examples() -> None:
+    """Would catch `train_block` outside `flushed`: then the slope lies at ten standard errors of so many runs."""
+    [found] = Attack(400).slopes(20, flushing=(True,))
+    assert abs(found.significance) < 4
+
+
 def _raise(error: BaseException) -> None:
     raise error

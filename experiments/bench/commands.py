@@ -110,6 +110,26 @@ def dp_step(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson =
     show(measure(repeats), as_json)
 
 
+@bench.command("sensitivity")
+def sensitivity(
+    full: Annotated[
+        bool, typer.Option("--full", help="more sizes, orders and part sizes; takes an hour")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="also with 2 threads, and so on up to so many")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """How far one example moves a clipped sum, in units of the clip; every account rests on at most 1."""
+    from .sensitivity import measure
+
+    result = measure(full, threads, on_progress=_say)
+    show(
+        result
+        if as_json
+        else {key: value for key, value in result.items() if key not in ("cases", "releases")},
+        as_json,
+    )
+
+
 @bench.command("answer-time")
 def answer_time(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson = False) -> None:
     """Whether the time of an answer counts examples with an attribute, with subnormals flushed and without."""
