@@ -9,7 +9,7 @@ releases of two neighbours, whose laws must be as close as accounted (`releases`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from .cases import Case, all_cases
 from .releases import RELEASED, Releases
 
-__all__ = ["Case", "Found", "measure", "moved"]
+__all__ = ["Case", "Found", "measure"]
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,6 @@ class Found:
     movement: float
     pairs: int
     worst: str
-
-
-def moved(cases: Iterable[Case]) -> list[Found]:
-    """Every case in turn."""
-    return [_found(case) for case in cases]
 
 
 def measure(
