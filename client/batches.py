@@ -15,17 +15,20 @@ from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser
 from ..config import DataKind, Plan
+from ..errors import PrivacyError
 from ..privacy.clipping import PerExampleClipping, examples_within, pass_size
 from ..privacy.invariance import check_batch_invariance
 from ..privacy.randomness import Randomness
 from ..privacy.source import CryptographicSource
 from .data import Examples
+from .policy import Policy
 
 _checked: dict[tuple[object, ...], int] = {}
 _checking = threading.Lock()
+_LARGEST_PASS = 128
 
 
-def examples_at_once(model: Denoiser, block: int, plan: Plan, memory_mb: int) -> int:
+def examples_at_once(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
     """The size of every pass that trains this block, found and checked once a process and kind of pass.
 
     PrivacyError where an example's gradient would depend on who shares its batch (see `privacy.invariance`).
@@ -35,34 +38,42 @@ def examples_at_once(model: Denoiser, block: int, plan: Plan, memory_mb: int) ->
     reads = block if plan.model.features == "prefix" else 0
     key = (
         plan.model, plan.noise.weight, t.interface, t.noise_draws, t.expected_batch_size, plan.clipping,
-        reads, memory_mb, str(model.device), torch.get_num_threads(),
+        reads, policy.data, policy.memory_mb, str(model.device), torch.get_num_threads(),
     )  # fmt: skip
     with _checking:
         if key not in _checked:
-            _checked[key] = _found(model, block, plan, memory_mb)
+            _checked[key] = _found(model, block, plan, policy)
         return _checked[key]
 
 
-def _found(model: Denoiser, block: int, plan: Plan, memory_mb: int) -> int:
+def _found(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
     active, draws = model.freeze_all_but(block, plan.training.interface), plan.training.noise_draws
     source = CryptographicSource(Randomness.from_entropy())
     with random_weights(model, source):
-        few = fixed_losses(model, block, plan, 2, source)
-        fit = examples_within(memory_mb << 20, active, few)
+        few = fixed_losses(model, block, plan, policy.data, 2, source)
+        fit = examples_within(policy.memory_mb << 20, active, few)
         size = pass_size(plan.training.expected_batch_size, fit)
-        with PerExampleClipping(
-            active, max_grad_norm=plan.max_grad_norm, clipping=plan.clipping, examples_at_once=size
-        ) as clipping:
-            check_batch_invariance(clipping, fixed_losses(model, block, plan, 2 * size, source), draws=draws)
-    return size
+        while True:
+            losses = fixed_losses(model, block, plan, policy.data, 2 * size, source)
+            with PerExampleClipping(
+                active, max_grad_norm=plan.max_grad_norm, clipping=plan.clipping, examples_at_once=size
+            ) as clipping:
+                try:
+                    check_batch_invariance(clipping, losses, draws=draws)
+                    return size
+                except PrivacyError:
+                    # Widths that no vector length divides leave a remainder, unless there are rows enough.
+                    if 2 * size > min(fit, _LARGEST_PASS):
+                        raise
+            size *= 2
 
 
 def fixed_losses(
-    model: Denoiser, block: int, plan: Plan, count: int, source: CryptographicSource
+    model: Denoiser, block: int, plan: Plan, kind: DataKind, count: int, source: CryptographicSource
 ) -> Callable[[Tensor], Tensor]:
     """The losses of `count` random examples by their places, with noise that stays the same from call to call."""
     draws = plan.training.noise_draws
-    examples = random_examples(plan.model.kind, count, source).to(model.device)
+    examples = random_examples(kind, count, source).to(model.device)
     repeated = examples.targets.repeat_interleave(draws, dim=0)
     draw = model.draw(block, repeated, source).to(model.device)
     objective = BlockObjective(weight=plan.noise.weight)

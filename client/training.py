@@ -174,7 +174,7 @@ def train_block(
         step = secure_step(plan, block_size(model, block, plan), companies)
 
         def shared() -> npt.NDArray[np.uint32]:
-            at_once = examples_at_once(model, block, plan, policy.memory_mb)
+            at_once = examples_at_once(model, block, plan, policy)
             sized = replace(step, examples_at_once=at_once)
             return sized.encode(active, losses, examples=len(data), randomness=randomness)
 
@@ -185,7 +185,7 @@ def train_block(
         training = replace(training, quantile_clip=bounded)
 
     def alone() -> Tensor:
-        at_once = examples_at_once(model, block, plan, policy.memory_mb)
+        at_once = examples_at_once(model, block, plan, policy)
         sized = replace(training, examples_at_once=at_once)
         return sized.train(active, losses, examples=len(data), randomness=randomness)
 

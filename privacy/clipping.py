@@ -96,7 +96,7 @@ def pass_size(expected_batch_size: float, most: int = 1 << 16) -> int:
     A pass costs some eight examples' time whatever its size, and the last one is half empty on average: together
     least at the root of sixteen batches.
     """
-    wanted = 1 << round(math.log2(16 * max(expected_batch_size, 4.0)) / 2)
+    wanted = 1 << round(math.log2(16 * max(expected_batch_size, 16.0)) / 2)
     return min(wanted, 1 << most.bit_length() - 1)
 
 

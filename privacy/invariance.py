@@ -36,8 +36,8 @@ def check_batch_invariance(
                 device, threads = values.device.type, torch.get_num_threads()
                 raise PrivacyError(
                     f"{name}: an example's gradient depends on {what} on this machine (device={device}, "
-                    f"threads={threads}), so clipping cannot bound what one example changes; private training "
-                    "needs another device or number of threads (OMP_NUM_THREADS=1)"
+                    f"threads={threads}), so clipping cannot bound what one example changes and private training is "
+                    "refused; widths (hidden_size, values of a patch) that are multiples of 16, or the CPU, may help"
                 )
 
 

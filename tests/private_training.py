@@ -54,7 +54,7 @@ class Setting:
     def losses(self, count: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
         """The losses of `count` random examples, each with noise of its own that stays the same."""
         source = CryptographicSource(Randomness.from_seed(seed, "examples"))
-        return fixed_losses(self.model, 0, self.plan, count, source)
+        return fixed_losses(self.model, 0, self.plan, self.policy.data, count, source)
 
 
 def setting(family: str, *overrides: str, examples: int = 40, noise_multiplier: float = 1.0) -> Setting:

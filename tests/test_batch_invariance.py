@@ -101,15 +101,15 @@ def test_training_asks_the_machine_before_it_trains(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(batches, "_checked", {})
     monkeypatch.setattr(batches, "check_batch_invariance", lambda *a, **k: asked.append(k))
     before = {name: p.detach().clone() for name, p in s.model.named_parameters()}
-    size = batches.examples_at_once(s.model, 0, s.plan, 512)
+    size = batches.examples_at_once(s.model, 0, s.plan, s.policy)
     assert size == pass_size(20)
-    assert batches.examples_at_once(s.model, 0, s.plan, 512) == size
+    assert batches.examples_at_once(s.model, 0, s.plan, s.policy) == size
     assert len(asked) == 1
     assert all(torch.equal(p, before[name]) for name, p in s.model.named_parameters())
 
 
 def test_the_size_of_a_pass_comes_from_public_numbers_alone() -> None:
     """Would catch a pass as large as the batch: powers of two, within the memory that the policy grants."""
-    assert [pass_size(b) for b in (1, 4, 20, 80, 128, 400)] == [8, 8, 16, 32, 64, 64]
+    assert [pass_size(b) for b in (1, 4, 20, 80, 128, 400)] == [16, 16, 16, 32, 64, 64]
     assert pass_size(400, 20) == 16
     assert pass_size(400, 1) == 1

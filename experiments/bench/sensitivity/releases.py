@@ -24,7 +24,7 @@ from ....blocks.noise import LogNormalNoise, Partition
 from ....client.data import Examples
 from ....client.policy import Policy
 from ....client.training import codec, release_event, train_block
-from ....config import Plan
+from ....config import DataKind, Plan
 from ....privacy.accounting import epsilon
 from ....privacy.randomness import Randomness
 from .last_bit import READERS, Reader, aimed
@@ -117,9 +117,8 @@ class Releases:
         self.x = torch.randn(self.reader.width)
         self.n, self.directions = n, torch.ones(n)
         self.plan = Plan.model_validate(_plan(noise_multiplier))
-        self.policy = Policy(
-            company="c", epsilon_ceiling=100, delta=self.plan.delta, data=self.plan.model.kind
-        )
+        kind = DataKind(inputs=(self.reader.width + 2,), targets=(), target_classes=2)
+        self.policy = Policy(company="c", epsilon_ceiling=100, delta=self.plan.delta, data=kind)
         self.start = self.model.state_dict()["blocks.0.head.weight"].clone()
         self._aim()
 
