@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # Nothing but the files whose hashes stand in constraints*.txt; these name all that is needed.
 PINNED := $(PIP) install --require-hashes --no-deps --requirement
 
@@ -49,13 +49,13 @@ setup: $(READY)
 constraints: $(READY)
 	$(BIN)/python tests/constraints.py
 
-$(READY): pyproject.toml constraints.txt constraints-cuda.txt
+$(READY): pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 11) <= v <= (3, 13)) and "fedblocks needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
 	sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(PINNED) $(VENV)/pip.txt
 	$(PINNED) constraints.txt
-	if $(BIN)/python -m pip check | grep -q ' requires cuda-'; then $(PINNED) constraints-cuda.txt; fi
+	$(PINNED) constraints-cpu.txt 2>/dev/null || $(PINNED) constraints-cuda.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $(READY)

@@ -3,9 +3,11 @@
 `make constraints` writes them from pyproject.toml: `uv` resolves, and of each package's files those stay that a CPython
 of `PYTHONS` on Linux can install. No source distribution is among them, so nothing is ever built at a set-up.
 
-    constraints.txt       what everybody needs, for the package and its tests; pip and setuptools too
-    constraints-cuda.txt  what PyTorch's CUDA build needs besides: the one that package indexes have for Linux
+    constraints.txt       what everybody needs, for the package and its tests; pip and setuptools too; but for PyTorch
+    constraints-cuda.txt  PyTorch as the package index has it for Linux, built for CUDA, and what that needs besides
     constraints-fuzz.txt  what the extra `fuzz` needs besides
+
+constraints-cpu.txt, kept by hand, is PyTorch's own CPU build: a set-up takes it where pip finds it, else the other.
 """
 
 from __future__ import annotations
@@ -24,10 +26,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 PYTHONS = ("3.11", "3.12", "3.13")
 ARCHITECTURES = ("x86_64", "aarch64")
 FILES = ("constraints.txt", "constraints-cuda.txt", "constraints-fuzz.txt")
-# Not what the index has under this version: PyTorch's own CPU build, for CPython 3.11 on x86_64.
-FURTHER = {"torch==2.13.0": ("6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",)}
 _HEAD = "# Written by `make constraints`.\n--only-binary :all:\n"
-_CUDA = re.compile(r"(nvidia|cuda)-|triton$")
+_CUDA = re.compile(r"(nvidia|cuda)-|(torch|triton)$")
 
 
 def pins(text: str) -> dict[str, tuple[str, list[str]]]:
@@ -43,6 +43,9 @@ def main(root: Path) -> None:
     fuzz = [p for p in resolved(root, kept, "test", "fuzz") if p["name"] not in {q["name"] for q in least}]
     base = [p for p in least if not _CUDA.match(p["name"])]
     cuda = [p for p in least if _CUDA.match(p["name"])]
+    (torch,) = (package["version"] for package in cuda if package["name"] == "torch")
+    if f"torch=={torch}+cpu " not in (root / "constraints-cpu.txt").read_text():
+        raise SystemExit(f"constraints-cpu.txt: put in the version and the hashes of torch=={torch}+cpu first")
     for file, packages in zip(FILES, (base, cuda, fuzz), strict=True):
         # Atheris has wheels for some targets alone; all else is for all of them.
         entries = [entry(package, everywhere=file != FILES[2]) for package in packages]
@@ -93,7 +96,6 @@ def entry(package: dict[str, Any], *, everywhere: bool) -> str:
         if everywhere and not fitting:
             raise SystemExit(f"{pinned}: no wheel for {environment}")
         hashes |= fitting
-    hashes.update(FURTHER.get(pinned, ()))
     where = "" if len(needed) in (0, len(targets())) else f" ; {marker}"
     lines = [f"{pinned}{where}", *(f"--hash=sha256:{value}" for value in sorted(hashes))]
     return " \\\n    ".join(lines) + "\n" if needed else ""
