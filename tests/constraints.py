@@ -1,7 +1,7 @@
 """constraints*.txt: every package that a set-up installs, with its version and the hashes of its wheels.
 
-`make constraints` writes them from pyproject.toml: `uv` resolves, and of each package's files those stay that a CPython
-of `PYTHONS` on Linux can install. No source distribution is among them, so nothing is ever built at a set-up.
+`make constraints` writes them from pyproject.toml: `uv` resolves, and of each package's files those stay that a
+CPython of `PYTHONS` on Linux can install. No source distribution is among them, so nothing is ever built at a set-up.
 
     constraints.txt       what everybody needs, for the package and its tests; pip and setuptools too; but for PyTorch
     constraints-cuda.txt  PyTorch as the package index has it for Linux, built for CUDA, and what that needs besides
@@ -32,7 +32,9 @@ _CUDA = re.compile(r"(nvidia|cuda)-|(torch|triton)$")
 
 def pins(text: str) -> dict[str, tuple[str, list[str]]]:
     """Name -> version and hashes, of the text of such a file."""
-    entries = re.findall(r"^(\S+)==(\S+)(?: ;.*?)?((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", text, re.MULTILINE)
+    entries = re.findall(
+        r"^(\S+)==(\S+)(?: ;.*?)?((?: \\\n    --hash=sha256:[0-9a-f]{64})*)$", text, re.MULTILINE
+    )
     return {name: (version, re.findall("[0-9a-f]{64}", hashes)) for name, version, hashes in entries}
 
 
@@ -45,7 +47,9 @@ def main(root: Path) -> None:
     cuda = [p for p in least if _CUDA.match(p["name"])]
     (torch,) = (package["version"] for package in cuda if package["name"] == "torch")
     if f"torch=={torch}+cpu " not in (root / "constraints-cpu.txt").read_text():
-        raise SystemExit(f"constraints-cpu.txt: put in the version and the hashes of torch=={torch}+cpu first")
+        raise SystemExit(
+            f"constraints-cpu.txt: put in the version and the hashes of torch=={torch}+cpu first"
+        )
     for file, packages in zip(FILES, (base, cuda, fuzz), strict=True):
         # Atheris has wheels for some targets alone; all else is for all of them.
         entries = [entry(package, everywhere=file != FILES[2]) for package in packages]
@@ -76,7 +80,10 @@ def targets() -> list[tuple[dict[str, str], frozenset[Tag]]]:
             names = [f"manylinux{name}_{machine}" for name in ("1", "2010", "2014")]
             version = tuple(map(int, python.split(".")))
             platforms = [*numbers, *names]
-            tags = {*cpython_tags(version, platforms=platforms), *compatible_tags(version, platforms=platforms)}
+            tags = {
+                *cpython_tags(version, platforms=platforms),
+                *compatible_tags(version, platforms=platforms),
+            }
             environment = {
                 "python_version": python, "python_full_version": f"{python}.0", "platform_machine": machine,
                 "sys_platform": "linux", "os_name": "posix", "platform_system": "Linux",
