@@ -178,7 +178,7 @@ def export(
 ) -> None:
     r"""Write all rows to a new file; an existing one is left alone.
 
-    In a .csv, what a spreadsheet could take for a formula is escaped as in JSON (\u003d for =), and so is a backslash.
+    In a .csv, what a spreadsheet could take for a formula is escaped as in JSON (\u003d for =), as is a backslash.
     """
     from .ledgers import export_rows, find_ledgers
 
