@@ -447,7 +447,7 @@ class Settings(_Part):
     """Everything that decides a run."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**57)  # a pretrained block's own is 64 times that
     device: str = "cpu"
     workers: int = Field(2, ge=1, le=256, description="companies simulated at once, a core each")
     model: ModelSettings = ViTSettings()

@@ -217,7 +217,8 @@ def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoi
         on_step=on_step,
     )
     if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
-        rate, rule = settings.pretraining.learning_rate, "public pretraining ended in NaN; choose a lower one"
+        rate = settings.pretraining.learning_rate
+        rule = "public pretraining ended in NaN; choose a lower rate, or less weight_decay"
         raise InputError("pretraining.learning_rate", rate, rule)
     return model
 
