@@ -2,11 +2,15 @@
 # make test   set up and run lint, types and tests
 # make proto  generate the data plane's code again, after a change to transport/frames.proto
 # make setup  only the set-up; a second make does not install again
+# make constraints   resolve what is installed again, after a change to the dependencies in pyproject.toml
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# Nothing but the files whose hashes stand in constraints*.txt; these name all that is needed.
+PINNED := $(PIP) install --require-hashes --no-deps --requirement
 
 export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
@@ -14,7 +18,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION = 1
 export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint slow proto setup clean
+.PHONY: demo test lint slow proto setup constraints clean
 
 demo: $(READY)
 	$(BIN)/fedblocks simulate digits --runs-dir runs
@@ -42,10 +46,18 @@ proto: $(READY)
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+constraints: $(READY)
+	$(BIN)/python tests/constraints.py
+
+$(READY): pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 11) <= v <= (3, 13)) and "fedblocks needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
+	$(PINNED) $(VENV)/pip.txt
+	$(PINNED) constraints.txt
+	$(PINNED) constraints-cpu.txt 2>/dev/null || $(PINNED) constraints-cuda.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	touch $(READY)
 
 clean:

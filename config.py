@@ -23,6 +23,10 @@ from .errors import InputError
 
 T = TypeVar("T", bound=BaseModel)
 
+# In units of the sensitivity: less counts as none, its epsilon is in the thousands, and more drowns every update.
+LEAST_NOISE, MOST_NOISE = 0.01, 1e6
+MOST_COMPANIES = 10_000
+
 # How a simulation's messages travel; no part of the settings, since no result depends on it.
 Transport = Literal["grid", "grpc"]
 
@@ -55,7 +59,7 @@ class TransformerSettings(_Part):
     layers: int = Field(6, ge=1, le=256)
     blocks: int = Field(3, ge=1, le=64)
     heads: int = Field(4, ge=1)
-    mlp_ratio: float = Field(4.0, gt=0, le=16)
+    mlp_ratio: float = Field(4.0, ge=0.25, le=16)
     features: Literal["raw", "prefix"] = "raw"
 
     @property
@@ -138,6 +142,8 @@ class _TextSettings(TransformerSettings):
         size = {"ascii": 97, "text8": 27, "bytes": 256}.get(self.tokenizer, self.vocabulary)
         rule = f"the {self.tokenizer} tokenizer has {size} tokens"
         _rule(self.vocabulary == size, "vocabulary", self.vocabulary, rule)
+        width = self.hidden_size // self.heads
+        _rule(width % 2 == 0, "heads", self.heads, "rotary positions need an even hidden_size / heads")
         return self
 
     @property
@@ -217,10 +223,10 @@ class NoiseSettings(_Part):
 
     P_mean: float = Field(1.0, ge=-6, le=6)
     P_std: float = Field(1.2, ge=0.1, le=5)
-    sigma_min: float = Field(0.002, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
-    sigma_data: float = Field(0.5, gt=0)
-    rate_min: float = Field(1e-3, gt=0, lt=1, description="lowest masking rate of a masked language model")
+    sigma_min: float = Field(0.002, ge=1e-6, le=1e6)
+    sigma_max: float = Field(80.0, ge=1e-6, le=1e6)
+    sigma_data: float = Field(0.5, ge=1e-3, le=1e3)
+    rate_min: float = Field(1e-3, ge=1e-6, lt=1, description="lowest masking rate of a masked language model")
     partition: Literal["equi-probability", "uniform", "uniform-linear", "equi-information"] = (
         "equi-probability"
     )
@@ -297,6 +303,9 @@ class CompanySettings(_Part):
     dropout: DropoutSettings = DropoutSettings()
 
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingSettings(_Part):
     """What every company does in a round, and how the coordinator applies the sum."""
 
@@ -304,10 +313,13 @@ class TrainingSettings(_Part):
     assignment: Literal["sequential", "parallel", "all"] = "sequential"
     interface: bool = Field(False, description="also train the blocks' embeddings and readouts")
     local_steps: int = Field(1, ge=1, le=10_000)
-    local_learning_rate: float = Field(1.0, gt=0, le=1e4)
-    sampling_rate: float = Field(0.5, gt=0, le=1)
+    local_learning_rate: float = Field(1.0, ge=1e-6, le=1e4)
+    sampling_rate: float = Field(0.5, ge=1e-6, le=1)
     expected_batch_size: float = Field(
-        400.0, ge=1, description="public divisor of every company's gradient sums, so that sizes stay private"
+        400.0,
+        ge=1,
+        le=1e9,
+        description="public divisor of every company's gradient sums, so that sizes stay private",
     )
     batches: Literal["poisson", "epochs"] = Field(
         "poisson",
@@ -317,14 +329,15 @@ class TrainingSettings(_Part):
     noise_bands: int = Field(
         1,
         ge=1,
+        le=64,  # a step keeps so many vectors of noise
         description="epochs only: a step's noise is partly taken back over so many steps; 1 means never",
     )
     noise_draws: int = Field(2, ge=1, le=64)
     server_optimizer: Literal["fedavg", "fedadam"] = "fedadam"
-    server_learning_rate: float = Field(0.01, gt=0)
-    server_betas: tuple[float, float] = (0.9, 0.99)
+    server_learning_rate: float = Field(0.01, gt=0, le=1e4)
+    server_betas: tuple[_Decay, _Decay] = (0.9, 0.99)
     evaluate_every: int = Field(1, ge=1)
-    message_timeout: float = Field(600.0, gt=0, description="seconds to wait for a phase's replies")
+    message_timeout: float = Field(600.0, gt=0, le=1e6, description="seconds to wait for a phase's replies")
 
     @property
     def epoch_steps(self) -> int:
@@ -366,8 +379,8 @@ class PrivacySettings(_Part):
     """
 
     mode: Literal["local", "secure_step"] = "local"
-    dropouts: int = Field(0, ge=0)
-    colluders: int = Field(1, ge=0)
+    dropouts: int = Field(0, ge=0, le=MOST_COMPANIES)
+    colluders: int = Field(1, ge=0, le=MOST_COMPANIES)
     epsilon: float | None = Field(8.0, gt=0)
     delta: float = Field(1e-5, gt=0, lt=1)
     max_grad_norm: float = Field(1.0, ge=1e-6, le=1e6)
@@ -375,7 +388,7 @@ class PrivacySettings(_Part):
     clip_quantile: float | None = Field(
         None, gt=0, lt=1, description="let the clip follow this quantile of norms over a round's local steps"
     )
-    noise_multiplier: float | None = Field(None, gt=0)
+    noise_multiplier: float | None = Field(None, ge=LEAST_NOISE, le=MOST_NOISE)
     company_clip: float | None = Field(None, ge=1e-6, le=1e9)
     i_accept_no_dp: bool = False
 
@@ -402,8 +415,8 @@ class SecureAggregationSettings(_Part):
     `bits` none means 22 (see `Plan.bits`), or for shares of one noise as few as its levels fit in, up to 32.
     """
 
-    minimum_cohort: int = Field(3, ge=3)
-    threshold: int | None = Field(None, ge=2)
+    minimum_cohort: int = Field(3, ge=3, le=MOST_COMPANIES)
+    threshold: int | None = Field(None, ge=2, le=MOST_COMPANIES)
     bits: int | None = Field(None, ge=16, le=32)
 
 
@@ -434,7 +447,7 @@ class Settings(_Part):
     """Everything that decides a run."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**57)  # a pretrained block's own is 64 times that
     device: str = "cpu"
     workers: int = Field(2, ge=1, le=256, description="companies simulated at once, a core each")
     model: ModelSettings = ViTSettings()
@@ -516,15 +529,17 @@ class Plan(_Part):
     max_grad_norm: float = Field(ge=1e-6, le=1e6)
     clipping: Literal["flat", "per-layer", "automatic"] = "flat"
     clip_quantile: float | None = Field(None, gt=0, lt=1)
-    noise_multiplier: float = Field(ge=0)
+    noise_multiplier: float = Field(ge=0, le=MOST_NOISE)
     company_clip: float = Field(ge=1e-6, le=1e9)
     mode: Literal["local", "secure_step"] = "local"
-    dropouts: int = Field(0, ge=0)
-    colluders: int = Field(0, ge=0)
+    dropouts: int = Field(0, ge=0, le=MOST_COMPANIES)
+    colluders: int = Field(0, ge=0, le=MOST_COMPANIES)
     secure_aggregation: SecureAggregationSettings
 
     @model_validator(mode="after")
     def _single_steps(self) -> Plan:
+        z = self.noise_multiplier
+        _rule(z == 0 or z >= LEAST_NOISE, "noise_multiplier", z, f"expected 0 or at least {LEAST_NOISE}")
         _one_clip_for_bands(self.training, self.clip_quantile)
         if self.mode == "secure_step":
             steps = self.training.local_steps
@@ -609,7 +624,7 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
 def read_text(field: str, path: str | Path) -> str:
     """A small text file; InputError naming `field` and path."""
     try:
-        return Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8-sig")  # Windows' editors begin a file with a byte order mark
     except FileNotFoundError:
         raise InputError(field, str(path), "no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from ..errors import RunError
 from .denoiser import Denoiser
 
 State = dict[str, Tensor]
+
+_SHARED = "shared.safetensors"
+_BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,34 @@ def digest(*parts: State) -> bytes:
 
 
 def save_state(state: ModelState, folder: Path) -> None:
-    """Write shared.safetensors and block-<b>.safetensors into `folder`."""
+    """Write shared.safetensors, which says how many blocks there are, and block-<b>.safetensors into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state.shared, folder / "shared.safetensors")
+    save_file(state.shared, folder / _SHARED, {_BLOCKS: str(len(state.blocks))})
     for b, block in enumerate(state.blocks):
         save_file(block, folder / f"block-{b}.safetensors")
 
 
 def load_state(folder: Path) -> ModelState:
-    """Read what `save_state` wrote."""
-    if not (folder / "shared.safetensors").is_file():
-        raise RunError(f"{folder}: no model state here (shared.safetensors is missing)")
-    count = len(list(folder.glob("block-*.safetensors")))
-    blocks = tuple(load_file(folder / f"block-{b}.safetensors") for b in range(count))
-    return ModelState(load_file(folder / "shared.safetensors"), blocks)
+    """Read what `save_state` wrote; RunError names the file that is missing or cannot be read."""
+    shared = read_part(folder / _SHARED)
+    with safe_open(folder / _SHARED, "pt") as file:
+        count = (file.metadata() or {}).get(_BLOCKS, "")
+    if not count.isdecimal():
+        raise RunError(
+            f"{folder}: {_SHARED} does not say how many blocks there are; it is of another version"
+        )
+    blocks = tuple(read_part(folder / f"block-{b}.safetensors") for b in range(int(count)))
+    return ModelState(shared, blocks)
+
+
+def read_part(path: Path) -> State:
+    """The tensors of one file; RunError if it is missing or cannot be read."""
+    if not path.is_file():
+        raise RunError(f"{path.parent}: no whole model state here ({path.name} is missing)")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from None
 
 
 def flatten(tensors: list[Tensor]) -> Tensor:

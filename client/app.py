@@ -6,6 +6,7 @@ exception, which may quote private data, to the coordinator.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from .agent import Agent
 from .company import Company
 from .data import Examples
 from .endpoint import Endpoint, alone
+from .policy import Policy
 from .protocol import (
     ConfirmReply,
     ConfirmRequest,
@@ -38,6 +40,7 @@ from .protocol import (
     UnmaskRequest,
     refusal,
 )
+from .rehearsal import rehearse
 from .training import block_size, blocks_read, model_of, release_event, train_block
 
 app = ClientApp()
@@ -78,6 +81,13 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
             done = sum(row.run == plan.run for row in ledger.rows())
             left = max(0, plan.training.releases(plan.model.blocks) - done)
             ledger.check_plan([event.times(left)] if left else [])
+    # A sum has at least so many companies; more are rehearsed for when they are known.
+    rehearse(
+        plan,
+        0,
+        max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1),
+        company.policy,
+    )
     check_part(model, request.shared, None)
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
@@ -134,6 +144,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("wrong_session", "the session is for another block")
     # Everything that can be refused is refused here. Once the ledger is charged, no outcome may depend on
     # the data but the masked update itself.
+    companies = len(session.cohort)
+    rehearse(plan, request.block, companies, company.policy)
     model = model_of(plan, company.policy.device, request.block)
     shared_state = company.load_shared(plan.run)
     received, shared = digest(*request.states.values()), digest(shared_state)
@@ -147,13 +159,13 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     if session.length != block_size(model, request.block, plan):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
-    companies = len(session.cohort)
     event = release_event(plan, session.length, companies)
     data = company.data()
     _take("trained", context, company, party)
     steps, most = plan.training.local_steps, company.policy.most_steps
     company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
-    release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
+    labels = release_labels(plan, session, received, shared, data, company.policy)
+    release, randomness = company.randomness(*labels)
     if event is not None:
         with company.ledger() as ledger:
             ledger.charge(
@@ -208,16 +220,34 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         return StreamReply(agent.serve(), agent.answered).to_record()
 
 
+# What no bit of a release depends on. Whatever is not named here, and so any setting that is new, enters the noise.
+_PLAN_BESIDE: dict[str, Any] = {
+    "run": True,
+    "delta": True,
+    "training": {
+        "rounds", "assignment", "server_optimizer", "server_learning_rate", "server_betas", "evaluate_every",
+        "message_timeout",
+    },
+    "secure_aggregation": {"minimum_cohort", "threshold"},
+}  # fmt: skip
+_POLICY_BESIDE = {
+    "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
+    "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders",
+}  # fmt: skip
+
+
 def release_labels(
-    plan: Plan, session: Session, block: bytes, shared: bytes, data: Examples
+    plan: Plan, session: Session, block: bytes, shared: bytes, data: Examples, policy: Policy
 ) -> tuple[str | int, ...]:
     """All that a seeded release depends on: if any of it differs, so does the noise.
 
-    Not the run's name, so that two simulations of the same settings agree.
+    And nothing else, so that two simulations which differ in what they log, or in their length, agree where they
+    release the same. `block` is the digest of the states received, `shared` that of the shared state.
     """
-    settings = plan.model_copy(update={"run": "any"}).digest()
-    parts = (settings, block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
-    return (session.round, session.label, *(part.hex() for part in parts))
+    terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=_POLICY_BESIDE))
+    parts = (block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
+    digests = [hashlib.sha256(text.encode()).digest() for text in terms]
+    return (session.round, session.label, len(session.cohort), *(part.hex() for part in (*digests, *parts)))
 
 
 def _plan(context: Context, company: Company) -> Plan:

@@ -26,7 +26,7 @@ class Policy(BaseModel):
     data: DataKind
     minimum_cohort: int = Field(3, ge=3)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
-    largest_max_grad_norm: float = Field(1e3, gt=0, description="of a clip that moves, too")
+    largest_max_grad_norm: float = Field(1e3, ge=1e-6, le=1e6, description="of a clip that moves, too")
     largest_model: int = Field(100_000_000, ge=1, description="parameters")
     most_steps: int = Field(
         1_000_000, ge=1, description="local steps over the whole run, rounds that are repeated included"

@@ -21,7 +21,7 @@ from ..client.data import Examples, load_examples
 from ..client.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
 from ..client.policy import Policy
 from ..client.training import block_size, release_event, with_fewest_bits
-from ..config import DiTSettings, Plan, Settings, ViTSettings
+from ..config import DiTSettings, Plan, Settings, ViTSettings, validated
 from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
 from ..privacy.events import Event
@@ -103,9 +103,9 @@ def _hold_out(
 def check_device(device: str) -> None:
     """Refuse a device that PyTorch does not have here."""
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        torch.zeros(1, device=device).add(1).item()  # one that only plans, as meta, has no values
+    except Exception as error:  # each of PyTorch's devices has its own way to be missing
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError("device", device, f"not available here ({reason[:80]})") from None
 
 
@@ -144,7 +144,8 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
         plan = with_fewest_bits(plan, size, settings.largest_group)
     if p.company_clip is None:
         plan = plan.model_copy(update={"company_clip": plan.default_company_clip(size)})
-    return plan
+    release_event(plan, size, settings.largest_group)  # refuses what the sum's encoding would
+    return validated(Plan, plan.model_dump())
 
 
 def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
@@ -175,6 +176,7 @@ def prepare(
     The folder appears under its name only when it is whole.
     """
     inputs = inputs or read_inputs(settings)
+    make_plan(settings, fresh_model(settings), folder.name)  # what it refuses needs no trained model
     model = public_model(settings, inputs.public_train, on_step)
     plan = make_plan(settings, model, folder.name)
 
@@ -214,6 +216,10 @@ def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoi
         refit_every=settings.noise.refit_every if refit and settings.noise.edges is None else None,
         on_step=on_step,
     )
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        rate = settings.pretraining.learning_rate
+        rule = "public pretraining ended in NaN; choose a lower rate, or less weight_decay"
+        raise InputError("pretraining.learning_rate", rate, rule)
     return model
 
 

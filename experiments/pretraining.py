@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from ..blocks.build import metric_of
 from ..blocks.quality import chain_quality
 from ..config import Settings
 from ..errors import InputError
+from ..server.run_lock import alone_in
 from .preparation import fresh_model, pretrained, read_public, schedule_of
 
 SETTINGS = "pretraining.json"
+_MAKING = "making.lock"
 
 
 def job_of(settings: Settings) -> Job:
@@ -50,17 +53,23 @@ def pretrain(
     if block is not None and not 0 <= block < blocks:
         raise InputError("--block", block, f"expected 0 to {blocks - 1}")
     data, test = read_public(settings)
-    _make(folder, settings)
+    _check(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder, _MAKING):
+        _make(folder, settings)
     left = [b for b in range(blocks) if trained_by(folder, b) != job.digest(b)]
     wanted = [b for b in left if block is None or b == block]
-    if processes > 1 and len(wanted) > 1:
-        train_in_processes(
-            folder, wanted, data.inputs, data.targets, job=job, workers=processes,
-            on_block=lambda b: on_step(b, job.schedule.steps),
-        )  # fmt: skip
-    else:
-        for b in wanted:
-            train_alone(folder, b, data.inputs, data.targets, job=job, on_step=partial(on_step, b))
+    with ExitStack() as held:
+        for b in wanted:  # another process may train the other blocks meanwhile
+            held.enter_context(alone_in(folder, f"training-{b}.lock"))
+        if processes > 1 and len(wanted) > 1:
+            train_in_processes(
+                folder, wanted, data.inputs, data.targets, job=job, workers=processes,
+                on_block=lambda b: on_step(b, job.schedule.steps),
+            )  # fmt: skip
+        else:
+            for b in wanted:
+                train_alone(folder, b, data.inputs, data.targets, job=job, on_step=partial(on_step, b))
     missing = [b for b in left if b not in wanted]
     result: dict[str, Any] = {"folder": str(folder), "trained": wanted, "untrained": missing}
     if not missing:
@@ -68,6 +77,14 @@ def pretrain(
         result["metric"] = metric_of(settings.model).name
         result["after_each_block"] = chain_quality(model, test.inputs, test.targets, settings.seed)
     return result
+
+
+def _check(folder: Path) -> None:
+    """Refuse somebody else's folder before anything is put into it."""
+    if not folder.exists() or (folder / SETTINGS).is_file():
+        return
+    if not folder.is_dir() or any(file.name != _MAKING for file in folder.iterdir()):
+        raise InputError("--folder", str(folder), "is not an empty folder, nor one of `fedblocks pretrain`")
 
 
 def _make(folder: Path, settings: Settings) -> None:
@@ -78,7 +95,5 @@ def _make(folder: Path, settings: Settings) -> None:
         if json.loads(file.read_text("utf-8")) != json.loads(mine):
             raise InputError("--folder", str(folder), "holds blocks of other settings; choose another folder")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("--folder", str(folder), "is not an empty folder, nor one of `fedblocks pretrain`")
     save_state(split(fresh_model(settings)), folder)
     file.write_text(mine, "utf-8")

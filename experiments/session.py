@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +20,21 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from safetensors import SafetensorError
 
 from ..blocks.build import metric_of
 from ..config import Settings, Transport
+from ..errors import RunError
 from ..server.run_folder import RunFolder
+from ..server.run_lock import alone_in
 from .controls import CONTROLS, prepare_control
 from .diagnosing import diagnose_run
 from .preparation import new_run, prepare, read_inputs
 from .pretraining import pretrain
 from .reference import prepare_reference
 from .simulation import simulate
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -100,7 +106,7 @@ def continue_with_progress(
     one_core_a_thread()
     metric = metric_of(run.settings().model).name
     try:
-        with progress_on(console) as progress:
+        with alone_in(run.path), progress_on(console) as progress:
             result = _simulate(run, progress, "Private rounds", transport)
             if with_reference:
                 plain = _simulate(prepare_reference(run), progress, "Reference without noise")
@@ -119,6 +125,13 @@ def continue_with_progress(
             f"Interrupted; nothing is lost. Go on with: fedblocks simulate --resume {escape(str(run.path))}"
         )
         raise
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) not in _FULL and not str(error).endswith(
+            f"(os error {errno.ENOSPC})"
+        ):
+            raise
+        resume = f"nothing is lost: make room, then fedblocks simulate --resume {run.path}"
+        raise RunError(f"{run.path}: no space left; {resume}") from None
 
 
 def _simulate(
@@ -140,7 +153,7 @@ def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Cons
     """Audit a run; `overrides` replace fields of its audit settings."""
     from .auditing import audit_run
 
-    with progress_on(console) as progress:
+    with alone_in(run.path), progress_on(console) as progress:
         task: TaskID = progress.add_task("Audit", total=100, note="")
         return audit_run(
             run,

@@ -18,6 +18,7 @@ from ..config import Transport
 from ..server.coordinator import OnRound, coordinate
 from ..server.grid import InProcessGrid
 from ..server.run_folder import RunFolder
+from ..server.run_lock import alone_in
 from .loopback import loopback_grid
 
 
@@ -29,6 +30,11 @@ def simulate(
     `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback. The result is
     the same.
     """
+    with alone_in(run.path):
+        return _simulate(run, on_round, transport)
+
+
+def _simulate(run: RunFolder, on_round: OnRound, transport: Transport) -> dict[str, Any]:
     started = time.perf_counter()
     with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
         coordinate(grid, run, on_round)

@@ -7,10 +7,10 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..blocks.state import ModelState, load_state, save_state
+from ..blocks.state import ModelState, load_state, read_part, save_state
 from ..errors import RunError
 
 KEEP = 2
@@ -42,17 +42,20 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path, round_: int | None = None) -> Checkpoint:
-        """The given round, or the last one."""
+        """The given round, or the last one; RunError names what a checkpoint lacks of the files it was saved with."""
         rounds = _rounds(folder)
         if not rounds or (round_ is not None and round_ not in rounds):
             raise RunError(f"{folder}: no checkpoint" + ("" if round_ is None else f" of round {round_}"))
         chosen = rounds[-1] if round_ is None else round_
         path = folder / f"round-{chosen:04d}"
-        optimizers = {
-            int(file.stem.removeprefix("optimizer-")): load_file(file)
-            for file in path.glob("optimizer-*.safetensors")
-        }
-        return cls(chosen, load_state(path), optimizers)
+        try:
+            model = load_state(path)
+            blocks = range(len(model.blocks)) if chosen else ()  # the public model has met no optimiser
+            optimizers = {b: read_part(path / f"optimizer-{b}.safetensors") for b in blocks}
+        except RunError as error:
+            rule = "put it back, or remove this checkpoint's folder to go on from the one before it"
+            raise RunError(f"{error}; {rule}") from None
+        return cls(chosen, model, optimizers)
 
 
 def _rounds(folder: Path) -> list[int]:

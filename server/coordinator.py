@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState, State
 from ..client.training import blocks_read
+from ..errors import RunError
 from .assignment import Task, assign
 from .checkpoint import Checkpoint
 from .cohort import join
@@ -23,6 +24,7 @@ from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
+from .run_lock import alone_in
 
 OnRound = Callable[[dict[str, Any]], None]
 
@@ -33,10 +35,18 @@ def coordinate(
     """Run, or go on with, a prepared run until its last round; returns the final state.
 
     `on_round` is called with each round's line of metrics. Interrupting it anywhere loses at most the round
-    in flight, which is then repeated. `wait`: seconds for the companies to come up.
+    in flight, which is then repeated. `wait`: seconds for the companies to come up. RunError while another process
+    is at it.
     """
+    with alone_in(run.path):
+        return _coordinate(grid, run, on_round, wait)
+
+
+def _coordinate(grid: Grid, run: RunFolder, on_round: OnRound, wait: float) -> Checkpoint:
     settings, plan = run.settings(), run.plan()
     checkpoint = Checkpoint.load(run.checkpoints)
+    if len(checkpoint.model.blocks) != plan.model.blocks:
+        raise RunError(f"{run.checkpoints}: not of a model of {plan.model.blocks} blocks, as the plan is")
     run.forget_metrics_after(checkpoint.round)
     if settings.companies.dropout.rate > 0:
         grid = LossyGrid(grid, settings.companies.dropout, settings.seed)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from fedblocks.client.endpoint import Endpoint
+from fedblocks.client.identity import IDENTITY_FILE, load_member, save_identity, save_roster
+from fedblocks.client.policy import load_policy
+from fedblocks.client.transport.certificates import COORDINATOR, OwnCertificate
 from fedblocks.config import load_settings, preset_names
 from fedblocks.errors import InputError
+from fedblocks.privacy.secure_aggregation import Identity
 from fedblocks.server.run_folder import RunFolder
+from fedblocks.server.stream import ServiceSettings
 
 
 def test_presets_load_and_the_defaults_follow_the_design() -> None:
@@ -49,6 +56,8 @@ def test_overrides_are_typed_nested_and_last_wins() -> None:
         ("training.rounds=many", ["training.rounds", "many"]),
         ("name=../x", ["name", "../x"]),
         ("seed", ["--set", "key=value"]),
+        ("training.server_betas=[1.5, 0.9]", ["training.server_betas", "1.5", "less than 1"]),
+        ("privacy.noise_multiplier=1e250", ["privacy.noise_multiplier", "1e+250", "1000000"]),
         ("seed.deep=1", ["--set", "not a table"]),
     ],
 )
@@ -67,6 +76,30 @@ def test_unknown_presets_and_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(InputError, match="not valid TOML"):
         load_settings(str(tmp_path / "bad.toml"))
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    """Windows' editors begin each of these files with one."""
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "preset.toml").write_bytes(mark + b'name = "mine"\n')
+    assert load_settings(str(tmp_path / "preset.toml")).name == "mine"
+    home = tmp_path / "home"
+    (home / "transport").mkdir(parents=True)
+    policy = b'company = "acme"\nepsilon_ceiling = 8.0\ndelta = 1e-5\n[data]\ninputs = [1]\ntargets = [1]\n'
+    (home / "policy.toml").write_bytes(mark + policy)
+    assert load_policy(home / "policy.toml").company == "acme"
+    member = Identity.generate()
+    save_identity(home / IDENTITY_FILE, member)
+    save_roster(home / "roster.toml", {"acme": member.public})
+    (home / "roster.toml").write_bytes(mark + (home / "roster.toml").read_bytes())
+    assert load_member(home, "acme").name == "acme"
+    (home / "transport" / "transport.toml").write_bytes(mark + b'address = "localhost:1"\n')
+    OwnCertificate.create("acme").save(home / "transport")
+    OwnCertificate.create(COORDINATOR).save(tmp_path / "plane")
+    shutil.copy(tmp_path / "plane" / "own.pem", home / "transport" / "coordinator.pem")
+    assert Endpoint.of(home).settings.address == "localhost:1"
+    (tmp_path / "plane" / "transport.toml").write_bytes(mark + b'listen = "localhost:1"\n')
+    assert ServiceSettings.load(tmp_path / "plane").listen == "localhost:1"
 
 
 @pytest.mark.parametrize("epsilon", ["none", "2.5"])

@@ -1,15 +1,21 @@
-"""The wheel: complete, free of what does not belong, and it runs outside this checkout."""
+"""The wheel: complete, free of what does not belong, and it runs outside this checkout. The set-up: pinned."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
+import constraints
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import fedblocks
 
@@ -19,7 +25,11 @@ ROOT = Path(fedblocks.__file__).parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", out, ROOT], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", out, ROOT],
+        check=True,
+        timeout=300,
+    )
     return next(out.glob("*.whl"))
 
 
@@ -62,3 +72,61 @@ def test_the_wheel_runs_in_a_clean_environment(wheel: Path, tmp_path: Path) -> N
     assert "digits" in output(command, "presets")
     where = output(python, "-c", "import fedblocks; print(fedblocks.__file__)")
     assert str(site) in where
+
+
+def pinned() -> dict[str, set[str]]:
+    """Name -> versions, over all files of the set-up."""
+    found: dict[str, set[str]] = {}
+    for file in (*constraints.FILES, "constraints-cpu.txt"):
+        for name, (version, _) in constraints.pins((ROOT / file).read_text()).items():
+            found.setdefault(name, set()).add(version)
+    return found
+
+
+def test_every_installed_distribution_is_pinned_at_its_version() -> None:
+    """Would catch a package, pip and setuptools included, that a set-up took from wherever and however it came."""
+    pins = pinned()
+    installed = {canonicalize_name(d.metadata["Name"]): d.version for d in distributions()}
+    del installed["fedblocks"]
+    unpinned = {name: v for name, v in installed.items() if v not in pins.get(name, ())}
+    assert not unpinned, f"not as in constraints*.txt: run make setup, or make constraints; {unpinned}"
+
+
+def test_every_requirement_of_the_package_its_extras_and_its_build_is_pinned_within_its_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    texts = [
+        *project["project"]["dependencies"],
+        *(text for extra in extras.values() for text in extra),
+        *project["build-system"]["requires"],
+    ]
+    pins = pinned()
+    for requirement in map(Requirement, [*texts, "pip"]):
+        versions = pins.get(canonicalize_name(requirement.name), set())
+        assert any(requirement.specifier.contains(v, prereleases=True) for v in versions), requirement
+
+
+@pytest.mark.parametrize("file", [*constraints.FILES, "constraints-cpu.txt"])
+def test_every_pin_has_hashes_and_no_place(file: str) -> None:
+    """A line without a hash, or with an address, would let somebody else say what is installed."""
+    text = (ROOT / file).read_text()
+    pins = constraints.pins(text)
+    assert pins
+    assert all(hashes for _, hashes in pins.values())
+    entries = re.findall(r"^[a-z0-9].*$", text, re.MULTILINE)
+    assert {line.split("==")[0] for line in entries} == set(pins)
+    assert "--only-binary :all:" in text.splitlines()
+    assert not re.search(r"://|@|--(extra-)?index|--find|--trusted", text)
+
+
+def test_the_set_up_installs_nothing_but_pinned_files_and_the_package() -> None:
+    """Would catch a step that resolves, builds in isolation, or takes files by name alone."""
+    steps = subprocess.run(
+        ["make", "--dry-run", "--always-make", "setup"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    installs = [part for part in re.split(r"\n|\|\||&&|;", steps) if re.search(r"\bpip\b.* install ", part)]
+    own = [part for part in installs if part.rstrip().endswith("--no-deps --no-build-isolation --editable .")]
+    assert len(own) == 1
+    assert len(installs) >= 4
+    assert all("--require-hashes --no-deps --requirement " in part for part in installs if part not in own)
+    assert "uv " not in steps

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 import sqlite3
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 from click.testing import Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fedblocks.cli import app
 from fedblocks.client.policy import Policy
 from fedblocks.config import Plan, load_settings
 from fedblocks.errors import InputError, LedgerError, RunError
+from fedblocks.experiments.commands.ledgers import _harmless
 from fedblocks.privacy.accounting import epsilon, noise_multiplier_for, releases_within
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Ledger
@@ -276,15 +282,62 @@ def test_export_to_a_new_file_only(run: Path, tmp_path: Path, suffix: str) -> No
     assert to.read_bytes() == before
 
 
+FORMULAS = [
+    '=HYPERLINK("x")', "+1", "-1", "@SUM(A1)", "a;=cmd|'/C calc'!A0", "a; =1", 'a;"=1', "a,=1", "a|=1", "a =1",
+    "\uff1d1", "a;\uff0b1", "\uff0d1", "\uff20x", "\ufe66x", "\u207ax", "\u22121", "\u20131", "a;\uff1d1", "'=1",
+    "--1", "=", ";=;=", "a\\u003d1", "\\", '"', "a\\;=", "plain-name.1 of a company-0", "x=1", "é=1", "日=1", "a:=1",
+    "a\U0001f600=1",
+]  # fmt: skip
+PRINTABLE = st.text(
+    st.characters(exclude_categories=["C", "Z"]) | st.sampled_from(" ;,|'\"=+-@\\"), min_size=1, max_size=40
+)
+
+
+def read_back(cell: str) -> str:
+    """As documented: the cell is the inside of a JSON string whose quotes are not escaped."""
+    text: str = json.loads('"' + cell.replace('"', '\\"') + '"')
+    return text
+
+
+def cells_of(line: str) -> list[str]:
+    """What a program may take for cells, at any of the characters that programs split at, quotes or not."""
+    return [part.strip(" \"'") for part in re.split(r"[,;|\t :]", line)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(names=st.lists(st.sampled_from(FORMULAS) | PRINTABLE, min_size=3, max_size=3))
+def test_no_text_of_an_export_is_a_formula_wherever_it_is_split_and_all_is_read_back(
+    names: list[str],
+) -> None:
+    """Would catch a formula after a semicolon, in full width, or behind a quote, and an escape that loses text."""
+    written = [str(_harmless(name)) for name in names]
+    assert [read_back(cell) for cell in written] == names
+    out = io.StringIO()
+    csv.writer(out).writerow(written)
+    for cell in cells_of(out.getvalue().strip()):
+        assert not unicodedata.normalize("NFKC", cell).startswith(("=", "+", "-", "@")), cell
+
+
+@pytest.mark.parametrize("name", ["plain-name.1 of a company-0", "x=1", "a@b.example", "1e+20"])
+def test_what_cannot_be_a_formula_is_exported_as_it_is(name: str) -> None:
+    assert _harmless(name) == name
+
+
 def test_export_holds_no_formulas(tmp_path: Path) -> None:
     path, to = tmp_path / "ledger.sqlite", tmp_path / "out.csv"
+    names = [name for name in FORMULAS if name.isprintable()]
     with Ledger.open(path, "acme", 8.0, DELTA) as ledger:
-        event = GaussianSteps(sampling_rate=0.1, noise_multiplier=2.0, steps=1)
-        ledger.charge(run='=HYPERLINK("x")', round=1, block="@b", release_id="+1", event=event)
-    assert found("ledger", "export", path, to)["rows"] == 1
-    with to.open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert (row["run"], row["block"], row["release_id"]) == ('\'=HYPERLINK("x")', "'@b", "'+1")
+        event = GaussianSteps(sampling_rate=0.1, noise_multiplier=20.0, steps=1)
+        for i, name in enumerate(names):
+            ledger.charge(run=name, round=1, block=name, release_id=f"{name}{i}", event=event)
+    assert found("ledger", "export", path, to)["rows"] == len(names)
+    with to.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [read_back(row["run"]) for row in rows] == [read_back(row["block"]) for row in rows] == names
+    assert {json.loads(read_back(row["event"]))["mechanism"] for row in rows} == {GaussianSteps.NAME}
+    for line in to.read_text("utf-8").splitlines():
+        for cell in cells_of(line):
+            assert not unicodedata.normalize("NFKC", cell).startswith(("=", "+", "-", "@")), cell
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,6 +12,8 @@ from ...errors import InputError, LedgerError
 from ...privacy.accounting import Guarantee, guarantee
 from ...privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, read_ledger
 from ...privacy.verification import verify_rows
+
+_STARTS = "=+-@"
 
 
 def find_ledgers(path: Path, company: str | None) -> list[Path]:
@@ -104,5 +107,28 @@ def _write_csv(file: TextIO, rows: list[LedgerRow]) -> None:
 
 
 def _harmless(value: object) -> object:
-    """Names come from the coordinator; a spreadsheet would run one that begins like a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    r"""Text in which no spreadsheet finds a formula: names come from the coordinator.
+
+    A formula begins with = + - or @, in any width, where a cell begins; and a cell begins wherever the program that
+    opens the file splits a line, which may be at ; or | or a space and inside of quotes. So such a character is
+    escaped unless a letter or digit stands before it. What is escaped is written as in JSON, `\u003d`, and so is
+    every backslash: `json.loads` of a cell between quotes, its own quotes escaped, gives the text back.
+    """
+    if not isinstance(value, str):
+        return value
+    pairs = zip(" " + value, value, strict=False)
+    return "".join(_escaped(c) if _risky(before, c) else c for before, c in pairs)
+
+
+def _risky(before: str, c: str) -> bool:
+    if c == "\\" or not c.isprintable():
+        return True
+    starts = (
+        unicodedata.normalize("NFKC", c)[:1] in {*_STARTS} or unicodedata.category(c) == "Pd" or c == "\u2212"
+    )
+    return starts and not before.isalnum()
+
+
+def _escaped(c: str) -> str:
+    units = c.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))

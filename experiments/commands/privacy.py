@@ -176,7 +176,10 @@ def export(
     company: OfCompany = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write all rows to a new file; an existing one is left alone."""
+    r"""Write all rows to a new file; an existing one is left alone.
+
+    In a .csv, what a spreadsheet could take for a formula is escaped as in JSON (\u003d for =), as is a backslash.
+    """
     from .ledgers import export_rows, find_ledgers
 
     rows = export_rows(find_ledgers(path, company), to)

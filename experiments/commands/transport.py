@@ -74,11 +74,19 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a prepared run with the companies that dial in."""
-    from ...server.coordinator import coordinate
     from ...server.run_folder import RunFolder
-    from ...server.stream import ServiceSettings, StreamGrid
+    from ...server.run_lock import alone_in
+    from ...server.stream import ServiceSettings
 
     prepared, settings = RunFolder.existing(run), ServiceSettings.load(folder)
+    with alone_in(prepared.path):  # before the port is taken
+        _serve(prepared, settings, folder, as_json)
+
+
+def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
+    from ...server.coordinator import coordinate
+    from ...server.stream import StreamGrid
+
     service = settings.service(folder, prepared.plan().run)
     service.start(settings.listen)
     people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")

@@ -1,0 +1,56 @@
+"""A release of made-up examples, before anything is charged for a real one.
+
+A plan may pass every rule and still fail where it is carried out: heads that a layer cannot split, noise that a
+sampler cannot draw, an update that the codec cannot hold. After the charge that would cost the company its budget for
+nothing. So the same code runs first, as few steps as show a failure, on examples that are all zero: nothing of the
+company's data enters, and whatever is raised here is a refusal that costs nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from ..config import DataKind, Plan
+from ..privacy.randomness import Randomness
+from .data import Examples
+from .policy import Policy
+from .training import model_of, train_block
+
+_EXAMPLES = 2
+
+
+def rehearse(plan: Plan, block: int, companies: int, policy: Policy) -> None:
+    """Train `block` for the sum of so many companies, for nothing; raises what the release itself would raise.
+
+    Afterwards the state of this plan's model (`model_of`) is of no use. The same rehearsal is held once a process.
+    """
+    # Two batches, of all examples, or as many as take turns at taking noise back.
+    turns = plan.training.noise_bands
+    short = {"sampling_rate": 1 / turns, "local_steps": 1 if plan.secure_step else max(2, turns)}
+    training = plan.training.model_copy(update={**short, "rounds": 1})
+    alike = plan.model_copy(update={"training": training, "run": "rehearsal"})
+    _rehearsed(alike, block, companies, policy.data, policy.device, policy.largest_max_grad_norm)
+
+
+@lru_cache(maxsize=256)
+def _rehearsed(
+    plan: Plan, block: int, companies: int, kind: DataKind, device: str, largest_max_grad_norm: float
+) -> None:
+    policy = Policy(
+        company="rehearsal", epsilon_ceiling=0.0, delta=plan.delta, data=kind, device=device, memory_mb=1,
+        largest_max_grad_norm=largest_max_grad_norm,
+    )  # fmt: skip
+    model = model_of(plan, device, block)
+    train_block(model, block, zeros(kind), plan, companies, Randomness.from_entropy(), policy)
+
+
+def zeros(kind: DataKind) -> Examples:
+    """Examples of this kind, all zero."""
+    parts = ((kind.inputs, kind.input_classes), (kind.targets, kind.target_classes))
+    inputs, targets = (
+        torch.zeros(_EXAMPLES, *shape, dtype=torch.float32 if classes is None else torch.int64)
+        for shape, classes in parts
+    )
+    return Examples(inputs, targets)

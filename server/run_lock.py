@@ -1,0 +1,38 @@
+"""One process at a time in a folder: two that go on with one run would both train, charge and log every round."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import RunError
+
+
+@contextmanager
+def alone_in(folder: Path, name: str = "run.lock") -> Iterator[None]:
+    """Hold `folder`; RunError naming the process that holds it already. The same thread may hold it again.
+
+    The operating system lets go of it when the process ends, however that happens.
+    """
+    path = folder.resolve() / name
+    lock = FileLock(path, timeout=0, mode=0o600, is_singleton=True, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = path.read_text("ascii", "replace").strip() or "another"
+        raise RunError(
+            f"{folder}: process {holder} is at work here; wait until it is done, or end it"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be locked ({error.strerror}); it must lie where locks work"
+        ) from None
+    try:
+        path.write_text(f"{os.getpid()}\n", "ascii")
+        yield
+    finally:
+        lock.release()
