@@ -20,7 +20,7 @@ from ..errors import FedblocksError, ProtocolError
 from .endpoint import Endpoint
 from .protocol import STREAM, refusal
 from .transport.certificates import COORDINATOR
-from .transport.frames import FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
+from .transport.frames import CODES, FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
 from .transport.frames_pb2 import Begin, Frame
 from .transport.frames_pb2_grpc import DataPlaneStub
 from .transport.records import decode, encode, stamp_messages
@@ -111,6 +111,8 @@ class Agent:
         except ProtocolError as error:
             return error.code
         except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.details() in CODES:  # refused without a frame
+                return str(error.details())
             status = error.code() if isinstance(error, grpc.Call) else None
             return f"unreachable ({status.name.lower() if status else 'no status'})"
         finally:
