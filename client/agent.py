@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import grpc
 from flwr.app import Context, Message
+from flwr.app.metadata import validate_message_type
 
 from .. import __version__
 from ..errors import FedblocksError, ProtocolError
@@ -130,6 +131,8 @@ class Agent:
         try:
             if message.kind == STREAM:
                 raise ProtocolError("wrong_phase", "a stream within a stream")
+            if not validate_message_type(message.kind):
+                raise ProtocolError("unknown_message", "no such phase")
             request = Message(
                 decode(message.content), self._context.node_id, message.kind, ttl=max(message.timeout, 1.0)
             )
