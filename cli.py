@@ -244,15 +244,22 @@ def _short(path: Path) -> str:
         return str(path)
 
 
+def _shown(error: FedblocksError) -> str:
+    """An error for the terminal: names in it may have come with a message."""
+    from .client.log_text import entry
+
+    return escape(entry(str(error)))
+
+
 def main() -> None:
     """Entry point: errors become one line, never a traceback of ours."""
     try:
         app(standalone_mode=True)
     except (InputError, RunError) as error:
-        people.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        people.print(f"[red]error:[/] {_shown(error)}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except FedblocksError as error:
-        people.print(f"[red]stopped:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        people.print(f"[red]stopped:[/] {_shown(error)}", soft_wrap=True, highlight=False)
         sys.exit(3)
     except KeyboardInterrupt:
         people.print("interrupted")

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 
 import grpc
 from flwr.app import Context, Message
+from flwr.app.metadata import validate_message_type
 
 from .. import __version__
 from ..errors import FedblocksError, ProtocolError
 from .endpoint import Endpoint
 from .protocol import STREAM, refusal
 from .transport.certificates import COORDINATOR
-from .transport.frames import FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
+from .transport.frames import CODES, FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
 from .transport.frames_pb2 import Begin, Frame
 from .transport.frames_pb2_grpc import DataPlaneStub
 from .transport.records import decode, encode, stamp_messages
@@ -111,6 +112,8 @@ class Agent:
         except ProtocolError as error:
             return error.code
         except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.details() in CODES:  # refused without a frame
+                return str(error.details())
             status = error.code() if isinstance(error, grpc.Call) else None
             return f"unreachable ({status.name.lower() if status else 'no status'})"
         finally:
@@ -128,6 +131,8 @@ class Agent:
         try:
             if message.kind == STREAM:
                 raise ProtocolError("wrong_phase", "a stream within a stream")
+            if not validate_message_type(message.kind):
+                raise ProtocolError("unknown_message", "no such phase")
             request = Message(
                 decode(message.content), self._context.node_id, message.kind, ttl=max(message.timeout, 1.0)
             )

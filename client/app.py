@@ -21,11 +21,13 @@ from ..config import Plan, validated_json
 from ..errors import InputError, ProtocolError
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
 from .agent import Agent
+from .answer_time import timed
 from .company import Company
 from .data import Examples
 from .endpoint import Endpoint, alone
 from .policy import Policy
 from .protocol import (
+    TRAIN,
     ConfirmReply,
     ConfirmRequest,
     JoinReply,
@@ -43,7 +45,18 @@ from .protocol import (
 from .rehearsal import rehearse
 from .training import block_size, blocks_read, model_of, release_event, train_block
 
-app = ClientApp()
+
+class CompanyApp(ClientApp):
+    """Flower's router, but a message that nobody handles is answered with a code: Flower would send a text."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        try:
+            return super().__call__(message, context)
+        except Exception:  # handlers do not raise
+            return Message(refusal(ProtocolError("unknown_message", "no such phase")), reply_to=message)
+
+
+app = CompanyApp()
 
 Handler = Callable[[Message, Context, Company], RecordDict]
 
@@ -52,16 +65,27 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
     """Answer with the handler's record, or with a refusal code; the reason goes to the company's log."""
 
     def answer(message: Message, context: Context) -> Message:
-        company = None
+        kind = message.metadata.message_type
         try:
             company = Company.of(context)
-            record = handler(message, context, company)
         except Exception as error:
-            if company is not None:
+            return Message(refusal(error), reply_to=message)
+
+        def record() -> RecordDict:
+            try:
+                return handler(message, context, company)
+            except Exception as error:
                 with suppress(OSError):  # a log that cannot be written must not let the text out
-                    company.log(f"refused {message.metadata.message_type}", error=error)
-            record = refusal(error)
-        return Message(record, reply_to=message)
+                    company.log(f"refused {kind}", error=error)
+                return refusal(error)
+
+        # Only a training reads the examples. Its answer is made afterwards: Flower stamps a message with its time.
+        seconds = company.policy.answer_seconds if kind == TRAIN else None
+        answered, durations = timed(record, seconds)
+        if durations > 1:
+            with suppress(OSError):
+                company.log(f"withheld the answer to {kind}, which took {durations} times answer_seconds")
+        return Message(answered, reply_to=message)
 
     return answer
 

@@ -35,6 +35,7 @@ from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
 from .data import Examples
 from .identity import load_member
+from .log_text import entry
 from .policy import Policy, load_policy
 from .steps import Steps
 
@@ -133,16 +134,10 @@ class Company:
 
 
 class _Lines(logging.Formatter):
-    """Indents what does not begin an entry, and escapes what is not printable: a text that a message brought with it
-    cannot look like an entry of its own."""
+    """A text that a message brought with it cannot look like an entry of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        first, *rest = super().format(record).split("\n")
-        return "\n    ".join(map(_printable, [first, *rest]))
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        return entry(super().format(record))
 
 
 @lru_cache(maxsize=128)

@@ -43,6 +43,9 @@ class Policy(BaseModel):
     memory_mb: int = Field(
         512, ge=1, description="megabytes that a training pass may keep; less means smaller parts"
     )
+    answer_seconds: float | None = Field(
+        None, gt=0, le=86400, description="after which the answer to a training leaves, whatever it took"
+    )
     simulation_seed: int | None = Field(
         None, description="simulations only: whoever knows it can subtract the noise"
     )

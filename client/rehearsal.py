@@ -1,7 +1,7 @@
 """A release of made-up examples, before anything is charged for a real one.
 
 A plan may pass every rule and still fail where it is carried out: heads that a layer cannot split, noise that a
-sampler cannot draw, an update that the codec cannot hold. After the charge that would cost the company its budget for
+sampler cannot draw, an update that the codec cannot hold, a machine that does not keep what the proof assumes. After the charge that would cost the company its budget for
 nothing. So the same code runs first, as few steps as show a failure, on examples that are all zero: nothing of the
 company's data enters, and whatever is raised here is a refusal that costs nothing.
 """
@@ -31,15 +31,24 @@ def rehearse(plan: Plan, block: int, companies: int, policy: Policy) -> None:
     short = {"sampling_rate": 1 / turns, "local_steps": 1 if plan.secure_step else max(2, turns)}
     training = plan.training.model_copy(update={**short, "rounds": 1})
     alike = plan.model_copy(update={"training": training, "run": "rehearsal"})
-    _rehearsed(alike, block, companies, policy.data, policy.device, policy.largest_max_grad_norm)
+    _rehearsed(
+        alike, block, companies, policy.data, policy.device, policy.memory_mb, policy.largest_max_grad_norm
+    )
 
 
 @lru_cache(maxsize=256)
 def _rehearsed(
-    plan: Plan, block: int, companies: int, kind: DataKind, device: str, largest_max_grad_norm: float
+    plan: Plan,
+    block: int,
+    companies: int,
+    kind: DataKind,
+    device: str,
+    memory_mb: int,
+    largest_max_grad_norm: float,
 ) -> None:
     policy = Policy(
-        company="rehearsal", epsilon_ceiling=0.0, delta=plan.delta, data=kind, device=device, memory_mb=1,
+        company="rehearsal", epsilon_ceiling=0.0, delta=plan.delta, data=kind, device=device,
+        memory_mb=memory_mb,
         largest_max_grad_norm=largest_max_grad_norm,
     )  # fmt: skip
     model = model_of(plan, device, block)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,10 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, ProtocolError
 from .company import Company
+from .flower_process import FromHere, put_in_place
+from .log_text import escape_logs
 
 if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.proto.message_pb2 import ObjectTree
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
 
@@ -48,12 +53,14 @@ _OURS = (
     "--node-config", "--isolation", "--host", "--trusted-entities", "--allow-runtime-dependency-installation",
 )  # fmt: skip
 
-# Flower's connection to a SuperLink, and the places in it of what fetches a message, a run and its bundle.
+# Flower's connection to a SuperLink, and the places in it of what fetches a message, sends one, and fetches a run and
+# its bundle.
 _CONNECT, _CLIENT = "http_request_response", "FleetHttpClient"
-_CALLBACKS, _RECEIVE, _GET_RUN, _GET_FAB = 8, 1, 3, 4
+_CALLBACKS, _NODE, _RECEIVE, _SEND, _GET_RUN, _GET_FAB = 8, 0, 1, 2, 3, 4
 
-# What Flower raises over an answer of the wrong form; it would end the SuperNode.
-_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+# Flower names an object by the SHA-256 of its content. A message of a run has a few for every array.
+_OBJECT = re.compile(r"[0-9a-f]{64}")
+_MOST_OBJECTS = 1 << 16
 
 
 def project_file(name: str, coordinator: str, companies: str) -> str:
@@ -74,9 +81,27 @@ def own_bundle() -> Fab:
     return Fab(hashlib.sha256(content).hexdigest(), content, {})
 
 
+def check_received(message: Message, tree: ObjectTree, node: int) -> None:
+    """Refuse what Flower would take up and fail over, which ends the SuperNode or lets it wait; ProtocolError."""
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    metadata = message.metadata
+    for count, part in enumerate(iterate_object_tree(tree), start=1):
+        if count > _MOST_OBJECTS or not _OBJECT.fullmatch(part.object_id):
+            raise ProtocolError("malformed", "the message's tree of objects")
+    if metadata.message_id != tree.object_id or message.has_error() or message.content:
+        raise ProtocolError("malformed", "not a message whose content is in its tree of objects")
+    if metadata.dst_node_id != node or metadata.reply_to_message_id:
+        raise ProtocolError("malformed", "not a message to this node, or an answer")
+
+
 def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) -> Callable[..., Any]:
-    """`connect` (Flower's connection to a SuperLink), with the installed app in every run's place."""
+    """`connect` (Flower's connection to a SuperLink), with the installed app in every run's place.
+
+    What a SuperLink says in the wrong form is dropped: it would end the SuperNode for all runs.
+    """
     from flwr.supercore.run import RunNotRunningException
+    from httpx import HTTPError
 
     own = own_bundle()
 
@@ -92,13 +117,22 @@ def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) 
 
             def receive() -> Any:
                 try:
-                    return callbacks[_RECEIVE]()
-                except _MALFORMED as error:
+                    if (received := callbacks[_RECEIVE]()) is not None:
+                        message, tree = received
+                        check_received(message, tree, callbacks[_NODE])
+                    return received
+                except HTTPError:  # the SuperLink is gone, or does not know this node: Flower ends
+                    raise
+                except Exception as error:
                     return dropped(f"a message of the wrong form ({type(error).__name__})")
+
+            def send(message: Message, tree: ObjectTree, seconds: float) -> Any:
+                # Flower would add for how long the app was at work, which is not the SuperLink's to know.
+                return callbacks[_SEND](message, tree, 0.0)
 
             def get_run(run_id: int) -> Run:
                 run: Run | None = None
-                with suppress(*_MALFORMED):
+                with suppress(Exception):  # an answer of the wrong form, or that there is no such run
                     run = callbacks[_GET_RUN](run_id)
                 if run is None or run.primary_task_type not in _TASKS:
                     dropped(f"run {run_id} is not a run of a ServerApp")
@@ -107,6 +141,7 @@ def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) 
                 return replace(
                     run,
                     run_id=run_id,
+                    series_id=run_id,  # by which Flower hands the state of one run to another
                     fab_id="fedblocks/fedblocks",
                     fab_version=__version__,
                     fab_hash=own.hash_str,
@@ -116,7 +151,7 @@ def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) 
             def get_fab(fab_hash: str, run_id: int) -> Fab:
                 return own
 
-            yield callbacks[0], receive, callbacks[2], get_run, get_fab, *callbacks[_GET_FAB + 1 :]
+            yield callbacks[_NODE], receive, send, get_run, get_fab, *callbacks[_GET_FAB + 1 :]
 
     return guarded
 
@@ -153,13 +188,18 @@ def serve(home: Path, options: list[str]) -> None:
     if '"' in str(home) or "\\" in str(home):
         raise InputError("HOME", str(home), "must not have a quote or a backslash in its path")
     company = Company.deployed(home)
+    escape_logs()
     connect = installed_app_only(vars(start_client_internal)[_CONNECT], company.log)
-    setattr(start_client_internal, _CONNECT, connect)
-    setattr(fleet_http_connection, _CLIENT, no_redirects(vars(fleet_http_connection)[_CLIENT]))
+    put_in_place(start_client_internal, _CONNECT, connect)
+    put_in_place(start_client_internal, "subprocess", FromHere)
+    client = no_redirects(vars(fleet_http_connection)[_CLIENT])
+    put_in_place(fleet_http_connection, _CLIENT, client)
     sys.argv = ["flower-supernode", *options, "--node-config", f'company-home="{home}"']
     # Flower runs what lies unpacked under a bundle's name already: in a new folder nothing does.
     with tempfile.TemporaryDirectory(prefix=".flower-", dir=home) as folder:
         os.environ["FLWR_HOME"] = folder
+        # It tells Flower's makers when an app has started and when it has ended.
+        os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
         try:
             flower_supernode()
         except Exception as error:

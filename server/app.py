@@ -11,6 +11,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from ..client.log_text import escape_logs
 from ..errors import InputError
 from .coordinator import coordinate
 from .run_folder import RunFolder
@@ -22,6 +23,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the prepared run that the configuration names."""
+    escape_logs()
     run_dir = str(context.run_config.get("run-dir", ""))
     if not run_dir:
         rule = "name a folder made by `fedblocks prepare`, as in --run-config 'run-dir=\"/path\"'"

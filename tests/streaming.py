@@ -16,7 +16,7 @@ from fedblocks.client.agent import Agent, App
 from fedblocks.client.endpoint import Endpoint, EndpointSettings
 from fedblocks.client.transport import OwnCertificate, PinnedCertificates
 from fedblocks.client.transport.certificates import COORDINATOR
-from fedblocks.client.transport.frames import OPTIONS, VERSION, hello
+from fedblocks.client.transport.frames import CODES, OPTIONS, VERSION, hello
 from fedblocks.client.transport.frames_pb2 import Begin, Frame
 from fedblocks.client.transport.frames_pb2_grpc import DataPlaneStub
 from fedblocks.server.stream import AggregationService, StreamGrid
@@ -66,7 +66,8 @@ class Plane:
 
     def agent(self, name: str, app: App = echo, **changes: object) -> tuple[Agent, dict[str, str]]:
         """An agent in a thread; its end is put into the returned dict."""
-        settings = EndpointSettings(address=f"127.0.0.1:{self.port}", patience=3.0)
+        patience = float(str(changes.get("patience", 3.0)))
+        settings = EndpointSettings(address=f"127.0.0.1:{self.port}", patience=patience)
         endpoint = Endpoint(settings, self.companies[name], self.coordinator.certificate)
         agent = Agent(endpoint, app, Context(1, 1, {}, RecordDict(), {}), str(changes.get("run", RUN)))
         ended: dict[str, str] = {}
@@ -125,11 +126,16 @@ def held(first: list[Frame], release: threading.Event) -> Iterator[Frame]:
 
 
 def end_of(stream: Iterator[Frame]) -> str:
-    """The code with which the coordinator closed a stream."""
+    """The code with which the coordinator closed a stream, or refused it in its trailers."""
     code = ""
-    for frame in stream:
-        if frame.WhichOneof("kind") == "close":
-            code = frame.close.code
+    try:
+        for frame in stream:
+            if frame.WhichOneof("kind") == "close":
+                code = frame.close.code
+    except grpc.RpcError as error:
+        if error.details() not in CODES:  # type: ignore[attr-defined]
+            raise
+        code = error.details()  # type: ignore[attr-defined]
     return code
 
 

@@ -263,6 +263,14 @@ def test_junk_is_answered_with_a_code(coordinator_once: Coordinator, phase: str,
     assert refused(coordinator_once.ask(1, phase, record)) in {"malformed", "bad_input", "wrong_phase"}
 
 
+@pytest.mark.parametrize("kind", ["query.nothing", "train", "evaluate.block", "system", "get_parameters"])
+def test_a_message_that_nobody_handles_is_answered_with_a_code(
+    coordinator_once: Coordinator, kind: str
+) -> None:
+    """Would catch Flower's own answer, an exception's text."""
+    assert refused(coordinator_once.ask(1, kind, RecordDict())) == "unknown_message"
+
+
 @pytest.fixture(scope="module")
 def coordinator_once(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
     return Coordinator(prepare(small, tmp_path_factory.mktemp("once") / "run"))

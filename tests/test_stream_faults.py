@@ -26,11 +26,12 @@ from streaming import (
 )
 
 from fedblocks.client.protocol import STREAM, refused
-from fedblocks.client.transport import encode, frames_of
+from fedblocks.client.transport import decode, encode, frames_of
 from fedblocks.client.transport.certificates import COORDINATOR
 from fedblocks.client.transport.frames import CHUNK, LARGEST_FRAME, OPTIONS, hello
 from fedblocks.client.transport.frames_pb2 import Begin, Frame
 
+CODES = {"nonsense": "unknown_message", STREAM: "wrong_phase"}
 SECRET = "row 17 of the salaries"
 
 
@@ -152,6 +153,7 @@ def test_no_text_of_an_error_crosses(plane: Plane, kind: str) -> None:
     (reply,) = plane.grid.send_and_receive([Message(record(), 1, "train.block")], timeout=10.0)
     assert refused(reply.content) == "internal"
     assert len(contents[0][1]) < 64
+    assert refused(decode(contents[0][1])) == CODES.get(kind, "internal")
 
 
 def test_a_request_that_is_no_record_is_refused_by_code(plane: Plane) -> None:

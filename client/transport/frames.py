@@ -12,6 +12,9 @@ with bytes that have arrived, and whatever is out of place raises ProtocolError 
     replaced             a newer stream of the same company took over
     internal             a fault of the coordinator's own
     done                 the run is over
+
+A code ends a stream in a Close frame; the coordinator's refusals (unknown_certificate, busy, internal) come in the
+trailers instead, as the status's text, since a frame has to wait for who does not read.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def agent(
     from ...client.app import app
     from ...client.company import Company
     from ...client.endpoint import Endpoint, alone
+    from ...client.log_text import escape_logs
 
+    escape_logs()
     company = Company.deployed(home)
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     people.print(
@@ -74,10 +76,12 @@ def serve(
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a prepared run with the companies that dial in."""
+    from ...client.log_text import escape_logs
     from ...server.run_folder import RunFolder
     from ...server.run_lock import alone_in
     from ...server.stream import ServiceSettings
 
+    escape_logs()
     prepared, settings = RunFolder.existing(run), ServiceSettings.load(folder)
     with alone_in(prepared.path):  # before the port is taken
         _serve(prepared, settings, folder, as_json)

@@ -14,27 +14,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
 import grpc
 
 from ...client.transport.certificates import OwnCertificate
-from ...client.transport.frames import OPTIONS, Closed, close
+from ...client.transport.frames import Closed
 from ...client.transport.frames_pb2 import Frame
 from ...client.transport.frames_pb2_grpc import DataPlaneServicer, add_DataPlaneServicer_to_server
 from ...client.transport.pinned import PinnedCertificates
 from ...errors import ProtocolError, RunError
+from . import limits
 from .link import Link
 
 log = logging.getLogger("fedblocks.transport")
-
-# One in use, one that took over, one that is being refused.
-_STREAMS_OF_A_COMPANY = 3
-_SERVER_OPTIONS = [
-    *OPTIONS,
-    ("grpc.max_concurrent_streams", _STREAMS_OF_A_COMPANY),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.so_reuseport", 0),  # a second coordinator on the port is a mistake, not a helper
-]
 
 Answers = queue.SimpleQueue[tuple[str, bytes | None]]
 
@@ -67,11 +60,9 @@ class AggregationService(DataPlaneServicer):
         self._streams: Counter[str] = Counter()
         self._open: dict[int, Answers] = {}
         self._ids = itertools.count(1)
-        # A stream holds a thread. Companies at their limit leave a few for saying so.
-        workers = _STREAMS_OF_A_COMPANY * len(pinned.companies) + 4
-        self._server = grpc.server(
-            ThreadPoolExecutor(workers, thread_name_prefix="data-plane"), options=_SERVER_OPTIONS
-        )
+        self._refused: Counter[str] = Counter()
+        workers = ThreadPoolExecutor(limits.threads(len(pinned.companies)), thread_name_prefix="data-plane")
+        self._server = grpc.server(workers, options=limits.server_options())
         add_DataPlaneServicer_to_server(self, self._server)
 
     def start(self, address: str) -> int:
@@ -143,15 +134,17 @@ class AggregationService(DataPlaneServicer):
         company = self.pinned.owner(presented[0])
         if company is None:
             log.warning("refused a certificate that is not pinned")
-            yield close("unknown_certificate")
-            return
+            _refuse(context, grpc.StatusCode.UNAUTHENTICATED, "unknown_certificate")
         with self._lock:
             self._streams[company] += 1
-            crowded = self._streams[company] > _STREAMS_OF_A_COMPANY
+            crowded = self._streams[company] > limits.STREAMS
+            self._refused[company] += crowded
+            times = self._refused[company]
         try:
             if crowded:
-                yield close("busy")
-                return
+                if times & (times - 1) == 0:  # the 1st, 2nd, 4th, ...: a flood of them must not fill the disk
+                    log.warning("refused %d streams of %s, which has enough", times, company)
+                _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
             link = Link(company, self._run, self._largest, self._answered)
             if not context.add_callback(link.end):
                 return
@@ -160,7 +153,7 @@ class AggregationService(DataPlaneServicer):
                 yield from link.outgoing()
             except Exception as error:  # gRPC would send the text of what is raised here
                 log.error("sending to %s failed (%s)", company, type(error).__name__)
-                yield close("internal")
+                _refuse(context, grpc.StatusCode.INTERNAL, "internal")
             finally:
                 self._drop(link)
         finally:
@@ -203,3 +196,10 @@ class AggregationService(DataPlaneServicer):
         owed = link.owes
         if owed is not None:
             self._answered(link.company, owed, None)
+
+
+def _refuse(context: grpc.ServicerContext, status: grpc.StatusCode, code: str) -> NoReturn:
+    """End a stream with a code in its trailers: flow control does not hold those back, so that a company that never
+    reads keeps no thread waiting, as it would for a frame."""
+    context.abort(status, code)
+    raise AssertionError("gRPC's abort raises")

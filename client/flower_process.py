@@ -1,0 +1,101 @@
+"""The processes that a SuperNode starts: Flower's, from this installation, whatever the search path says.
+
+Flower starts `flower-superexec` by name, which starts `flwr-clientapp` by name for every message: the first of that
+name on PATH, or none at all under a service manager. Here both are started with this interpreter, as
+
+    python -P -m fedblocks.client.flower_process NAME ARGUMENTS...
+
+which also keeps their logs printable, and the texts of their errors on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+from flwr.app import Error
+
+from .log_text import escape_logs
+
+# Not __name__, which in such a process is "__main__".
+_MODULE = f"{__package__}.flower_process"
+
+SUPEREXEC, CLIENT_APP = "flower-superexec", "flwr-clientapp"
+
+
+class FromHere:
+    """Takes the place of `subprocess` in a module of Flower's that starts one of the two."""
+
+    DEVNULL = subprocess.DEVNULL
+
+    @staticmethod
+    def Popen(command: list[str], **named: Any) -> subprocess.Popen[bytes]:
+        """Start it; nothing else is started."""
+        if command[0] not in (SUPEREXEC, CLIENT_APP):
+            raise RuntimeError(f"{command[0]!r} is not started here")
+        return subprocess.Popen([sys.executable, "-P", "-m", _MODULE, *command], **named)
+
+
+def put_in_place(module: ModuleType, name: str, new: object) -> Any:
+    """Give a module of Flower's another object under a name; returns the one that it had."""
+    old = vars(module).get(name)
+    if old is None:
+        raise RuntimeError("this version of Flower works in a way that cannot be guarded")
+    setattr(module, name, new)
+    return old
+
+
+def main(name: str, *arguments: str) -> None:
+    """Run one of Flower's two commands in this process."""
+    escape_logs()
+    sys.argv = [name, *arguments]
+    if name == SUPEREXEC:
+        _superexec()
+    elif name == CLIENT_APP:
+        _client_app()
+    else:
+        raise SystemExit(f"unknown process {name!r}")
+
+
+def _superexec() -> None:
+    from flwr.supercore.cli import flower_superexec
+    from flwr.supercore.superexec.executor import subprocess_executor
+
+    put_in_place(subprocess_executor, "subprocess", FromHere)
+    flower_superexec()
+
+
+def _client_app() -> None:
+    from flwr.supernode.cli import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp
+
+    def without_text(code: int, reason: str | None = None) -> Error:
+        return Error(code, "the company's app could not be run; its own log says why")
+
+    def pulled(client: Any) -> Any:
+        """The message and all that belongs to it, or the end of this process."""
+        try:
+            message, context, *rest = pull(client)
+            metadata = message.metadata
+            ours = (context.run_id, context.node_id, "")
+            if (metadata.run_id, metadata.dst_node_id, metadata.reply_to_message_id) != ours:
+                raise ValueError("the message says that it is another's")
+            return message, context, *rest
+        except Exception as error:
+            # There is no message to answer. A task that is said to have failed is never answered, and the SuperNode
+            # would wait for ever; one that falls silent is answered by the SuperNode itself.
+            print(
+                f"dropped a message of the wrong form ({type(error).__name__})", file=sys.stderr, flush=True
+            )
+            os._exit(1)
+
+    put_in_place(run_clientapp, "Error", without_text)
+    pull = put_in_place(run_clientapp, "pull_task_input", pulled)
+    flwr_clientapp()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

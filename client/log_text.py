@@ -1,0 +1,49 @@
+"""Texts of others in a log: no entry of their own, no escape sequence for the terminal, no end to their length.
+
+Ids, names and errors that a message brought along are logged, by this package and by Flower.
+"""
+
+from __future__ import annotations
+
+import logging
+
+_LONGEST_LINE, _MOST_LINES = 2000, 200
+
+
+def printable(line: str) -> str:
+    """The line, with what is not printable escaped, and cut."""
+    cut = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}... ({len(line)} characters)"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
+
+
+def entry(text: str) -> str:
+    """One entry of a log: what follows the first line is indented, so that it cannot pass for another entry."""
+    lines = text.split("\n")
+    if len(lines) > _MOST_LINES:
+        # The last lines of a traceback say what happened.
+        lines = [*lines[:10], f"... ({len(lines)} lines)", *lines[10 - _MOST_LINES :]]
+    return "\n    ".join(map(printable, lines))
+
+
+class Printable(logging.Filter):
+    """Makes an entry of every record, its traceback included."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            text = record.getMessage()
+        except Exception as error:  # logging itself would print the arguments
+            text = f"a log entry that cannot be formatted ({type(error).__name__})"
+        record.msg, record.args = entry(text), ()
+        if record.exc_info:
+            record.exc_text = "    " + entry(logging.Formatter().formatException(record.exc_info))
+        if record.stack_info:
+            record.stack_info = "    " + entry(record.stack_info)
+        return True
+
+
+def escape_logs() -> None:
+    """From now on, Flower's log in this process and that of the data plane."""
+    for name in ("flwr", "fedblocks.transport"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(old, Printable) for old in logger.filters):
+            logger.addFilter(Printable())

@@ -1,0 +1,179 @@
+"""An answer's time with `answer_seconds` in the policy: the same for all examples, whoever measures it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coordinating import Coordinator
+from flwr.app import ConfigRecord, Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedblocks.client import app as client_app
+from fedblocks.client.answer_time import Clock, timed
+from fedblocks.client.protocol import KEYS, TRAIN, TrainReply, refusal, refused
+from fedblocks.config import Settings
+from fedblocks.errors import BudgetExceeded
+from fedblocks.experiments.preparation import prepare
+from fedblocks.experiments.simulation import simulate
+from fedblocks.server.stream import StreamGrid
+
+DONE = RecordDict({"message": ConfigRecord({"masked": b"x"})})
+
+
+class Simulated:
+    """A clock that a test moves; sleeping may end early, as a system's may."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.clock = Clock(lambda: self.time, self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.time += max(seconds / 2, 1e-9)
+
+    def work(self, seconds: float, record: RecordDict = DONE) -> RecordDict:
+        self.time += seconds
+        return record
+
+
+@given(took=st.floats(0, 50), seconds=st.floats(0.01, 20))
+def test_only_the_number_of_whole_durations_can_be_seen(took: float, seconds: float) -> None:
+    simulated = Simulated()
+    record, durations = timed(lambda: simulated.work(took), seconds, simulated.clock)
+    left = simulated.time - 1000.0
+    assert left == pytest.approx(durations * seconds, abs=1e-6)
+    assert durations == max(1, math.ceil(took / seconds)) or took / seconds == pytest.approx(
+        round(took / seconds)
+    )
+    assert refused(record) == ("late" if durations > 1 else None)
+
+
+def test_a_refusal_leaves_at_the_same_time_as_an_answer() -> None:
+    simulated = Simulated()
+    refusing = refusal(BudgetExceeded("spent"))
+    record, _ = timed(lambda: simulated.work(0.1, refusing), 2.0, simulated.clock)
+    assert refused(record) == "budget_exceeded"
+    assert simulated.time == pytest.approx(1002.0)
+
+
+def test_without_a_duration_an_answer_leaves_at_once() -> None:
+    simulated = Simulated()
+    assert timed(lambda: simulated.work(0.1), None, simulated.clock) == (DONE, 1)
+    assert simulated.time == pytest.approx(1000.1)
+
+
+def policies(coordinator: Coordinator, line: str) -> None:
+    for home in coordinator.run.companies.iterdir():
+        policy = home / "policy.toml"
+        policy.write_text(f"{line}\n{policy.read_text()}")
+
+
+def slow_if(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, planted: set[str], error: Exception | None = None
+) -> None:
+    """Training that takes `seconds` longer with the examples of some companies, and may then fail."""
+    train = client_app.train_block
+    told = threading.local()
+    of = client_app.Company.data
+
+    def data(company: Any) -> Any:
+        told.name = company.name
+        return of(company)
+
+    def slowly(*arguments: Any, **named: Any) -> Any:
+        result = train(*arguments, **named)
+        if told.name in planted:
+            time.sleep(seconds)
+            if error is not None:
+                raise error
+        return result
+
+    monkeypatch.setattr(client_app.Company, "data", data)
+    monkeypatch.setattr(client_app, "train_block", slowly)
+
+
+def answers(coordinator: Coordinator) -> dict[int, tuple[float, str | None, float]]:
+    """Of nodes 1 and 2: seconds to the answer, its refusal, and its age in the times that Flower stamps."""
+    found = {}
+    requests = coordinator.train_requests(coordinator.session())
+    for node in (1, 2):
+        message = coordinator.grid.create_message(requests[node].to_record(), TRAIN, node, "1")
+        started = time.monotonic()
+        (reply,) = coordinator.grid.send_and_receive([message])
+        stamped = reply.metadata.created_at - message.metadata.created_at
+        found[node] = time.monotonic() - started, refused(reply.content), stamped
+    return found
+
+
+@pytest.mark.parametrize("error", [None, ValueError("row 17 of the salaries")])
+def test_the_examples_cannot_be_told_by_the_time_of_an_answer(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """One company's examples make training slow, or fail after the charge: the attack, and its control."""
+    slow_if(monkeypatch, 0.4, {"company-1"}, error)
+    open_, fixed = (Coordinator(prepare(small, tmp_path / name)) for name in ("open", "fixed"))
+    policies(fixed, "answer_seconds = 1.2")
+    plain = answers(open_)
+    assert plain[2][0] > 0.3 + plain[1][0]
+    for node, (seconds, code, stamped) in answers(fixed).items():
+        assert 1.2 <= seconds < 1.35
+        assert 1.2 <= stamped < 1.35
+        assert code == ("internal" if error is not None and node == 2 else None)
+
+
+def test_work_that_takes_too_long_is_charged_and_stays_at_home(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_if(monkeypatch, 1.2, {"company-1"})
+    coordinator = Coordinator(prepare(small, tmp_path / "run"))
+    policies(coordinator, "answer_seconds = 1.0")
+    found = answers(coordinator)
+    assert found[2][1] == "late"
+    assert 2.0 <= found[2][0] < 2.15
+    assert coordinator.charges(1) == 1
+    assert "took 2 times" in (coordinator.run.companies / "company-1" / "company.log").read_text()
+    assert found[1][1] is None
+
+
+def test_only_a_training_waits(small: Settings, tmp_path: Path) -> None:
+    coordinator = Coordinator(prepare(small, tmp_path / "run"))
+    policies(coordinator, "answer_seconds = 60.0")
+    started = time.monotonic()
+    assert refused(coordinator.ask(1, KEYS, RecordDict())) is not None
+    assert time.monotonic() - started < 5.0
+
+
+def test_a_run_over_the_data_plane_with_answers_at_a_fixed_time(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole run, as its coordinator can time it."""
+    training = small.training.model_copy(update={"rounds": 1})
+    # All five at once, as on machines of their own.
+    run = prepare(small.model_copy(update={"training": training, "workers": 5}), tmp_path / "run")
+    for home in run.companies.iterdir():
+        policy = home / "policy.toml"
+        policy.write_text(f"answer_seconds = 2.0\n{policy.read_text()}")
+    seconds: list[float] = []
+    ask = StreamGrid.send_and_receive
+
+    def measured(grid: StreamGrid, messages: Iterable[Message], **named: Any) -> Iterable[Message]:
+        asked, started = list(messages), time.monotonic()
+        for reply in ask(grid, asked, **named):
+            if reply.metadata.message_type == TRAIN:
+                assert isinstance(TrainReply.from_record(reply.content).masked, np.ndarray)
+                seconds.append(time.monotonic() - started)
+            yield reply
+
+    monkeypatch.setattr(StreamGrid, "send_and_receive", measured)
+    simulate(run, transport="grpc")
+    assert [row["status"] for row in run.metrics()[1:]] == ["done"]
+    assert len(seconds) == 5
+    assert 2.0 <= min(seconds) <= max(seconds) < 2.4
