@@ -1,9 +1,10 @@
 """A release of made-up examples, before anything is charged for a real one.
 
 A plan may pass every rule and still fail where it is carried out: heads that a layer cannot split, noise that a
-sampler cannot draw, an update that the codec cannot hold, a machine that does not keep what the proof assumes. After the charge that would cost the company its budget for
-nothing. So the same code runs first, as few steps as show a failure, on examples that are all zero: nothing of the
-company's data enters, and whatever is raised here is a refusal that costs nothing.
+sampler cannot draw, an update that the codec cannot hold, a machine that does not keep what the proof assumes. After
+the charge that would cost the company its budget for nothing. So the same code runs first, as few steps as show a
+failure, on examples that are all zero: nothing of the company's data enters, and whatever is raised here is a refusal
+that costs nothing.
 """
 
 from __future__ import annotations
