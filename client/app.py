@@ -52,6 +52,7 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
         company = None
         try:
             company = Company.of(context)
+            company.check_files()
             record = handler(message, context, company)
         except Exception as error:
             if company is not None:
@@ -69,16 +70,16 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
     plan = request.plan
+    company.count_join(plan)
     company.policy.check(plan)
     member = company.member()
     model = model_of(plan, company.policy.device, 0)
     event = release_event(plan, block_size(model, 0, plan))
-    if event is not None:
-        with company.ledger() as ledger:
-            done = sum(row.run == plan.run for row in ledger.rows())
-            left = max(0, plan.training.releases(plan.model.blocks) - done)
-            ledger.check_plan([event.times(left)] if left else [])
     check_part(model, request.shared, None)
+    with company.ledger() as ledger:
+        done = sum(row.run == plan.run for row in ledger.rows())
+        left = max(0, plan.training.releases(plan.model.blocks) - done)
+        ledger.check_plan([event.times(left)] if left else [])
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
     joined = request.digest()
@@ -154,15 +155,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     steps, most = plan.training.local_steps, company.policy.most_steps
     company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
-    if event is not None:
-        with company.ledger() as ledger:
-            ledger.charge(
-                run=plan.run,
-                round=session.round,
-                block=session.label,
-                release_id=release,
-                event=event,
-            )
+    with company.ledger() as ledger:
+        ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, event=event)
     residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})

@@ -31,6 +31,12 @@ class Policy(BaseModel):
     most_steps: int = Field(
         1_000_000, ge=1, description="local steps over the whole run, rounds that are repeated included"
     )
+    most_joins: int = Field(20, ge=1, description="joins a day (UTC), refused ones included")
+    most_new_plans: int = Field(
+        3,
+        ge=1,
+        description="of these, with plans not seen that day: each yes or no tells of what was spent elsewhere",
+    )
     allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
     i_accept_no_dp: bool = False
     allow_shared_noise: bool = Field(

@@ -153,6 +153,7 @@ def serve(home: Path, options: list[str]) -> None:
     if '"' in str(home) or "\\" in str(home):
         raise InputError("HOME", str(home), "must not have a quote or a backslash in its path")
     company = Company.deployed(home)
+    company.check_files()
     connect = installed_app_only(vars(start_client_internal)[_CONNECT], company.log)
     setattr(start_client_internal, _CONNECT, connect)
     setattr(fleet_http_connection, _CLIENT, no_redirects(vars(fleet_http_connection)[_CLIENT]))

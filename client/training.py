@@ -17,7 +17,7 @@ from ..config import Plan, TrainingSettings
 from ..errors import InputError
 from ..privacy.clipping import Clipping, examples_within
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
-from ..privacy.events import Event
+from ..privacy.events import Event, NoNoise
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
 from ..privacy.quantile_clip import QuantileClip
 from ..privacy.quantisation import FixedPoint
@@ -121,8 +121,8 @@ def with_fewest_bits(plan: Plan, size: int, companies: int) -> Plan:
     return plan
 
 
-def release_event(plan: Plan, size: int, companies: int | None = None) -> Event | None:
-    """What one release of a block of `size` values costs, whoever takes part; none without noise.
+def release_event(plan: Plan, size: int, companies: int | None = None) -> Event:
+    """What one release of a block of `size` values costs, whoever takes part.
 
     With the number of `companies`, raises here what encoding would raise, when the ledger has been charged.
     """
@@ -130,7 +130,7 @@ def release_event(plan: Plan, size: int, companies: int | None = None) -> Event 
         return secure_step(plan, size, companies or plan.dropouts + plan.colluders + 1).event
     if companies is not None:
         codec(plan, companies)
-    return mechanism(plan).event if plan.private else None
+    return mechanism(plan).event if plan.private else NoNoise(steps=plan.training.local_steps)
 
 
 def block_size(model: Denoiser, block: int, plan: Plan) -> int:

@@ -15,6 +15,7 @@ from ..client.app import app as client_app
 from ..client.company import Company
 from ..client.policy import load_policy
 from ..config import Transport
+from ..privacy.accounting import finite
 from ..server.coordinator import OnRound, coordinate
 from ..server.grid import InProcessGrid
 from ..server.run_folder import RunFolder
@@ -71,18 +72,18 @@ def summary(run: RunFolder) -> dict[str, Any]:
         metric: last["heldout"][-1],
         f"{metric}_by_block": last["heldout"],
         f"{metric}_on_public_data": last["public"][-1],
-        "epsilon": epsilon_by_company(run) if plan.private else {},
+        "epsilon": epsilon_by_company(run),
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
     }
 
 
-def epsilon_by_company(run: RunFolder) -> dict[str, float]:
-    """What each simulated company's own ledger says it has spent."""
+def epsilon_by_company(run: RunFolder) -> dict[str, float | None]:
+    """What each simulated company's own ledger says it has spent; None after a release without noise."""
     spent = {}
     for home in sorted(run.companies.iterdir()):
         company = Company(home, load_policy(home / "policy.toml"))
         with company.ledger() as ledger:
-            spent[company.name] = ledger.spent().epsilon
+            spent[company.name] = finite(ledger.spent().epsilon)
     return spent

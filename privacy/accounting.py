@@ -49,7 +49,7 @@ class Guarantee:
 
     def __str__(self) -> str:
         return (
-            f"epsilon={round_up(self.epsilon)} at delta={self.delta:g} ({self.mechanism}; unit: {self.unit}; "
+            f"epsilon={shown(self.epsilon)} at delta={self.delta:g} ({self.mechanism}; unit: {self.unit}; "
             f"adjacency: {self.adjacency}; accountant: {self.accountant})"
         )
 
@@ -182,6 +182,16 @@ def round_up(value: float, digits: int = 4) -> float:
     places = digits - 1 - math.floor(math.log10(value))
     rounded = round(value, places)
     return rounded if rounded >= value else round(rounded + 10.0**-places, places)
+
+
+def finite(value: float) -> float | None:
+    """`value` for JSON, which has no infinity: None where no finite epsilon is known."""
+    return value if math.isfinite(value) else None
+
+
+def shown(epsilon: float | None) -> str:
+    """An epsilon for people: rounded up, or infinite in a word."""
+    return "infinite" if epsilon is None or not math.isfinite(epsilon) else str(round_up(epsilon))
 
 
 def _names(kinds: Iterable[type[Event]]) -> str:

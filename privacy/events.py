@@ -9,6 +9,7 @@ drawn is part of the event, because it decides which account is true:
     EpochGaussian            every example in exactly one random batch an epoch; no amplification is claimed
     FixedSizeGaussianSteps   batches of one size, without replacement; replace-one adjacency
     SkellamSteps             integer sums of Poisson batches with Skellam noise from all companies
+    NoNoise                  anything without noise; charged so that no later account forgets it
 """
 
 import json
@@ -241,12 +242,30 @@ class SkellamSteps(Event):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoNoise(Event):
+    """`steps` steps without noise. Nothing bounds what they tell: its epsilon is infinite, and so is all after it."""
+
+    NAME: ClassVar[str] = "no_noise"
+    mechanism: ClassVar[str] = "no noise"
+    noise_multiplier: ClassVar[float] = 0.0
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _set(self, steps=count("steps", self.steps))
+
+    def dp_event(self) -> dp_event.DpEvent:
+        return dp_event.NonPrivateDpEvent()
+
+
 EVENTS: tuple[type[Event], ...] = (
     GaussianSteps,
     TruncatedGaussianSteps,
     EpochGaussian,
     FixedSizeGaussianSteps,
     SkellamSteps,
+    NoNoise,
 )
 
 

@@ -15,9 +15,9 @@ from types import TracebackType
 
 from ..errors import BudgetExceeded, InputError, LedgerError
 from .accounting import Guarantee, epsilon, guarantee, largest, releases_within, round_up
-from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, check_event
+from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, NoNoise, check_event
 from .ledger_file import LedgerRow
-from .ledger_store import LedgerStore
+from .ledger_store import LedgerStore, Witness
 from .verification import Verification, verify_rows
 
 _LONGEST_TEXT = 200
@@ -58,9 +58,11 @@ class Ledger:
         delta: float,
         clock: Callable[[], float] = time.time,
         adjacency: str = ADD_REMOVE,
+        witness: Witness | None = None,
     ) -> "Ledger":
-        """Open or create. The ceiling is the company's to choose; company, delta and adjacency are fixed at
-        creation: which data sets count as neighbours decides what every epsilon means."""
+        """Open or create; open alone where a `witness` knows how far the ledger has come. The ceiling is the
+        company's to choose; company, delta and adjacency are fixed at creation: which data sets count as neighbours
+        decides what every epsilon means."""
         _text("company", company)
         ceiling, delta = _number("epsilon_ceiling", epsilon_ceiling), _number("delta", delta)
         if ceiling < 0:
@@ -69,11 +71,14 @@ class Ledger:
             raise InputError("delta", delta, "must lie between 0 and 1")
         if adjacency not in ADJACENCIES:
             raise InputError("adjacency", adjacency, f"must be one of {ADJACENCIES}")
-        store = LedgerStore(Path(path), company, delta, adjacency)
+        store = LedgerStore(Path(path), company, delta, adjacency, witness)
         return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
 
     def charge(self, *, run: str, round: int, block: str, release_id: str, event: Event) -> Charge:
         """Record one release before it is made, or raise BudgetExceeded and write nothing.
+
+        A release without noise passes every ceiling: whether it is made is for the company's policy to say. It is
+        recorded, and no release with noise fits under a ceiling after it.
 
         A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content
         is the same release made again, which tells nobody anything new and is not charged twice.
@@ -93,7 +98,8 @@ class Ledger:
                 return Charge(before, before, repeated=True)
             after = epsilon([*spent, event], self._delta)
             # Written so that a NaN is refused too.
-            if not after <= self._ceiling:
+            if not after <= self._ceiling and not isinstance(event, NoNoise):
+                self._check_bounded(rows)
                 fit = releases_within(self._ceiling, self._delta, event, spent)
                 raise BudgetExceeded(
                     f"company={self._company!r}: this release would bring epsilon from {round_up(before)} to "
@@ -126,10 +132,14 @@ class Ledger:
         return releases_within(self._ceiling, self._delta, self._check(event), self._events())
 
     def check_plan(self, events: Iterable[Event]) -> float:
-        """The epsilon that the whole plan would reach; raises BudgetExceeded if that passes the ceiling."""
+        """The epsilon that the whole plan would reach; raises BudgetExceeded if that passes the ceiling.
+
+        For releases without noise as in `charge`.
+        """
         spent, plan = self._events(), [self._check(event) for event in events]
         projected = epsilon([*spent, *plan], self._delta)
-        if not projected <= self._ceiling:
+        if not projected <= self._ceiling and not all(isinstance(event, NoNoise) for event in plan):
+            self._check_bounded(self._store.rows())
             fit = largest(lambda n: epsilon([*spent, *plan[:n]], self._delta) <= self._ceiling, len(plan))
             raise BudgetExceeded(
                 f"company={self._company!r}: the plan would bring epsilon from "
@@ -171,6 +181,14 @@ class Ledger:
                 "guarantee is then a separate one"
             )
         return event
+
+    def _check_bounded(self, rows: list[LedgerRow]) -> None:
+        for row in rows:
+            if isinstance(row.event, NoNoise):
+                raise BudgetExceeded(
+                    f"company={self._company!r}: row {row.seq} (run {row.run!r}) was released without noise, so "
+                    "epsilon is infinite from then on and no release fits under any ceiling"
+                )
 
     def _events(self) -> list[Event]:
         return [row.event for row in self._store.rows()]

@@ -6,7 +6,7 @@ write-ahead log to the next one.
 
 Each row carries the SHA-256 of its content and of the row before, so edits and gaps are noticed. A chain
 cannot notice its own end being cut off, a whole file put back from an older copy, or all hashes written
-anew by someone who owns the file: keep the head somewhere else.
+anew by someone who owns the file: the head is kept somewhere else, and `check_seen` compares.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -108,6 +108,18 @@ def read_ledger(path: Path) -> LedgerCopy:
         if not idle or _stamp(path) == before:
             return found
     raise LedgerError(f"ledger {path}: another process keeps opening it; try again")
+
+
+def check_seen(ledger: LedgerCopy, rows: int, head: str) -> None:
+    """LedgerError unless the ledger begins with what was seen of it: so many rows, the last with the hash `head`."""
+    if rows <= len(ledger.rows) and replace(ledger, rows=ledger.rows[:rows]).head == head:
+        return
+    found = f"has {len(ledger.rows)} rows" if len(ledger.rows) < rows else f"differs before row {rows + 1}"
+    raise LedgerError(
+        f"ledger {ledger.path} {found}, but {rows} were charged here: it was cut short, replaced or put back from an "
+        "older copy. Restore the newest copy; if that is lost, count from this one with "
+        f"`fedblocks ledger accept {ledger.path.parent}`"
+    )
 
 
 def _read(path: Path, mode: str) -> LedgerCopy:

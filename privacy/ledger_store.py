@@ -4,6 +4,11 @@ Purpose: storage that survives crashes and shows damage; what rows mean for epsi
 are read `ledger_file.py`. One SQLite file of mode 0600, in write-ahead mode with synchronous=FULL (a committed
 row survives power loss: https://sqlite.org/pragma.html#pragma_synchronous), written under BEGIN IMMEDIATE (one
 writer at a time, over all processes).
+
+A file can be deleted, cut short or put back from an older copy, and its own hash chain says nothing. So a `Witness`
+elsewhere keeps how far the ledger has come. A row is committed first and seen second, and only then may what it pays
+for be done: a crash in between leaves a ledger that is longer than was seen, which never costs anybody anything and
+is accepted. One that does not begin with what was seen is refused.
 """
 
 import os
@@ -13,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from ..errors import LedgerError
@@ -24,9 +30,11 @@ from .ledger_file import (
     SCHEMA_VERSION,
     WAIT_SECONDS,
     Identity,
+    LedgerCopy,
     LedgerRow,
     check_file,
     check_integrity,
+    check_seen,
     digest,
     mendable,
     read_identity,
@@ -52,14 +60,38 @@ COMMIT;
 _INSERT = "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
+class Witness(Protocol):
+    """A second place that knows how far a ledger has come."""
+
+    def seen(self) -> tuple[int, str]:
+        """(rows, head) of the longest that was seen."""
+
+    def saw(self, rows: int, head: str) -> None:
+        """On disk once this returns, unless it has seen more rows already."""
+
+
 class LedgerStore:
     """Append-only rows of one (company, delta, adjacency)."""
 
-    def __init__(self, path: Path, company: str, delta: float, adjacency: str = ADD_REMOVE) -> None:
-        """Open the file, or create it with this company, delta and adjacency."""
+    def __init__(
+        self,
+        path: Path,
+        company: str,
+        delta: float,
+        adjacency: str = ADD_REMOVE,
+        witness: Witness | None = None,
+    ) -> None:
+        """Open the file, or create it with this company, delta and adjacency. What a witness has seen is not made
+        anew: a ledger that is gone is refused."""
         self.path = path
+        self._witness = witness
         with mendable(path):
             if not os.path.lexists(path):
+                if witness is not None:
+                    raise LedgerError(
+                        f"ledger {path} is missing: restore it from a backup; a first one, or one in place of what "
+                        f"is lost, is made with `fedblocks ledger create {path.parent}`"
+                    )
                 _create(path, Identity(company, delta, adjacency))
             check_file(path)
             # SQLite gives its side files the mode of the main file.
@@ -81,8 +113,13 @@ class LedgerStore:
             raise
 
     def rows(self) -> list[LedgerRow]:
-        """All rows in order; LedgerError names the first one that does not fit the chain."""
-        return read_rows(self._connection, self.path, self.identity)
+        """All rows in order; LedgerError names the first one that does not fit the chain or what was seen of it."""
+        # Seen first: rows that others add meanwhile make the ledger longer, never shorter.
+        seen = None if self._witness is None else self._witness.seen()
+        rows = read_rows(self._connection, self.path, self.identity)
+        if seen is not None:
+            check_seen(LedgerCopy(self.path, self.identity, tuple(rows)), *seen)
+        return rows
 
     def append(self, row: LedgerRow) -> None:
         """Add `row` after the last; its `seq` and `hash` are set here. Call within `transaction()`."""
@@ -96,7 +133,7 @@ class LedgerStore:
     def head(self, rows: Sequence[LedgerRow] | None = None) -> str:
         """The hash that stands for all rows so far."""
         rows = self.rows() if rows is None else rows
-        return rows[-1].hash if rows else self.identity.genesis
+        return LedgerCopy(self.path, self.identity, tuple(rows)).head
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -106,12 +143,16 @@ class LedgerStore:
             self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            rows = self.rows()
             with mendable(self.path):
                 self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        # A row that was there before, too: a crash may have come between it and its witness.
+        if self._witness is not None:
+            self._witness.saw(len(rows), self.head(rows))
         # On disk already, in the write-ahead log; moved on so that a copy of the main file alone is complete.
         with suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -18,6 +18,7 @@ from fedblocks.privacy.events import (
     Event,
     FixedSizeGaussianSteps,
     GaussianSteps,
+    NoNoise,
     SkellamSteps,
     TruncatedGaussianSteps,
     batch_cap_for,
@@ -60,6 +61,7 @@ WRITTEN: list[tuple[Event, str]] = [
             '"l2": 1000.0, "l1": 30000.0, "variance": 1000000.0, "beta": 9.094947017729282e-13}'
         ),
     ),
+    (NoNoise(steps=3), '{"mechanism": "no_noise", "version": 1, "steps": 3}'),
 ]
 
 

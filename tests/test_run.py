@@ -230,7 +230,7 @@ def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(small: Setti
     policy = run.companies / "company-3" / "policy.toml"
     policy.write_text(policy.read_text().replace("epsilon_ceiling = 8.0", "epsilon_ceiling = 7.0"))
     assert epsilon([mechanism(run.plan()).event], run.plan().delta) < 7.0  # one round alone would fit
-    with pytest.raises(ProtocolError, match="budget_exceeded"):
+    with pytest.raises(ProtocolError, match="privacy"):
         simulate(run)
     assert set(epsilon_by_company(run).values()) == {0.0}
 

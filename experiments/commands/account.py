@@ -7,7 +7,6 @@ figures come from the numbers alone.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from ...client.policy import load_policy
 from ...config import Settings, load_settings
 from ...errors import InputError
-from ...privacy.accounting import calibrate, guarantee, releases_within
+from ...privacy.accounting import calibrate, finite, guarantee, releases_within
 from ...privacy.events import (
     EpochGaussian,
     Event,
@@ -24,8 +23,8 @@ from ...privacy.events import (
     GaussianSteps,
     TruncatedGaussianSteps,
 )
-from ...privacy.ledger_file import read_ledger
 from ...server.run_folder import RunFolder
+from .ledgers import plain_guarantee, read_own
 
 
 @dataclass(frozen=True)
@@ -146,9 +145,7 @@ def _release_at(settings: Settings) -> Callable[[float], Event]:
     size = block_size(model, 0, plan)
 
     def release(noise: float) -> Event:
-        event = release_event(plan.model_copy(update={"noise_multiplier": noise}), size)
-        assert event is not None
-        return event
+        return release_event(plan.model_copy(update={"noise_multiplier": noise}), size)
 
     return release
 
@@ -199,7 +196,7 @@ def _spenders(spent: Path, plan: Planned) -> list[_Spender]:
 
 
 def _read(spender: _Spender) -> _Spender:
-    copy = read_ledger(spender.ledger)
+    copy = read_own(spender.ledger)
     own = copy.identity
     return replace(spender, company=own.company, delta=own.delta, events=tuple(copy.events))
 
@@ -210,7 +207,7 @@ def _left(spender: _Spender, plan: Planned, release: Event) -> dict[str, Any]:
         "company": spender.company,
         "ledger": str(spender.ledger),
         "releases": len(spender.events),
-        "epsilon": guarantee(spender.events, spender.delta).epsilon,
+        "epsilon": finite(guarantee(spender.events, spender.delta).epsilon),
         "delta": spender.delta,
         "ceiling": spender.ceiling,
         "rounds_left": fit // plan.a_round,
@@ -218,13 +215,4 @@ def _left(spender: _Spender, plan: Planned, release: Event) -> dict[str, Any]:
 
 
 def _meaning(event: Event, delta: float) -> dict[str, Any]:
-    found = guarantee([event], delta)
-    return {
-        # JSON has no infinity: null where no finite epsilon is known.
-        "epsilon": found.epsilon if math.isfinite(found.epsilon) else None,
-        "delta": found.delta,
-        "unit": found.unit,
-        "adjacency": found.adjacency,
-        "mechanism": found.mechanism,
-        "accountant": found.accountant,
-    }
+    return plain_guarantee(guarantee([event], delta))

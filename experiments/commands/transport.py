@@ -54,6 +54,7 @@ def agent(
     from ...client.endpoint import Endpoint, alone
 
     company = Company.deployed(home)
+    company.check_files()
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False

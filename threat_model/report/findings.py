@@ -127,6 +127,9 @@ def _epsilon(facts: Facts) -> Finding:
         )
         return Finding("Privacy", text)
     top = max(facts.spending, key=lambda s: s.spent)
+    if not math.isfinite(top.spent):
+        text = f"No epsilon holds for {top.company}: its ledger has a release without noise, or with next to none."
+        return Finding("Privacy", text, True)
     alike = len({s.spent for s in facts.spending}) == 1 < len(facts.spending)
     whose = f"all {len(facts.spending)} companies alike" if alike else top.company
     text = (

@@ -41,11 +41,7 @@ def planned_epsilon(plan: Plan) -> float:
     # Integer noise alone goes by a block's size, which only a model can tell.
     size = block_size(build_model(plan.model, plan.noise), 0, plan) if plan.secure_step else 0
     event = release_event(plan, size)
-    return (
-        0.0
-        if event is None
-        else epsilon([event.times(plan.training.releases(plan.model.blocks))], plan.delta)
-    )
+    return epsilon([event.times(plan.training.releases(plan.model.blocks))], plan.delta)
 
 
 def _spending(company: Company, plan: Plan) -> Spending:

@@ -108,7 +108,7 @@ def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) ->
     if diagnosed is not None:
         charts["answers"] = block_answers(diagnosed)
         charts["noise"] = loss_by_noise(diagnosed)
-    if facts.spending:
+    if facts.spending and math.isfinite(largest_epsilon(facts)):
         charts["epsilon"] = figures.epsilon_by_company(facts.spending)
     if facts.absences or facts.aborted:
         charts["absences"] = figures.absences(facts)
