@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -62,28 +62,23 @@ def test_nothing_that_a_company_has_is_open_to_others(run: RunFolder) -> None:
     assert mode(run.path) == 0o700
 
 
-def test_there_is_no_moment_at_which_a_file_is_open(small: Settings, tmp_path: Path) -> None:
-    """Would catch a file that is made first and narrowed afterwards: a second process looks on all the while."""
-    seen: set[str] = set()
-    stop = threading.Event()
+def test_nothing_is_made_open_and_narrowed_afterwards(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch the moment in between, in which another user opens the file and keeps it open."""
+    narrowed = []
+    chmod = os.chmod
 
-    def look() -> None:
-        while not stop.is_set():
-            for home in tmp_path.glob("*run*/companies/company-*"):
-                try:
-                    seen.update(open_to_others(home))
-                except OSError:  # made or renamed while we looked
-                    continue
+    def watched(path: Any, bits: int, **named: Any) -> None:
+        if mode(Path(path)) & 0o077:
+            narrowed.append(str(path))
+        chmod(path, bits, **named)
 
-    looker = threading.Thread(target=look)
-    looker.start()
-    try:
-        app = Coordinator(prepare(small, tmp_path / "run"))
-        app.trained(app.session())
-    finally:
-        stop.set()
-        looker.join()
-    assert seen == set()
+    monkeypatch.setattr(os, "chmod", watched)
+    app = Coordinator(prepare(small, tmp_path / "run"))
+    app.trained(app.session())
+    assert narrowed == []
+    assert open_to_others(app.run.companies / "company-0") == []
 
 
 @pytest.mark.parametrize("name", ["ledger.sqlite", "steps.sqlite", "company.log", "shared-x.safetensors"])
