@@ -100,6 +100,7 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
     return SecureStep(
         sampling_rate=t.sampling_rate,
         noise=noise,
+        colluders=plan.colluders,
         largest_sum=largest,
         noise_draws=t.noise_draws,
         clipping=plan.clipping,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
+from .adversaries import ANYONE, against, seen_by_company
 from .events import (
     ADD_REMOVE,
     MAX_STEPS,
@@ -38,7 +39,11 @@ _MOST_NOISE = 1e6
 
 @dataclass(frozen=True)
 class Guarantee:
-    """An epsilon with everything that gives it a meaning."""
+    """An epsilon with everything that gives it a meaning.
+
+    `epsilon_against_company` is what holds against a company that takes part and knows its own share of the noise; it
+    is above `epsilon` where that counts on companies' shares and tolerates no colluder (`adversaries`).
+    """
 
     epsilon: float
     delta: float
@@ -46,11 +51,20 @@ class Guarantee:
     unit: str = UNIT
     adjacency: str = ADD_REMOVE
     accountant: str = PLD
+    against: str = ANYONE
+    epsilon_against_company: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Whoever takes part sees what everybody sees.
+        object.__setattr__(self, "epsilon_against_company", max(self.epsilon, self.epsilon_against_company))
 
     def __str__(self) -> str:
+        company = ""
+        if self.epsilon_against_company > self.epsilon:
+            company = f"; against a company that takes part: epsilon={shown(self.epsilon_against_company)}"
         return (
             f"epsilon={shown(self.epsilon)} at delta={self.delta:g} ({self.mechanism}; unit: {self.unit}; "
-            f"adjacency: {self.adjacency}; accountant: {self.accountant})"
+            f"adjacency: {self.adjacency}; accountant: {self.accountant}; against: {self.against}{company})"
         )
 
 
@@ -76,6 +90,8 @@ def guarantee(events: Iterable[Event], delta: float, adjacency: str = ADD_REMOVE
         " + ".join(mechanisms) or "no release",
         adjacency=listed[0].adjacency if listed else adjacency,
         accountant=accountant_of(listed),
+        against=against(listed),
+        epsilon_against_company=epsilon(map(seen_by_company, listed), delta),
     )
 
 

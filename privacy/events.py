@@ -9,13 +9,14 @@ drawn is part of the event, because it decides which account is true:
     EpochGaussian            every example in exactly one random batch an epoch; no amplification is claimed
     FixedSizeGaussianSteps   batches of one size, without replacement; replace-one adjacency
     SkellamSteps             integer sums of Poisson batches with Skellam noise from all companies
+    SharedSkellamSteps       the same, and how many companies' noise that is
     NoNoise                  anything without noise; charged so that no later account forgets it
 """
 
 import json
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -70,7 +71,7 @@ class Event(ABC):
         if kind is None or isinstance(version, bool) or not issubclass(kind, cls):
             known = ", ".join(f"{k.NAME} {k.VERSION}" for k in EVENTS if issubclass(k, cls))
             raise InputError("event", text, f"must be one of these mechanisms and versions: {known}")
-        expected = {field.name for field in fields(kind)}
+        expected = {each.name for each in fields(kind)}
         if set(values) != expected:
             raise InputError("event", text, f"must have exactly the fields {sorted(expected)}")
         return kind(**values)
@@ -243,6 +244,26 @@ class SkellamSteps(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SharedSkellamSteps(SkellamSteps):
+    """As SkellamSteps, and whose noise it is: `variance` is that of `shares` companies' equal shares, and `colluders`
+    more may tell the coordinator theirs, or add none.
+
+    Releases of one plan are alike whatever the number of shares: each has so much less of the same variance.
+    """
+
+    VERSION: ClassVar[int] = 2
+
+    shares: int = field(compare=False)
+    colluders: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set(self, shares=count("shares", self.shares))
+        if self.colluders != 0:
+            _set(self, colluders=count("colluders", self.colluders))
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoNoise(Event):
     """`steps` steps without noise. Nothing bounds what they tell: its epsilon is infinite, and so is all after it."""
 
@@ -265,6 +286,7 @@ EVENTS: tuple[type[Event], ...] = (
     EpochGaussian,
     FixedSizeGaussianSteps,
     SkellamSteps,
+    SharedSkellamSteps,
     NoNoise,
 )
 

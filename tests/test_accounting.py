@@ -175,7 +175,8 @@ def test_delta_is_checked(delta: float) -> None:
 def test_guarantee_prints_everything_and_rounds_up() -> None:
     assert str(Guarantee(1.82840001, 1e-5, "Poisson-subsampled Gaussian")) == (
         "epsilon=1.829 at delta=1e-05 (Poisson-subsampled Gaussian; unit: one example of one company; "
-        "adjacency: add or remove one example; accountant: PLD)"
+        "adjacency: add or remove one example; accountant: PLD; "
+        "against: the coordinator and all other companies together)"
     )
 
 

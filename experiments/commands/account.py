@@ -145,7 +145,8 @@ def _release_at(settings: Settings) -> Callable[[float], Event]:
     size = block_size(model, 0, plan)
 
     def release(noise: float) -> Event:
-        return release_event(plan.model_copy(update={"noise_multiplier": noise}), size)
+        noised = plan.model_copy(update={"noise_multiplier": noise})
+        return release_event(noised, size, settings.smallest_group)
 
     return release
 
@@ -202,12 +203,15 @@ def _read(spender: _Spender) -> _Spender:
 
 
 def _left(spender: _Spender, plan: Planned, release: Event) -> dict[str, Any]:
+    spent = guarantee(spender.events, spender.delta)
     fit = releases_within(spender.ceiling, spender.delta, release, spender.events)
     return {
         "company": spender.company,
         "ledger": str(spender.ledger),
         "releases": len(spender.events),
-        "epsilon": finite(guarantee(spender.events, spender.delta).epsilon),
+        "epsilon": finite(spent.epsilon),
+        "epsilon_against_company": finite(spent.epsilon_against_company),
+        "against": spent.against,
         "delta": spender.delta,
         "ceiling": spender.ceiling,
         "rounds_left": fit // plan.a_round,

@@ -54,8 +54,9 @@ def spent(copy: LedgerCopy) -> Guarantee:
 
 
 def plain_guarantee(found: Guarantee) -> dict[str, Any]:
-    """A guarantee as plain values; epsilon is null where no finite one is known."""
-    return vars(found) | {"epsilon": finite(found.epsilon)}
+    """A guarantee as plain values; an epsilon is null where no finite one is known."""
+    epsilons = ("epsilon", "epsilon_against_company")
+    return vars(found) | {name: finite(getattr(found, name)) for name in epsilons}
 
 
 def described(copy: LedgerCopy) -> dict[str, Any]:

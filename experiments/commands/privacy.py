@@ -103,19 +103,21 @@ def _show_account(result: dict[str, Any]) -> None:
     table = Table(show_header=False)
     for key, value in result.items():
         if key not in ("companies", "event", "release"):
-            text = shown(value) if key == "epsilon" else str(value)
+            text = shown(value) if key.startswith("epsilon") else str(value)
             table.add_row(key.replace("_", " "), escape(text))
     people.print(table)
     if "companies" not in result:
         return
     companies = Table(title="Spent so far, and rounds of this plan that are left")
-    for column in ("company", "releases", "epsilon", "delta", "ceiling", "rounds left"):
+    columns = ("company", "releases", "epsilon", "against a company", "delta", "ceiling", "rounds left")
+    for column in columns:
         companies.add_column(column)
     for row in result["companies"]:
         companies.add_row(
             escape(row["company"]),
             str(row["releases"]),
             shown(row["epsilon"]),
+            shown(row["epsilon_against_company"]),
             f"{row['delta']:g}",
             f"{row['ceiling']:g}",
             str(row["rounds_left"]),
