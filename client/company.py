@@ -101,7 +101,8 @@ class Company:
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
         path, policy = self.home / "ledger.sqlite", self.policy
-        with Ledger.open(path, self.name, policy.epsilon_ceiling, policy.delta) as ledger:
+        ceiling, delta, rule = policy.epsilon_ceiling, policy.delta, policy.composition
+        with Ledger.open(path, self.name, ceiling, delta, rule=rule) as ledger:
             yield ledger
 
     @property

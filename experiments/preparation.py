@@ -24,6 +24,7 @@ from ..client.training import block_size, release_event, with_fewest_bits
 from ..config import DiTSettings, Plan, Settings, ViTSettings
 from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
+from ..privacy.composition import in_a_fresh_ledger
 from ..privacy.events import Event
 from ..privacy.secure_aggregation import Identity
 from ..server.checkpoint import Checkpoint
@@ -136,7 +137,7 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
             plan = plan.model_copy(update={"noise_multiplier": noise})
         release, wanted = release_event(plan, size), t.releases(settings.model.blocks)
         assert release is not None
-        fits = releases_within(p.epsilon, p.delta, release)
+        fits = releases_within(p.epsilon, release, in_a_fresh_ledger(p.delta))
         if fits < wanted:
             rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
             raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
@@ -148,7 +149,7 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
 
 
 def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
-    """The least noise with which the whole plan costs a company `epsilon`; blocks of `size` values."""
+    """The least noise with which the whole plan costs a fresh ledger `epsilon`; blocks of `size` values."""
     releases = plan.training.releases(plan.model.blocks)
 
     def event_at(noise: float) -> Event:
@@ -156,7 +157,7 @@ def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
         assert event is not None
         return event.times(releases)
 
-    return calibrate(event_at, epsilon, plan.delta)
+    return calibrate(event_at, epsilon, in_a_fresh_ledger(plan.delta))
 
 
 def new_run(runs: Path, settings: Settings) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ...errors import InputError, LedgerError
-from ...privacy.accounting import Guarantee, guarantee
 from ...privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, read_ledger
 from ...privacy.verification import verify_rows
 
@@ -37,17 +36,12 @@ def _name(path: Path) -> str:
         return path.parent.name
 
 
-def spent(copy: LedgerCopy) -> Guarantee:
-    """What all its rows together cost."""
-    return guarantee(copy.events, copy.identity.delta, copy.identity.adjacency)
-
-
 def described(copy: LedgerCopy) -> dict[str, Any]:
     """The ledger as plain values, row by row."""
     return {
         "path": str(copy.path),
         "company": copy.identity.company,
-        **vars(spent(copy)),
+        **vars(copy.spent),
         "head": copy.head,
         "rows": [_plain(row) for row in copy.rows],
     }
@@ -57,7 +51,7 @@ def verified(path: Path) -> dict[str, Any]:
     """Whether a ledger holds and what was compared, or what is wrong."""
     try:
         copy = read_ledger(path)
-        found = verify_rows(path, copy.rows, copy.identity.delta)
+        found = verify_rows(path, copy.identity, copy.rows)
     except LedgerError as error:
         return {"path": str(path), "ok": False, "says": str(error)}
     return {
@@ -67,6 +61,7 @@ def verified(path: Path) -> dict[str, Any]:
         "company": copy.identity.company,
         "rows": found.rows,
         "accountant": found.accountant,
+        "composition": found.composition,
         "head": copy.head,
         "independent": [vars(check) for check in found.checks],
     }

@@ -107,7 +107,7 @@ def _show_account(result: dict[str, Any]) -> None:
     if "companies" not in result:
         return
     companies = Table(title="Spent so far, and rounds of this plan that are left")
-    for column in ("company", "releases", "epsilon", "delta", "ceiling", "rounds left"):
+    for column in ("company", "releases", "epsilon", "delta", "ceiling", "composition", "rounds left"):
         companies.add_column(column)
     for row in result["companies"]:
         companies.add_row(
@@ -116,6 +116,7 @@ def _show_account(result: dict[str, Any]) -> None:
             str(round_up(row["epsilon"])),
             f"{row['delta']:g}",
             f"{row['ceiling']:g}",
+            escape(row["composition"]),
             str(row["rounds_left"]),
         )
     people.print(companies)
@@ -126,14 +127,14 @@ def show(path: Where, company: OfCompany = None, as_json: AsJson = False) -> Non
     """Every release by row, with the epsilon after it."""
     from ...privacy.accounting import round_up
     from ...privacy.ledger_file import read_ledger
-    from .ledgers import described, find_ledgers, spent
+    from .ledgers import described, find_ledgers
 
     copies = [read_ledger(found) for found in find_ledgers(path, company)]
     if as_json:
         print(json.dumps({"ledgers": [described(copy) for copy in copies]}))
         return
     for copy in copies:
-        table = Table(title=f"{escape(copy.identity.company)}: {escape(str(spent(copy)))}")
+        table = Table(title=f"{escape(copy.identity.company)}: {escape(str(copy.spent))}")
         for column in ("row", "time (UTC)", "run", "round", "block", "release", "steps", "epsilon after"):
             table.add_column(column)
         for row in copy.rows:

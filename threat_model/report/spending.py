@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from ...blocks import build_model
 from ...client.company import Company
 from ...client.policy import load_policy
-from ...client.training import block_size, release_event
+from ...client.training import block_size, run_terms
 from ...config import Plan
 from ...privacy.accounting import epsilon
+from ...privacy.composition import run_epsilon
 from ...privacy.ledger_file import LedgerRow
 from ...server.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Spending:
-    """One company's ledger. `spent` covers all its runs; `curve` and `by_block` this run."""
+    """One company's ledger. `spent` covers all its runs, `account` says by what; `curve` and `by_block` this run."""
 
     company: str
     ceiling: float
@@ -24,6 +25,7 @@ class Spending:
     spent: float
     releases: int
     other_releases: int
+    account: str
     curve: tuple[tuple[int, float], ...]
     by_block: dict[str, tuple[int, float]]
 
@@ -37,24 +39,20 @@ def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
 
 
 def planned_epsilon(plan: Plan) -> float:
-    """What the whole plan costs a company that takes part in every round."""
-    # Integer noise alone goes by a block's size, which only a model can tell.
-    size = block_size(build_model(plan.model, plan.noise), 0, plan) if plan.secure_step else 0
-    event = release_event(plan, size)
-    return (
-        0.0
-        if event is None
-        else epsilon([event.times(plan.training.releases(plan.model.blocks))], plan.delta)
-    )
+    """What the whole plan costs a company whose ledger it is the first run of."""
+    # Only a model can tell a block's size.
+    terms = run_terms(plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan))
+    return 0.0 if terms is None else run_epsilon(terms.whole, plan.delta)
 
 
 def _spending(company: Company, plan: Plan) -> Spending:
     rows: list[LedgerRow] = []
-    spent = 0.0
+    spent, account = 0.0, "no release"
     # Opening would create a ledger; a report only reads.
     if (company.home / "ledger.sqlite").is_file():
         with company.ledger() as ledger:
-            rows, spent = ledger.rows(), ledger.spent().epsilon
+            rows, found = ledger.rows(), ledger.spent()
+            spent, account = found.epsilon, f"{found.accountant}; composition: {found.composition}"
     own = [row for row in rows if row.run == plan.run]
     delta = company.policy.delta
     blocks = sorted({row.block for row in own})
@@ -66,6 +64,7 @@ def _spending(company: Company, plan: Plan) -> Spending:
         spent=spent,
         releases=len(own),
         other_releases=len(rows) - len(own),
+        account=account,
         curve=tuple(start + [(row.round, row.epsilon_after) for row in own]),
         by_block={block: _block(own, block, delta) for block in blocks},
     )
