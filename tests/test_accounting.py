@@ -15,11 +15,11 @@ from scipy.stats import norm
 from fedblocks.errors import InputError
 from fedblocks.privacy.accounting import (
     Guarantee,
+    at,
     epsilon,
     largest,
     noise_multiplier_for,
     releases_within,
-    at,
     round_up,
     steps_within,
 )

@@ -182,13 +182,12 @@ def test_the_filter_charges_release_by_release(path: Path) -> None:
 def test_a_ledger_cannot_be_slowed_for_ever(path: Path, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a charge whose cost grows with every kind of plan that a coordinator ever made up."""
     composed: list[object] = []
+
+    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *values: (composed.append(values), real(*values))[1]
+
     for name in ("epsilon", "rdp_of"):
-
-        def counted(*values: Any, real: Any = getattr(composition_module, name)) -> Any:
-            composed.append(values)
-            return real(*values)
-
-        monkeypatch.setattr(composition_module, name, counted)
+        monkeypatch.setattr(composition_module, name, counting(getattr(composition_module, name)))
     with opened(path, ceiling=50.0, rule=rule) as ledger:
         for n in range(MAX_KINDS):
             charge(ledger, n, kind(n), f"run-{n}", 2)
