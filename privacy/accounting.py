@@ -16,6 +16,7 @@ plans add up is in `composition`, which asks here for one plan at a time.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from ..errors import InputError
 from .events import (
@@ -35,6 +36,8 @@ from .rdp import rdp_epsilon
 from .rounding import with_slack
 
 PLD, RDP = "PLD", "RDP"
+# Of the figures: the first number rises with any change to what fedblocks makes of an event.
+ACCOUNT = f"1/{version('dp-accounting')}"
 ONE_LIST = "one list of releases, fixed beforehand"
 _MOST_NOISE = 1e6
 

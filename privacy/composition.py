@@ -29,7 +29,8 @@ less than by their sum, one run costs more. What floating point may tell is a te
 is added to the divergence, for a reserve of delta and an epsilon of at most 100 fixed beforehand.
 
 Rates are rounded up and noise down before any account, so that plans made to differ in a last digit are of one
-kind, and a ledger has at most 32 runs, or kinds of release: a charge composes no more distributions than that.
+kind, and a ledger has at most 32 runs, or kinds of release. A charge composes one distribution, for a run that it
+begins: what the others cost stands in the chain (`ledger`).
 """
 
 import math
@@ -98,6 +99,10 @@ class Composition(Protocol):
         """What they have cost together; inf where no finite figure is known."""
         ...
 
+    def further(self, before: float, runs: Sequence[Run], terms: Terms, made: int) -> float:
+        """What they cost with one more run, of which `made` releases are made, where `before` is their epsilon."""
+        ...
+
     def accountants(self, runs: Sequence[Run]) -> str: ...
     def full(self, runs: Sequence[Run], terms: Terms) -> bool:
         """Whether a run of these terms would be one too many."""
@@ -113,8 +118,13 @@ class BasicComposition:
     order: None = None
 
     def epsilon(self, runs: Sequence[Run]) -> float:
-        costs = (run_epsilon(run.terms.whole, self.delta, k) for k, run in enumerate(runs, start=1))
-        return math.fsum(costs)
+        total = 0.0
+        for k, run in enumerate(runs):
+            total = self.further(total, runs[:k], run.terms, run.made)
+        return total
+
+    def further(self, before: float, runs: Sequence[Run], terms: Terms, made: int) -> float:
+        return before + run_epsilon(terms.whole, self.delta, len(runs) + 1)
 
     def accountants(self, runs: Sequence[Run]) -> str:
         return _joined(accountant_of([run.terms.event]) for run in runs)
@@ -158,6 +168,9 @@ class RenyiFilter:
         found = epsilon_at(self.order, divergence, (1 - _RESERVED) * self.delta)
         return found if found <= _LARGEST_EPSILON else math.inf
 
+    def further(self, before: float, runs: Sequence[Run], terms: Terms, made: int) -> float:
+        return self.epsilon([*runs, Run(terms, made)])
+
     def accountants(self, runs: Sequence[Run]) -> str:
         return f"RDP at order {self.order:g}"
 
@@ -178,11 +191,14 @@ def composition(name: str, delta: float, order: float | None = None) -> Composit
     raise InputError("composition", name, f"must be one of {COMPOSITIONS}, the second with an order")
 
 
-def fitting(rule: Composition, runs: Sequence[Run], event: Event, ceiling: float) -> int:
-    """How many releases like `event` fit under the ceiling after `runs`, as a run of their own."""
+def fitting(
+    rule: Composition, runs: Sequence[Run], event: Event, ceiling: float, before: float | None = None
+) -> int:
+    """How many releases like `event` fit under the ceiling after `runs` (of epsilon `before`), as a run of their own."""
+    spent = rule.epsilon(runs) if before is None else before
 
     def cost(whole: Event) -> float:
-        return rule.epsilon([*runs, Run(Terms(whole, 1), 1)])
+        return rule.further(spent, runs, Terms(whole, 1), 1)
 
     return 0 if rule.full(runs, Terms(event, 1)) else releases_within(ceiling, event, cost)
 

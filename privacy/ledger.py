@@ -1,8 +1,9 @@
 """A company's ledger: every release that leaves, charged on disk before the training that makes it.
 
 Purpose: the company's own record of what it has spent over all runs, rounds and blocks; it survives crashes
-and never under-counts. Releases are data (`events.py`): the epsilon that counts is recomputed from all
-events at each charge, never read back from a row.
+and never under-counts. Releases are data (`events.py`), from which every epsilon can be recomputed. To account a
+run may take seconds, so for a sum over runs a charge starts from what the last row says, which the chain protects,
+if the same version of the accountant wrote it; else from all events. `spent` and `verify` always start from these.
 
 A run is pinned by its first release: every row says what the run's releases are and how many it has at most, and a
 release of other terms, or one more, is refused. How runs add up, though each may have been chosen by what others
@@ -22,14 +23,16 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import BudgetExceeded, InputError, LedgerError
-from .accounting import Guarantee, round_up
-from .composition import MAX_KINDS, RENYI, RUNS, Run, Terms, composition, fitting, order_for
+from .accounting import ACCOUNT, Guarantee, round_up
+from .composition import MAX_KINDS, RENYI, RUNS, Terms, composition, fitting, order_for
 from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, GaussianEvent, check_event
 from .ledger_file import Identity, LedgerRow, Runs, runs_of, spent
 from .ledger_store import LedgerStore
 from .verification import Verification, verify_rows
 
 _LONGEST_TEXT = 200
+# A longer run takes a second or more to account, and to find how much of it fits takes that many times.
+_QUICK_STEPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,12 @@ class Ledger:
         event = self._check(terms.event)
         with self._store.transaction():
             rows = self._store.rows()
-            before = self._epsilon(runs_of(rows))
+            before = self._before(rows)
             earlier = next((row for row in rows if row.release_id == release_id), None)
             if earlier is not None:
                 _check_same(earlier, run, round, block, event)
                 return Charge(before, before, repeated=True)
-            after = self._epsilon(self._with(runs_of(rows), run, terms, made=1))
-            # Written so that a NaN is refused too.
-            if not after <= self._ceiling:
-                raise self._too_much(f"a release of a run of {terms}", before, after, rows, event)
+            after = self._after(rows, before, run, terms, made=1)
             row = LedgerRow(
                 seq=len(rows) + 1,
                 company=self._company,
@@ -126,6 +126,7 @@ class Ledger:
                 epsilon_after=after,
                 time=_number("clock", self._clock()),
                 planned=terms.releases if self._store.identity.pinned else 0,
+                account=ACCOUNT,
             )
             self._store.append(row)
         return Charge(before, after, repeated=False)
@@ -136,23 +137,29 @@ class Ledger:
 
     def remaining(self, event: Event) -> int:
         """How many releases like `event` still fit under the ceiling, as a run of their own."""
-        return self._fitting(self._store.rows(), self._check(event))
+        rows = self._store.rows()
+        runs = list(runs_of(rows).values())
+        return fitting(self._rule, runs, self._check(event), self._ceiling, self._before(rows))
 
     def check_plan(self, run: str, terms: Terms) -> float:
         """The epsilon after all releases of the run, some of which may have been charged; raises as `charge`."""
         _text("run", run)
-        event, rows = self._check(terms.event), self._store.rows()
-        runs = runs_of(rows)
-        begun = runs.get(run)
+        self._check(terms.event)
+        rows = self._store.rows()
+        begun = runs_of(rows).get(run)
         left = terms.releases - (0 if begun is None else min(begun.made, terms.releases))
-        projected = self._epsilon(self._with(runs, run, terms, made=left))
-        if not projected <= self._ceiling:
-            raise self._too_much(f"a run of {terms}", self.spent().epsilon, projected, rows, event)
-        return projected
+        return self._after(rows, self._before(rows), run, terms, made=left)
 
-    def _with(self, runs: Runs, run: str, terms: Terms, made: int) -> Runs:
-        """`runs` after `made` further releases of the run; LedgerError if it may not have them."""
-        begun = runs.get(run)
+    def _before(self, rows: Sequence[LedgerRow]) -> float:
+        """What all rows cost."""
+        if rows and self._rule.name == RUNS and rows[-1].account == ACCOUNT:
+            return rows[-1].epsilon_after
+        return self._rule.epsilon(list(runs_of(rows).values()))
+
+    def _after(self, rows: Sequence[LedgerRow], before: float, run: str, terms: Terms, made: int) -> float:
+        """The epsilon after `made` further releases of the run, if it may have them and the ceiling allows them."""
+        runs = runs_of(rows)
+        begun, others = runs.get(run), [each for name, each in runs.items() if name != run]
         if begun is not None and begun.terms != terms:
             raise LedgerError(
                 f"company={self._company!r}: run={run!r} is pinned to {begun.terms}; now it comes with {terms}: "
@@ -163,26 +170,28 @@ class Ledger:
                 f"company={self._company!r}: run={run!r} is pinned to {terms.releases} releases, of which "
                 f"{begun.made} were made: more need another run"
             )
-        if begun is None and self._rule.full(list(runs.values()), terms):
+        if begun is None and self._rule.full(others, terms):
             raise LedgerError(
                 f"company={self._company!r}: the ledger has the most runs, or kinds of release, that it accounts "
                 f"({MAX_KINDS}): more need a ledger of its own, whose guarantee is then a separate one"
             )
-        return {**runs, run: Run(terms, (0 if begun is None else begun.made) + made)}
+        if begun is not None and self._rule.name == RUNS:
+            after = before  # it was charged whole
+        else:
+            after = self._rule.further(before, others, terms, made + (0 if begun is None else begun.made))
+        # Written so that a NaN is refused too.
+        if not after <= self._ceiling:
+            raise BudgetExceeded(
+                f"company={self._company!r}: a run of {terms} would bring epsilon from {round_up(before)} to "
+                f"{round_up(after)}, past the ceiling {self._ceiling:g}; {self._fitting(runs, before, terms)} fit"
+            )
+        return after
 
-    def _epsilon(self, runs: Runs) -> float:
-        return self._rule.epsilon(list(runs.values()))
-
-    def _fitting(self, rows: Sequence[LedgerRow], event: Event) -> int:
-        return fitting(self._rule, list(runs_of(rows).values()), event, self._ceiling)
-
-    def _too_much(
-        self, what: str, before: float, after: float, rows: Sequence[LedgerRow], event: Event
-    ) -> BudgetExceeded:
-        return BudgetExceeded(
-            f"company={self._company!r}: {what} would bring epsilon from {round_up(before)} to {round_up(after)}, "
-            f"past the ceiling {self._ceiling:g}; as a run of their own {self._fitting(rows, event)} fit"
-        )
+    def _fitting(self, runs: Runs, before: float, terms: Terms) -> str:
+        """How many releases do fit, as a run of their own, where that is found quickly."""
+        if terms.whole.steps > _QUICK_STEPS:
+            return "fewer"
+        return str(fitting(self._rule, list(runs.values()), terms.event, self._ceiling, before))
 
     def rows(self) -> list[LedgerRow]:
         """All rows in order, their hash chain checked."""

@@ -58,12 +58,15 @@ class Identity:
     @property
     def columns(self) -> tuple[str, ...]:
         """What a row's hash covers, in order."""
-        return tuple(name for name in FIELDS if name != "hash" and (self.pinned or name != "planned"))
+        return tuple(
+            name for name in FIELDS if name != "hash" and (self.pinned or name not in ("planned", "account"))
+        )
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One release, as stored, in the order of the columns; `planned`: how many its run has at most, 0 if unknown."""
+    """One release, as stored, in the order of the columns; `planned`: how many its run has at most, 0 if unknown;
+    `account`: the version of the accountant that wrote it."""
 
     seq: int
     company: str
@@ -79,6 +82,7 @@ class LedgerRow:
     epsilon_after: float
     time: float
     planned: int = 0
+    account: str = ""
     hash: str = ""
 
 

@@ -41,7 +41,7 @@ CREATE TABLE releases (
     block TEXT NOT NULL, release_id TEXT NOT NULL UNIQUE, event TEXT NOT NULL, unit TEXT NOT NULL,
     adjacency TEXT NOT NULL,
     delta REAL NOT NULL, epsilon_before REAL NOT NULL, epsilon_after REAL NOT NULL, time REAL NOT NULL,
-    planned INTEGER NOT NULL, hash TEXT NOT NULL
+    planned INTEGER NOT NULL, account TEXT NOT NULL, hash TEXT NOT NULL
 ) STRICT;
 CREATE TRIGGER no_update BEFORE UPDATE ON releases BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON releases BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;

@@ -132,7 +132,7 @@ def test_the_ceiling_is_never_passed(path: Path, rule: str) -> None:
         assert ledger.remaining(EVENT) == 0
         big = GaussianSteps(sampling_rate=0.5, noise_multiplier=1.0, steps=50, dimension=9)
         for event in (EVENT, big):
-            with pytest.raises(BudgetExceeded, match=r"'acme'.*ceiling 2; as a run of their own 0 fit"):
+            with pytest.raises(BudgetExceeded, match=r"'acme'.*ceiling 2; 0 fit"):
                 charge(ledger, 0, event, "s", 1)
         assert ledger.head() == before
         assert ledger.spent().epsilon <= 2.0
@@ -152,7 +152,7 @@ def test_refusal_says_how_many_fit(path: Path, rule: str) -> None:
     with opened(path, ceiling=2.0, rule=rule) as ledger:
         charge(ledger, 0, OTHER, "s", 1)
         fit = ledger.remaining(EVENT)
-        with pytest.raises(BudgetExceeded, match=f"as a run of their own {fit} fit"):
+        with pytest.raises(BudgetExceeded, match=f"; {fit} fit"):
             ledger.check_plan("r", Terms(EVENT, fit + 1))
         assert ledger.check_plan("r", Terms(EVENT, fit)) <= 2.0
         assert len(ledger.rows()) == 1
@@ -194,9 +194,41 @@ def test_a_ledger_cannot_be_slowed_for_ever(path: Path, rule: str, monkeypatch: 
         with pytest.raises(LedgerError, match="the most runs, or kinds of release"):
             charge(ledger, 0, kind(99), "one-more", 1)
         composed.clear()
-        charge(ledger, 1, kind(0), "run-0", 2)
-        # Each kind once for the figure before and once for that after.
-        assert len(composed) <= 2 * MAX_KINDS
+    # As another process, which remembers nothing.
+    with opened(path, ceiling=50.0, rule=rule) as again:
+        composed.clear()
+        charge(again, 1, kind(0), "run-0", 2)
+        # A sum over runs composes nothing anew, a filter looks each kind up, for the figures before and after.
+        assert len(composed) <= (0 if rule == RUNS else 2 * MAX_KINDS)
+        assert again.spent().epsilon == again.rows()[-1].epsilon_after
+
+
+def test_a_charge_composes_the_run_that_it_begins_and_no_other(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(5):
+        charge(ledger, n, kind(n), f"run-{n}", 1)
+    composed: list[object] = []
+    real = composition_module.epsilon
+    monkeypatch.setattr(composition_module, "epsilon", lambda *v: (composed.append(v), real(*v))[1])
+    charge(ledger, 9, kind(9), "run-9", 1)
+    assert len(composed) == 1
+    # What another version of the accountant wrote is not relied on.
+    monkeypatch.setattr("fedblocks.privacy.ledger.ACCOUNT", "2/9.9")
+    charge(ledger, 10, kind(10), "run-10", 1)
+    assert len(composed) == 1 + 6 + 1
+    charge(ledger, 11, kind(11), "run-11", 1)
+    assert len(composed) == 1 + 6 + 1 + 1
+
+
+def test_a_refusal_of_a_long_run_does_not_account_it_again_and_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[object] = []
+    monkeypatch.setattr(composition_module, "epsilon", lambda *v: (composed.append(v), 99.0)[1])
+    with pytest.raises(BudgetExceeded, match="fewer fit"):
+        ledger.check_plan("r", Terms(EVENT, 40_000))
+    assert len(composed) == 1
 
 
 def kind(n: int) -> GaussianSteps:
@@ -298,11 +330,11 @@ def test_verify_recomputes_every_epsilon(path: Path, monkeypatch: pytest.MonkeyP
         charge(ledger, 0)
         # A row with a fitting hash whose epsilon is a lie, as a broken accountant would have written it.
         monkeypatch.setattr(composition_module, "epsilon", lambda events, delta: 0.01)
-        charge(ledger, 1)
+        charge(ledger, 1, OTHER, "s")
         monkeypatch.undo()
-        with pytest.raises(LedgerError, match=r"row 2: epsilon_before=0\.01"):
+        with pytest.raises(LedgerError, match=r"row 2: epsilon_after="):
             ledger.verify()
-        assert ledger.spent().epsilon == WHOLE
+        assert ledger.spent().epsilon == WHOLE + run_epsilon(OTHER.times(PLANNED), DELTA, 2)
 
 
 def test_verify_holds_every_row_against_what_its_run_is_pinned_to(
@@ -313,7 +345,7 @@ def test_verify_holds_every_row_against_what_its_run_is_pinned_to(
         where = path.with_name(f"{n}.sqlite")
         with opened(where) as ledger:
             charge(ledger, 0, planned=1)
-            monkeypatch.setattr(Ledger, "_with", lambda self, runs, *rest, **more: runs)
+            monkeypatch.setattr(Ledger, "_after", lambda self, rows, before, *rest, **more: before)
             charge(ledger, 1, terms, planned=planned)
             monkeypatch.undo()
             with pytest.raises(LedgerError, match="row 2: release 2 of run='r' is not of the terms"):
