@@ -38,7 +38,7 @@ from .protocol import (
     UnmaskRequest,
     refusal,
 )
-from .training import block_size, blocks_read, model_of, release_event, train_block
+from .training import block_size, blocks_read, model_of, run_terms, train_block
 
 app = ClientApp()
 
@@ -74,12 +74,10 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     company.policy.check(plan)
     member = company.member()
     model = model_of(plan, company.policy.device, 0)
-    event = release_event(plan, block_size(model, 0, plan))
+    terms = run_terms(plan, block_size(model, 0, plan))  # all blocks have one shape
     check_part(model, request.shared, None)
     with company.ledger() as ledger:
-        done = sum(row.run == plan.run for row in ledger.rows())
-        left = max(0, plan.training.releases(plan.model.blocks) - done)
-        ledger.check_plan([event.times(left)] if left else [])
+        ledger.check_plan(plan.run, terms)
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
     joined = request.digest()
@@ -149,14 +147,14 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     companies = len(session.cohort)
-    event = release_event(plan, session.length, companies)
+    terms = run_terms(plan, session.length, companies)
     data = company.data()
     _take("trained", context, company, party)
     steps, most = plan.training.local_steps, company.policy.most_steps
     company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     release, randomness = company.randomness(*release_labels(plan, session, received, shared, data))
     with company.ledger() as ledger:
-        ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, event=event)
+        ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
     residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})

@@ -148,6 +148,7 @@ class Company:
             policy.epsilon_ceiling,
             policy.delta,
             self.clock,
+            rule=policy.composition,
             witness=witness,
         )
 

@@ -16,6 +16,7 @@ from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
 from ..config import Plan, TrainingSettings
 from ..errors import InputError
 from ..privacy.clipping import Clipping, examples_within
+from ..privacy.composition import Terms
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
 from ..privacy.events import Event, NoNoise
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
@@ -131,7 +132,12 @@ def release_event(plan: Plan, size: int, companies: int | None = None) -> Event:
         return secure_step(plan, size, companies or plan.dropouts + plan.colluders + 1).event
     if companies is not None:
         codec(plan, companies)
-    return mechanism(plan).event if plan.private else NoNoise(steps=plan.training.local_steps)
+    return mechanism(plan).event(size) if plan.private else NoNoise(steps=plan.training.local_steps)
+
+
+def run_terms(plan: Plan, size: int, companies: int | None = None) -> Terms:
+    """What a run of this plan is pinned to in a company's ledger; arguments as for `release_event`."""
+    return Terms(release_event(plan, size, companies), plan.training.releases(plan.model.blocks))
 
 
 def block_size(model: Denoiser, block: int, plan: Plan) -> int:

@@ -26,6 +26,7 @@ from ..client.training import block_size, release_event, with_fewest_bits
 from ..config import DiTSettings, Plan, Settings, ViTSettings
 from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
+from ..privacy.composition import in_a_fresh_ledger
 from ..privacy.events import Event
 from ..privacy.secure_aggregation import Identity
 from ..server.checkpoint import Checkpoint
@@ -137,7 +138,7 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
             noise = calibrated_noise(plan, size, p.epsilon)
             plan = plan.model_copy(update={"noise_multiplier": noise})
         release, wanted = release_event(plan, size), t.releases(settings.model.blocks)
-        fits = releases_within(p.epsilon, p.delta, release)
+        fits = releases_within(p.epsilon, release, in_a_fresh_ledger(p.delta))
         if fits < wanted:
             rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
             raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
@@ -149,13 +150,13 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
 
 
 def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
-    """The least noise with which the whole plan costs a company `epsilon`; blocks of `size` values."""
+    """The least noise with which the whole plan costs a fresh ledger `epsilon`; blocks of `size` values."""
     releases = plan.training.releases(plan.model.blocks)
 
     def event_at(noise: float) -> Event:
         return release_event(plan.model_copy(update={"noise_multiplier": noise}), size).times(releases)
 
-    return calibrate(event_at, epsilon, plan.delta)
+    return calibrate(event_at, epsilon, in_a_fresh_ledger(plan.delta))
 
 
 def new_run(runs: Path, settings: Settings) -> Path:

@@ -22,11 +22,9 @@ from typing import Protocol
 from urllib.parse import quote
 
 from ..errors import LedgerError
-from .events import ADD_REMOVE
 from .ledger_file import (
     APPLICATION_ID,
     EVENT_COLUMN,
-    FIELDS,
     SCHEMA_VERSION,
     WAIT_SECONDS,
     Identity,
@@ -43,13 +41,15 @@ from .ledger_file import (
 
 _SCHEMA = f"""
 BEGIN;
-CREATE TABLE ledger (company TEXT NOT NULL, delta REAL NOT NULL, adjacency TEXT NOT NULL) STRICT;
+CREATE TABLE ledger (
+    company TEXT NOT NULL, delta REAL NOT NULL, adjacency TEXT NOT NULL, composition TEXT NOT NULL, renyi_order REAL
+) STRICT;
 CREATE TABLE releases (
     seq INTEGER PRIMARY KEY, company TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
     block TEXT NOT NULL, release_id TEXT NOT NULL UNIQUE, event TEXT NOT NULL, unit TEXT NOT NULL,
     adjacency TEXT NOT NULL,
     delta REAL NOT NULL, epsilon_before REAL NOT NULL, epsilon_after REAL NOT NULL, time REAL NOT NULL,
-    hash TEXT NOT NULL
+    planned INTEGER NOT NULL, account TEXT NOT NULL, hash TEXT NOT NULL
 ) STRICT;
 CREATE TRIGGER no_update BEFORE UPDATE ON releases BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON releases BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
@@ -57,7 +57,6 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
-_INSERT = "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 class Witness(Protocol):
@@ -71,18 +70,11 @@ class Witness(Protocol):
 
 
 class LedgerStore:
-    """Append-only rows of one (company, delta, adjacency)."""
+    """Append-only rows of one (company, delta, adjacency, composition)."""
 
-    def __init__(
-        self,
-        path: Path,
-        company: str,
-        delta: float,
-        adjacency: str = ADD_REMOVE,
-        witness: Witness | None = None,
-    ) -> None:
-        """Open the file, or create it with this company, delta and adjacency. What a witness has seen is not made
-        anew: a ledger that is gone is refused."""
+    def __init__(self, path: Path, wanted: Identity, witness: Witness | None = None) -> None:
+        """Open the file, or create it as `wanted`. The order of a composition is that of the file. What a witness has
+        seen is not made anew: a ledger that is gone is refused."""
         self.path = path
         self._witness = witness
         with mendable(path):
@@ -92,7 +84,7 @@ class LedgerStore:
                         f"ledger {path} is missing: restore it from a backup; a first one, or one in place of what "
                         f"is lost, is made with `fedblocks ledger create {path.parent}`"
                     )
-                _create(path, Identity(company, delta, adjacency))
+                _create(path, wanted)
             check_file(path)
             # SQLite gives its side files the mode of the main file.
             path.chmod(0o600)
@@ -101,11 +93,14 @@ class LedgerStore:
             with mendable(path):
                 self.identity = read_identity(self._connection, path)
             found = self.identity
-            if (found.company, found.delta, found.adjacency) != (company, delta, adjacency):
+            # Ledgers of before there was a choice have the one rule that holds for them.
+            rule = wanted.composition if found.pinned else found.composition
+            if found != replace(wanted, composition=rule, order=found.order, version=found.version):
                 raise LedgerError(
-                    f"ledger {path} belongs to {found.company!r} at delta={found.delta}, to {found.adjacency}, "
-                    f"not to {company!r} at delta={delta}, to {adjacency}: all three are fixed when a ledger "
-                    "is created; epsilons of another delta or adjacency cannot be compared"
+                    f"ledger {path} belongs to {found.company!r} at delta={found.delta}, to {found.adjacency}, by "
+                    f"composition {found.composition!r}, not to {wanted.company!r} at delta={wanted.delta}, to "
+                    f"{wanted.adjacency}, by {wanted.composition!r}: all four are fixed when a ledger is created; "
+                    "epsilons of another delta, adjacency or composition cannot be compared"
                 )
             self.rows()
         except BaseException:
@@ -125,10 +120,12 @@ class LedgerStore:
         """Add `row` after the last; its `seq` and `hash` are set here. Call within `transaction()`."""
         rows = self.rows()
         row = replace(row, seq=len(rows) + 1)
-        values = [getattr(row, name) for name in FIELDS if name != "hash"]
+        values = [getattr(row, name) for name in self.identity.columns]
         values[EVENT_COLUMN] = row.event.to_json()
+        places = ", ".join("?" * (len(values) + 1))
         with mendable(self.path):
-            self._connection.execute(_INSERT, (*values, digest(self.head(rows), values)))
+            insert = f"INSERT INTO releases VALUES ({places})"
+            self._connection.execute(insert, (*values, digest(self.head(rows), values)))
 
     def head(self, rows: Sequence[LedgerRow] | None = None) -> str:
         """The hash that stands for all rows so far."""
@@ -178,8 +175,14 @@ def _create(path: Path, identity: Identity) -> None:
         connection = _connect(draft)
         try:
             connection.executescript(_SCHEMA)
-            values = (identity.company, identity.delta, identity.adjacency)
-            connection.execute("INSERT INTO ledger VALUES (?, ?, ?)", values)
+            values = (
+                identity.company,
+                identity.delta,
+                identity.adjacency,
+                identity.composition,
+                identity.order,
+            )
+            connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", values)
         finally:
             connection.close()
         # Another process may have been first; then its ledger counts.

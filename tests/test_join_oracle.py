@@ -16,10 +16,11 @@ from fedblocks.config import Plan, Settings
 from fedblocks.errors import PrivacyError, ProtocolError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.privacy.accounting import epsilon
-from fedblocks.privacy.events import GaussianSteps, SkellamSteps, TruncatedGaussianSteps
+from fedblocks.privacy.composition import Terms
+from fedblocks.privacy.events import GaussianSteps
 from fedblocks.server.run_folder import RunFolder
 
-ELSEWHERE = GaussianSteps(sampling_rate=0.5, noise_multiplier=4.0, steps=9)
+ELSEWHERE = GaussianSteps(sampling_rate=0.5, noise_multiplier=4.0, steps=9, dimension=100)
 DAY = 86400.0
 
 
@@ -34,7 +35,7 @@ def app(small: Settings, tmp_path: Path) -> Coordinator:
     """Company 0 has spent something in a run that is none of this coordinator's business."""
     app = Coordinator(prepare(small, tmp_path / "run"))
     with company_of(app.run).ledger() as ledger:
-        ledger.charge(run="elsewhere", round=1, block="b", release_id="x", event=ELSEWHERE)
+        ledger.charge(run="elsewhere", round=1, block="b", release_id="x", terms=Terms(ELSEWHERE, 1))
     return app
 
 
@@ -90,22 +91,19 @@ def test_a_training_that_the_budget_refuses_says_no_more_than_a_rule(small: Sett
     request = app.train_request(app.session()).to_record()
     with company_of(app.run).ledger() as ledger:
         fits = ledger.remaining(ELSEWHERE)
-        ledger.charge(run="elsewhere", round=1, block="b", release_id="x", event=ELSEWHERE.times(fits))
+        ledger.charge(run="elsewhere", round=1, block="b", release_id="x", terms=Terms(ELSEWHERE, fits))
     assert refused(app.ask(1, TRAIN, request)) == "privacy"
     assert app.charges() == 1
 
 
-def test_what_does_not_compose_with_the_ledger_is_refused_as_a_rule_is(app: Coordinator) -> None:
-    """Would catch the code of an input error, by which a coordinator learns of what kind earlier releases were."""
-    capped = TruncatedGaussianSteps(
-        sampling_rate=0.01, noise_multiplier=20.0, steps=1, examples=10_000, batch_cap=140
-    )
-    skellam = SkellamSteps(sampling_rate=0.1, steps=1, l2=1000.0, l1=30_000.0, variance=4e8, beta=2.0**-40)
+def test_what_the_ledger_cannot_take_in_is_refused_as_a_rule_is(app: Coordinator) -> None:
+    """Would catch the code of an input error raised by the ledger: it would tell what the ledger is like."""
     company = company_of(app.run)
-    with company.ledger() as ledger:
-        ledger.charge(run="elsewhere", round=2, block="b", release_id="y", event=capped)
+    odd = GaussianSteps(
+        sampling_rate=0.1, noise_multiplier=20.0, steps=1
+    )  # of real numbers: not to be charged
     with pytest.raises(PrivacyError) as refusal, company.ledger() as ledger:
-        ledger.check_plan([skellam])
+        ledger.charge(run="r", round=2, block="b", release_id="y", terms=Terms(odd, 1))
     assert refusal.value.code == "privacy"
 
 

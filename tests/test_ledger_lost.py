@@ -24,10 +24,11 @@ from fedblocks.client.protocol import JOIN, TRAIN, JoinRequest, refused
 from fedblocks.config import DataKind, Settings
 from fedblocks.errors import InputError, LedgerError, ProtocolError
 from fedblocks.experiments.preparation import prepare
+from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger_file import read_ledger
 
-EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=5.0, steps=20)
+TERMS = Terms(GaussianSteps(sampling_rate=0.02, noise_multiplier=5.0, steps=20, dimension=100), 100)
 
 
 def company_at(home: Path, name: str = "acme") -> Company:
@@ -45,7 +46,7 @@ def company_at(home: Path, name: str = "acme") -> Company:
 def charge(company: Company, *rounds: int) -> None:
     with company.ledger() as ledger:
         for n in rounds:
-            ledger.charge(run="r", round=n, block="b", release_id=f"id-{n}", event=EVENT)
+            ledger.charge(run="r", round=n, block="b", release_id=f"id-{n}", terms=TERMS)
 
 
 def invoke(*words: object) -> Any:
@@ -218,6 +219,7 @@ from pathlib import Path
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.steps import Steps
+from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.events import GaussianSteps
 home, moment, after = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 saw = Steps.saw
@@ -230,11 +232,11 @@ def saw_or_die(self, rows, head):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Steps.saw = saw_or_die
-event = GaussianSteps(sampling_rate=0.02, noise_multiplier=5.0, steps=20)
+event = GaussianSteps(sampling_rate=0.02, noise_multiplier=5.0, steps=20, dimension=100)
 company = Company(home, load_policy(home / "policy.toml"))
 for n in range(after + 5):
     with company.ledger() as ledger:
-        ledger.charge(run="r", round=n, block="b", release_id=f"id-{n}", event=event)
+        ledger.charge(run="r", round=n, block="b", release_id=f"id-{n}", terms=Terms(event, 100))
     print(n, flush=True)
 """
 
@@ -265,7 +267,7 @@ def test_a_process_killed_between_the_two_records_neither_forgets_nor_locks_out(
     # The same release comes again, as after a restart: from then on no copy without it is taken.
     backup = shutil.copy(company.home / "ledger.sqlite", tmp_path)
     with company.ledger() as ledger:
-        assert ledger.charge(run="r", round=2, block="b", release_id="id-2", event=EVENT).repeated
+        assert ledger.charge(run="r", round=2, block="b", release_id="id-2", terms=TERMS).repeated
     assert company.steps.seen()[0] == 3
     charge(company, 3)
     shutil.copy(backup, company.home)

@@ -19,7 +19,8 @@ from fedblocks.config import Settings
 from fedblocks.errors import BudgetExceeded
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.simulation import simulate
-from fedblocks.privacy.accounting import epsilon, guarantee, releases_within
+from fedblocks.privacy.accounting import epsilon, guarantee
+from fedblocks.privacy.composition import COMPOSITIONS, Terms
 from fedblocks.privacy.events import EpochGaussian, Event, GaussianSteps, NoNoise, SkellamSteps
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.server.run_folder import RunFolder
@@ -27,7 +28,7 @@ from fedblocks.threat_model.report import write_report
 
 DELTA = 1e-5
 BARE = NoNoise(steps=2)
-QUIET = GaussianSteps(sampling_rate=0.01, noise_multiplier=30.0, steps=1)
+QUIET = GaussianSteps(sampling_rate=0.01, noise_multiplier=30.0, steps=1, dimension=100)
 SKELLAM = SkellamSteps(sampling_rate=0.1, steps=1, l2=1000.0, l1=30_000.0, variance=4e8, beta=2.0**-40)
 
 
@@ -59,23 +60,23 @@ def test_its_epsilon_is_infinite_beside_any_others(others: list[Event]) -> None:
     assert math.isinf(epsilon([*others, BARE], DELTA))
     assert math.isinf(epsilon([BARE, *others], 0.999))
     assert "epsilon=infinite" in str(guarantee([*others, BARE], DELTA))
-    assert releases_within(1e9, DELTA, QUIET, [BARE]) == 0
 
 
-def test_it_is_recorded_past_any_ceiling_and_nothing_fits_after_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rule", COMPOSITIONS)
+def test_it_is_recorded_past_any_ceiling_and_nothing_fits_after_it(tmp_path: Path, rule: str) -> None:
     path = tmp_path / "ledger.sqlite"
-    with Ledger.open(path, "acme", 0.0, DELTA) as ledger:
-        ledger.check_plan([BARE])
-        charged = ledger.charge(run="bare", round=1, block="b", release_id="1", event=BARE)
+    with Ledger.open(path, "acme", 0.0, DELTA, rule=rule) as ledger:
+        ledger.check_plan("bare", Terms(BARE, 2))
+        charged = ledger.charge(run="bare", round=1, block="b", release_id="1", terms=Terms(BARE, 2))
         assert (charged.epsilon_before, charged.epsilon_after) == (0.0, math.inf)
-        ledger.charge(run="bare", round=2, block="b", release_id="2", event=BARE)
-    with Ledger.open(path, "acme", 1e308, DELTA) as ledger:
+        ledger.charge(run="bare", round=2, block="b", release_id="2", terms=Terms(BARE, 2))
+    with Ledger.open(path, "acme", 1e308, DELTA, rule=rule) as ledger:
         assert [row.epsilon_after for row in ledger.rows()] == [math.inf] * 2
         assert math.isinf(ledger.spent().epsilon)
         assert ledger.remaining(QUIET) == 0
         for use in (
-            lambda: ledger.charge(run="r", round=1, block="b", release_id="3", event=QUIET),
-            lambda: ledger.check_plan([QUIET]),
+            lambda: ledger.charge(run="r", round=1, block="b", release_id="3", terms=Terms(QUIET, 1)),
+            lambda: ledger.check_plan("r", Terms(QUIET, 1)),
         ):
             with pytest.raises(
                 BudgetExceeded, match=r"row 1 \(run 'bare'\) was released without noise.*infinite"
@@ -127,7 +128,7 @@ def test_a_plan_with_noise_is_refused_after_one_without(small: Settings, tmp_pat
     promised = app.plan
     app.plan = promised.model_copy(update={"noise_multiplier": 0.0, "run": "bare"})
     with company(app.run).ledger() as ledger:
-        ledger.charge(run="bare", round=1, block="block-0", release_id="1", event=NoNoise(steps=1))
+        ledger.charge(run="bare", round=1, block="block-0", release_id="1", terms=Terms(NoNoise(steps=1), 4))
     assert refused(app.join()[1]) is None
     app.plan = promised
     replies = app.join()

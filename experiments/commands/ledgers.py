@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from ...client.steps import STEPS_FILE, Steps
 from ...errors import InputError, LedgerError
-from ...privacy.accounting import Guarantee, finite, guarantee
+from ...privacy.accounting import Guarantee, finite
 from ...privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, check_seen, read_ledger
 from ...privacy.verification import verify_rows
 
@@ -48,11 +48,6 @@ def read_own(path: Path) -> LedgerCopy:
     return copy
 
 
-def spent(copy: LedgerCopy) -> Guarantee:
-    """What all its rows together cost."""
-    return guarantee(copy.events, copy.identity.delta, copy.identity.adjacency)
-
-
 def plain_guarantee(found: Guarantee) -> dict[str, Any]:
     """A guarantee as plain values; an epsilon is null where no finite one is known."""
     epsilons = ("epsilon", "epsilon_against_company")
@@ -64,7 +59,7 @@ def described(copy: LedgerCopy) -> dict[str, Any]:
     return {
         "path": str(copy.path),
         "company": copy.identity.company,
-        **plain_guarantee(spent(copy)),
+        **plain_guarantee(copy.spent),
         "head": copy.head,
         "rows": [_plain(row) for row in copy.rows],
     }
@@ -74,7 +69,7 @@ def verified(path: Path) -> dict[str, Any]:
     """Whether a ledger holds and what was compared, or what is wrong."""
     try:
         copy = read_own(path)
-        found = verify_rows(path, copy.rows, copy.identity.delta)
+        found = verify_rows(path, copy.identity, copy.rows)
     except LedgerError as error:
         return {"path": str(path), "ok": False, "says": str(error)}
     return {
@@ -84,6 +79,7 @@ def verified(path: Path) -> dict[str, Any]:
         "company": copy.identity.company,
         "rows": found.rows,
         "accountant": found.accountant,
+        "composition": found.composition,
         "head": copy.head,
         "independent": [vars(check) | {"epsilon": finite(check.epsilon)} for check in found.checks],
     }

@@ -109,7 +109,10 @@ def _show_account(result: dict[str, Any]) -> None:
     if "companies" not in result:
         return
     companies = Table(title="Spent so far, and rounds of this plan that are left")
-    columns = ("company", "releases", "epsilon", "against a company", "delta", "ceiling", "rounds left")
+    columns = ["company", "releases", "epsilon", "delta", "ceiling", "composition", "rounds left"]
+    weaker = any(row["epsilon_against_company"] != row["epsilon"] for row in result["companies"])
+    if weaker:
+        columns.insert(3, "against a company")
     for column in columns:
         companies.add_column(column)
     for row in result["companies"]:
@@ -117,9 +120,10 @@ def _show_account(result: dict[str, Any]) -> None:
             escape(row["company"]),
             str(row["releases"]),
             shown(row["epsilon"]),
-            shown(row["epsilon_against_company"]),
+            *([shown(row["epsilon_against_company"])] if weaker else []),
             f"{row['delta']:g}",
             f"{row['ceiling']:g}",
+            escape(row["composition"]),
             str(row["rounds_left"]),
         )
     people.print(companies)
@@ -171,14 +175,14 @@ def _company(home: Path) -> Company:
 def show(path: Where, company: OfCompany = None, as_json: AsJson = False) -> None:
     """Every release by row, with the epsilon after it."""
     from ...privacy.accounting import shown
-    from .ledgers import described, find_ledgers, read_own, spent
+    from .ledgers import described, find_ledgers, read_own
 
     copies = [read_own(found) for found in find_ledgers(path, company)]
     if as_json:
         print(json.dumps({"ledgers": [described(copy) for copy in copies]}))
         return
     for copy in copies:
-        table = Table(title=f"{escape(copy.identity.company)}: {escape(str(spent(copy)))}")
+        table = Table(title=f"{escape(copy.identity.company)}: {escape(str(copy.spent))}")
         for column in ("row", "time (UTC)", "run", "round", "block", "release", "steps", "epsilon after"):
             table.add_column(column)
         for row in copy.rows:

@@ -136,7 +136,8 @@ def _epsilon(facts: Facts) -> Finding:
     if not facts.spending:
         text = (
             "The companies' ledgers are not in this folder. The whole plan costs a company epsilon "
-            f"{round_up(_planned(facts).epsilon)} at delta {delta(facts.plan.delta)}{_company(facts)}."
+            f"{round_up(_planned(facts).epsilon)} at delta {delta(facts.plan.delta)}, if it is the first run of its "
+            f"ledger{_company(facts)}."
         )
         return Finding("Privacy", text)
     top = max(facts.spending, key=lambda s: s.spent)
@@ -147,7 +148,7 @@ def _epsilon(facts: Facts) -> Finding:
     whose = f"all {len(facts.spending)} companies alike" if alike else top.company
     text = (
         f"The largest epsilon spent is {round_up(top.spent)} ({whose}), under a ceiling of {top.ceiling:g}, "
-        f"for one example of one company, at delta {delta(top.delta)}{_company(facts)}."
+        f"for one example of one company, at delta {delta(top.delta)} (accountant: {top.account}){_company(facts)}."
     )
     if top.spent > top.ceiling:
         text += " That is above the ceiling that this company's policy now sets."

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...blocks import build_model
 from ...client.company import Company
 from ...client.policy import load_policy
-from ...client.training import block_size, release_event
+from ...client.training import block_size, run_terms
 from ...config import Plan
 from ...privacy.accounting import Guarantee, epsilon, guarantee
+from ...privacy.adversaries import seen_by_company
+from ...privacy.composition import run_epsilon
 from ...privacy.ledger_file import LedgerRow
 from ...server.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Spending:
-    """One company's ledger. `spent` covers all its runs; `curve` and `by_block` this run.
+    """One company's ledger. `spent` covers all its runs, `account` says by what; `curve` and `by_block` this run.
 
     `spent_company`: the same against a company that takes part, and so knows its own share of the noise.
     """
@@ -28,6 +30,7 @@ class Spending:
     spent_company: float
     releases: int
     other_releases: int
+    account: str
     curve: tuple[tuple[int, float], ...]
     by_block: dict[str, tuple[int, float]]
 
@@ -41,11 +44,14 @@ def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
 
 
 def planned(plan: Plan, companies: int) -> Guarantee:
-    """What the whole plan costs a company that takes part in every round, in sums of so many `companies`."""
-    # Integer noise alone goes by a block's size, which only a model can tell.
-    size = block_size(build_model(plan.model, plan.noise), 0, plan) if plan.secure_step else 0
-    event = release_event(plan, size, companies)
-    return guarantee([event.times(plan.training.releases(plan.model.blocks))], plan.delta)
+    """What the whole plan costs a company whose ledger it is the first run of, in sums of so many `companies`."""
+    # Only a model can tell a block's size.
+    whole = run_terms(plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan), companies).whole
+    return replace(
+        guarantee([whole], plan.delta),
+        epsilon=run_epsilon(whole, plan.delta),
+        epsilon_against_company=run_epsilon(seen_by_company(whole), plan.delta),
+    )
 
 
 def _spending(company: Company, plan: Plan) -> Spending:
@@ -67,6 +73,7 @@ def _spending(company: Company, plan: Plan) -> Spending:
         spent_company=found.epsilon_against_company,
         releases=len(own),
         other_releases=len(rows) - len(own),
+        account=f"{found.accountant}; composition: {found.composition}",
         curve=tuple(start + [(row.round, row.epsilon_after) for row in own]),
         by_block={block: _block(own, block, delta) for block in blocks},
     )
