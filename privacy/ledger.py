@@ -93,7 +93,7 @@ class Ledger:
 
     def charge(self, *, run: str, round: int, block: str, release_id: str, terms: Terms) -> Charge:
         """Record one release of a run before it is made, or raise and write nothing: BudgetExceeded past the
-        ceiling, LedgerError for what the run is not pinned to.
+        ceiling or the number that the run is pinned to, LedgerError for other terms.
 
         A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content
         is the same release made again, which tells nobody anything new and is not charged twice.
@@ -166,7 +166,7 @@ class Ledger:
                 "other terms need another run"
             )
         if begun is not None and begun.made + made > terms.releases:
-            raise LedgerError(
+            raise BudgetExceeded(
                 f"company={self._company!r}: run={run!r} is pinned to {terms.releases} releases, of which "
                 f"{begun.made} were made: more need another run"
             )
