@@ -68,7 +68,7 @@ class Terms:
 
     def __post_init__(self) -> None:
         check_event(self.event)
-        count("releases", self.releases)
+        object.__setattr__(self, "releases", count("releases", self.releases))
 
     @property
     def whole(self) -> Event:
@@ -194,7 +194,7 @@ def composition(name: str, delta: float, order: float | None = None) -> Composit
 def fitting(
     rule: Composition, runs: Sequence[Run], event: Event, ceiling: float, before: float | None = None
 ) -> int:
-    """How many releases like `event` fit under the ceiling after `runs` (which cost `before`), as their own run."""
+    """How many releases like `event` fit under the ceiling after `runs`, which cost `before`, as one run."""
     spent = rule.epsilon(runs) if before is None else before
 
     def cost(whole: Event) -> float:

@@ -95,7 +95,7 @@ class Ledger:
 
     def charge(self, *, run: str, round: int, block: str, release_id: str, terms: Terms) -> Charge:
         """Record one release of a run before it is made, or raise and write nothing: BudgetExceeded past the
-        ceiling, LedgerError for what the run is not pinned to.
+        ceiling or the number that the run is pinned to, LedgerError for other terms.
 
         A release without noise passes every ceiling: whether it is made is for the company's policy to say. It is
         recorded, and no release with noise fits under a ceiling after it.
@@ -171,7 +171,7 @@ class Ledger:
                 "other terms need another run"
             )
         if begun is not None and begun.made + made > terms.releases:
-            raise LedgerError(
+            raise BudgetExceeded(
                 f"company={self._company!r}: run={run!r} is pinned to {terms.releases} releases, of which "
                 f"{begun.made} were made: more need another run"
             )

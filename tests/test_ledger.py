@@ -107,7 +107,7 @@ def test_a_run_is_charged_whole_and_pinned(ledger: Ledger) -> None:
     charge(ledger, 1, planned=3)
     charge(ledger, 2, planned=3)
     assert ledger.check_plan("r", terms) == ledger.spent().epsilon
-    with pytest.raises(LedgerError, match="of which 3 were made"):
+    with pytest.raises(BudgetExceeded, match="of which 3 were made"):
         charge(ledger, 3, planned=3)
     assert charge(ledger, 2, planned=3).repeated
     assert len(ledger.rows()) == 3

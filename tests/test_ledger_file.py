@@ -175,6 +175,30 @@ def test_a_ledger_of_version_1_is_read_verified_and_continued(path: Path) -> Non
         opened(path, REPLACE_ONE)
 
 
+def test_a_ledger_of_version_2_is_read_verified_and_continued(path: Path) -> None:
+    """As version 1, with an adjacency of its own in file and hash: made of a version 1 by writing its hashes anew."""
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    connection.execute(f"ALTER TABLE ledger ADD COLUMN adjacency TEXT NOT NULL DEFAULT '{ADD_REMOVE}'")
+    connection.execute("PRAGMA user_version = 2")
+    previous = ledger_file.digest(
+        "fedblocks ledger", [2, "acme", DELTA, "one example of one company", ADD_REMOVE]
+    )
+    for *values, _ in connection.execute("SELECT * FROM releases ORDER BY seq").fetchall():
+        previous = ledger_file.digest(previous, values)
+        connection.execute("UPDATE releases SET hash = ? WHERE seq = ?", (previous, values[0]))
+    connection.commit()
+    connection.close()
+    assert read_ledger(path).head == previous
+    with opened(path) as ledger:
+        assert ledger.verify().rows == 2
+        charge(ledger, 2, GAUSSIAN)
+        assert ledger.verify().rows == 3
+    found = read_ledger(path)
+    assert (found.identity.version, found.identity.composition) == (2, RENYI)
+    assert found.spent.epsilon == found.rows[-1].epsilon_after
+
+
 def test_companies_compose_only_over_the_blocks_they_trained(tmp_path: Path) -> None:
     trained = {"one": ["b0", "b0"], "two": ["b1"], "three": ["b0", "b1", "b1"]}
     for company, blocks in trained.items():
