@@ -225,6 +225,8 @@ def _existing(run: Path | None, runs_dir: Path) -> Any:
 
 def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:
     def text(value: Any) -> str:
+        if value is None:
+            return "infinite"  # the one figure that JSON has no number for
         if isinstance(value, float):
             return f"{value:.4g}"
         if isinstance(value, list):

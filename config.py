@@ -469,7 +469,7 @@ class Settings(_Part):
         n, least = self.companies.count, self.secure_aggregation.minimum_cohort
         _rule(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
         t = self.secure_aggregation.threshold
-        group = n // groups_of(n, self.model.blocks, least) if self.training.assignment == "parallel" else n
+        group = self.smallest_group
         colluders = self.privacy.colluders
         _rule(colluders < group, "privacy.colluders", colluders, f"sums are of {group} companies")
         floor = lowest_threshold(n, colluders)
@@ -496,10 +496,18 @@ class Settings(_Part):
     @property
     def largest_group(self) -> int:
         """How many companies a sum has at most."""
-        n = self.companies.count
+        return -(-self.companies.count // self._groups)
+
+    @property
+    def smallest_group(self) -> int:
+        """How many companies a sum has where nobody is missing, at least."""
+        return self.companies.count // self._groups
+
+    @property
+    def _groups(self) -> int:
         if self.training.assignment != "parallel":
-            return n
-        return -(-n // groups_of(n, self.model.blocks, self.secure_aggregation.minimum_cohort))
+            return 1
+        return groups_of(self.companies.count, self.model.blocks, self.secure_aggregation.minimum_cohort)
 
     @property
     def total_steps(self) -> int:

@@ -9,7 +9,8 @@
     │   └── UnsupportedLayer  a parameter whose per-example gradient cannot be had
     └── ProtocolError         a message breaks the secure aggregation protocol; `code` says how
 
-Only `code` may leave a company; the text of an exception stays in its own log.
+Only `code` may leave a company; the text of an exception stays in its own log. Whether its rules, its budget or its
+ledger refused has one code: the difference would tell a coordinator what the company has spent elsewhere.
 """
 
 
@@ -44,13 +45,9 @@ class PrivacyError(FedblocksError):
 class BudgetExceeded(PrivacyError):
     """A release would pass the company's epsilon ceiling; nothing was charged."""
 
-    code = "budget_exceeded"
-
 
 class LedgerError(PrivacyError):
     """The ledger is damaged or does not fit the run."""
-
-    code = "ledger"
 
 
 class UnsupportedLayer(PrivacyError):

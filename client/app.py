@@ -43,7 +43,7 @@ from .protocol import (
     refusal,
 )
 from .rehearsal import rehearse
-from .training import block_size, blocks_read, model_of, release_event, train_block
+from .training import block_size, blocks_read, model_of, run_terms, train_block
 
 
 class CompanyApp(ClientApp):
@@ -73,6 +73,7 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
 
         def record() -> RecordDict:
             try:
+                company.check_files()
                 return handler(message, context, company)
             except Exception as error:
                 with suppress(OSError):  # a log that cannot be written must not let the text out
@@ -96,23 +97,17 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
     plan = request.plan
+    company.count_join(plan)
     company.policy.check(plan)
     member = company.member()
     model = model_of(plan, company.policy.device, 0)
-    event = release_event(plan, block_size(model, 0, plan))
-    if event is not None:
-        with company.ledger() as ledger:
-            done = sum(row.run == plan.run for row in ledger.rows())
-            left = max(0, plan.training.releases(plan.model.blocks) - done)
-            ledger.check_plan([event.times(left)] if left else [])
+    terms = run_terms(plan, block_size(model, 0, plan))  # all blocks have one shape
     # A sum has at least so many companies; more are rehearsed for when they are known.
-    rehearse(
-        plan,
-        0,
-        max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1),
-        company.policy,
-    )
+    fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
+    rehearse(plan, 0, fewest, company.policy)
     check_part(model, request.shared, None)
+    with company.ledger() as ledger:
+        ledger.check_plan(plan.run, terms)
     company.save_shared(plan.run, request.shared)
     channel = ChannelKeys.generate()
     joined = request.digest()
@@ -183,22 +178,15 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     if session.length != block_size(model, request.block, plan):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
-    event = release_event(plan, session.length, companies)
+    terms = run_terms(plan, session.length, companies)
     data = company.data()
     _take("trained", context, company, party)
     steps, most = plan.training.local_steps, company.policy.most_steps
     company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     labels = release_labels(plan, session, received, shared, data, company.policy)
     release, randomness = company.randomness(*labels)
-    if event is not None:
-        with company.ledger() as ledger:
-            ledger.charge(
-                run=plan.run,
-                round=session.round,
-                block=session.label,
-                release_id=release,
-                event=event,
-            )
+    with company.ledger() as ledger:
+        ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
     residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
@@ -256,7 +244,8 @@ _PLAN_BESIDE: dict[str, Any] = {
 }  # fmt: skip
 _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
-    "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders",
+    "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
+    "most_new_plans", "answer_seconds",
 }  # fmt: skip
 
 

@@ -6,9 +6,11 @@ company-0/
     roster.toml           names and public keys of the companies it will ever aggregate with
     data.npz              training examples, already at the model's size
     ledger.sqlite         every release, charged before it is made
-    steps.sqlite          the steps of secure sums that have been taken, each of them once
+    steps.sqlite          the steps of secure sums that have been taken, once each; how far the ledger has come
     shared-*.safetensors  the shared state, received once a run
     company.log           what happened and why; texts of errors stay here
+
+The folder is of mode 700 and its files of mode 600 (`private_file`).
 """
 
 from __future__ import annotations
@@ -18,28 +20,34 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
+from io import TextIOWrapper
 from pathlib import Path
 
 from flwr.app import Context
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from ..blocks.state import State
-from ..config import DataKind
-from ..errors import InputError, PrivacyError
+from ..config import DataKind, Plan
+from ..errors import InputError, LedgerError, PrivacyError
+from ..privacy.accounting import Guarantee
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
+from . import private_file
 from .data import Examples
 from .identity import load_member
 from .log_text import entry
 from .policy import Policy, load_policy
-from .steps import Steps
+from .steps import STEPS_FILE, Steps
 
 COMPANIES = "companies"
+LEDGER_FILE = "ledger.sqlite"
 
 # NumPy evaluates a file's header as Python, which simulated companies cannot do at once in CPython 3.11.
 _reading = threading.Lock()
@@ -51,6 +59,7 @@ class Company:
 
     home: Path
     policy: Policy
+    clock: Callable[[], float] = time.time
 
     @classmethod
     def of(cls, context: Context) -> Company:
@@ -77,6 +86,10 @@ class Company:
     def name(self) -> str:
         return self.policy.company
 
+    def check_files(self) -> None:
+        """That nobody else may use the files of this home; PrivacyError."""
+        private_file.check_home(self.home)
+
     def member(self) -> Member:
         """Who this company is to the others, and whom it has pinned: from its own files, never from a message."""
         return load_member(self.home, self.name)
@@ -90,7 +103,7 @@ class Company:
     def save_shared(self, run: str, shared: State) -> None:
         path = self._shared(run)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        save_file(shared, draft)
+        private_file.create(draft, save(shared))
         os.replace(draft, path)  # a training that reads the old file goes on reading that
 
     def load_shared(self, run: str) -> State:
@@ -101,13 +114,58 @@ class Company:
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
-        path, policy = self.home / "ledger.sqlite", self.policy
-        with Ledger.open(path, self.name, policy.epsilon_ceiling, policy.delta) as ledger:
-            yield ledger
+        """The ledger, if it is the one of which `steps` knows; whatever it refuses is a LedgerError."""
+        try:
+            with self._ledger(self.steps) as ledger:
+                yield ledger
+        except InputError as error:
+            # What does not compose with earlier releases tells which those were.
+            raise LedgerError(str(error)) from error
+
+    def create_ledger(self) -> None:
+        """The first ledger of this company, or one in place of what is lost; InputError if there is one."""
+        path = self.home / LEDGER_FILE
+        if os.path.lexists(path):
+            raise InputError("ledger", str(path), "exists already; it goes on being charged")
+        self._begin()
+
+    def accept_ledger(self) -> Guarantee:
+        """Count from the ledger as it lies there, whatever was seen of it before; what that comes to."""
+        if not os.path.lexists(self.home / LEDGER_FILE):
+            raise InputError("ledger", str(self.home / LEDGER_FILE), "no such file")
+        return self._begin()
+
+    def _begin(self) -> Guarantee:
+        with self._ledger(None) as ledger:
+            rows = ledger.rows()
+            self.steps.begin(len(rows), ledger.head(), {row.run for row in rows})
+            return ledger.spent()
+
+    def _ledger(self, witness: Steps | None) -> Ledger:
+        policy = self.policy
+        return Ledger.open(
+            self.home / LEDGER_FILE,
+            self.name,
+            policy.epsilon_ceiling,
+            policy.delta,
+            self.clock,
+            rule=policy.composition,
+            witness=witness,
+        )
 
     @property
     def steps(self) -> Steps:
-        return Steps(self.home / "steps.sqlite")
+        return Steps(self.home / STEPS_FILE)
+
+    def count_join(self, plan: Plan) -> None:
+        """Before a plan is looked at, refused or not; ProtocolError("too_many") past the policy's limits of a day.
+
+        Yes or no to a plan tells whether what is left of the budget reaches for it. Asked often enough, with plans
+        that differ a little, that is what was spent elsewhere.
+        """
+        day = datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
+        self.steps.count("joins", day, times=1, most=self.policy.most_joins)
+        self.steps.count_new("plans", day, value=plan.digest(), most=self.policy.most_new_plans)
 
     def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
         """A release's identity and its randomness.
@@ -127,10 +185,17 @@ class Company:
         if not logger.handlers:
             logger.propagate = False
             logger.setLevel(logging.INFO)
-            handler = logging.FileHandler(self.home / "company.log", encoding="utf-8", delay=True)
+            handler = _LogFile(self.home / "company.log", encoding="utf-8", delay=True)
             handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that its owner alone may read, from the start."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
 
 
 class _Lines(logging.Formatter):

@@ -47,7 +47,7 @@ def load_identity(path: Path) -> Identity:
 
 def save_roster(path: Path, members: Mapping[str, bytes]) -> None:
     companies = {name: members[name].hex() for name in sorted(members)}
-    path.write_text(tomli_w.dumps({"companies": companies}), "utf-8")
+    private_file.write_text(path, tomli_w.dumps({"companies": companies}))
 
 
 def load_roster(path: Path) -> Roster:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +24,11 @@ class Policy(BaseModel):
     company: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     epsilon_ceiling: float = Field(ge=0)
     delta: float = Field(gt=0, lt=1)
+    composition: Literal["runs", "renyi"] = Field(
+        "runs",
+        description="how runs add up, fixed when the ledger is made: runs, each accounted whole as tightly as is "
+        "known, by their sum; or release by release by a Renyi filter, better for many small runs",
+    )
     data: DataKind
     minimum_cohort: int = Field(3, ge=3)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
@@ -30,6 +36,12 @@ class Policy(BaseModel):
     largest_model: int = Field(100_000_000, ge=1, description="parameters")
     most_steps: int = Field(
         1_000_000, ge=1, description="local steps over the whole run, rounds that are repeated included"
+    )
+    most_joins: int = Field(20, ge=1, description="joins a day (UTC), refused ones included")
+    most_new_plans: int = Field(
+        3,
+        ge=1,
+        description="of these, with plans not seen that day: each yes or no tells of what was spent elsewhere",
     )
     allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
     i_accept_no_dp: bool = False

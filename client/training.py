@@ -14,9 +14,10 @@ from ..blocks import BlockObjective, Denoiser, block_parameters, build_model
 from ..config import Plan, TrainingSettings
 from ..errors import InputError
 from ..privacy.clipping import Clipping
+from ..privacy.composition import Terms
 from ..privacy.denormals import flushed
 from ..privacy.dp_sgd import DPSGD, clip_to_norm
-from ..privacy.events import Event
+from ..privacy.events import Event, NoNoise
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
 from ..privacy.quantile_clip import QuantileClip
 from ..privacy.quantisation import FixedPoint
@@ -100,6 +101,7 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
     return SecureStep(
         sampling_rate=t.sampling_rate,
         noise=noise,
+        colluders=plan.colluders,
         largest_sum=largest,
         noise_draws=t.noise_draws,
         clipping=plan.clipping,
@@ -121,8 +123,8 @@ def with_fewest_bits(plan: Plan, size: int, companies: int) -> Plan:
     return plan
 
 
-def release_event(plan: Plan, size: int, companies: int | None = None) -> Event | None:
-    """What one release of a block of `size` values costs, whoever takes part; none without noise.
+def release_event(plan: Plan, size: int, companies: int | None = None) -> Event:
+    """What one release of a block of `size` values costs, whoever takes part.
 
     With the number of `companies`, raises here what encoding would raise, when the ledger has been charged.
     """
@@ -130,7 +132,12 @@ def release_event(plan: Plan, size: int, companies: int | None = None) -> Event 
         return secure_step(plan, size, companies or plan.dropouts + plan.colluders + 1).event
     if companies is not None:
         codec(plan, companies)
-    return mechanism(plan).event if plan.private else None
+    return mechanism(plan).event(size) if plan.private else NoNoise(steps=plan.training.local_steps)
+
+
+def run_terms(plan: Plan, size: int, companies: int | None = None) -> Terms:
+    """What a run of this plan is pinned to in a company's ledger; arguments as for `release_event`."""
+    return Terms(release_event(plan, size, companies), plan.training.releases(plan.model.blocks))
 
 
 def block_size(model: Denoiser, block: int, plan: Plan) -> int:

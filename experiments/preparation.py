@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 
 from ..blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
 from ..blocks.state import check_part
+from ..client import private_file
+from ..client.company import Company
 from ..client.data import Examples, load_examples
 from ..client.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
 from ..client.policy import Policy
@@ -24,6 +26,7 @@ from ..client.training import block_size, release_event, with_fewest_bits
 from ..config import DiTSettings, Plan, Settings, ViTSettings, validated
 from ..errors import InputError, RunError
 from ..privacy.accounting import calibrate, releases_within
+from ..privacy.composition import in_a_fresh_ledger
 from ..privacy.events import Event
 from ..privacy.secure_aggregation import Identity
 from ..server.checkpoint import Checkpoint
@@ -135,8 +138,7 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
             noise = calibrated_noise(plan, size, p.epsilon)
             plan = plan.model_copy(update={"noise_multiplier": noise})
         release, wanted = release_event(plan, size), t.releases(settings.model.blocks)
-        assert release is not None
-        fits = releases_within(p.epsilon, p.delta, release)
+        fits = releases_within(p.epsilon, release, in_a_fresh_ledger(p.delta))
         if fits < wanted:
             rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
             raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
@@ -149,15 +151,13 @@ def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
 
 
 def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
-    """The least noise with which the whole plan costs a company `epsilon`; blocks of `size` values."""
+    """The least noise with which the whole plan costs a fresh ledger `epsilon`; blocks of `size` values."""
     releases = plan.training.releases(plan.model.blocks)
 
     def event_at(noise: float) -> Event:
-        event = release_event(plan.model_copy(update={"noise_multiplier": noise}), size)
-        assert event is not None
-        return event.times(releases)
+        return release_event(plan.model_copy(update={"noise_multiplier": noise}), size).times(releases)
 
-    return calibrate(event_at, epsilon, plan.delta)
+    return calibrate(event_at, epsilon, in_a_fresh_ledger(plan.delta))
 
 
 def new_run(runs: Path, settings: Settings) -> Path:
@@ -181,7 +181,8 @@ def prepare(
     plan = make_plan(settings, model, folder.name)
 
     temporary = RunFolder(folder.with_name(f".{folder.name}.tmp"))
-    temporary.path.mkdir(parents=True)
+    # Examples of companies lie in it.
+    temporary.path.mkdir(mode=0o700, parents=True)
     try:
         temporary.write_settings(settings, plan)
         Checkpoint(0, split(model)).save(_made(temporary.checkpoints))
@@ -252,7 +253,7 @@ def pretrained(settings: Settings, folder: Path) -> Denoiser:
 
 
 def write_home(home: Path, company: str, settings: Settings, data: Examples) -> None:
-    """A simulated company's home: its data, and the policy that a willing company would write."""
+    """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
     _made(home)
     data.save(home / "data.npz")
     policy = Policy(
@@ -268,7 +269,13 @@ def write_home(home: Path, company: str, settings: Settings, data: Examples) -> 
         device=settings.device,
         simulation_seed=settings.seed,
     )
-    (home / "policy.toml").write_text(tomli_w.dumps(policy.model_dump(exclude_none=True)), "utf-8")
+    save_policy(home, policy)
+
+
+def save_policy(home: Path, policy: Policy) -> None:
+    """A simulated company's rules, and the ledger that they are held against."""
+    private_file.write_text(home / "policy.toml", tomli_w.dumps(policy.model_dump(exclude_none=True)))
+    Company(home, policy).create_ledger()
 
 
 def introduce(run: RunFolder) -> None:
@@ -287,5 +294,5 @@ def introduce(run: RunFolder) -> None:
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

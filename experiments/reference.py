@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-import tomli_w
-
 from ..client.policy import load_policy
 from ..config import PrivacySettings
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
-from .preparation import introduce
+from .preparation import introduce, save_policy
 
 
 def prepare_reference(run: RunFolder) -> RunFolder:
@@ -21,16 +19,16 @@ def prepare_reference(run: RunFolder) -> RunFolder:
     twin = RunFolder(run.path / ".reference.tmp")
     shutil.rmtree(twin.path, ignore_errors=True)
     for folder in (twin.checkpoints, twin.companies):
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
     shutil.copytree(run.evaluation, twin.evaluation)
     public = Checkpoint.load(run.checkpoints, 0)
     public.save(twin.checkpoints)
     for home in run.companies.iterdir():
         own = twin.companies / home.name
-        own.mkdir()
+        own.mkdir(mode=0o700)
         shutil.copy(home / "data.npz", own / "data.npz")
         policy = load_policy(home / "policy.toml").model_copy(update={"i_accept_no_dp": True})
-        (own / "policy.toml").write_text(tomli_w.dumps(policy.model_dump(exclude_none=True)), "utf-8")
+        save_policy(own, policy)
     introduce(twin)
     settings = run.settings()
     privacy = PrivacySettings(

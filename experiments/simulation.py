@@ -15,6 +15,7 @@ from ..client.app import app as client_app
 from ..client.company import Company
 from ..client.policy import load_policy
 from ..config import Transport
+from ..privacy.accounting import Guarantee, finite
 from ..server.coordinator import OnRound, coordinate
 from ..server.grid import InProcessGrid
 from ..server.run_folder import RunFolder
@@ -77,18 +78,32 @@ def summary(run: RunFolder) -> dict[str, Any]:
         metric: last["heldout"][-1],
         f"{metric}_by_block": last["heldout"],
         f"{metric}_on_public_data": last["public"][-1],
-        "epsilon": epsilon_by_company(run) if plan.private else {},
+        "epsilon": epsilon_by_company(run),
+        **_against(run),
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
     }
 
 
-def epsilon_by_company(run: RunFolder) -> dict[str, float]:
-    """What each simulated company's own ledger says it has spent."""
+def _against(run: RunFolder) -> dict[str, Any]:
+    """Whom the epsilons hold against; and what holds against a company that takes part, where that is more."""
+    spent = list(_spent(run).values())
+    found: dict[str, Any] = {"epsilon_holds_against": " / ".join(sorted({each.against for each in spent}))}
+    if any(each.epsilon_against_company > each.epsilon for each in spent):
+        found["epsilon_against_a_company"] = finite(max(each.epsilon_against_company for each in spent))
+    return found
+
+
+def epsilon_by_company(run: RunFolder) -> dict[str, float | None]:
+    """What each simulated company's own ledger says it has spent; None after a release without noise."""
+    return {name: finite(spent.epsilon) for name, spent in _spent(run).items()}
+
+
+def _spent(run: RunFolder) -> dict[str, Guarantee]:
     spent = {}
     for home in sorted(run.companies.iterdir()):
         company = Company(home, load_policy(home / "policy.toml"))
         with company.ledger() as ledger:
-            spent[company.name] = ledger.spent().epsilon
+            spent[company.name] = ledger.spent()
     return spent

@@ -3,20 +3,23 @@
 Purpose: one accountant for planning, calibration and the ledger. A list whose releases all have a privacy loss
 distribution is accounted by it (`pld`), any other by Renyi differential privacy (`rdp`), the whole list by one
 of the two. Both are upper bounds, and displayed epsilons are rounded up. Accounts by a central limit (GDP)
-under-report and are not offered.
+under-report and are not offered. What floating point may tell is in every figure (`rounding`).
 
 Releases of different adjacency do not compose here: adding or removing an example and replacing one are
 different promises.
 
-The composition theorem asks that the parameters of a release be chosen without looking at earlier releases
-(else a filter is needed: Rogers et al. 2016): fix them in the plan of a run.
+**A list is fixed beforehand.** Inputs of a release (the model) may depend on earlier ones, its parameters (rate,
+noise, number of steps) may not: of plans chosen after looking, the list that happened bounds nothing. How such
+plans add up is in `composition`, which asks here for one plan at a time.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from ..errors import InputError
+from .adversaries import ANYONE, against, seen_by_company
 from .events import (
     ADD_REMOVE,
     MAX_STEPS,
@@ -31,14 +34,24 @@ from .events import (
 from .pld import EVENTS as PLD_EVENTS
 from .pld import pld_epsilon
 from .rdp import rdp_epsilon
+from .rounding import with_slack
 
 PLD, RDP = "PLD", "RDP"
+# Of the figures: the first number rises with any change to what fedblocks makes of an event.
+ACCOUNT = f"1/{version('dp-accounting')}"
+ONE_LIST = "one list of releases, fixed beforehand"
 _MOST_NOISE = 1e6
+
+Account = Callable[[Event], float]
 
 
 @dataclass(frozen=True)
 class Guarantee:
-    """An epsilon with everything that gives it a meaning."""
+    """An epsilon with everything that gives it a meaning.
+
+    `epsilon_against_company` is what holds against a company that takes part and knows its own share of the noise; it
+    is above `epsilon` where that counts on companies' shares and tolerates no colluder (`adversaries`).
+    """
 
     epsilon: float
     delta: float
@@ -46,11 +59,22 @@ class Guarantee:
     unit: str = UNIT
     adjacency: str = ADD_REMOVE
     accountant: str = PLD
+    composition: str = ONE_LIST
+    against: str = ANYONE
+    epsilon_against_company: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Whoever takes part sees what everybody sees.
+        object.__setattr__(self, "epsilon_against_company", max(self.epsilon, self.epsilon_against_company))
 
     def __str__(self) -> str:
+        company = ""
+        if self.epsilon_against_company > self.epsilon:
+            company = f"; against a company that takes part: epsilon={shown(self.epsilon_against_company)}"
         return (
-            f"epsilon={round_up(self.epsilon)} at delta={self.delta:g} ({self.mechanism}; unit: {self.unit}; "
-            f"adjacency: {self.adjacency}; accountant: {self.accountant})"
+            f"epsilon={shown(self.epsilon)} at delta={self.delta:g} ({self.mechanism}; unit: {self.unit}; "
+            f"adjacency: {self.adjacency}; accountant: {self.accountant}; composition: {self.composition}; "
+            f"against: {self.against}{company})"
         )
 
 
@@ -62,8 +86,9 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     InputError for releases that do not compose: of two adjacencies, or capped batches beside releases that
     only RDP can account.
     """
-    listed, delta = list(events), _delta(delta)
-    return (pld_epsilon if accountant_of(listed) == PLD else rdp_epsilon)(listed, delta)
+    listed, delta = list(events), checked_delta(delta)
+    account = pld_epsilon if accountant_of(listed) == PLD else rdp_epsilon
+    return with_slack(lambda d: account(listed, d), sum(event.values for event in listed), delta)
 
 
 def guarantee(events: Iterable[Event], delta: float, adjacency: str = ADD_REMOVE) -> Guarantee:
@@ -76,6 +101,8 @@ def guarantee(events: Iterable[Event], delta: float, adjacency: str = ADD_REMOVE
         " + ".join(mechanisms) or "no release",
         adjacency=listed[0].adjacency if listed else adjacency,
         accountant=accountant_of(listed),
+        against=against(listed),
+        epsilon_against_company=epsilon(map(seen_by_company, listed), delta),
     )
 
 
@@ -91,20 +118,20 @@ def accountant_of(events: Sequence[Event]) -> str:
     return RDP
 
 
-def releases_within(epsilon_ceiling: float, delta: float, event: Event, spent: Iterable[Event] = ()) -> int:
-    """How many releases like `event` fit under the ceiling after `spent` (at most MAX_STEPS of its steps)."""
-    ceiling, earlier = _epsilon_target(epsilon_ceiling), list(spent)
+def releases_within(epsilon_ceiling: float, event: Event, account: Account) -> int:
+    """How many releases like `event` fit under the ceiling, where `account` says what so many cost as one event
+    (at most MAX_STEPS of its steps).
 
-    def fits(count: int) -> bool:
-        return epsilon([*earlier, event.times(count)], delta) <= ceiling
-
-    return largest(fits, MAX_STEPS // event.steps)
+    releases_within(8.0, event, lambda whole: epsilon([whole], 1e-5))
+    """
+    ceiling = _epsilon_target(epsilon_ceiling)
+    return largest(lambda count: account(event.times(count)) <= ceiling, MAX_STEPS // event.steps)
 
 
 def steps_within(epsilon: float, delta: float, sampling_rate: float, noise_multiplier: float) -> int:
     """How many Poisson-sampled Gaussian steps fit within (epsilon, delta); at most MAX_STEPS."""
     step = GaussianSteps(sampling_rate=sampling_rate, noise_multiplier=noise_multiplier, steps=1)
-    return releases_within(epsilon, delta, step)
+    return releases_within(epsilon, step, at(delta))
 
 
 def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
@@ -113,20 +140,28 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
     def event_at(noise: float) -> GaussianSteps:
         return GaussianSteps(sampling_rate=sampling_rate, noise_multiplier=noise, steps=steps)
 
-    return calibrate(event_at, epsilon, delta)
+    return calibrate(event_at, epsilon, at(delta))
 
 
-def calibrate(event_at: Callable[[float], Event], epsilon: float, delta: float) -> float:
-    """The least noise (five digits, rounded up) with which `event_at(noise)` costs at most `epsilon`.
+def at(delta: float) -> Account:
+    """The account of one event alone at `delta`."""
+    delta = checked_delta(delta)
+    return lambda event: epsilon([event], delta)
 
-    More noise must cost less. Put back into `epsilon()`, it costs between 0.99 and 1 times the target.
 
-    calibrate(lambda noise: EpochGaussian(noise_multiplier=noise, epochs=20), epsilon=3.0, delta=1e-5)
+def calibrate(event_at: Callable[[float], Event], epsilon: float, account: Account) -> float:
+    """The least noise (five digits, rounded up) with which `event_at(noise)` costs at most `epsilon` by `account`.
+
+    More noise must cost less. Put back into the account, it costs between 0.99 and 1 times the target.
+
+    calibrate(lambda noise: EpochGaussian(noise_multiplier=noise, epochs=20), 3.0, at(delta=1e-5))
     """
     target = _epsilon_target(epsilon)
     if target == 0:
         raise InputError("epsilon", epsilon, "must be above 0: no finite noise reaches 0")
-    cost = _cost(event_at, _delta(delta))
+
+    def cost(noise: float) -> float:
+        return account(event_at(noise))
 
     # 1. Bracket: `low` costs more than the target, `high` at most the target.
     low = high = 1.0
@@ -156,10 +191,6 @@ def calibrate(event_at: Callable[[float], Event], epsilon: float, delta: float) 
     return high
 
 
-def _cost(event_at: Callable[[float], Event], delta: float) -> Callable[[float], float]:
-    return lambda noise: epsilon([event_at(noise)], delta)
-
-
 def largest(fits: Callable[[int], bool], limit: int) -> int:
     """The largest count up to `limit` that fits, for a test that holds up to some count and fails past it."""
     low, high = 0, 1
@@ -184,11 +215,21 @@ def round_up(value: float, digits: int = 4) -> float:
     return rounded if rounded >= value else round(rounded + 10.0**-places, places)
 
 
+def finite(value: float) -> float | None:
+    """`value` for JSON, which has no infinity: None where no finite epsilon is known."""
+    return value if math.isfinite(value) else None
+
+
+def shown(epsilon: float | None) -> str:
+    """An epsilon for people: rounded up, or infinite in a word."""
+    return "infinite" if epsilon is None or not math.isfinite(epsilon) else str(round_up(epsilon))
+
+
 def _names(kinds: Iterable[type[Event]]) -> str:
     return ", ".join(sorted(kind.__name__ for kind in kinds))
 
 
-def _delta(value: object) -> float:
+def checked_delta(value: object) -> float:
     delta = real("delta", value)
     if not 0 < delta < 1:
         raise InputError("delta", delta, "must lie between 0 and 1")

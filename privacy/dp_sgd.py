@@ -65,17 +65,15 @@ class DPSGD:
             if self.quantile_clip is not None:
                 raise PrivacyError("Expected no quantile_clip: correlated noise needs a clip that stays.")
 
-    @property
-    def event(self) -> Event:
-        """What the ledger is charged for this release, where the account does not need the data set's size."""
-        return self.event_for(None)
-
-    def event_for(self, examples: int | None) -> Event:
-        """What the ledger is charged for this release on a data set of `examples`."""
+    def event(self, dimension: int | None = None, examples: int | None = None) -> Event:
+        """What the ledger is charged for this release of a block of `dimension` values, on a data set of `examples`
+        where the account needs its size. Without a dimension it is the event of real numbers."""
         banded = self._banded()
         if banded is not None:
-            return banded.event
-        return self._sampling().event(self.noise_multiplier, self.steps, examples)
+            return banded.event(dimension)
+        if dimension is not None and self.quantile_clip is not None:
+            dimension += 1
+        return self._sampling().event(self.noise_multiplier, self.steps, examples, dimension)
 
     def _sampling(self) -> Sampling:
         return self.sampling or PoissonSampling(self.sampling_rate or 0.0)

@@ -9,12 +9,18 @@ drawn is part of the event, because it decides which account is true:
     EpochGaussian            every example in exactly one random batch an epoch; no amplification is claimed
     FixedSizeGaussianSteps   batches of one size, without replacement; replace-one adjacency
     SkellamSteps             integer sums of Poisson batches with Skellam noise from all companies
+    SharedSkellamSteps       the same, and how many companies' noise that is
+    NoNoise                  anything without noise; charged so that no later account forgets it
+
+Version 2 of the Gaussian ones also says how many values are noised, on which the price of floating point depends
+(`rounding`). Version 1, which does not, stands for real numbers: ledgers of old hold it, and formulas are tested
+by it.
 """
 
 import json
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -29,6 +35,7 @@ REPLACE_ONE = "replace one example"
 ADJACENCIES = (ADD_REMOVE, REPLACE_ONE)
 MAX_STEPS = 1_000_000
 MAX_EXAMPLES = 1 << 53
+MAX_DIMENSION = 1 << 53
 # Less noise than this, in units of the sensitivity, counts as none: its epsilon is in the thousands.
 SMALLEST_NOISE = 0.01
 
@@ -37,12 +44,12 @@ SMALLEST_NOISE = 0.01
 class Event(ABC):
     """One release. Fields are checked and made plain numbers when it is built.
 
-    `NAME` and `VERSION` stand for the meaning in JSON; `mechanism` is for people. `steps` compositions of
+    `NAME` and `version` stand for the meaning in JSON; `mechanism` is for people. `steps` compositions of
     `step` make up the event.
     """
 
     NAME: ClassVar[str]
-    VERSION: ClassVar[int] = 1
+    VERSIONS: ClassVar[tuple[int, ...]] = (1,)
     COUNT: ClassVar[str] = "steps"
     adjacency: ClassVar[str] = ADD_REMOVE
     mechanism: ClassVar[str]
@@ -52,8 +59,20 @@ class Event(ABC):
         @property
         def steps(self) -> int: ...
 
+    @property
+    def version(self) -> int:
+        return 1
+
+    @property
+    def values(self) -> int:
+        """How many values floating point has added noise to; 0 where noise is of whole or real numbers."""
+        return 0
+
     def to_json(self) -> str:
-        return json.dumps({"mechanism": self.NAME, "version": self.VERSION, **asdict(self)})
+        return json.dumps({"mechanism": self.NAME, "version": self.version, **self._values()})
+
+    def _values(self) -> dict[str, Any]:
+        return asdict(self)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -65,13 +84,15 @@ class Event(ABC):
         if not isinstance(values, dict):
             raise InputError("event", text, "must be a JSON object")
         name, version = values.pop("mechanism", None), values.pop("version", None)
-        kind = next((k for k in EVENTS if name == k.NAME and version == k.VERSION), None)
-        if kind is None or isinstance(version, bool) or not issubclass(kind, cls):
-            known = ", ".join(f"{k.NAME} {k.VERSION}" for k in EVENTS if issubclass(k, cls))
+        kind = next((k for k in EVENTS if name == k.NAME and version in k.VERSIONS), None)
+        if kind is None or type(version) is not int or not issubclass(kind, cls):
+            known = ", ".join(f"{k.NAME} {v}" for k in EVENTS if issubclass(k, cls) for v in k.VERSIONS)
             raise InputError("event", text, f"must be one of these mechanisms and versions: {known}")
-        expected = {field.name for field in fields(kind)}
+        expected = {each.name for each in fields(kind)} - ({"dimension"} if version == 1 else set())
         if set(values) != expected:
             raise InputError("event", text, f"must have exactly the fields {sorted(expected)}")
+        if version == 2 and values.get("dimension", 0) is None:
+            raise InputError("event", text, "must say its dimension in version 2")
         return kind(**values)
 
     def times(self, n: int) -> Self:
@@ -89,7 +110,33 @@ class Event(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianSteps(Event):
+class GaussianEvent(Event):
+    """Gaussian noise in floating point, on `dimension` values a step; None: in real numbers (version 1)."""
+
+    VERSIONS: ClassVar[tuple[int, ...]] = (1, 2)
+
+    dimension: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dimension is not None:
+            _set(self, dimension=count("dimension", self.dimension, MAX_DIMENSION))
+
+    @property
+    def version(self) -> int:
+        return 1 if self.dimension is None else 2
+
+    @property
+    def values(self) -> int:
+        return self.steps * (self.dimension or 0)
+
+    def _values(self) -> dict[str, Any]:
+        values = asdict(self)
+        dimension = values.pop("dimension")
+        return values if dimension is None else values | {"dimension": dimension}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianSteps(GaussianEvent):
     """`steps` sums of a Poisson batch (rate q), clipped to C, plus N(0, (z C)^2) noise (Abadi et al. 2016)."""
 
     NAME: ClassVar[str] = "poisson_subsampled_gaussian"
@@ -100,6 +147,7 @@ class GaussianSteps(Event):
     steps: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _set(self, sampling_rate=_rate(self.sampling_rate), noise_multiplier=_noise(self.noise_multiplier))
         _set(self, steps=count("steps", self.steps))
 
@@ -111,7 +159,7 @@ class GaussianSteps(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncatedGaussianSteps(Event):
+class TruncatedGaussianSteps(GaussianEvent):
     """As GaussianSteps, but of a batch above `batch_cap` only that many random examples stay.
 
     Dropping ties the examples together: who joins may push another out, so the cap has a price (Ganesh et al.
@@ -129,6 +177,7 @@ class TruncatedGaussianSteps(Event):
     batch_cap: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _set(self, sampling_rate=_rate(self.sampling_rate), noise_multiplier=_noise(self.noise_multiplier))
         _set(self, steps=count("steps", self.steps))
         _set(self, examples=count("examples", self.examples, MAX_EXAMPLES))
@@ -146,12 +195,12 @@ class TruncatedGaussianSteps(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochGaussian(Event):
+class EpochGaussian(GaussianEvent):
     """`epochs` epochs in which every example is in exactly one noisy sum, drawn on its own (balls and bins).
 
     Such batches are not Poisson batches and may not be accounted as such (Chua et al. 2024,
     https://arxiv.org/abs/2412.16802); no amplification is claimed here: whatever batch an example is in, an
-    epoch is one Gaussian release of it.
+    epoch is one Gaussian release of it. `dimension` is that of one sum: the others have one law with and without.
     """
 
     NAME: ClassVar[str] = "epoch_gaussian"
@@ -162,6 +211,7 @@ class EpochGaussian(Event):
     epochs: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _set(self, noise_multiplier=_noise(self.noise_multiplier), epochs=count("epochs", self.epochs))
 
     @property
@@ -173,7 +223,7 @@ class EpochGaussian(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedSizeGaussianSteps(Event):
+class FixedSizeGaussianSteps(GaussianEvent):
     """`steps` sums of `batch_size` random examples without replacement, clipped to C, plus N(0, (z C)^2).
 
     The number of examples is public: two data sets are neighbours if one example is another one. Replacing it
@@ -190,6 +240,7 @@ class FixedSizeGaussianSteps(Event):
     steps: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _set(self, examples=count("examples", self.examples, MAX_EXAMPLES))
         _set(self, batch_size=count("batch_size", self.batch_size, MAX_EXAMPLES))
         _set(self, noise_multiplier=_noise(self.noise_multiplier), steps=count("steps", self.steps))
@@ -241,12 +292,55 @@ class SkellamSteps(Event):
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedSkellamSteps(SkellamSteps):
+    """As SkellamSteps, and whose noise it is: `variance` is that of `shares` companies' equal shares, and `colluders`
+    more may tell the coordinator theirs, or add none.
+
+    Releases of one plan are alike whatever the number of shares: each has so much less of the same variance.
+    """
+
+    VERSIONS: ClassVar[tuple[int, ...]] = (2,)
+
+    shares: int = field(compare=False)
+    colluders: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _set(self, shares=count("shares", self.shares))
+        if self.colluders != 0:
+            _set(self, colluders=count("colluders", self.colluders))
+
+    @property
+    def version(self) -> int:
+        return 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNoise(Event):
+    """`steps` steps without noise. Nothing bounds what they tell: its epsilon is infinite, and so is all after it."""
+
+    NAME: ClassVar[str] = "no_noise"
+    mechanism: ClassVar[str] = "no noise"
+    noise_multiplier: ClassVar[float] = 0.0
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _set(self, steps=count("steps", self.steps))
+
+    def dp_event(self) -> dp_event.DpEvent:
+        return dp_event.NonPrivateDpEvent()
+
+
 EVENTS: tuple[type[Event], ...] = (
     GaussianSteps,
     TruncatedGaussianSteps,
     EpochGaussian,
     FixedSizeGaussianSteps,
     SkellamSteps,
+    SharedSkellamSteps,
+    NoNoise,
 )
 
 

@@ -1,26 +1,38 @@
 """A company's ledger: every release that leaves, charged on disk before the training that makes it.
 
 Purpose: the company's own record of what it has spent over all runs, rounds and blocks; it survives crashes
-and never under-counts. Releases are data (`events.py`): the epsilon that counts is recomputed from all
-events at each charge (composition as in `accounting.py`), never read back from a row.
+and never under-counts. Releases are data (`events.py`), from which every epsilon can be recomputed. To account a
+run may take seconds, so for a sum over runs a charge starts from what the last row says, which the chain protects,
+if the same version of the accountant wrote it; else from all events. `spent` and `verify` always start from these.
+
+A run is pinned by its first release: every row says what the run's releases are and how many it has at most, and a
+release of other terms, or one more, is refused. How runs add up, though each may have been chosen by what others
+showed, is the ledger's composition (`composition.py`), chosen when it is made.
+
+Ledgers of schema 1 and 2 pinned nothing. They are read as they are and continue by the Renyi filter, release by
+release, at the order for a ceiling of 8: had it been there from the beginning, nothing that they hold would have
+been refused, so it holds for them.
 """
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import BudgetExceeded, InputError, LedgerError
-from .accounting import Guarantee, epsilon, guarantee, largest, releases_within, round_up
-from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, check_event
-from .ledger_file import LedgerRow
-from .ledger_store import LedgerStore
+from .accounting import ACCOUNT, Guarantee, round_up
+from .composition import MAX_KINDS, RENYI, RUNS, Terms, composition, fitting, order_for
+from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, GaussianEvent, NoNoise, check_event
+from .ledger_file import Identity, LedgerRow, Runs, runs_of, spent
+from .ledger_store import LedgerStore, Witness
 from .verification import Verification, verify_rows
 
 _LONGEST_TEXT = 200
+# A longer run takes a second or more to account, and to find how much of it fits takes that many times.
+_QUICK_STEPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,10 @@ class Charge:
 class Ledger:
     """What one company has spent, and what it may still spend.
 
+    terms = Terms(GaussianSteps(sampling_rate=0.1, noise_multiplier=2.0, steps=5, dimension=10_000), releases=60)
     with Ledger.open("ledger.sqlite", "acme", epsilon_ceiling=8.0, delta=1e-5) as ledger:
-        ledger.charge(run="r1", round=3, block="b0", release_id=digest, event=steps)  # raises, or is on disk
+        ledger.check_plan("r1", terms)                                                # raises, or the run fits
+        ledger.charge(run="r1", round=3, block="b0", release_id=digest, terms=terms)  # raises, or is on disk
         train()
         print(ledger.spent())
     """
@@ -48,6 +62,8 @@ class Ledger:
         self._ceiling = epsilon_ceiling
         self._delta = delta
         self._clock = clock
+        own = store.identity
+        self._rule = composition(own.composition, own.delta, own.order)
 
     @classmethod
     def open(
@@ -58,9 +74,12 @@ class Ledger:
         delta: float,
         clock: Callable[[], float] = time.time,
         adjacency: str = ADD_REMOVE,
+        rule: str = RUNS,
+        witness: Witness | None = None,
     ) -> "Ledger":
-        """Open or create. The ceiling is the company's to choose; company, delta and adjacency are fixed at
-        creation: which data sets count as neighbours decides what every epsilon means."""
+        """Open or create; open alone where a `witness` knows how far the ledger has come. The ceiling is the
+        company's to choose; company, delta, adjacency and `rule`, the composition, are fixed at creation: what
+        every epsilon means hangs on them."""
         _text("company", company)
         ceiling, delta = _number("epsilon_ceiling", epsilon_ceiling), _number("delta", delta)
         if ceiling < 0:
@@ -69,11 +88,17 @@ class Ledger:
             raise InputError("delta", delta, "must lie between 0 and 1")
         if adjacency not in ADJACENCIES:
             raise InputError("adjacency", adjacency, f"must be one of {ADJACENCIES}")
-        store = LedgerStore(Path(path), company, delta, adjacency)
+        order = order_for(ceiling, delta) if rule == RENYI else None
+        composition(rule, delta, order)
+        store = LedgerStore(Path(path), Identity(company, delta, adjacency, rule, order), witness)
         return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
 
-    def charge(self, *, run: str, round: int, block: str, release_id: str, event: Event) -> Charge:
-        """Record one release before it is made, or raise BudgetExceeded and write nothing.
+    def charge(self, *, run: str, round: int, block: str, release_id: str, terms: Terms) -> Charge:
+        """Record one release of a run before it is made, or raise and write nothing: BudgetExceeded past the
+        ceiling or the number that the run is pinned to, LedgerError for other terms.
+
+        A release without noise passes every ceiling: whether it is made is for the company's policy to say. It is
+        recorded, and no release with noise fits under a ceiling after it.
 
         A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content
         is the same release made again, which tells nobody anything new and is not charged twice.
@@ -82,25 +107,17 @@ class Ledger:
             _text(field, value)
         if isinstance(round, bool) or not isinstance(round, int) or not 0 <= round < 1 << 63:
             raise InputError("round", round, "must be an integer of at least 0")
-        self._check(event)
+        event = self._check(terms.event)
         with self._store.transaction():
             rows = self._store.rows()
-            spent = [row.event for row in rows]
-            before = epsilon(spent, self._delta)
+            before = self._before(rows)
             earlier = next((row for row in rows if row.release_id == release_id), None)
             if earlier is not None:
                 _check_same(earlier, run, round, block, event)
                 return Charge(before, before, repeated=True)
-            after = epsilon([*spent, event], self._delta)
-            # Written so that a NaN is refused too.
-            if not after <= self._ceiling:
-                fit = releases_within(self._ceiling, self._delta, event, spent)
-                raise BudgetExceeded(
-                    f"company={self._company!r}: this release would bring epsilon from {round_up(before)} to "
-                    f"{round_up(after)}, past the ceiling {self._ceiling:g}; {fit} more releases like it fit"
-                )
+            after = self._after(rows, before, run, terms, made=1)
             row = LedgerRow(
-                seq=0,
+                seq=len(rows) + 1,
                 company=self._company,
                 run=run,
                 round=round,
@@ -113,30 +130,74 @@ class Ledger:
                 epsilon_before=before,
                 epsilon_after=after,
                 time=_number("clock", self._clock()),
+                planned=terms.releases if self._store.identity.pinned else 0,
+                account=ACCOUNT,
             )
             self._store.append(row)
         return Charge(before, after, repeated=False)
 
     def spent(self) -> Guarantee:
         """What all rows together cost, recomputed from their events."""
-        return guarantee(self._events(), self._delta, self._store.identity.adjacency)
+        return spent(self._store.identity, self._store.rows())
 
     def remaining(self, event: Event) -> int:
-        """How many releases like `event` still fit under the ceiling."""
-        return releases_within(self._ceiling, self._delta, self._check(event), self._events())
+        """How many releases like `event` still fit under the ceiling, as a run of their own."""
+        rows = self._store.rows()
+        runs = list(runs_of(rows).values())
+        return fitting(self._rule, runs, self._check(event), self._ceiling, self._before(rows))
 
-    def check_plan(self, events: Iterable[Event]) -> float:
-        """The epsilon that the whole plan would reach; raises BudgetExceeded if that passes the ceiling."""
-        spent, plan = self._events(), [self._check(event) for event in events]
-        projected = epsilon([*spent, *plan], self._delta)
-        if not projected <= self._ceiling:
-            fit = largest(lambda n: epsilon([*spent, *plan[:n]], self._delta) <= self._ceiling, len(plan))
-            raise BudgetExceeded(
-                f"company={self._company!r}: the plan would bring epsilon from "
-                f"{round_up(epsilon(spent, self._delta))} to {round_up(projected)}, past the ceiling "
-                f"{self._ceiling:g}; the first {fit} of its {len(plan)} releases fit"
+    def check_plan(self, run: str, terms: Terms) -> float:
+        """The epsilon after all releases of the run, some of which may have been charged; raises as `charge`."""
+        _text("run", run)
+        self._check(terms.event)
+        rows = self._store.rows()
+        begun = runs_of(rows).get(run)
+        left = terms.releases - (0 if begun is None else min(begun.made, terms.releases))
+        return self._after(rows, self._before(rows), run, terms, made=left)
+
+    def _before(self, rows: Sequence[LedgerRow]) -> float:
+        """What all rows cost."""
+        if rows and self._rule.name == RUNS and rows[-1].account == ACCOUNT:
+            return rows[-1].epsilon_after
+        return self._rule.epsilon(list(runs_of(rows).values()))
+
+    def _after(self, rows: Sequence[LedgerRow], before: float, run: str, terms: Terms, made: int) -> float:
+        """The epsilon after `made` further releases of the run, if it may have them and the ceiling allows them."""
+        runs = runs_of(rows)
+        begun, others = runs.get(run), [each for name, each in runs.items() if name != run]
+        if begun is not None and begun.terms != terms:
+            raise LedgerError(
+                f"company={self._company!r}: run={run!r} is pinned to {begun.terms}; now it comes with {terms}: "
+                "other terms need another run"
             )
-        return projected
+        if begun is not None and begun.made + made > terms.releases:
+            raise BudgetExceeded(
+                f"company={self._company!r}: run={run!r} is pinned to {terms.releases} releases, of which "
+                f"{begun.made} were made: more need another run"
+            )
+        if begun is None and self._rule.full(others, terms):
+            raise LedgerError(
+                f"company={self._company!r}: the ledger has the most runs, or kinds of release, that it accounts "
+                f"({MAX_KINDS}): more need a ledger of its own, whose guarantee is then a separate one"
+            )
+        if begun is not None and self._rule.name == RUNS:
+            after = before  # it was charged whole
+        else:
+            after = self._rule.further(before, others, terms, made + (0 if begun is None else begun.made))
+        # Written so that a NaN is refused too.
+        if not after <= self._ceiling and not isinstance(terms.event, NoNoise):
+            self._check_bounded(rows)
+            raise BudgetExceeded(
+                f"company={self._company!r}: a run of {terms} would bring epsilon from {round_up(before)} to "
+                f"{round_up(after)}, past the ceiling {self._ceiling:g}; {self._fitting(runs, before, terms)} fit"
+            )
+        return after
+
+    def _fitting(self, runs: Runs, before: float, terms: Terms) -> str:
+        """How many releases do fit, as a run of their own, where that is found quickly."""
+        if terms.whole.steps > _QUICK_STEPS:
+            return "fewer"
+        return str(fitting(self._rule, list(runs.values()), terms.event, self._ceiling, before))
 
     def rows(self) -> list[LedgerRow]:
         """All rows in order, their hash chain checked."""
@@ -149,7 +210,7 @@ class Ledger:
     def verify(self) -> Verification:
         """Recompute all hashes and every epsilon; raises LedgerError naming the first row that is wrong."""
         self._store.check_integrity()
-        return verify_rows(self._store.path, self._store.rows(), self._delta)
+        return verify_rows(self._store.path, self._store.identity, self._store.rows())
 
     def close(self) -> None:
         self._store.close()
@@ -163,8 +224,10 @@ class Ledger:
         self.close()
 
     def _check(self, event: Event) -> Event:
+        if isinstance(check_event(event), GaussianEvent) and event.values == 0:
+            raise InputError("event", event.to_json(), "must say its dimension: version 1 is of real numbers")
         own = self._store.identity.adjacency
-        if check_event(event).adjacency != own:
+        if event.adjacency != own:
             raise LedgerError(
                 f"company={self._company!r}: the ledger's adjacency is {own!r}, that of {event.mechanism} is "
                 f"{event.adjacency!r}: their epsilons do not add up; it needs a ledger of its own, whose "
@@ -172,8 +235,13 @@ class Ledger:
             )
         return event
 
-    def _events(self) -> list[Event]:
-        return [row.event for row in self._store.rows()]
+    def _check_bounded(self, rows: Sequence[LedgerRow]) -> None:
+        for row in rows:
+            if isinstance(row.event, NoNoise):
+                raise BudgetExceeded(
+                    f"company={self._company!r}: row {row.seq} (run {row.run!r}) was released without noise, so "
+                    "epsilon is infinite from then on and no release fits under any ceiling"
+                )
 
 
 def _check_same(row: LedgerRow, run: str, round: int, block: str, event: Event) -> None:

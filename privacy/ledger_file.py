@@ -6,33 +6,32 @@ write-ahead log to the next one.
 
 Each row carries the SHA-256 of its content and of the row before, so edits and gaps are noticed. A chain
 cannot notice its own end being cut off, a whole file put back from an older copy, or all hashes written
-anew by someone who owns the file: keep the head somewhere else.
+anew by someone who owns the file: the head is kept somewhere else, and `check_seen` compares.
 """
 
 import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import quote
 
 from ..errors import InputError, LedgerError
-from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event
+from .accounting import Guarantee
+from .adversaries import against, seen_by_company
+from .composition import COMPOSITIONS, RENYI, Composition, Run, Terms, composition, order_for
+from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, SharedSkellamSteps
 
 APPLICATION_ID = 0x66624C67
-# Version 1 had no adjacency of its own: all its ledgers are for adding or removing an example.
-SCHEMA_VERSION = 2
+# Version 1 had no adjacency of its own: all its ledgers are for adding or removing an example. Versions 1 and 2
+# had no composition and pinned no runs.
+SCHEMA_VERSION = 3
 WAIT_SECONDS = 60.0
 EVENT_COLUMN = 6
 _TRIES = 20
-_SELECT = """
-SELECT seq, company, run, round, block, release_id, event, unit, adjacency, delta,
-       epsilon_before, epsilon_after, time, hash
-FROM releases ORDER BY seq
-"""
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,33 @@ class Identity:
     company: str
     delta: float
     adjacency: str
+    composition: str
+    order: float | None
     version: int = SCHEMA_VERSION
 
     @property
     def genesis(self) -> str:
         """The hash before the first row."""
-        return digest("fedblocks ledger", [self.version, self.company, self.delta, UNIT, self.adjacency])
+        fixed: list[object] = [self.version, self.company, self.delta, UNIT, self.adjacency]
+        return digest("fedblocks ledger", [*fixed, self.composition, self.order] if self.pinned else fixed)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether rows say what their run is pinned to."""
+        return self.version >= 3
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What a row's hash covers, in order."""
+        return tuple(
+            name for name in FIELDS if name != "hash" and (self.pinned or name not in ("planned", "account"))
+        )
 
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One release, as stored, in the order of the columns."""
+    """One release, as stored, in the order of the columns; `planned`: how many its run has at most, 0 if unknown;
+    `account`: the version of the accountant that wrote it."""
 
     seq: int
     company: str
@@ -67,8 +82,12 @@ class LedgerRow:
     epsilon_before: float
     epsilon_after: float
     time: float
+    planned: int = 0
+    account: str = ""
     hash: str = ""
 
+
+Runs = dict[str | int, Run]
 
 FIELDS = tuple(field.name for field in fields(LedgerRow))
 
@@ -89,6 +108,65 @@ class LedgerCopy:
     def events(self) -> list[Event]:
         return [row.event for row in self.rows]
 
+    @property
+    def composition(self) -> Composition:
+        return composition(self.identity.composition, self.identity.delta, self.identity.order)
+
+    @property
+    def runs(self) -> list[Run]:
+        return list(runs_of(self.rows).values())
+
+    @property
+    def spent(self) -> Guarantee:
+        """What all rows together cost."""
+        return spent(self.identity, self.rows)
+
+
+def runs_of(rows: Iterable[LedgerRow]) -> Runs:
+    """The runs by name, as they began; of rows that pin none, every release by its number, a run of its own."""
+    runs: Runs = {}
+    for row in rows:
+        add_row(runs, row)
+    return runs
+
+
+def add_row(runs: Runs, row: LedgerRow) -> None:
+    """`runs` after one more row, in place."""
+    key = row.run if row.planned else row.seq
+    begun = runs.get(key) or Run(Terms(row.event, row.planned or 1), 0)
+    runs[key] = begun._replace(made=begun.made + 1)
+
+
+def spent(identity: Identity, rows: Sequence[LedgerRow]) -> Guarantee:
+    """What `rows` cost together, by the ledger's own composition."""
+    rule = composition(identity.composition, identity.delta, identity.order)
+    runs = list(runs_of(rows).values())
+    return Guarantee(
+        rule.epsilon(runs),
+        identity.delta,
+        " + ".join(dict.fromkeys(row.event.mechanism for row in rows)) or "no release",
+        adjacency=identity.adjacency,
+        accountant=rule.accountants(runs),
+        composition=str(rule),
+        against=against(row.event for row in rows),
+        epsilon_against_company=rule.epsilon(_seen_by_company(rows)),
+    )
+
+
+def _seen_by_company(rows: Sequence[LedgerRow]) -> list[Run]:
+    """The runs as a company sees them that takes part; sums of unequal size as the smallest of them."""
+    runs = runs_of(rows)
+    for row in rows:
+        key = row.run if row.planned else row.seq
+        counted, event = runs[key].terms.event, row.event
+        if isinstance(counted, SharedSkellamSteps) and isinstance(event, SharedSkellamSteps):
+            fewest = replace(counted, shares=min(counted.shares, event.shares))
+            runs[key] = runs[key]._replace(terms=replace(runs[key].terms, event=fewest))
+    return [
+        run._replace(terms=replace(run.terms, event=seen_by_company(run.terms.event)))
+        for run in runs.values()
+    ]
+
 
 def read_ledger(path: Path) -> LedgerCopy:
     """A checked copy of the ledger at `path`; InputError if there is none, LedgerError if it is damaged."""
@@ -108,6 +186,18 @@ def read_ledger(path: Path) -> LedgerCopy:
         if not idle or _stamp(path) == before:
             return found
     raise LedgerError(f"ledger {path}: another process keeps opening it; try again")
+
+
+def check_seen(ledger: LedgerCopy, rows: int, head: str) -> None:
+    """LedgerError unless the ledger begins with what was seen of it: so many rows, the last with the hash `head`."""
+    if rows <= len(ledger.rows) and replace(ledger, rows=ledger.rows[:rows]).head == head:
+        return
+    found = f"has {len(ledger.rows)} rows" if len(ledger.rows) < rows else f"differs before row {rows + 1}"
+    raise LedgerError(
+        f"ledger {ledger.path} {found}, but {rows} were charged here: it was cut short, replaced or put back from an "
+        "older copy. Restore the newest copy; if that is lost, count from this one with "
+        f"`fedblocks ledger accept {ledger.path.parent}`"
+    )
 
 
 def _read(path: Path, mode: str) -> LedgerCopy:
@@ -137,23 +227,28 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> Identity:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
         raise LedgerError(f"{path} is an SQLite file but no ledger: give the path of a ledger")
-    if version not in (1, SCHEMA_VERSION):
+    if not 1 <= version <= SCHEMA_VERSION:
         raise LedgerError(
             f"ledger {path} has schema version {version}, this fedblocks reads up to {SCHEMA_VERSION}: "
             "use the fedblocks release that wrote it"
         )
     adjacency = "adjacency" if version > 1 else f"'{ADD_REMOVE}'"
-    stored = connection.execute(f"SELECT company, delta, {adjacency} FROM ledger").fetchall()
-    if len(stored) != 1 or stored[0][2] not in ADJACENCIES:
+    rule = "composition, renyi_order" if version > 2 else f"'{RENYI}', NULL"
+    stored = connection.execute(f"SELECT company, delta, {adjacency}, {rule} FROM ledger").fetchall()
+    if len(stored) != 1 or stored[0][2] not in ADJACENCIES or stored[0][3] not in COMPOSITIONS:
         raise LedgerError(f"ledger {path} does not say whose it is: restore it from a backup")
-    company, delta, found = stored[0]
-    return Identity(company, delta, found, version)
+    company, delta, found, name, order = stored[0]
+    if version <= 2:
+        # Nothing pinned its runs, so release by release is what holds for it: see `ledger`.
+        order = order_for(delta=delta)
+    return Identity(company, delta, found, name, order, version)
 
 
 def read_rows(connection: sqlite3.Connection, path: Path, identity: Identity) -> list[LedgerRow]:
     """All rows in order; LedgerError names the first one that does not fit the chain or the ledger."""
+    names = identity.columns
     with mendable(path):
-        stored = connection.execute(_SELECT).fetchall()
+        stored = connection.execute(f"SELECT {', '.join(names)}, hash FROM releases ORDER BY seq").fetchall()
     rows: list[LedgerRow] = []
     previous = identity.genesis
     for number, (*values, hash_) in enumerate(stored, start=1):
@@ -166,7 +261,7 @@ def read_rows(connection: sqlite3.Connection, path: Path, identity: Identity) ->
             values[EVENT_COLUMN] = Event.from_json(values[EVENT_COLUMN])
         except InputError as error:
             raise LedgerError(f"ledger {path} row {number}: {error}") from error
-        row = LedgerRow(**dict(zip(FIELDS, (*values, hash_), strict=True)))
+        row = LedgerRow(**dict(zip((*names, "hash"), (*values, hash_), strict=True)))
         own = (identity.company, identity.delta, identity.adjacency, identity.adjacency, UNIT)
         if (row.company, row.delta, row.adjacency, row.event.adjacency, row.unit) != own:
             raise LedgerError(f"ledger {path} row {number} is not of this ledger {own}")

@@ -4,6 +4,11 @@ Purpose: storage that survives crashes and shows damage; what rows mean for epsi
 are read `ledger_file.py`. One SQLite file of mode 0600, in write-ahead mode with synchronous=FULL (a committed
 row survives power loss: https://sqlite.org/pragma.html#pragma_synchronous), written under BEGIN IMMEDIATE (one
 writer at a time, over all processes).
+
+A file can be deleted, cut short or put back from an older copy, and its own hash chain says nothing. So a `Witness`
+elsewhere keeps how far the ledger has come. A row is committed first and seen second, and only then may what it pays
+for be done: a crash in between leaves a ledger that is longer than was seen, which never costs anybody anything and
+is accepted. One that does not begin with what was seen is refused.
 """
 
 import os
@@ -13,20 +18,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from ..errors import LedgerError
-from .events import ADD_REMOVE
 from .ledger_file import (
     APPLICATION_ID,
     EVENT_COLUMN,
-    FIELDS,
     SCHEMA_VERSION,
     WAIT_SECONDS,
     Identity,
+    LedgerCopy,
     LedgerRow,
     check_file,
     check_integrity,
+    check_seen,
     digest,
     mendable,
     read_identity,
@@ -35,13 +41,15 @@ from .ledger_file import (
 
 _SCHEMA = f"""
 BEGIN;
-CREATE TABLE ledger (company TEXT NOT NULL, delta REAL NOT NULL, adjacency TEXT NOT NULL) STRICT;
+CREATE TABLE ledger (
+    company TEXT NOT NULL, delta REAL NOT NULL, adjacency TEXT NOT NULL, composition TEXT NOT NULL, renyi_order REAL
+) STRICT;
 CREATE TABLE releases (
     seq INTEGER PRIMARY KEY, company TEXT NOT NULL, run TEXT NOT NULL, round INTEGER NOT NULL,
     block TEXT NOT NULL, release_id TEXT NOT NULL UNIQUE, event TEXT NOT NULL, unit TEXT NOT NULL,
     adjacency TEXT NOT NULL,
     delta REAL NOT NULL, epsilon_before REAL NOT NULL, epsilon_after REAL NOT NULL, time REAL NOT NULL,
-    hash TEXT NOT NULL
+    planned INTEGER NOT NULL, account TEXT NOT NULL, hash TEXT NOT NULL
 ) STRICT;
 CREATE TRIGGER no_update BEFORE UPDATE ON releases BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON releases BEGIN SELECT RAISE(ABORT, 'a ledger is append-only'); END;
@@ -49,18 +57,34 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
-_INSERT = "INSERT INTO releases VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+class Witness(Protocol):
+    """A second place that knows how far a ledger has come."""
+
+    def seen(self) -> tuple[int, str]:
+        """(rows, head) of the longest that was seen."""
+
+    def saw(self, rows: int, head: str) -> None:
+        """On disk once this returns, unless it has seen more rows already."""
 
 
 class LedgerStore:
-    """Append-only rows of one (company, delta, adjacency)."""
+    """Append-only rows of one (company, delta, adjacency, composition)."""
 
-    def __init__(self, path: Path, company: str, delta: float, adjacency: str = ADD_REMOVE) -> None:
-        """Open the file, or create it with this company, delta and adjacency."""
+    def __init__(self, path: Path, wanted: Identity, witness: Witness | None = None) -> None:
+        """Open the file, or create it as `wanted`. The order of a composition is that of the file. What a witness has
+        seen is not made anew: a ledger that is gone is refused."""
         self.path = path
+        self._witness = witness
         with mendable(path):
             if not os.path.lexists(path):
-                _create(path, Identity(company, delta, adjacency))
+                if witness is not None:
+                    raise LedgerError(
+                        f"ledger {path} is missing: restore it from a backup; a first one, or one in place of what "
+                        f"is lost, is made with `fedblocks ledger create {path.parent}`"
+                    )
+                _create(path, wanted)
             check_file(path)
             # SQLite gives its side files the mode of the main file.
             path.chmod(0o600)
@@ -69,11 +93,14 @@ class LedgerStore:
             with mendable(path):
                 self.identity = read_identity(self._connection, path)
             found = self.identity
-            if (found.company, found.delta, found.adjacency) != (company, delta, adjacency):
+            # Ledgers of before there was a choice have the one rule that holds for them.
+            rule = wanted.composition if found.pinned else found.composition
+            if found != replace(wanted, composition=rule, order=found.order, version=found.version):
                 raise LedgerError(
-                    f"ledger {path} belongs to {found.company!r} at delta={found.delta}, to {found.adjacency}, "
-                    f"not to {company!r} at delta={delta}, to {adjacency}: all three are fixed when a ledger "
-                    "is created; epsilons of another delta or adjacency cannot be compared"
+                    f"ledger {path} belongs to {found.company!r} at delta={found.delta}, to {found.adjacency}, by "
+                    f"composition {found.composition!r}, not to {wanted.company!r} at delta={wanted.delta}, to "
+                    f"{wanted.adjacency}, by {wanted.composition!r}: all four are fixed when a ledger is created; "
+                    "epsilons of another delta, adjacency or composition cannot be compared"
                 )
             self.rows()
         except BaseException:
@@ -81,22 +108,29 @@ class LedgerStore:
             raise
 
     def rows(self) -> list[LedgerRow]:
-        """All rows in order; LedgerError names the first one that does not fit the chain."""
-        return read_rows(self._connection, self.path, self.identity)
+        """All rows in order; LedgerError names the first one that does not fit the chain or what was seen of it."""
+        # Seen first: rows that others add meanwhile make the ledger longer, never shorter.
+        seen = None if self._witness is None else self._witness.seen()
+        rows = read_rows(self._connection, self.path, self.identity)
+        if seen is not None:
+            check_seen(LedgerCopy(self.path, self.identity, tuple(rows)), *seen)
+        return rows
 
     def append(self, row: LedgerRow) -> None:
         """Add `row` after the last; its `seq` and `hash` are set here. Call within `transaction()`."""
         rows = self.rows()
         row = replace(row, seq=len(rows) + 1)
-        values = [getattr(row, name) for name in FIELDS if name != "hash"]
+        values = [getattr(row, name) for name in self.identity.columns]
         values[EVENT_COLUMN] = row.event.to_json()
+        places = ", ".join("?" * (len(values) + 1))
         with mendable(self.path):
-            self._connection.execute(_INSERT, (*values, digest(self.head(rows), values)))
+            insert = f"INSERT INTO releases VALUES ({places})"
+            self._connection.execute(insert, (*values, digest(self.head(rows), values)))
 
     def head(self, rows: Sequence[LedgerRow] | None = None) -> str:
         """The hash that stands for all rows so far."""
         rows = self.rows() if rows is None else rows
-        return rows[-1].hash if rows else self.identity.genesis
+        return LedgerCopy(self.path, self.identity, tuple(rows)).head
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -106,12 +140,16 @@ class LedgerStore:
             self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
+            rows = self.rows()
             with mendable(self.path):
                 self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
+        # A row that was there before, too: a crash may have come between it and its witness.
+        if self._witness is not None:
+            self._witness.saw(len(rows), self.head(rows))
         # On disk already, in the write-ahead log; moved on so that a copy of the main file alone is complete.
         with suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -137,8 +175,14 @@ def _create(path: Path, identity: Identity) -> None:
         connection = _connect(draft)
         try:
             connection.executescript(_SCHEMA)
-            values = (identity.company, identity.delta, identity.adjacency)
-            connection.execute("INSERT INTO ledger VALUES (?, ?, ?)", values)
+            values = (
+                identity.company,
+                identity.delta,
+                identity.adjacency,
+                identity.composition,
+                identity.order,
+            )
+            connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", values)
         finally:
             connection.close()
         # Another process may have been first; then its ledger counts.

@@ -19,7 +19,7 @@ import numpy as np
 from dp_accounting.pld import privacy_loss_distribution
 from scipy.stats import binom
 
-from .events import SMALLEST_NOISE, EpochGaussian, Event, GaussianSteps, TruncatedGaussianSteps
+from .events import SMALLEST_NOISE, EpochGaussian, Event, GaussianSteps, NoNoise, TruncatedGaussianSteps
 
 # The grid is 1/16 of the mean step's loss deviation or finer: measured to over-report by at most 0.06%. Still
 # finer would be slower and less sound: rounding errors of the single-step masses grow as 1 / grid. The cap on
@@ -36,7 +36,7 @@ _FINEST_GRID = 2.0**-27
 # A cap passed less often than this costs nothing that _LOST_ONCE does not hold.
 _NEVER = 1e-100
 
-EVENTS = (GaussianSteps, TruncatedGaussianSteps, EpochGaussian)
+EVENTS = (GaussianSteps, TruncatedGaussianSteps, EpochGaussian, NoNoise)
 
 
 class _Kind(NamedTuple):
@@ -62,7 +62,7 @@ def pld_epsilon(events: Sequence[Event], delta: float) -> float:
 def _kind(event: Event) -> _Kind:
     if isinstance(event, GaussianSteps):
         return _Kind(event.sampling_rate, event.noise_multiplier)
-    if isinstance(event, EpochGaussian):
+    if isinstance(event, EpochGaussian | NoNoise):
         # Whatever the batch, an epoch is one Gaussian release of each example.
         return _Kind(1.0, event.noise_multiplier)
     if isinstance(event, TruncatedGaussianSteps):

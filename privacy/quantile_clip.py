@@ -7,7 +7,8 @@ one Gaussian mechanism of noise multiplier z, if (section 4, theorem 1)
 
     z^-2 = z_sum^-2 + (2 count_noise)^-2
 
-so a step costs what the account says for z, and the sum carries a little more noise than z alone.
+so a step costs what the account says for z, and the sum carries a little more noise than z alone. The count is one
+more value that floating point adds noise to, and is counted as such.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from ..errors import PrivacyError
 from .clipping import ClippedSum
+from .mechanisms.gaussian import release
 from .randomness import Randomness
 
 _SMALLEST = 1e-6
@@ -62,7 +66,13 @@ class QuantileClip:
 
         The divisor is public; the batch's own size is not.
         """
-        count = clipped.within - clipped.examples / 2 + self.count_noise * float(randomness.normal(1)[0])
-        share = min(max(count / expected_batch_size + 0.5, 0.0), 1.0)
+        share = min(max(self._count(clipped, randomness) / expected_batch_size + 0.5, 0.0), 1.0)
         clip = clipped.sensitivity * math.exp(-self.learning_rate * (share - self.quantile))
         return min(max(clip, _SMALLEST), self.largest)
+
+    def _count(self, clipped: ClippedSum, randomness: Randomness) -> float:
+        """The noisy sum of b - 1/2, on the grid of its noise like every other release."""
+        count = torch.tensor([clipped.within - clipped.examples / 2], dtype=torch.float64)
+        if self.count_noise > 0:
+            count = release(count, torch.from_numpy(randomness.normal(1)), self.count_noise)
+        return float(count)

@@ -5,8 +5,9 @@ cryptographic generator and not from a Mersenne Twister or PCG. The stream is AE
 SP 800-38A, section 6.5) from counter 0 under a key used for nothing else; seeded keys come from HKDF-SHA256
 (RFC 5869, section 2).
 
-Normal samples are Box and Muller's (1958) in float64, from 63 to 74 bits of radius and 64 of angle. What
-floats may tell about what they were added to (Mironov 2012) is the business of `mechanisms.gaussian`.
+Normal samples are Box and Muller's (1958) in float64, from 64 bits of angle and a radius of at least 47
+significant bits at any size: a uniform below 2^-16 is drawn again from words of its own. What floats may tell
+about what they were added to (Mironov 2012) is the business of `mechanisms.gaussian` and `rounding`.
 
 A key gives the same bytes, words, coins and integers on every machine; normals agree as far as the machines'
 log, sqrt, sin and cos do, which is all but the last two bits.
@@ -30,8 +31,10 @@ _SALT = b"fedblocks/randomness/v1"
 # the size at which torch would share the work among threads.
 _CHUNK = 1 << 15
 _ZEROS = memoryview(bytes(8 * _CHUNK))
-# Radii from uniforms below this take more bits: 63 bits leave gaps in the law of values beyond 8 deviations.
-_RARE = 2.0**-20
+# Uniforms below this are drawn again, on (0, 2^-16): 63 bits would leave gaps in the law of large radii.
+_RARE = 2.0**-16
+# The words that they are drawn from begin here: further from counter 0 than anybody will ever count.
+_FAR = bytes([128]) + bytes(15)
 _MAX = (1 << 63) - 1
 # The class has a method of that name.
 Bytes = bytes
@@ -54,6 +57,7 @@ class Randomness:
             # The value stays out of the message: it may be a key of the wrong length.
             raise InputError("key", "<redacted>", f"must be {KEY_BYTES} bytes")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._far = Cipher(algorithms.AES(key), modes.CTR(_FAR)).encryptor()
         self._process = os.getpid()
 
     @classmethod
@@ -99,10 +103,10 @@ class Randomness:
         return out
 
     def normal(self, n: int) -> NDArray[np.float64]:
-        """(n,) standard normals, |x| < 10.2: what is cut off has probability 2^-75.
+        """(n,) standard normals.
 
-        x, y = sqrt(-2 ln u) (cos v, sin v), with u uniform in (0, 1) and v in [-pi, pi). Up to 9 deviations the
-        radii that can occur are at most 2^-18 apart, and the angles nowhere more than 2^-52.
+        x, y = sqrt(-2 ln u) (cos v, sin v), with u uniform in (0, 1) and v in [-pi, pi). Neighbouring values of u
+        are at most 2^-47 u apart, and the angles nowhere more than 2^-52.
         """
         n = _count("n", n)
         out = torch.empty(n + n % 2, dtype=torch.float64)
@@ -113,14 +117,18 @@ class Randomness:
             radius, angle, projection = buffers[:, : len(pairs)]  # (pairs,) each
             radius.copy_(words[:, 0] & _MAX).mul_(2.0**-63)
             if float(radius.min()) < _RARE:
-                # The angle rounds its word to 53 bits: its last 11 go where they count, below the radius's.
-                rare = torch.nonzero(radius < _RARE)[:, 0]
-                radius[rare] += ((words[rare, 1] & 2047).double() + 0.5) * 2.0**-74
+                for pair in torch.nonzero(radius < _RARE)[:, 0].tolist():
+                    radius[pair] = self._rare()
             radius.log_().mul_(-2).sqrt_()
             angle.copy_(words[:, 1]).mul_(math.pi * 2.0**-63)
             torch.mul(radius, torch.cos(angle, out=projection), out=pairs[:, 0])
             torch.mul(radius, angle.sin_(), out=pairs[:, 1])
         return out[:n].numpy()
+
+    def _rare(self) -> float:
+        """A uniform in (0, 2^-16), with at least 47 significant bits."""
+        u = (int.from_bytes(self._far.update(bytes(8)), "little") >> 1) * 2.0**-63
+        return _RARE * (u if u >= _RARE else self._rare())
 
     def bernoulli(self, n: int, q: float) -> NDArray[np.bool_]:
         """(n,) independent coins, each True with probability q (exact to 2^-53)."""

@@ -66,6 +66,12 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
     return math.inf if math.isnan(found) else found
 
 
+def epsilon_at(order: float, divergence: float, delta: float) -> float:
+    """The epsilon at `delta` of a mechanism whose Renyi divergence at the one `order` is bounded so."""
+    found = divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
+    return max(found, 0.0) if not math.isnan(found) else math.inf
+
+
 @lru_cache(maxsize=256)
 def rdp_of(step: Event) -> NDArray[np.float64]:
     """(len(ORDERS),) Renyi divergence bounds of one step; inf where none is known."""

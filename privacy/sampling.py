@@ -7,7 +7,7 @@ https://arxiv.org/abs/2403.17673, shows how far that may under-report).
     sampling = PoissonSampling(0.01, batch_cap=batch_cap_for(len(data), 0.01))
     for batch in sampling.batches(len(data), steps=100, randomness=randomness):  # (batch,) int64, ascending
         ...                                                                      # may be empty: add noise anyway
-    ledger.charge(..., event=sampling.event(noise_multiplier, steps=100, examples=len(data)))
+    ledger.charge(..., terms=Terms(sampling.event(noise_multiplier, 100, len(data), dimension=size), releases=60))
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ class Sampling(Protocol):
         """`steps` batches of indices below `examples`, (batch,) int64 ascending; drawn as they are asked for."""
         ...
 
-    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
-        """What `steps` noisy sums over these batches are to a ledger; `examples` where the account needs it."""
+    def event(
+        self, noise_multiplier: float, steps: int, examples: int | None = None, dimension: int | None = None
+    ) -> Event:
+        """What `steps` noisy sums of `dimension` values over these batches are to a ledger; `examples` where the
+        account needs it."""
         ...
 
 
@@ -69,15 +72,20 @@ class PoissonSampling:
                 joined = joined[_subset(len(joined), self.batch_cap, randomness)]
             yield torch.from_numpy(joined)
 
-    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
+    def event(
+        self, noise_multiplier: float, steps: int, examples: int | None = None, dimension: int | None = None
+    ) -> Event:
         if self.batch_cap is None:
-            return GaussianSteps(sampling_rate=self.rate, noise_multiplier=noise_multiplier, steps=steps)
+            return GaussianSteps(
+                sampling_rate=self.rate, noise_multiplier=noise_multiplier, steps=steps, dimension=dimension
+            )
         return TruncatedGaussianSteps(
             sampling_rate=self.rate,
             noise_multiplier=noise_multiplier,
             steps=steps,
             examples=_needed(examples),
             batch_cap=self.batch_cap,
+            dimension=dimension,
         )
 
 
@@ -101,9 +109,11 @@ class EpochSampling:
                 assignment = randomness.integers(self.batch_count, examples)  # (examples,) its batch
             yield torch.from_numpy(np.flatnonzero(assignment == step % self.batch_count))
 
-    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
+    def event(
+        self, noise_multiplier: float, steps: int, examples: int | None = None, dimension: int | None = None
+    ) -> Event:
         epochs = -(-count("steps", steps) // self.batch_count)
-        return EpochGaussian(noise_multiplier=noise_multiplier, epochs=epochs)
+        return EpochGaussian(noise_multiplier=noise_multiplier, epochs=epochs, dimension=dimension)
 
 
 @dataclass(frozen=True)
@@ -124,12 +134,15 @@ class FixedSizeSampling:
         for _ in range(steps):
             yield torch.from_numpy(_subset(examples, self.batch_size, randomness))
 
-    def event(self, noise_multiplier: float, steps: int, examples: int | None = None) -> Event:
+    def event(
+        self, noise_multiplier: float, steps: int, examples: int | None = None, dimension: int | None = None
+    ) -> Event:
         return FixedSizeGaussianSteps(
             examples=_needed(examples),
             batch_size=self.batch_size,
             noise_multiplier=noise_multiplier,
             steps=steps,
+            dimension=dimension,
         )
 
 

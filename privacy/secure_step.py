@@ -17,7 +17,7 @@ from torch import nn
 
 from .clipping import Clipping, PerExampleClipping
 from .dp_sgd import Losses, clip_to_norm, in_random_order
-from .events import SkellamSteps
+from .events import SharedSkellamSteps
 from .mechanisms.skellam import BETA, SkellamNoise
 from .randomness import Randomness
 from .sampling import PoissonSampling
@@ -25,29 +25,33 @@ from .sampling import PoissonSampling
 
 @dataclass(frozen=True, kw_only=True)
 class SecureStep:
-    """`noise` says how many companies share it; `largest_sum` bounds the norm of one company's sum.
+    """`noise` says how many companies share it, of whom it tolerates `colluders` and else missing ones; `largest_sum`
+    bounds the norm of one company's sum.
 
     A ball's projection moves no two sums apart, so bounding a company costs no privacy.
     """
 
     sampling_rate: float
     noise: SkellamNoise
+    colluders: int
     largest_sum: float
     noise_draws: int
     clipping: Clipping = "flat"
     examples_at_once: int = 128
 
     @property
-    def event(self) -> SkellamSteps:
+    def event(self) -> SharedSkellamSteps:
         """What every company's ledger is charged: the noise that honest companies have put into the sum."""
         noise = self.noise
-        return SkellamSteps(
+        return SharedSkellamSteps(
             sampling_rate=self.sampling_rate,
             steps=1,
             l2=noise.l2,
             l1=noise.l1,
             variance=noise.variance_total,
             beta=BETA,
+            shares=noise.companies - noise.tolerated,
+            colluders=self.colluders,
         )
 
     def encode(

@@ -1,25 +1,31 @@
 """A ledger's figures checked again: by the accountant that wrote them and by one of another make.
 
-Purpose: an error in one accountant shows in the other. Every row's epsilons are recomputed from its events by
-`accounting` (dp-accounting). A few rows, always the last, are also held between bounds from Opacus, which
-shares no code with it: above the lower end of the PRV accountant's interval (Gopi, Lee, Wutschitz 2021) and
-below its RDP accountant. Opacus knows Gaussian steps, and epochs as Gaussian steps on all data; it does not
-know caps, fixed sizes and Skellam noise. Releases beyond what it knows only ever add to an epsilon, so what it
-makes of the others is still a lower bound. `Check` says what was compared.
+Purpose: an error in one accountant shows in the other. Every row's epsilons are recomputed from its events by the
+ledger's composition (dp-accounting), and every row held against what its run is pinned to. A few rows, always the
+last, are also held between bounds from Opacus, which shares no code with it: for a sum over runs, run by run, above
+the lower end of the PRV accountant's interval (Gopi, Lee, Wutschitz 2021) and below its RDP accountant; for a Renyi
+filter around its RDP at the filter's order. Opacus knows Gaussian steps,
+and epochs as Gaussian steps on all data; it does not know caps, fixed sizes and Skellam noise. Releases beyond what
+it knows only ever add to an epsilon, so what it makes of the others is still a lower bound. `Check` says what was
+compared.
+
+Rows of ledgers of schema 1 and 2 have the figures of their time, the account of the list that had happened, or,
+from where they were continued, those of the Renyi filter.
 """
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from ..errors import InputError, LedgerError
-from .accounting import accountant_of, epsilon
+from .accounting import epsilon
+from .composition import RUNS, Run, Terms, composition, share
 from .events import EpochGaussian, Event, GaussianSteps, TruncatedGaussianSteps
-from .ledger_file import LedgerRow
+from .ledger_file import Identity, LedgerRow, Runs, add_row, runs_of
 
 _INDEPENDENT_ROWS = 4
 # The PRV accountant's own interval is +- this wide, or wider where that would take more than so many cells of
@@ -29,7 +35,10 @@ _PRV_CELLS = 1 << 22
 _PRV_REACH = 100.0
 # What stored figures may miss the independent bounds by: 1% and a little for epsilons near 0.
 _SLACK, _LITTLE = 0.01, 1e-3
+# At most so much of delta a Renyi filter keeps for what the divergence does not cover.
+_FILTER_RESERVE = 0.01
 
+Rule = Callable[[Sequence[Run]], float]
 History = tuple[tuple[float, float, int], ...]  # (noise_multiplier, sampling_rate, steps), as Opacus has it
 
 
@@ -50,44 +59,74 @@ class Verification:
 
     rows: int
     accountant: str
+    composition: str
     checks: tuple[Check, ...]
 
     def __str__(self) -> str:
-        text = f"{self.rows} rows fit their hashes and the {self.accountant} account of dp-accounting"
+        text = (
+            f"{self.rows} rows fit their hashes and the {self.accountant} account of dp-accounting; composition: "
+            f"{self.composition}"
+        )
         return "; ".join([text, *(f"row {check.seq}: {check.says}" for check in self.checks)])
 
 
-def verify_rows(path: Path, rows: Sequence[LedgerRow], delta: float) -> Verification:
+def verify_rows(path: Path, identity: Identity, rows: Sequence[LedgerRow]) -> Verification:
     """Recompute all figures of a ledger; LedgerError names the first row that is wrong."""
-    events: list[Event] = []
-    before = 0.0
+    rule = composition(identity.composition, identity.delta, identity.order)
+    rules: list[Rule] = [rule.epsilon] if identity.pinned else [_list_rule(identity.delta), rule.epsilon]
+    runs: Runs = {}
+    # By each of the rules that may have written the row.
+    before, of_old = [0.0] * len(rules), 0
     for row in rows:
-        events.append(row.event)
         try:
-            after = epsilon(events, delta)
+            add_row(runs, row)
+            after = [each(list(runs.values())) for each in rules]
         except InputError as error:
             raise LedgerError(f"ledger {path} row {row.seq}: {error}") from error
+        begun = runs[row.run] if row.planned else None
+        if begun is not None and (begun.terms != Terms(row.event, row.planned) or begun.made > row.planned):
+            raise LedgerError(
+                f"ledger {path} row {row.seq}: release {begun.made} of run={row.run!r} is not of the terms that its "
+                "first row pinned: restore the ledger from a backup"
+            )
         for field, stored, computed in (
             ("epsilon_before", row.epsilon_before, before),
             ("epsilon_after", row.epsilon_after, after),
         ):
-            # Loose enough for another version of the numerical libraries, tight enough for any lie.
-            if not math.isclose(stored, computed, rel_tol=1e-3, abs_tol=1e-6):
+            if not any(_close(stored, value) for value in computed):
                 raise LedgerError(
                     f"ledger {path} row {row.seq}: {field}={stored!r}, but the events cost "
-                    f"{computed!r}: restore the ledger from a backup"
+                    f"{computed[0]!r}: restore the ledger from a backup"
                 )
-        before = after
+        # Once a ledger is continued by the filter it stays with it.
+        while len(rules) > 1 and not _close(row.epsilon_after, after[0]):
+            rules, after = rules[1:], after[1:]
+        before, of_old = after, of_old + (len(rules) > 1)
     # The independent accountant is slow: a few rows, evenly spaced, and the last, on which all others bear.
     chosen = sorted({math.ceil(len(rows) * (n + 1) / _INDEPENDENT_ROWS) for n in range(_INDEPENDENT_ROWS)})
-    checks = tuple(check_row(path, rows[:seq], delta) for seq in chosen if seq > 0)
-    return Verification(len(rows), accountant_of(events), checks)
+    checks = tuple(check_row(path, identity, rows[:seq], seq <= of_old) for seq in chosen if seq > 0)
+    return Verification(len(rows), rule.accountants(list(runs.values())), str(rule), checks)
 
 
-def check_row(path: Path, rows: Sequence[LedgerRow], delta: float) -> Check:
-    """Hold the last of `rows` between the independent bounds."""
-    last = rows[-1]
-    lower, upper, says = independent_bounds([row.event for row in rows], delta)
+def _list_rule(delta: float) -> Rule:
+    """How ledgers were accounted before they had a composition."""
+    return lambda runs: epsilon([run.terms.event for run in runs], delta)
+
+
+def _close(stored: float, computed: float) -> bool:
+    """Loose enough for another version of the numerical libraries, tight enough for any lie."""
+    return math.isclose(stored, computed, rel_tol=1e-3, abs_tol=1e-6)
+
+
+def check_row(path: Path, identity: Identity, rows: Sequence[LedgerRow], of_old: bool = False) -> Check:
+    """Hold the last of `rows` between the independent bounds; `of_old`: its figure is that of the list."""
+    last, events = rows[-1], [row.event for row in rows]
+    if identity.composition == RUNS:
+        lower, upper, says = _bounds_by_run(list(runs_of(rows).values()), identity.delta)
+    elif of_old or identity.order is None:
+        lower, upper, says = independent_bounds(events, identity.delta)
+    else:
+        lower, upper, says = _bounds_of_filter(events, identity.delta, identity.order)
     low = -math.inf if lower is None else lower * (1 - _SLACK) - _LITTLE
     high = math.inf if upper is None else upper * (1 + _SLACK) + _LITTLE
     if not low <= last.epsilon_after <= high:
@@ -98,8 +137,31 @@ def check_row(path: Path, rows: Sequence[LedgerRow], delta: float) -> Check:
     return Check(last.seq, last.epsilon_after, lower, upper, says)
 
 
+def _bounds_by_run(runs: Sequence[Run], delta: float) -> tuple[float | None, float | None, str]:
+    """The sums of the runs' bounds, each at its share of delta; no lower one counts as 0."""
+    bounds = [independent_bounds([run.terms.whole], share(k) * delta) for k, run in enumerate(runs, start=1)]
+    lowers, uppers = [b[0] for b in bounds], [b[1] for b in bounds]
+    lower = None if all(low is None for low in lowers) else math.fsum(low or 0.0 for low in lowers)
+    upper = None if None in uppers else math.fsum(up or 0.0 for up in uppers)
+    return lower, upper, " and ".join(dict.fromkeys(says for *_, says in bounds))
+
+
 def independent_bounds(events: Sequence[Event], delta: float) -> tuple[float | None, float | None, str]:
     """(lower, upper, which accountant says so) for the epsilon of `events`, without dp-accounting."""
+    counts, exact = _counted(events)
+    if not counts:
+        return None, None, "no independent accountant knows these mechanisms"
+    history = tuple((noise, rate, steps) for (noise, rate), steps in sorted(counts.items()))
+    rdp = _rdp_upper(history, delta)
+    lower = _prv_lower(history, delta, rdp)
+    below = "nothing below (beyond Opacus' PRV accountant)" if lower is None else "Opacus' PRV below"
+    if exact and math.isfinite(rdp):
+        return lower, rdp, f"{below}, its RDP above"
+    return lower, None, f"{below}, for the releases and parts of releases it knows; nothing above"
+
+
+def _counted(events: Sequence[Event]) -> tuple[Counter[tuple[float, float]], bool]:
+    """Steps by (noise_multiplier, sampling_rate), and whether they are all that there is."""
     counts: Counter[tuple[float, float]] = Counter()
     exact = True
     for event in events:
@@ -110,15 +172,34 @@ def independent_bounds(events: Sequence[Event], delta: float) -> tuple[float | N
             counts[event.noise_multiplier, 1.0] += event.epochs
         else:
             exact = False
+    return counts, exact
+
+
+def _bounds_of_filter(
+    events: Sequence[Event], delta: float, order: float
+) -> tuple[float | None, float | None, str]:
+    """Opacus' divergence at the filter's order, converted by it with the reserve of delta and without."""
+    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+
+    counts, exact = _counted(events)
     if not counts:
         return None, None, "no independent accountant knows these mechanisms"
-    history = tuple((noise, rate, steps) for (noise, rate), steps in sorted(counts.items()))
-    rdp = _rdp_upper(history, delta)
-    lower = _prv_lower(history, delta, rdp)
-    below = "nothing below (beyond Opacus' PRV accountant)" if lower is None else "Opacus' PRV below"
-    if exact and math.isfinite(rdp):
-        return lower, rdp, f"{below}, its RDP above"
-    return lower, None, f"{below}, for the releases and parts of releases it knows; nothing above"
+    divergence = math.fsum(
+        float(compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=order))
+        for (noise, rate), steps in counts.items()
+    )
+    if not math.isfinite(divergence):
+        return None, None, "nothing below or above (beyond Opacus' RDP accountant)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the choice of orders
+        lower, upper = (
+            float(get_privacy_spent(orders=[order], rdp=[divergence], delta=reserved * delta)[0])
+            for reserved in (1.0, 1 - _FILTER_RESERVE)
+        )
+    says = f"Opacus' RDP at order {order:g}"
+    if exact:
+        return lower, upper, says
+    return lower, None, f"{says} for the releases and parts of releases it knows; nothing above"
 
 
 @lru_cache(maxsize=64)

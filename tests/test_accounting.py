@@ -15,6 +15,7 @@ from scipy.stats import norm
 from fedblocks.errors import InputError
 from fedblocks.privacy.accounting import (
     Guarantee,
+    at,
     epsilon,
     largest,
     noise_multiplier_for,
@@ -22,7 +23,7 @@ from fedblocks.privacy.accounting import (
     round_up,
     steps_within,
 )
-from fedblocks.privacy.events import MAX_STEPS, GaussianSteps
+from fedblocks.privacy.events import MAX_STEPS, Event, GaussianSteps
 
 DELTA = 1e-5
 
@@ -151,12 +152,16 @@ def test_calibration_says_why_it_cannot() -> None:
 
 def test_releases_within_counts_after_what_is_spent() -> None:
     spent, more = [event(0.05, 2.0, 30)], event(0.01, 1.0, 25)
-    count = releases_within(1.5, DELTA, more, spent)
+
+    def after_spent(whole: Event) -> float:
+        return epsilon([*spent, whole], DELTA)
+
+    count = releases_within(1.5, more, after_spent)
     assert count > 0
     assert epsilon([*spent, *[more] * count], DELTA) <= 1.5 < epsilon([*spent, *[more] * (count + 1)], DELTA)
-    assert releases_within(0.01, DELTA, more, spent) == 0
+    assert releases_within(0.01, more, after_spent) == 0
     whole = event(1e-9, 5.0, MAX_STEPS // 2)
-    assert releases_within(0.01, 1e-2, whole) == 2
+    assert releases_within(0.01, whole, at(1e-2)) == 2
 
 
 def test_largest() -> None:
@@ -175,7 +180,8 @@ def test_delta_is_checked(delta: float) -> None:
 def test_guarantee_prints_everything_and_rounds_up() -> None:
     assert str(Guarantee(1.82840001, 1e-5, "Poisson-subsampled Gaussian")) == (
         "epsilon=1.829 at delta=1e-05 (Poisson-subsampled Gaussian; unit: one example of one company; "
-        "adjacency: add or remove one example; accountant: PLD)"
+        "adjacency: add or remove one example; accountant: PLD; composition: one list of releases, fixed beforehand; "
+        "against: the coordinator and all other companies together)"
     )
 
 

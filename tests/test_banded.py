@@ -91,7 +91,7 @@ def test_coefficients_are_the_optimum_that_jax_privacy_finds(steps: int, bands: 
 def test_correlated_noise_beats_independent_noise_at_equal_epsilon() -> None:
     """Same participations, same event, same epsilon: more bands, less noise in running sums."""
     kinds = [banded(240, bands, 24, noise=5.0) for bands in (1, 2, 6, 12, 24)]
-    assert len({epsilon([kind.event], 1e-5) for kind in kinds}) == 1
+    assert len({epsilon([kind.event()], 1e-5) for kind in kinds}) == 1
     errors = [kind.prefix_error for kind in kinds]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] == pytest.approx(5.0 * math.sqrt(241 / 2))
@@ -100,12 +100,12 @@ def test_correlated_noise_beats_independent_noise_at_equal_epsilon() -> None:
 
 def test_the_event_is_as_many_epochs_as_participations() -> None:
     noise = banded(100, 8, 9, noise=3.0)
-    assert (noise.event.noise_multiplier, noise.event.epochs) == (3.0, 12)
+    assert (noise.event().noise_multiplier, noise.event().epochs) == (3.0, 12)
     full = GaussianSteps(sampling_rate=1.0, noise_multiplier=3.0, steps=12)
-    assert epsilon([noise.event], 1e-5) == pytest.approx(epsilon([full], 1e-5), rel=1e-6)
+    assert epsilon([noise.event()], 1e-5) == pytest.approx(epsilon([full], 1e-5), rel=1e-6)
     assert noise.effective_noise_multiplier == pytest.approx(3.0 / math.sqrt(12))
     single = banded(8, 8, 9, noise=noise.effective_noise_multiplier)
-    assert epsilon([single.event], 1e-5) == pytest.approx(epsilon([noise.event], 1e-5), rel=1e-3)
+    assert epsilon([single.event()], 1e-5) == pytest.approx(epsilon([noise.event()], 1e-5), rel=1e-3)
 
 
 def test_one_band_is_the_gaussian_mechanism() -> None:

@@ -82,7 +82,7 @@ def test_a_plan_against_the_companys_rules_is_refused_at_join_and_costs_nothing(
     if policy:
         rewrite_policy(coordinator.run, 0, policy)
     reply = coordinator.join(coordinator.plan.model_copy(update=change))[1]
-    assert refused(reply) in {"privacy", "budget_exceeded"}
+    assert refused(reply) == "privacy"
     assert coordinator.charges() == 0
 
 
@@ -349,7 +349,47 @@ def test_a_plan_for_other_data_is_refused_alike_whatever_the_data_hold(coordinat
 def test_the_whole_plan_is_held_against_the_ceiling_not_one_round(coordinator: Coordinator) -> None:
     longer = coordinator.plan.training.model_copy(update={"rounds": 5})
     plan = coordinator.plan.model_copy(update={"training": longer})
-    assert refused(coordinator.join(plan)[1]) == "budget_exceeded"
+    assert refused(coordinator.join(plan)[1]) == "privacy"
+
+
+def test_a_run_goes_on_under_the_terms_that_its_first_release_pinned(coordinator: Coordinator) -> None:
+    """Would catch a coordinator that looks at a round, and goes on under the same name with other noise or longer."""
+    request = coordinator.train_request(coordinator.session())
+    assert refused(coordinator.ask(1, TRAIN, request.to_record())) is None
+    plan = coordinator.plan
+    shorter = plan.training.model_copy(update={"rounds": 2})
+    changes = ({"noise_multiplier": 2 * plan.noise_multiplier}, {"training": shorter})
+    for change in changes:
+        replies = coordinator.join(plan.model_copy(update=change))
+        assert refused(replies[1]) == "privacy"
+        assert refused(replies[2]) is None  # nothing was charged there yet
+    assert refused(coordinator.join()[1]) is None
+    assert coordinator.charges() == 1
+
+
+def test_a_run_that_was_begun_is_paid_whole_before_another_may_be(coordinator: Coordinator) -> None:
+    """Would catch a coordinator that stops a run after a look and spends what is left on a plan of its choice."""
+    request = coordinator.train_request(coordinator.session())
+    assert refused(coordinator.ask(1, TRAIN, request.to_record())) is None
+    one = coordinator.plan.training.model_copy(update={"rounds": 1})
+    another = coordinator.plan.model_copy(update={"run": "another", "training": one})
+    replies = coordinator.join(another)
+    assert refused(replies[1]) == "privacy"
+    assert refused(replies[2]) is None
+
+
+def test_the_policy_chooses_the_composition_once(coordinator: Coordinator) -> None:
+    rewrite_policy(coordinator.run, 0, 'composition = "renyi"')
+    rewrite_policy(coordinator.run, 0, "epsilon_ceiling = 12.0")
+    home = coordinator.run.companies / "company-0"
+    (home / "ledger.sqlite").unlink()
+    Company(home, load_policy(home / "policy.toml")).create_ledger()
+    request = coordinator.train_request(coordinator.session())
+    assert refused(coordinator.ask(1, TRAIN, request.to_record())) is None
+    with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+        assert "Renyi filter" in ledger.spent().composition
+    rewrite_policy(coordinator.run, 0, 'composition = "runs"')
+    assert refused(coordinator.join()[1]) == "privacy"
 
 
 def test_another_plan_never_meets_the_same_noise(coordinator: Coordinator) -> None:

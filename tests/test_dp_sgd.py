@@ -167,7 +167,7 @@ def test_same_randomness_same_update_and_other_randomness_another() -> None:
 
 
 def test_the_event_is_what_was_run() -> None:
-    event = dp(steps=7).event
+    event = dp(steps=7).event()
     assert (event.sampling_rate, event.noise_multiplier, event.steps) == (0.3, 1.5, 7)
 
 
@@ -274,8 +274,8 @@ def test_correlated_noise_is_that_of_the_stream_and_costs_what_it_says() -> None
     }  # fmt: skip
     banded = DPSGD(sampling=EpochSampling(10, regroup=False), noise_bands=8, **common)  # type: ignore[arg-type]
     plain = DPSGD(sampling=EpochSampling(10), **common)  # type: ignore[arg-type]
-    assert banded.event == noise.event
-    assert banded.event == plain.event
+    assert banded.event(9) == noise.event(9)
+    assert banded.event() == plain.event()
 
     def spread(dp: DPSGD) -> float:
         update = dp.train(
@@ -307,4 +307,4 @@ def test_correlated_noise_is_refused_where_its_account_does_not_hold() -> None:
         with pytest.raises(PrivacyError, match="correlated"):
             DPSGD(**common, **wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="bands"):
-        DPSGD(**{**common, "noise_bands": 11}, sampling=fixed).event  # type: ignore[arg-type]  # noqa: B018
+        DPSGD(**{**common, "noise_bands": 11}, sampling=fixed).event()  # type: ignore[arg-type]

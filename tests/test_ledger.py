@@ -6,27 +6,36 @@ import sqlite3
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
 
 from fedblocks.errors import BudgetExceeded, InputError, LedgerError
-from fedblocks.privacy import ledger as ledger_module
-from fedblocks.privacy.accounting import epsilon
-from fedblocks.privacy.events import GaussianSteps
+from fedblocks.privacy import composition as composition_module
+from fedblocks.privacy.composition import MAX_KINDS, RENYI, RUNS, Terms, run_epsilon
+from fedblocks.privacy.events import Event, GaussianSteps
 from fedblocks.privacy.ledger import Charge, Ledger
+from fedblocks.privacy.ledger_file import read_ledger
 
 DELTA = 1e-5
-EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20)
-OTHER = GaussianSteps(sampling_rate=0.1, noise_multiplier=4.0, steps=5)
+EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20, dimension=900)
+OTHER = GaussianSteps(sampling_rate=0.1, noise_multiplier=4.0, steps=5, dimension=900)
+PLANNED = 30
+WHOLE = run_epsilon(EVENT.times(PLANNED), DELTA)
 
 
-def opened(path: Path, ceiling: float = 8.0, company: str = "acme", delta: float = DELTA) -> Ledger:
-    return Ledger.open(path, company, epsilon_ceiling=ceiling, delta=delta, clock=lambda: 1234.5)
+def opened(
+    path: Path, ceiling: float = 8.0, company: str = "acme", delta: float = DELTA, rule: str = RUNS
+) -> Ledger:
+    return Ledger.open(path, company, epsilon_ceiling=ceiling, delta=delta, clock=lambda: 1234.5, rule=rule)
 
 
-def charge(ledger: Ledger, n: int, event: GaussianSteps = EVENT) -> Charge:
-    return ledger.charge(run="r", round=n, block="b0", release_id=f"id-{n}", event=event)
+def charge(ledger: Ledger, n: int, event: Event = EVENT, run: str = "r", planned: int = PLANNED) -> Charge:
+    return ledger.charge(
+        run=run, round=n, block="b0", release_id=f"id-{run}-{n}", terms=Terms(event, planned)
+    )
 
 
 @pytest.fixture
@@ -53,66 +62,187 @@ def tamper(path: Path, *statements: str) -> None:
 
 def test_rows_say_what_was_charged(ledger: Ledger, path: Path) -> None:
     assert ledger.spent().epsilon == 0.0
-    first, second = charge(ledger, 0), charge(ledger, 1, OTHER)
-    assert first == Charge(0.0, epsilon([EVENT], DELTA), repeated=False)
-    assert second == Charge(first.epsilon_after, epsilon([EVENT, OTHER], DELTA), repeated=False)
-    row = ledger.rows()[1]
-    assert (row.seq, row.company, row.run, row.round) == (2, "acme", "r", 1)
-    assert (row.block, row.release_id) == ("b0", "id-1")
+    first, second, third = charge(ledger, 0), charge(ledger, 1), charge(ledger, 1, OTHER, "s", 7)
+    assert first == Charge(0.0, WHOLE, repeated=False)
+    assert second == Charge(WHOLE, WHOLE, repeated=False)
+    assert third == Charge(WHOLE, WHOLE + run_epsilon(OTHER.times(7), DELTA, 2), repeated=False)
+    row = ledger.rows()[2]
+    assert (row.seq, row.company, row.run, row.round) == (3, "acme", "s", 1)
+    assert (row.block, row.release_id, row.planned) == ("b0", "id-s-1", 7)
     assert (row.event, row.delta, row.time) == (OTHER, DELTA, 1234.5)
     assert (row.unit, row.adjacency) == ("one example of one company", "add or remove one example")
-    assert (row.epsilon_before, row.epsilon_after) == (second.epsilon_before, second.epsilon_after)
+    assert (row.epsilon_before, row.epsilon_after) == (third.epsilon_before, third.epsilon_after)
     assert ledger.head() == row.hash
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(Path(f"{path}-wal").stat().st_mode) == 0o600
 
 
-def test_spent_is_what_another_accountant_finds(ledger: Ledger) -> None:
+def test_spent_is_what_another_accountant_finds_for_each_run(ledger: Ledger) -> None:
+    """Oracle: dp-accounting's own accountant on all that each run was pinned to, at its share of delta."""
     for n in range(6):
-        charge(ledger, n, EVENT if n % 2 else OTHER)
-    accountant = PLDAccountant()
-    for row in ledger.rows():
-        accountant.compose(row.event.dp_event())
+        charge(ledger, n, *((EVENT, "r") if n % 2 else (OTHER, "s")))
+    expected = 0.0
+    for event, share in ((OTHER, 0.95), (EVENT, 0.025)):
+        accountant = PLDAccountant()
+        accountant.compose(event.times(PLANNED).dp_event())
+        expected += accountant.get_epsilon(share * DELTA)
     spent = ledger.spent()
-    assert spent.epsilon == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
+    assert spent.epsilon == pytest.approx(expected, rel=1e-3)
     assert spent.epsilon == ledger.rows()[-1].epsilon_after
     assert (spent.delta, spent.mechanism, spent.accountant) == (DELTA, "Poisson-subsampled Gaussian", "PLD")
+    assert "sum over runs" in str(spent)
     ledger.verify()
 
 
-def test_the_ceiling_is_never_passed(path: Path) -> None:
-    with opened(path, ceiling=0.8) as ledger:
+def test_a_run_is_charged_whole_and_pinned(ledger: Ledger) -> None:
+    """Would catch a coordinator that stops a run after looking, or goes on with other terms or for longer."""
+    terms = Terms(EVENT, 3)
+    assert ledger.check_plan("r", terms) == charge(ledger, 0, planned=3).epsilon_after
+    assert ledger.check_plan("r", terms) == ledger.spent().epsilon
+    for other in (Terms(EVENT, 4), Terms(EVENT, 2), Terms(EVENT.times(2), 3), Terms(OTHER, 3)):
+        with pytest.raises(LedgerError, match="run='r' is pinned to 3 releases of"):
+            ledger.check_plan("r", other)
+        with pytest.raises(LedgerError, match="run='r' is pinned to 3 releases of"):
+            charge(ledger, 9, other.event, planned=other.releases)
+    charge(ledger, 1, planned=3)
+    charge(ledger, 2, planned=3)
+    assert ledger.check_plan("r", terms) == ledger.spent().epsilon
+    with pytest.raises(BudgetExceeded, match="of which 3 were made"):
+        charge(ledger, 3, planned=3)
+    assert charge(ledger, 2, planned=3).repeated
+    assert len(ledger.rows()) == 3
+    ledger.verify()
+
+
+def test_joining_alone_pins_and_costs_nothing(ledger: Ledger) -> None:
+    ledger.check_plan("r", Terms(EVENT, 3))
+    ledger.check_plan("r", Terms(OTHER, 5))
+    assert ledger.rows() == []
+    charge(ledger, 0, OTHER, planned=5)
+
+
+@pytest.mark.parametrize("rule", [RUNS, RENYI])
+def test_the_ceiling_is_never_passed(path: Path, rule: str) -> None:
+    with opened(path, ceiling=2.0, rule=rule) as ledger:
         fit = ledger.remaining(EVENT)
         assert fit > 2
         for n in range(fit):
-            charge(ledger, n)
-        assert ledger.remaining(EVENT) == 0
+            charge(ledger, n, planned=fit)
         before = ledger.head()
-        with pytest.raises(BudgetExceeded, match=r"'acme'.*ceiling 0\.8; 0 more releases like it fit"):
-            charge(ledger, fit)
-        small = GaussianSteps(sampling_rate=0.001, noise_multiplier=20.0, steps=1)
-        big = GaussianSteps(sampling_rate=0.5, noise_multiplier=1.0, steps=50)
-        with pytest.raises(BudgetExceeded):
-            charge(ledger, fit, big)
+        assert ledger.remaining(EVENT) == 0
+        big = GaussianSteps(sampling_rate=0.5, noise_multiplier=1.0, steps=50, dimension=9)
+        for event in (EVENT, big):
+            with pytest.raises(BudgetExceeded, match=r"'acme'.*ceiling 2; 0 fit"):
+                charge(ledger, 0, event, "s", 1)
         assert ledger.head() == before
-        charge(ledger, fit, small)
-        assert ledger.spent().epsilon <= 0.8
-    with opened(path, ceiling=0.1) as lowered, pytest.raises(BudgetExceeded):
-        charge(lowered, 99, small)
-    with opened(path, ceiling=3.0) as raised:
-        charge(raised, 99)
+        assert ledger.spent().epsilon <= 2.0
+        small = GaussianSteps(sampling_rate=0.001, noise_multiplier=50.0, steps=1, dimension=9)
+        if ledger.remaining(small):
+            charge(ledger, 0, small, "s", 1)
+        assert ledger.spent().epsilon <= 2.0
+        ledger.verify()
+    with opened(path, ceiling=0.1, rule=rule) as lowered, pytest.raises(BudgetExceeded):
+        charge(lowered, 99, small, "t", 1)
+    with opened(path, ceiling=3.0, rule=rule) as raised:
+        charge(raised, 99, small, "t", 1)
 
 
-def test_refusal_says_how_many_fit(path: Path) -> None:
-    with opened(path, ceiling=0.8) as ledger:
-        charge(ledger, 0)
+@pytest.mark.parametrize("rule", [RUNS, RENYI])
+def test_refusal_says_how_many_fit(path: Path, rule: str) -> None:
+    with opened(path, ceiling=2.0, rule=rule) as ledger:
+        charge(ledger, 0, OTHER, "s", 1)
         fit = ledger.remaining(EVENT)
-        plan = [EVENT] * (fit + 5)
-        with pytest.raises(BudgetExceeded, match=f"the first {fit} of its {fit + 5} releases fit"):
-            ledger.check_plan(plan)
-        assert ledger.check_plan(plan[:fit]) == epsilon([EVENT] * (fit + 1), DELTA)
+        with pytest.raises(BudgetExceeded, match=f"; {fit} fit"):
+            ledger.check_plan("r", Terms(EVENT, fit + 1))
+        assert ledger.check_plan("r", Terms(EVENT, fit)) <= 2.0
         assert len(ledger.rows()) == 1
-        assert ledger.check_plan([]) == ledger.spent().epsilon
+
+
+def test_the_filter_charges_release_by_release(path: Path) -> None:
+    """Closed form: the divergence of the subsampled Gaussian at the filter's order, times the steps, converted."""
+    with opened(path, rule=RENYI) as ledger:
+        charges = [charge(ledger, n) for n in range(4)]
+        order = ledger._store.identity.order
+        assert order is not None
+        accountant = RdpAccountant([order])
+        accountant.compose(EVENT.times(4).dp_event())
+        assert charges[3].epsilon_after == pytest.approx(
+            accountant.get_epsilon(DELTA * (1 - 2**-7)), rel=1e-4
+        )
+        assert charges[0].epsilon_after < charges[1].epsilon_after
+        assert f"Renyi filter at order {order:g}" in str(ledger.spent())
+        ledger.verify()
+    with opened(path, ceiling=1.0, rule=RENYI) as again:
+        assert again._store.identity.order == order
+    with pytest.raises(LedgerError, match="by composition 'renyi'"):
+        opened(path, rule=RUNS)
+
+
+@pytest.mark.parametrize("rule", [RUNS, RENYI])
+def test_a_ledger_cannot_be_slowed_for_ever(path: Path, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a charge whose cost grows with every kind of plan that a coordinator ever made up."""
+    composed: list[object] = []
+
+    def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *values: (composed.append(values), real(*values))[1]
+
+    for name in ("epsilon", "rdp_of"):
+        monkeypatch.setattr(composition_module, name, counting(getattr(composition_module, name)))
+    with opened(path, ceiling=50.0, rule=rule) as ledger:
+        for n in range(MAX_KINDS):
+            charge(ledger, n, kind(n), f"run-{n}", 2)
+        with pytest.raises(LedgerError, match="the most runs, or kinds of release"):
+            charge(ledger, 0, kind(99), "one-more", 1)
+        composed.clear()
+    # As another process, which remembers nothing.
+    with opened(path, ceiling=50.0, rule=rule) as again:
+        composed.clear()
+        charge(again, 1, kind(0), "run-0", 2)
+        # A sum over runs composes nothing anew, a filter looks each kind up, for the figures before and after.
+        assert len(composed) <= (0 if rule == RUNS else 2 * MAX_KINDS)
+        assert again.spent().epsilon == again.rows()[-1].epsilon_after
+
+
+def test_a_charge_composes_the_run_that_it_begins_and_no_other(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(5):
+        charge(ledger, n, kind(n), f"run-{n}", 1)
+    composed: list[object] = []
+    real = composition_module.epsilon
+    monkeypatch.setattr(composition_module, "epsilon", lambda *v: (composed.append(v), real(*v))[1])
+    charge(ledger, 9, kind(9), "run-9", 1)
+    assert len(composed) == 1
+    # What another version of the accountant wrote is not relied on.
+    monkeypatch.setattr("fedblocks.privacy.ledger.ACCOUNT", "2/9.9")
+    charge(ledger, 10, kind(10), "run-10", 1)
+    assert len(composed) == 1 + 6 + 1
+    charge(ledger, 11, kind(11), "run-11", 1)
+    assert len(composed) == 1 + 6 + 1 + 1
+
+
+def test_a_refusal_of_a_long_run_does_not_account_it_again_and_again(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[object] = []
+    monkeypatch.setattr(composition_module, "epsilon", lambda *v: (composed.append(v), 99.0)[1])
+    with pytest.raises(BudgetExceeded, match="fewer fit"):
+        ledger.check_plan("r", Terms(EVENT, 40_000))
+    assert len(composed) == 1
+
+
+def kind(n: int) -> GaussianSteps:
+    return GaussianSteps(sampling_rate=0.001 * (1 + n), noise_multiplier=20.0, steps=1, dimension=9)
+
+
+def test_plans_that_differ_in_a_last_digit_are_of_one_kind(path: Path) -> None:
+    with opened(path, rule=RENYI) as ledger:
+        for n in range(MAX_KINDS + 5):
+            event = GaussianSteps(
+                sampling_rate=0.02 - n * 1e-9, noise_multiplier=20.0 + n * 1e-9, steps=1, dimension=9
+            )
+            charge(ledger, n, event, f"run-{n}", 1)
+        assert len({row.event for row in ledger.rows()}) == MAX_KINDS + 5
 
 
 def test_a_ceiling_of_zero_allows_nothing(path: Path) -> None:
@@ -122,25 +252,43 @@ def test_a_ceiling_of_zero_allows_nothing(path: Path) -> None:
 
 def test_the_same_release_is_charged_once(ledger: Ledger) -> None:
     charged = charge(ledger, 0)
-    charge(ledger, 1)
+    charge(ledger, 0, run="s")
     again = charge(ledger, 0)
     assert again.repeated
     assert again.epsilon_before == again.epsilon_after == ledger.spent().epsilon > charged.epsilon_after
     assert len(ledger.rows()) == 2
 
 
-@pytest.mark.parametrize("change", [{"run": "r2"}, {"round": 1}, {"block": "b1"}, {"event": OTHER}])
+@pytest.mark.parametrize("change", [{"run": "r2"}, {"round": 1}, {"block": "b1"}, {"terms": Terms(OTHER, 9)}])
 def test_an_id_means_one_release(ledger: Ledger, change: dict[str, object]) -> None:
-    same: dict[str, object] = {"run": "r", "round": 0, "block": "b0", "release_id": "x", "event": EVENT}
+    same: dict[str, object] = {"run": "r", "round": 0, "block": "b0", "release_id": "x"}
+    same["terms"] = Terms(EVENT, 9)
     ledger.charge(**same)  # type: ignore[arg-type]
     with pytest.raises(LedgerError, match="a new release needs a new id"):
         ledger.charge(**(same | change))  # type: ignore[arg-type]
     assert len(ledger.rows()) == 1
 
 
+def test_terms_are_checked(ledger: Ledger) -> None:
+    for event in (None, {"steps": 1}):
+        with pytest.raises(InputError, match=r"^event="):
+            Terms(event, 1)  # type: ignore[arg-type]
+    for releases in (0, -1, 1.0, True, None):
+        with pytest.raises(InputError, match=r"^releases="):
+            Terms(EVENT, releases)  # type: ignore[arg-type]
+    # What floating point tells hangs on the number of values: a release that does not say it is not accounted.
+    real = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20)
+    for use in (lambda: charge(ledger, 0, real), lambda: ledger.remaining(real)):
+        with pytest.raises(InputError, match="must say its dimension"):
+            use()
+    with pytest.raises(InputError, match="from 1 to"):
+        charge(ledger, 0, EVENT.times(50_000), planned=2)
+    assert ledger.rows() == []
+
+
 def test_company_and_delta_are_fixed(ledger: Ledger, path: Path) -> None:
     charge(ledger, 0)
-    for other in ({"company": "other"}, {"delta": 1e-6}):
+    for other in ({"company": "other"}, {"delta": 1e-6}, {"rule": RENYI}):
         with pytest.raises(LedgerError, match="fixed when a ledger is created"):
             opened(path, **other)  # type: ignore[arg-type]
     with opened(path) as again:
@@ -153,6 +301,8 @@ def test_company_and_delta_are_fixed(ledger: Ledger, path: Path) -> None:
         ("UPDATE releases SET epsilon_after = 0.1 WHERE seq = 2", 2),
         ("UPDATE releases SET event = replace(event, '\"steps\": 20', '\"steps\": 2') WHERE seq = 1", 1),
         ("UPDATE releases SET run = 'else' WHERE seq = 3", 3),
+        ("UPDATE releases SET planned = 1 WHERE seq = 3", 3),
+        ("UPDATE ledger SET composition = 'renyi', renyi_order = 4.0", 1),
         ("UPDATE releases SET time = time + 1 WHERE seq = 3", 3),
         ("DELETE FROM releases WHERE seq = 2", 2),
         ("DELETE FROM releases WHERE seq = 1", 1),
@@ -165,10 +315,13 @@ def test_changed_rows_are_noticed(path: Path, statement: str, row: int) -> None:
             charge(ledger, n)
         ledger.verify()
         tamper(path, statement)
-        for use in (ledger.verify, ledger.spent, lambda: charge(ledger, 9)):
-            with pytest.raises(LedgerError, match=f"row {row}: the content does not fit its hash"):
-                use()
+        if "UPDATE ledger" not in statement:  # whose it is was read when it was opened
+            for use in (ledger.verify, ledger.spent, lambda: charge(ledger, 9)):
+                with pytest.raises(LedgerError, match=f"row {row}: the content does not fit its hash"):
+                    use()
     with pytest.raises(LedgerError, match=f"row {row}"):
+        read_ledger(path)
+    with pytest.raises(LedgerError):
         opened(path)
 
 
@@ -176,12 +329,27 @@ def test_verify_recomputes_every_epsilon(path: Path, monkeypatch: pytest.MonkeyP
     with opened(path) as ledger:
         charge(ledger, 0)
         # A row with a fitting hash whose epsilon is a lie, as a broken accountant would have written it.
-        monkeypatch.setattr(ledger_module, "epsilon", lambda events, delta: 0.01)
-        charge(ledger, 1)
+        monkeypatch.setattr(composition_module, "epsilon", lambda events, delta: 0.01)
+        charge(ledger, 1, OTHER, "s")
         monkeypatch.undo()
-        with pytest.raises(LedgerError, match=r"row 2: epsilon_before=0\.01"):
+        with pytest.raises(LedgerError, match=r"row 2: epsilon_after="):
             ledger.verify()
-        assert ledger.spent().epsilon == epsilon([EVENT, EVENT], DELTA)
+        assert ledger.spent().epsilon == WHOLE + run_epsilon(OTHER.times(PLANNED), DELTA, 2)
+
+
+def test_verify_holds_every_row_against_what_its_run_is_pinned_to(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a writer that let a run go on for longer, or with other terms, in a chain that fits."""
+    for n, (terms, planned) in enumerate([(EVENT, 2), (OTHER, 1)]):
+        where = path.with_name(f"{n}.sqlite")
+        with opened(where) as ledger:
+            charge(ledger, 0, planned=1)
+            monkeypatch.setattr(Ledger, "_after", lambda self, rows, before, *rest, **more: before)
+            charge(ledger, 1, terms, planned=planned)
+            monkeypatch.undo()
+            with pytest.raises(LedgerError, match="row 2: release 2 of run='r' is not of the terms"):
+                ledger.verify()
 
 
 def test_rows_cannot_be_changed_through_sqlite(ledger: Ledger, path: Path) -> None:
@@ -220,7 +388,7 @@ def as_other_database(path: Path) -> None:
 
 def as_newer_schema(path: Path) -> None:
     opened(path).close()
-    tamper(path, "PRAGMA user_version = 3")
+    tamper(path, "PRAGMA user_version = 4")
 
 
 def as_torn(path: Path) -> None:
@@ -246,7 +414,7 @@ def as_log_without_file(path: Path) -> None:
         (as_text, "restore it from a backup"),
         (as_empty, "is empty, which a ledger never is"),
         (as_other_database, "no ledger"),
-        (as_newer_schema, "schema version 3"),
+        (as_newer_schema, "schema version 4"),
         (as_torn, "restore it from a backup"),
         (as_lost_table, "restore it from a backup"),
         (as_log_without_file, "may hold charges"),
@@ -285,11 +453,12 @@ def test_file_mode_is_narrowed_and_no_draft_stays(path: Path) -> None:
     [
         ("run", ""), ("run", 3), ("block", "a\nb"), ("block", None), ("release_id", "x" * 201),
         ("release_id", "\ud800"), ("round", -1), ("round", 1.0), ("round", math.nan), ("round", True),
-        ("round", 1 << 63), ("event", None), ("event", {"steps": 1}),
+        ("round", 1 << 63),
     ],
 )  # fmt: skip
 def test_charges_are_checked(ledger: Ledger, field: str, value: object) -> None:
-    good: dict[str, object] = {"run": "r", "round": 0, "block": "b0", "release_id": "x", "event": EVENT}
+    good: dict[str, object] = {"run": "r", "round": 0, "block": "b0", "release_id": "x"}
+    good["terms"] = Terms(EVENT, 9)
     with pytest.raises(InputError, match=f"^{field}="):
         ledger.charge(**(good | {field: value}))  # type: ignore[arg-type]
     assert ledger.rows() == []

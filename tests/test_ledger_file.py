@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedblocks.errors import InputError, LedgerError
-from fedblocks.privacy import ledger as ledger_module
-from fedblocks.privacy import ledger_file, verification
+from fedblocks.errors import BudgetExceeded, InputError, LedgerError
+from fedblocks.privacy import composition, ledger_file
 from fedblocks.privacy.accounting import epsilon
+from fedblocks.privacy.composition import RENYI, RUNS, RenyiFilter, Run, Terms, order_for, run_epsilon
 from fedblocks.privacy.events import (
     ADD_REMOVE,
     REPLACE_ONE,
@@ -26,13 +26,13 @@ from fedblocks.privacy.ledger_file import read_ledger
 from fedblocks.privacy.verification import independent_bounds
 
 DELTA = 1e-5
-GAUSSIAN = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20)
-EPOCHS = EpochGaussian(noise_multiplier=8.0, epochs=2)
+GAUSSIAN = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20, dimension=900)
+EPOCHS = EpochGaussian(noise_multiplier=8.0, epochs=2, dimension=900)
 CAPPED = TruncatedGaussianSteps(
-    sampling_rate=0.01, noise_multiplier=1.0, steps=30, examples=10_000, batch_cap=140
+    sampling_rate=0.01, noise_multiplier=1.0, steps=30, examples=10_000, batch_cap=140, dimension=900
 )
 SKELLAM = SkellamSteps(sampling_rate=0.1, steps=10, l2=1000.0, l1=30_000.0, variance=4e6, beta=2.0**-40)
-FIXED = FixedSizeGaussianSteps(examples=10_000, batch_size=50, noise_multiplier=6.0, steps=10)
+FIXED = FixedSizeGaussianSteps(examples=10_000, batch_size=50, noise_multiplier=6.0, steps=10, dimension=900)
 
 # As fedblocks wrote it before ledgers had an adjacency of their own.
 VERSION_1 = """
@@ -58,14 +58,16 @@ PRAGMA user_version = 1;
 """  # noqa: E501
 
 
-def opened(path: Path, adjacency: str = ADD_REMOVE, company: str = "acme") -> Ledger:
+def opened(path: Path, adjacency: str = ADD_REMOVE, company: str = "acme", rule: str = RUNS) -> Ledger:
     return Ledger.open(
-        path, company, epsilon_ceiling=50.0, delta=DELTA, clock=lambda: 1234.5, adjacency=adjacency
+        path, company, epsilon_ceiling=50.0, delta=DELTA, clock=lambda: 1234.5, adjacency=adjacency, rule=rule
     )
 
 
-def charge(ledger: Ledger, n: int, event: Event, block: str = "b0") -> None:
-    ledger.charge(run="r", round=n, block=block, release_id=f"id-{n}", event=event)
+def charge(ledger: Ledger, n: int, event: Event, block: str = "b0", planned: int = 25) -> None:
+    """A release of the run of its kind."""
+    run = f"{event.NAME} {event.steps}"
+    ledger.charge(run=run, round=n, block=block, release_id=f"id-{n}", terms=Terms(event, planned))
 
 
 @pytest.fixture
@@ -80,30 +82,37 @@ def content(path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "events",
-    [[GAUSSIAN, CAPPED, EPOCHS, GAUSSIAN], [SKELLAM], [GAUSSIAN, EPOCHS, SKELLAM, SKELLAM]],
+    [[GAUSSIAN, CAPPED, EPOCHS, GAUSSIAN], [SKELLAM], [GAUSSIAN, CAPPED, SKELLAM, SKELLAM]],
     ids=["pld", "rdp", "both"],
 )
 def test_every_kind_is_charged_by_its_account(path: Path, events: list[Event]) -> None:
     with opened(path) as ledger:
+        begun: list[Event] = []
         for n, event in enumerate(events):
             charge(ledger, n, event)
-            assert ledger.rows()[-1].epsilon_after == epsilon(events[: n + 1], DELTA)
+            begun = begun if event in begun else [*begun, event]
+            costs = [run_epsilon(each.times(25), DELTA, k + 1) for k, each in enumerate(begun)]
+            assert ledger.rows()[-1].epsilon_after == sum(costs)
         assert [row.event for row in ledger.rows()] == events
         spent = ledger.spent()
-        assert spent.accountant == ("RDP" if SKELLAM in events else "PLD")
+        accountants = {SKELLAM: "RDP", GAUSSIAN: "PLD"}
+        assert spent.accountant == " + ".join(sorted({accountants[e] for e in events if e in accountants}))
         assert all(event.mechanism in spent.mechanism for event in events)
         ledger.verify()
     assert read_ledger(path).events == events
 
 
 def test_what_does_not_compose_is_refused_and_writes_nothing(path: Path) -> None:
+    with opened(path.with_name("renyi.sqlite"), rule=RENYI) as ledger:
+        charge(ledger, 0, SKELLAM)
+        with pytest.raises(BudgetExceeded, match="to inf"):
+            charge(ledger, 1, CAPPED)
+        assert len(ledger.rows()) == 1
     with opened(path) as ledger:
         charge(ledger, 0, CAPPED)
-        with pytest.raises(InputError, match="not known for capped batches"):
-            charge(ledger, 1, SKELLAM)
         for use in (
             ledger.remaining,
-            lambda event: ledger.check_plan([event]),
+            lambda event: ledger.check_plan("r", Terms(event, 1)),
             lambda e: charge(ledger, 1, e),
         ):
             with pytest.raises(LedgerError, match=r"'acme'.*adjacency is 'add or remove one example'"):
@@ -126,7 +135,7 @@ def test_adjacency_is_fixed_at_creation(path: Path) -> None:
         opened(path, "swap two examples")
 
 
-@pytest.mark.parametrize("statement", ["UPDATE ledger SET adjacency = ?", "PRAGMA user_version = 1 -- ?"])
+@pytest.mark.parametrize("statement", ["UPDATE ledger SET adjacency = ?", "PRAGMA user_version = 2 -- ?"])
 def test_another_adjacency_does_not_fit_the_chain(path: Path, statement: str) -> None:
     with opened(path, REPLACE_ONE) as ledger:
         charge(ledger, 0, FIXED)
@@ -149,11 +158,45 @@ def test_a_ledger_of_version_1_is_read_verified_and_continued(path: Path) -> Non
     with opened(path) as ledger:
         assert ledger.head() == head
         assert ledger.verify().rows == 2
-        charge(ledger, 2, CAPPED)
-        assert ledger.verify().rows == 3
+        old = ledger.spent()
+        assert old.epsilon > ledger.rows()[-1].epsilon_after  # what held for plans fixed beforehand alone
+        assert "Renyi filter at order 3.9" in str(old)
+        for n in range(2, 5):
+            charge(ledger, n, GAUSSIAN, planned=2)  # nothing is pinned there, every release is charged
+        assert ledger.verify().rows == 5
+        assert ledger.rows()[2].epsilon_before == old.epsilon
+        with pytest.raises(BudgetExceeded, match="to inf"):
+            charge(ledger, 9, CAPPED)
+        assert old.epsilon == RenyiFilter(DELTA, order_for(8.0, DELTA)).epsilon(
+            [Run(Terms(event, 1), 1) for event in read_ledger(path).events[:2]]
+        )
     assert read_ledger(path).identity.version == 1
     with pytest.raises(LedgerError, match="fixed when a ledger is created"):
         opened(path, REPLACE_ONE)
+
+
+def test_a_ledger_of_version_2_is_read_verified_and_continued(path: Path) -> None:
+    """As version 1, with an adjacency of its own in file and hash: made of a version 1 by writing its hashes anew."""
+    connection = sqlite3.connect(path)
+    connection.executescript(VERSION_1)
+    connection.execute(f"ALTER TABLE ledger ADD COLUMN adjacency TEXT NOT NULL DEFAULT '{ADD_REMOVE}'")
+    connection.execute("PRAGMA user_version = 2")
+    previous = ledger_file.digest(
+        "fedblocks ledger", [2, "acme", DELTA, "one example of one company", ADD_REMOVE]
+    )
+    for *values, _ in connection.execute("SELECT * FROM releases ORDER BY seq").fetchall():
+        previous = ledger_file.digest(previous, values)
+        connection.execute("UPDATE releases SET hash = ? WHERE seq = ?", (previous, values[0]))
+    connection.commit()
+    connection.close()
+    assert read_ledger(path).head == previous
+    with opened(path) as ledger:
+        assert ledger.verify().rows == 2
+        charge(ledger, 2, GAUSSIAN)
+        assert ledger.verify().rows == 3
+    found = read_ledger(path)
+    assert (found.identity.version, found.identity.composition) == (2, RENYI)
+    assert found.spent.epsilon == found.rows[-1].epsilon_after
 
 
 def test_companies_compose_only_over_the_blocks_they_trained(tmp_path: Path) -> None:
@@ -161,12 +204,12 @@ def test_companies_compose_only_over_the_blocks_they_trained(tmp_path: Path) -> 
     for company, blocks in trained.items():
         with opened(tmp_path / company, company=company) as ledger:
             for n, block in enumerate(blocks):
-                charge(ledger, n, GAUSSIAN, block)
+                charge(ledger, n, GAUSSIAN, block, planned=len(blocks))
     spent = {company: read_ledger(tmp_path / company) for company in trained}
     for company, blocks in trained.items():
         assert [row.block for row in spent[company].rows] == blocks
         # All blocks of one company share its examples, so they add up; another company's do not.
-        assert spent[company].rows[-1].epsilon_after == epsilon([GAUSSIAN] * len(blocks), DELTA)
+        assert spent[company].rows[-1].epsilon_after == run_epsilon(GAUSSIAN.times(len(blocks)), DELTA)
     assert spent["two"].rows[-1].epsilon_after < spent["one"].rows[-1].epsilon_after
 
 
@@ -256,12 +299,13 @@ def test_verification_says_what_was_compared(path: Path) -> None:
             charge(ledger, n, GAUSSIAN if n % 2 else EPOCHS)
         found = ledger.verify()
     assert (found.rows, found.accountant) == (9, "PLD")
+    assert "sum over runs" in str(found)
     assert [check.seq for check in found.checks] == [3, 5, 7, 9]
     for check in found.checks:
         assert check.lower is not None
         assert check.upper is not None
         assert check.lower <= check.epsilon <= check.upper
-        assert check.epsilon <= (check.lower + 0.02) * 1.02
+        assert check.epsilon <= (check.lower + 0.04) * 1.02
         assert "PRV" in check.says
     assert "row 9: Opacus' PRV below, its RDP above" in str(found)
 
@@ -272,16 +316,16 @@ def test_verification_of_an_empty_ledger(path: Path) -> None:
     assert (found.rows, found.checks) == (0, ())
 
 
-@pytest.mark.parametrize("factor", [0.9, 1.5])
+@pytest.mark.parametrize(
+    ("rule", "wrong", "factor"), [(RUNS, "epsilon", 0.9), (RUNS, "epsilon", 1.5), (RENYI, "epsilon_at", 1.1),
+    (RENYI, "epsilon_at", 0.5)],
+)  # fmt: skip
 def test_an_accountant_wrong_in_writing_and_checking_is_found_by_the_other(
-    path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+    path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, wrong: str, factor: float
 ) -> None:
-    def wrong(events: list[Event], delta: float) -> float:
-        return factor * epsilon(events, delta)
-
-    monkeypatch.setattr(ledger_module, "epsilon", wrong)
-    monkeypatch.setattr(verification, "epsilon", wrong)
-    with opened(path) as ledger:
+    real = getattr(composition, wrong)
+    monkeypatch.setattr(composition, wrong, lambda *values: factor * real(*values))
+    with opened(path, rule=rule) as ledger:
         for n in range(3):
             charge(ledger, n, GAUSSIAN.times(50))
         with pytest.raises(LedgerError, match=r"row 1: epsilon_after=.* the two accountants disagree"):

@@ -13,19 +13,20 @@ from pathlib import Path
 import pytest
 
 from fedblocks.errors import BudgetExceeded
+from fedblocks.privacy.composition import RENYI, RUNS, Terms
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Charge, Ledger
 from fedblocks.privacy.ledger_file import read_ledger
 
-EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20)
+EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20, dimension=900)
 
 
-def opened(path: Path, ceiling: float = 8.0) -> Ledger:
-    return Ledger.open(path, "acme", epsilon_ceiling=ceiling, delta=1e-5)
+def opened(path: Path, ceiling: float = 8.0, rule: str = RUNS) -> Ledger:
+    return Ledger.open(path, "acme", epsilon_ceiling=ceiling, delta=1e-5, rule=rule)
 
 
-def charge(ledger: Ledger, n: int) -> Charge:
-    return ledger.charge(run="r", round=n, block="b0", release_id=f"id-{n}", event=EVENT)
+def charge(ledger: Ledger, n: int, planned: int = 15) -> Charge:
+    return ledger.charge(run="r", round=n, block="b0", release_id=f"id-{n}", terms=Terms(EVENT, planned))
 
 
 @pytest.fixture
@@ -39,14 +40,15 @@ CHARGERS = """
 import os, sys
 from pathlib import Path
 from fedblocks.privacy.events import GaussianSteps
+from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.ledger import Ledger
-event = GaussianSteps(sampling_rate=0.001, noise_multiplier=20.0, steps=1)
+event = GaussianSteps(sampling_rate=0.001, noise_multiplier=20.0, steps=1, dimension=900)
 
 def charge_until_killed(path, name, count):
     with open(f"{path}.{name}", "ab", buffering=0) as made:
         with Ledger.open(path, "acme", 8.0, 1e-5) as ledger:
             for n in range(count):
-                ledger.charge(run=name, round=n, block="b", release_id=f"{name}-{n}", event=event)
+                ledger.charge(run=name, round=n, block="b", release_id=f"{name}-{n}", terms=Terms(event, 1000))
                 made.write(b"%d\\n" % n)
 
 assert "torch" not in sys.modules
@@ -166,11 +168,11 @@ def test_reading_while_processes_charge_hinders_none(path: Path, chargers: Charg
 
 
 def test_two_processes_share_one_ceiling(path: Path) -> None:
-    with opened(path, ceiling=0.8) as one, opened(path, ceiling=0.8) as two:
+    with opened(path, 1.2, RENYI) as one, opened(path, 1.2, RENYI) as two:
         fit, taken = one.remaining(EVENT), 0
         for n in range(fit + 3):
             try:
-                charge((one, two)[n % 2], n)
+                charge((one, two)[n % 2], n, planned=1000)
                 taken += 1
             except BudgetExceeded:
                 pass

@@ -164,7 +164,8 @@ def test_a_policys_fields_that_are_no_part_of_the_noise_change_no_bit(raw: dict[
     others = {
         "epsilon_ceiling": 3.0, "delta": 1e-4, "minimum_cohort": 4, "minimum_noise_multiplier": 1.0,
         "largest_model": 2_000_000, "most_steps": 5000, "allow_interface": False, "i_accept_no_dp": False,
-        "allow_shared_noise": False, "least_colluders": 1,
+        "allow_shared_noise": False, "least_colluders": 1, "composition": "renyi", "most_joins": 7,
+        "most_new_plans": 2, "answer_seconds": 9.0,
     }  # fmt: skip
     plan = validated(Plan, changed(raw, MODES[mode]))
     free = {n for n, v in others.items() if labels(plan, POLICY.model_copy(update={n: v})) == labels(plan)}
@@ -259,7 +260,7 @@ def test_a_plan_that_is_charged_is_carried_out(
         except InputError:
             return
         code, charges = outcome(willing, tmp_path / "run", plan)
-        assert charges == (0 if code else int(plan.private)), (code, charges)
+        assert charges == (0 if code else 1), (code, charges)
 
     holds()
 
@@ -281,7 +282,7 @@ def test_the_ends_of_the_scale_are_joined_and_carried_out(
         else {"noise_multiplier": (20.0, 100.0 if mode == "secure_step" else 1e6)[end]}
     )
     plan = validated(Plan, changed(changed(raw, MODES[mode]), scale | noise | least))
-    assert outcome(willing, tmp_path / "run", plan) == (None, int(plan.private))
+    assert outcome(willing, tmp_path / "run", plan) == (None, 1)
 
 
 PAST = {

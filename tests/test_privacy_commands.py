@@ -25,7 +25,15 @@ from fedblocks.client.policy import Policy
 from fedblocks.config import Plan, load_settings
 from fedblocks.errors import InputError, LedgerError, RunError
 from fedblocks.experiments.commands.ledgers import _harmless
-from fedblocks.privacy.accounting import epsilon, noise_multiplier_for, releases_within
+from fedblocks.privacy.accounting import calibrate, epsilon, noise_multiplier_for
+from fedblocks.privacy.composition import (
+    BasicComposition,
+    Run,
+    Terms,
+    fitting,
+    in_a_fresh_ledger,
+    run_epsilon,
+)
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.server.run_folder import RunFolder
@@ -56,13 +64,18 @@ def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
+def steps_of(noise: float, steps: int, rate: float = 0.5) -> GaussianSteps:
+    """Of a block of the preset."""
+    return GaussianSteps(sampling_rate=rate, noise_multiplier=noise, steps=steps, dimension=167328)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run folder as `prepare` leaves it, without its data; two of three companies have trained."""
     settings = load_settings(
         "digits", ["training.rounds=10", "training.local_steps=3", "training.sampling_rate=0.5"]
     )
-    noise = noise_multiplier_for(8.0, DELTA, 0.5, 30)
+    noise = calibrate(lambda z: steps_of(z, 30), 8.0, in_a_fresh_ledger(DELTA))
     plan = Plan(
         run="digits-1",
         model=settings.model,
@@ -77,7 +90,7 @@ def run(tmp_path: Path) -> Path:
     folder = RunFolder(tmp_path / "digits-1")
     folder.path.mkdir()
     folder.write_settings(settings, plan)
-    event = GaussianSteps(sampling_rate=0.5, noise_multiplier=noise, steps=3)
+    terms = Terms(steps_of(noise, 3), 10)
     for company, rounds in (("company-0", 4), ("company-1", 10), ("company-2", 0)):
         home = folder.companies / company
         home.mkdir(parents=True)
@@ -87,7 +100,7 @@ def run(tmp_path: Path) -> Path:
             with Ledger.open(home / "ledger.sqlite", company, 8.0, DELTA, clock=lambda: 1.7e9) as ledger:
                 for n in range(rounds):
                     ledger.charge(
-                        run="digits-1", round=n + 1, block=f"block-{n % 3}", release_id=f"{n}", event=event
+                        run="digits-1", round=n + 1, block=f"block-{n % 3}", release_id=f"{n}", terms=terms
                     )
     return folder.path
 
@@ -107,7 +120,7 @@ def test_direct_figures() -> None:
 def test_no_finite_epsilon_is_null_and_said() -> None:
     words = ("account", "--sampling-rate", 0.5, "--noise-multiplier", 0.001, "--steps", 10)
     assert found(*words)["epsilon"] is None
-    assert "no finite one is known" in invoke(*words).output
+    assert "infinite" in invoke(*words).output
 
 
 def test_direct_noise_for_an_epsilon() -> None:
@@ -136,7 +149,10 @@ def test_direct_figures_of_other_batches(words: str, name: str, accountant: str)
 def test_a_preset_is_accounted_as_it_would_run() -> None:
     got = found("account", "digits", "--set", "training.rounds=20", "--set", "training.assignment=all")
     assert got["steps"] == got["rounds"] * got["releases_a_round"] == 60
-    assert got["noise_multiplier"] == noise_multiplier_for(8.0, 1e-5, 0.1, 60)
+    assert got["noise_multiplier"] == calibrate(lambda z: steps_of(z, 60, 0.1), 8.0, in_a_fresh_ledger(1e-5))
+    assert got["epsilon"] == run_epsilon(steps_of(got["noise_multiplier"], 60, 0.1), 1e-5)
+    assert "sum over runs" in got["composition"]
+    assert got["release"]["dimension"] == 167328
     assert got["rounds_within"] >= 20
     fixed = found("account", "digits", "--set", "privacy.noise_multiplier=20", "--rounds", 7)
     assert (fixed["rounds"], fixed["noise_multiplier"]) == (7, 20.0)
@@ -153,19 +169,21 @@ def test_rounds_left_by_company(run: Path) -> None:
     by_company = {row["company"]: row for row in got["companies"]}
     assert [by_company[f"company-{i}"]["releases"] for i in range(3)] == [4, 10, 0]
     assert [by_company[f"company-{i}"]["rounds_left"] for i in range(3)] == [6, 0, 10]
-    assert by_company["company-1"]["epsilon"] == pytest.approx(got["epsilon"])
+    assert by_company["company-0"]["epsilon"] == by_company["company-1"]["epsilon"] == got["epsilon"]
     release = GaussianSteps.from_json(json.dumps(got["release"]))
-    longer = found("account", "digits", "--set", "privacy.noise_multiplier=30", "--spent", run)
-    left = {row["company"]: row["rounds_left"] for row in longer["companies"]}
-    more = GaussianSteps(sampling_rate=0.1, noise_multiplier=30.0, steps=1)
-    assert left["company-0"] == releases_within(8.0, DELTA, more, [release] * 4)
+    other = found("account", "digits", "--set", "privacy.noise_multiplier=30", "--spent", run)
+    left = {row["company"]: row["rounds_left"] for row in other["companies"]}
+    more, begun = steps_of(30.0, 1, 0.1), Run(Terms(release, 10), 4)
+    # The run that has begun counts whole, and another needs what it leaves.
+    assert left["company-0"] == left["company-1"] == fitting(BasicComposition(DELTA), [begun], more, 8.0)
+    assert left["company-2"] == fitting(BasicComposition(DELTA), [], more, 8.0) > left["company-0"]
 
 
 def test_rounds_left_after_one_ledger(run: Path) -> None:
     ledger = run / "companies" / "company-0" / "ledger.sqlite"
-    got = found("account", "digits", "--rounds", 10, "--target-epsilon", 10, "--spent", ledger)
+    got = found("account", "digits", "--rounds", 10, "--target-epsilon", 24, "--spent", ledger)
     (row,) = got["companies"]
-    assert (row["company"], row["releases"], row["ceiling"]) == ("company-0", 4, 10.0)
+    assert (row["company"], row["releases"], row["ceiling"]) == ("company-0", 4, 24.0)
     assert 0 < row["rounds_left"] < 10
     assert "give a preset" in refused("account", "--spent", ledger)
 
@@ -327,13 +345,15 @@ def test_export_holds_no_formulas(tmp_path: Path) -> None:
     path, to = tmp_path / "ledger.sqlite", tmp_path / "out.csv"
     names = [name for name in FORMULAS if name.isprintable()]
     with Ledger.open(path, "acme", 8.0, DELTA) as ledger:
-        event = GaussianSteps(sampling_rate=0.1, noise_multiplier=20.0, steps=1)
+        terms = Terms(steps_of(20.0, 1), 2)
         for i, name in enumerate(names):
-            ledger.charge(run=name, round=1, block=name, release_id=f"{name}{i}", event=event)
+            # A ledger has room for 32 runs.
+            ledger.charge(run=names[i % 30], round=1, block=name, release_id=f"{name}{i}", terms=terms)
     assert found("ledger", "export", path, to)["rows"] == len(names)
     with to.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [read_back(row["run"]) for row in rows] == [read_back(row["block"]) for row in rows] == names
+    assert [read_back(row["block"]) for row in rows] == names
+    assert [read_back(row["run"]) for row in rows] == [names[i % 30] for i in range(len(names))]
     assert {json.loads(read_back(row["event"]))["mechanism"] for row in rows} == {GaussianSteps.NAME}
     for line in to.read_text("utf-8").splitlines():
         for cell in cells_of(line):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fedblocks.config import load_settings
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.privacy.clipping import ClippedSum
 from fedblocks.privacy.dp_sgd import DPSGD
+from fedblocks.privacy.mechanisms.gaussian import grid
 from fedblocks.privacy.quantile_clip import QuantileClip
 from fedblocks.privacy.randomness import Randomness
 
@@ -78,6 +80,27 @@ def test_the_sum_carries_the_noise_that_the_count_leaves_it() -> None:
     )  # fmt: skip
     expected = (1.5**-2 - 0.25) ** -0.5 * 2.0 / 10
     assert float(update.std()) == pytest.approx(expected, rel=0.08)
+
+
+def test_the_noisy_count_lies_on_the_grid_of_its_noise() -> None:
+    """Would catch a count in plain floats, whose last bits tell whether it was a half more (Mironov 2012)."""
+    rule = QuantileClip(quantile=0.5, count_noise=2.0)
+    randomness, unit = Randomness.from_seed(4, "q"), grid(2.0)
+    counts = [rule._count(of(within, 41), randomness) for within in range(40) for _ in range(20)]
+    assert all(count / unit == round(count / unit) for count in counts)
+    residuals = [count - (n // 20 - 20.5) for n, count in enumerate(counts)]
+    assert float(torch.tensor(residuals).std()) == pytest.approx(2.0, rel=0.1)
+    assert QuantileClip(quantile=0.5, count_noise=0.0)._count(of(3, 7), randomness) == -0.5
+
+
+def test_the_count_is_one_more_value_to_floating_point() -> None:
+    common: dict[str, Any] = {
+        "sampling_rate": 0.3, "noise_multiplier": 1.5, "max_grad_norm": 2.0, "expected_batch_size": 10.0,
+        "learning_rate": 1.0, "steps": 4, "noise_draws": 1,
+    }  # fmt: skip
+    rule = QuantileClip.beside(0.5, 1.5, 10.0)
+    assert DPSGD(**common).event(100).values == 400
+    assert DPSGD(**common, quantile_clip=rule).event(100).values == 404
 
 
 def test_what_cannot_be_accounted_is_refused() -> None:

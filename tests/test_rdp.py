@@ -18,6 +18,7 @@ from scipy.special import ive
 from fedblocks.errors import InputError
 from fedblocks.privacy.accounting import (
     accountant_of,
+    at,
     calibrate,
     epsilon,
     guarantee,
@@ -333,10 +334,10 @@ KINDS: dict[str, Callable[[float], Event]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_calibrated(kind: str) -> None:
-    noise = calibrate(KINDS[kind], 3.0, DELTA)
+    noise = calibrate(KINDS[kind], 3.0, at(DELTA))
     event = KINDS[kind](noise)
     assert 0.99 * 3.0 <= epsilon([event], DELTA) <= 3.0
-    fits = releases_within(3.0, DELTA, event.step)
+    fits = releases_within(3.0, event.step, at(DELTA))
     assert fits >= event.steps
     assert epsilon([event.step.times(fits)], DELTA) <= 3.0 < epsilon([event.step.times(fits + 1)], DELTA)
 

@@ -171,16 +171,18 @@ def test_training_draws_the_batches_of_its_scheme_and_charges_its_event(sampling
     dp(sampling=sampling).train(layer, losses, examples=10, randomness=Randomness.from_seed(1, "t"))
     first = next(sampling.batches(10, 6, Randomness.from_seed(1, "t"))).tolist()
     assert first in (seen[0], [])
-    assert dp(sampling=sampling).event_for(10) == sampling.event(1.5, 6, 10)
+    assert dp(sampling=sampling).event(examples=10) == sampling.event(1.5, 6, 10)
 
 
 def test_training_takes_a_rate_or_a_scheme() -> None:
-    assert dp(sampling_rate=0.3).event == dp(sampling=PoissonSampling(0.3)).event
+    assert dp(sampling_rate=0.3).event() == dp(sampling=PoissonSampling(0.3)).event()
+    capped = PoissonSampling(0.3, batch_cap=5)
+    assert dp(sampling=capped).event(7, 10) == capped.event(1.5, 6, 10, dimension=7)
     for changes in ({}, {"sampling_rate": 0.3, "sampling": PoissonSampling(0.3)}):
         with pytest.raises(PrivacyError, match="either"):
             dp(**changes)
     with pytest.raises(InputError, match="examples"):
-        _ = dp(sampling=FixedSizeSampling(3)).event
+        dp(sampling=FixedSizeSampling(3)).event()
 
 
 def test_batches_that_do_not_regroup_keep_an_examples_steps_an_epoch_apart() -> None:

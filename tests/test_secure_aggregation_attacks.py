@@ -523,6 +523,8 @@ def test_training_again_from_an_older_state_is_refused_and_charged_once(app: Coo
 
 
 def test_a_step_is_taken_by_one_of_many_processes_at_once(tmp_path: Path) -> None:
+    Steps(tmp_path / "steps.sqlite").begin(0, "")
+
     def taken(value: bytes) -> int:
         try:
             Steps(tmp_path / "steps.sqlite").take("confirmed", b"session", value=value)
@@ -569,6 +571,7 @@ def test_a_run_trains_no_more_often_than_a_company_allows(app: Coordinator) -> N
 def test_steps_of_a_run_are_counted_whatever_its_plan_calls_a_round(tmp_path: Path) -> None:
     """Would catch a count of trainings: a plan joined later, of fewer steps each, would get more of them."""
     steps = Steps(tmp_path / "steps.sqlite")
+    steps.begin(0, "")
     for times in (4, 3, 1):
         steps.count("local steps", b"run", times=times, most=8)
     refused("too_many", steps.count, "local steps", b"run", times=1, most=8)

@@ -50,7 +50,7 @@ def step_of(companies: int = 4, tolerated: int = 1, noise: float = 2.0) -> Secur
             dimension=4000, clip=0.5, companies=companies, tolerated=tolerated, noise_multiplier=noise,
             scale=default_scale(4000, 0.5),
         ),
-        largest_sum=100.0, noise_draws=1,
+        colluders=tolerated, largest_sum=100.0, noise_draws=1,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...config import DataKind
 from ...errors import InputError
+from .. import private_file
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Examples:
         return Examples(self.inputs.to(device), self.targets.to(device))
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(path, inputs=self.inputs.numpy(), targets=self.targets.numpy())
+        """A new file that its owner alone may read."""
+        with open(path, "wb", opener=private_file.opener) as file:
+            np.savez_compressed(file, inputs=self.inputs.numpy(), targets=self.targets.numpy())
 
     @classmethod
     def load(cls, path: Path) -> Examples:

@@ -23,8 +23,10 @@ from ...blocks import BlockObjective, Denoiser, build_model, merge
 from ...blocks.quality import chain_quality
 from ...client.data import Examples
 from ...config import Settings, load_settings
-from ...privacy.accounting import noise_multiplier_for
+from ...privacy.accounting import calibrate
 from ...privacy.clipping import PerExampleClipping, pass_size
+from ...privacy.composition import in_a_fresh_ledger
+from ...privacy.events import GaussianSteps
 from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.randomness import Randomness
 from ...privacy.source import CryptographicSource
@@ -73,10 +75,16 @@ def measure(
 
 
 def noise_of(settings: Settings) -> float:
-    """The noise multiplier that the preset's epsilon allows."""
+    """The noise multiplier that the preset's epsilon allows, by the account of the companies' ledgers."""
     t, p = settings.training, settings.privacy
     assert p.epsilon is not None
-    return noise_multiplier_for(p.epsilon, p.delta, t.sampling_rate, settings.total_steps)
+
+    def event_at(noise: float) -> GaussianSteps:
+        return GaussianSteps(
+            sampling_rate=t.sampling_rate, noise_multiplier=noise, steps=settings.total_steps
+        )
+
+    return calibrate(event_at, p.epsilon, in_a_fresh_ledger(p.delta))
 
 
 def central(

@@ -7,7 +7,6 @@ figures come from the numbers alone.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,18 @@ from typing import Any
 from ...client.policy import load_policy
 from ...config import Settings, load_settings
 from ...errors import InputError
-from ...privacy.accounting import calibrate, guarantee, releases_within
+from ...privacy.accounting import at, calibrate, finite, guarantee, largest, releases_within
+from ...privacy.adversaries import seen_by_company
+from ...privacy.composition import (
+    RENYI,
+    RUNS,
+    Composition,
+    composition,
+    fitting,
+    in_a_fresh_ledger,
+    order_for,
+    run_epsilon,
+)
 from ...privacy.events import (
     EpochGaussian,
     Event,
@@ -24,13 +34,15 @@ from ...privacy.events import (
     GaussianSteps,
     TruncatedGaussianSteps,
 )
-from ...privacy.ledger_file import read_ledger
+from ...privacy.ledger_file import LedgerCopy, runs_of
 from ...server.run_folder import RunFolder
+from .ledgers import plain_guarantee, read_own
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan as the account sees it: `release_at(noise)` is one release, a round is `a_round` of them."""
+    """A plan as the account sees it: `release_at(noise)` is one release, a round is `a_round` of them; `run` if it is
+    that of a run."""
 
     release_at: Callable[[float], Event]
     noise_multiplier: float
@@ -38,6 +50,7 @@ class Planned:
     a_round: int
     delta: float
     target: float
+    run: str = ""
 
 
 def figures(
@@ -58,11 +71,15 @@ def figures(
     event_at = _mechanism(sampling_rate, steps, epochs, batch_size, batch_cap, examples)
     noise = noise_multiplier
     if noise is None:
-        noise = calibrate(event_at, epsilon or 0.0, delta)
+        noise = calibrate(event_at, epsilon or 0.0, at(delta))
     event = event_at(noise)
-    result = _meaning(event, delta) | {"noise_multiplier": noise, "event": json.loads(event.to_json())}
+    result = plain_guarantee(guarantee([event], delta)) | {
+        "noise_multiplier": noise,
+        "event": json.loads(event.to_json()),
+    }
     if epsilon is not None:
-        result |= {"target": epsilon, f"{event.COUNT}_within": releases_within(epsilon, delta, event.step)}
+        within = releases_within(epsilon, event.step, at(delta))
+        result |= {"target": epsilon, f"{event.COUNT}_within": within}
     return result
 
 
@@ -104,7 +121,7 @@ def planned(
     preset: str | None, overrides: list[str], rounds: int | None, target: float | None, spent: Path | None
 ) -> Planned:
     """The plan of a preset or TOML file, else of the run folder `spent`, with its noise."""
-    noise = None
+    noise, name = None, ""
     if preset is not None:
         more = [] if rounds is None else [f"training.rounds={rounds}"]
         settings = load_settings(preset, [*overrides, *more])
@@ -114,7 +131,7 @@ def planned(
         if spent is None or not spent.is_dir():
             raise InputError("preset", None, "a ledger does not hold its plan: give a preset too")
         run = RunFolder.existing(spent)
-        settings, noise = run.settings(), run.plan().noise_multiplier
+        settings, noise, name = run.settings(), run.plan().noise_multiplier, run.plan().run
         if rounds is not None and rounds < 1:
             raise InputError("--rounds", rounds, "must be at least 1")
     training, privacy = settings.training, settings.privacy
@@ -127,28 +144,30 @@ def planned(
     rounds = training.rounds if rounds is None else rounds
     # Found for the target where the plan leaves it open, or where a target was asked for.
     noise = None if target is not None else noise or privacy.noise_multiplier
-    noise = noise or calibrate(lambda z: release_at(z).times(rounds * a_round), goal, privacy.delta)
-    return Planned(release_at, noise, rounds, a_round, privacy.delta, goal)
+    noise = noise or calibrate(
+        lambda z: release_at(z).times(rounds * a_round), goal, in_a_fresh_ledger(privacy.delta)
+    )
+    return Planned(release_at, noise, rounds, a_round, privacy.delta, goal, name)
 
 
 def _release_at(settings: Settings) -> Callable[[float], Event]:
     """One release of these settings by its noise."""
+    # What integer noise costs, and what floating point does, goes by a block's size, which only a model can tell.
+    from ...blocks import block_parameters, build_model
     from ...client.training import block_size, dp_sgd, release_event
-
-    if settings.privacy.mode == "local":
-        return lambda noise: dp_sgd(settings.training, noise).event
-    # Integer noise goes by the size of a block, which only a model can tell.
-    from ...blocks import build_model
     from ..preparation import make_plan
 
+    if settings.privacy.mode == "local":
+        block = build_model(settings.model, settings.noise, 0).freeze_all_but(0, settings.training.interface)
+        size, quantile = sum(p.numel() for _, p in block_parameters(block)), settings.privacy.clip_quantile
+        return lambda noise: dp_sgd(settings.training, noise, clip_quantile=quantile).event(size)
     model = build_model(settings.model, settings.noise)
     plan = make_plan(settings, model, "account")
     size = block_size(model, 0, plan)
 
     def release(noise: float) -> Event:
-        event = release_event(plan.model_copy(update={"noise_multiplier": noise}), size)
-        assert event is not None
-        return event
+        noised = plan.model_copy(update={"noise_multiplier": noise})
+        return release_event(noised, size, settings.smallest_group)
 
     return release
 
@@ -157,14 +176,21 @@ def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
     """The plan's epsilon and what it means, the rounds that fit, and what companies have left."""
     release = plan.release_at(plan.noise_multiplier)
     whole = release.times(plan.rounds * plan.a_round)
-    result = _meaning(whole, plan.delta) | {
+    rule = composition(RUNS, plan.delta)
+    first = replace(
+        guarantee([whole], plan.delta),
+        epsilon=run_epsilon(whole, plan.delta),
+        epsilon_against_company=run_epsilon(seen_by_company(whole), plan.delta),
+        composition=f"{rule}; the first run of a ledger",
+    )
+    result = plain_guarantee(first) | {
         "noise_multiplier": plan.noise_multiplier,
         "rounds": plan.rounds,
         "releases_a_round": plan.a_round,
         "steps": whole.steps,
         "release": json.loads(release.to_json()),
         "target": plan.target,
-        "rounds_within": releases_within(plan.target, plan.delta, release) // plan.a_round,
+        "rounds_within": releases_within(plan.target, release, in_a_fresh_ledger(plan.delta)) // plan.a_round,
     }
     if spent is not None:
         result["companies"] = [_left(each, plan, release) for each in _spenders(spent, plan)]
@@ -173,58 +199,59 @@ def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Spender:
-    """A ledger and the ceiling over it; `company` and `delta` are the ledger's own where there is one."""
+    """A ledger, or none yet, and the ceiling over it."""
 
     company: str
-    ledger: Path
+    path: Path
     ceiling: float
-    delta: float
-    events: tuple[Event, ...] = ()
+    rule: Composition
+    ledger: LedgerCopy | None
 
 
 def _spenders(spent: Path, plan: Planned) -> list[_Spender]:
     """The companies of a run folder under their own ceilings, or one ledger under the plan's target."""
     if not spent.is_dir():
-        return [_read(_Spender("", spent, plan.target, plan.delta))]
+        copy = read_own(spent)
+        return [_Spender(copy.identity.company, spent, plan.target, copy.composition, copy)]
     policies = sorted(RunFolder.existing(spent).companies.glob("*/policy.toml"))
     if not policies:
         raise InputError("--spent", str(spent), "holds no companies; give one company's ledger")
     found = []
-    for path in policies:
-        policy = load_policy(path)
-        one = _Spender(policy.company, path.parent / "ledger.sqlite", policy.epsilon_ceiling, policy.delta)
+    for file in policies:
+        policy, path = load_policy(file), file.parent / "ledger.sqlite"
         # A company that has released nothing has no ledger yet.
-        found.append(_read(one) if one.ledger.exists() else one)
+        copied = read_own(path) if path.exists() else None
+        order = order_for(policy.epsilon_ceiling, policy.delta) if policy.composition == RENYI else None
+        rule = copied.composition if copied else composition(policy.composition, policy.delta, order)
+        found.append(_Spender(policy.company, path, policy.epsilon_ceiling, rule, copied))
     return found
 
 
-def _read(spender: _Spender) -> _Spender:
-    copy = read_ledger(spender.ledger)
-    own = copy.identity
-    return replace(spender, company=own.company, delta=own.delta, events=tuple(copy.events))
-
-
 def _left(spender: _Spender, plan: Planned, release: Event) -> dict[str, Any]:
-    fit = releases_within(spender.ceiling, spender.delta, release, spender.events)
+    """What was spent, and the rounds of this plan that are left as a run of their own, or in the one begun."""
+    copy, rule = spender.ledger, spender.rule
+    runs = copy.runs if copy else []
+    named = runs_of(copy.rows) if copy else {}
+    if plan.run not in named:
+        left = fitting(rule, runs, release, spender.ceiling)
+    else:
+        begun = named[plan.run]
+
+        def fits(more: int) -> bool:
+            further = named | {plan.run: begun._replace(made=begun.made + more)}
+            return rule.epsilon(list(further.values())) <= spender.ceiling
+
+        left = largest(fits, begun.terms.releases - begun.made)
+    spent = copy.spent if copy else guarantee([], rule.delta)
     return {
         "company": spender.company,
-        "ledger": str(spender.ledger),
-        "releases": len(spender.events),
-        "epsilon": guarantee(spender.events, spender.delta).epsilon,
-        "delta": spender.delta,
+        "ledger": str(spender.path),
+        "releases": len(copy.rows) if copy else 0,
+        "epsilon": finite(spent.epsilon),
+        "epsilon_against_company": finite(spent.epsilon_against_company),
+        "against": spent.against,
+        "delta": rule.delta,
         "ceiling": spender.ceiling,
-        "rounds_left": fit // plan.a_round,
-    }
-
-
-def _meaning(event: Event, delta: float) -> dict[str, Any]:
-    found = guarantee([event], delta)
-    return {
-        # JSON has no infinity: null where no finite epsilon is known.
-        "epsilon": found.epsilon if math.isfinite(found.epsilon) else None,
-        "delta": found.delta,
-        "unit": found.unit,
-        "adjacency": found.adjacency,
-        "mechanism": found.mechanism,
-        "accountant": found.accountant,
+        "composition": str(rule),
+        "rounds_left": left // plan.a_round,
     }

@@ -8,9 +8,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any, TextIO
 
+from ...client.steps import STEPS_FILE, Steps
 from ...errors import InputError, LedgerError
-from ...privacy.accounting import Guarantee, guarantee
-from ...privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, read_ledger
+from ...privacy.accounting import Guarantee, finite
+from ...privacy.ledger_file import FIELDS, LedgerCopy, LedgerRow, check_seen, read_ledger
 from ...privacy.verification import verify_rows
 
 _STARTS = "=+-@"
@@ -40,9 +41,20 @@ def _name(path: Path) -> str:
         return path.parent.name
 
 
-def spent(copy: LedgerCopy) -> Guarantee:
-    """What all its rows together cost."""
-    return guarantee(copy.events, copy.identity.delta, copy.identity.adjacency)
+def read_own(path: Path) -> LedgerCopy:
+    """The ledger at `path`; LedgerError, too, if the company's steps beside it have seen it further on."""
+    steps = Steps(path.with_name(STEPS_FILE))
+    seen = steps.seen() if steps.path.exists() else None
+    copy = read_ledger(path)
+    if seen is not None:
+        check_seen(copy, *seen)
+    return copy
+
+
+def plain_guarantee(found: Guarantee) -> dict[str, Any]:
+    """A guarantee as plain values; an epsilon is null where no finite one is known."""
+    epsilons = ("epsilon", "epsilon_against_company")
+    return vars(found) | {name: finite(getattr(found, name)) for name in epsilons}
 
 
 def described(copy: LedgerCopy) -> dict[str, Any]:
@@ -50,7 +62,7 @@ def described(copy: LedgerCopy) -> dict[str, Any]:
     return {
         "path": str(copy.path),
         "company": copy.identity.company,
-        **vars(spent(copy)),
+        **plain_guarantee(copy.spent),
         "head": copy.head,
         "rows": [_plain(row) for row in copy.rows],
     }
@@ -59,8 +71,8 @@ def described(copy: LedgerCopy) -> dict[str, Any]:
 def verified(path: Path) -> dict[str, Any]:
     """Whether a ledger holds and what was compared, or what is wrong."""
     try:
-        copy = read_ledger(path)
-        found = verify_rows(path, copy.rows, copy.identity.delta)
+        copy = read_own(path)
+        found = verify_rows(path, copy.identity, copy.rows)
     except LedgerError as error:
         return {"path": str(path), "ok": False, "says": str(error)}
     return {
@@ -70,8 +82,9 @@ def verified(path: Path) -> dict[str, Any]:
         "company": copy.identity.company,
         "rows": found.rows,
         "accountant": found.accountant,
+        "composition": found.composition,
         "head": copy.head,
-        "independent": [vars(check) for check in found.checks],
+        "independent": [vars(check) | {"epsilon": finite(check.epsilon)} for check in found.checks],
     }
 
 
@@ -79,7 +92,7 @@ def export_rows(paths: list[Path], to: Path) -> int:
     """Write all rows to the new file `to` (.jsonl or .csv) and return their number."""
     if to.suffix not in (".jsonl", ".csv"):
         raise InputError("to", str(to), "must end in .jsonl or .csv")
-    rows = [row for path in paths for row in read_ledger(path).rows]
+    rows = [row for path in paths for row in read_own(path).rows]
     try:
         with to.open("x", encoding="utf-8", newline="") as file:
             (_write_csv if to.suffix == ".csv" else _write_lines)(file, rows)
@@ -91,7 +104,8 @@ def export_rows(paths: list[Path], to: Path) -> int:
 
 
 def _plain(row: LedgerRow) -> dict[str, Any]:
-    return vars(row) | {"event": json.loads(row.event.to_json())}
+    epsilons = {"epsilon_before": finite(row.epsilon_before), "epsilon_after": finite(row.epsilon_after)}
+    return vars(row) | {"event": json.loads(row.event.to_json())} | epsilons
 
 
 def _write_lines(file: TextIO, rows: list[LedgerRow]) -> None:

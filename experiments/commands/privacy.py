@@ -1,7 +1,7 @@
-"""`fedblocks account` and `fedblocks ledger show|verify|export`: what will be and what was spent.
+"""`fedblocks account` and `fedblocks ledger`: what will be and what was spent.
 
-Neither loads data; neither writes, but for the file that `export` is given. What they compute is in `account`
-and `ledgers`, imported when a command needs it.
+None loads data. `ledger create` and `ledger accept` say what a company counts from; the others write nothing, but for
+the file that `export` is given. What they compute is in `account` and `ledgers`, imported when a command needs it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,12 +18,16 @@ from rich.table import Table
 
 from ...errors import InputError
 
-ledger = typer.Typer(no_args_is_help=True, help="Read, verify and export companies' ledgers.")
+if TYPE_CHECKING:
+    from ...client.company import Company
+
+ledger = typer.Typer(no_args_is_help=True, help="Make, read, verify and export companies' ledgers.")
 people = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Where = Annotated[Path, typer.Argument(help="a ledger, a company's home or a run folder")]
 OfCompany = Annotated[str | None, typer.Option("--company", help="only this company of a run")]
+Home = Annotated[Path, typer.Argument(help="the company's home folder")]
 _ALONE = "Without a preset"
 
 
@@ -94,46 +98,91 @@ def account(
 
 
 def _show_account(result: dict[str, Any]) -> None:
-    from ...privacy.accounting import round_up
+    from ...privacy.accounting import shown
 
     table = Table(show_header=False)
     for key, value in result.items():
         if key not in ("companies", "event", "release"):
-            shown = value
-            if key == "epsilon":
-                shown = "no finite one is known" if value is None else round_up(value)
-            table.add_row(key.replace("_", " "), escape(str(shown)))
+            text = shown(value) if key.startswith("epsilon") else str(value)
+            table.add_row(key.replace("_", " "), escape(text))
     people.print(table)
     if "companies" not in result:
         return
     companies = Table(title="Spent so far, and rounds of this plan that are left")
-    for column in ("company", "releases", "epsilon", "delta", "ceiling", "rounds left"):
+    columns = ["company", "releases", "epsilon", "delta", "ceiling", "composition", "rounds left"]
+    weaker = any(row["epsilon_against_company"] != row["epsilon"] for row in result["companies"])
+    if weaker:
+        columns.insert(3, "against a company")
+    for column in columns:
         companies.add_column(column)
     for row in result["companies"]:
         companies.add_row(
             escape(row["company"]),
             str(row["releases"]),
-            str(round_up(row["epsilon"])),
+            shown(row["epsilon"]),
+            *([shown(row["epsilon_against_company"])] if weaker else []),
             f"{row['delta']:g}",
             f"{row['ceiling']:g}",
+            escape(row["composition"]),
             str(row["rounds_left"]),
         )
     people.print(companies)
 
 
+@ledger.command("create")
+def create(home: Home, as_json: AsJson = False) -> None:
+    """Make a company's ledger, empty: whatever it has spent before is no longer counted. Refused if there is one."""
+    company = _company(home)
+    company.create_ledger()
+    if as_json:
+        print(json.dumps({"ledger": str(home / "ledger.sqlite"), "company": company.name}))
+        return
+    text = f"{company.name} counts from zero in {home / 'ledger.sqlite'}; whatever it spent before is not counted."
+    people.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@ledger.command("accept")
+def accept(home: Home, as_json: AsJson = False) -> None:
+    """Go on from the ledger that lies there, as from a backup: what it lacks is no longer counted.
+
+    If steps.sqlite is lost, runs that the ledger names are over for this company.
+    """
+    from .ledgers import plain_guarantee
+
+    company = _company(home)
+    found = company.accept_ledger()
+    if as_json:
+        print(
+            json.dumps(
+                {"ledger": str(home / "ledger.sqlite"), "company": company.name} | plain_guarantee(found)
+            )
+        )
+        return
+    text = f"{company.name} counts from {found}; whatever it spent beside that is not counted."
+    people.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _company(home: Path) -> Company:
+    from ...client.company import Company
+    from ...client.policy import load_policy
+
+    company = Company(home, load_policy(home / "policy.toml"))
+    company.check_files()
+    return company
+
+
 @ledger.command("show")
 def show(path: Where, company: OfCompany = None, as_json: AsJson = False) -> None:
     """Every release by row, with the epsilon after it."""
-    from ...privacy.accounting import round_up
-    from ...privacy.ledger_file import read_ledger
-    from .ledgers import described, find_ledgers, spent
+    from ...privacy.accounting import shown
+    from .ledgers import described, find_ledgers, read_own
 
-    copies = [read_ledger(found) for found in find_ledgers(path, company)]
+    copies = [read_own(found) for found in find_ledgers(path, company)]
     if as_json:
         print(json.dumps({"ledgers": [described(copy) for copy in copies]}))
         return
     for copy in copies:
-        table = Table(title=f"{escape(copy.identity.company)}: {escape(str(spent(copy)))}")
+        table = Table(title=f"{escape(copy.identity.company)}: {escape(str(copy.spent))}")
         for column in ("row", "time (UTC)", "run", "round", "block", "release", "steps", "epsilon after"):
             table.add_column(column)
         for row in copy.rows:
@@ -146,7 +195,7 @@ def show(path: Where, company: OfCompany = None, as_json: AsJson = False) -> Non
                 escape(row.block),
                 escape(row.event.mechanism),
                 str(row.event.steps),
-                str(round_up(row.epsilon_after)),
+                shown(row.epsilon_after),
             )
         people.print(table)
 

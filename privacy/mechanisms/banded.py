@@ -43,7 +43,7 @@ class BandedNoise:
     """Noise of `steps` steps; `bands` 1 is independent noise.
 
     noise = BandedNoise(steps=200, bands=8, separation=20, noise_multiplier=4.0)
-    ledger.charge(noise.event)                                       # as 10 epochs
+    event = noise.event(size)                                        # for the ledger: 10 epochs
     stream = BandedStream(noise, size, 1.0, Randomness.from_entropy())
     for ...: noisy = stream.release(clipping.sum(...))               # (size,) float64
     """
@@ -80,10 +80,18 @@ class BandedNoise:
         """All steps together cost as much as one Gaussian mechanism with this, on all data."""
         return self.noise_multiplier / self.sensitivity
 
-    @property
-    def event(self) -> EpochGaussian:
-        """What the ledger is charged for all steps: an epoch for every time that an example may take part."""
-        return EpochGaussian(noise_multiplier=self.noise_multiplier, epochs=self.participations)
+    def event(self, dimension: int | None = None) -> EpochGaussian:
+        """What the ledger is charged for all steps: an epoch for every time that an example may take part.
+
+        Its noise shows in all `separation` steps between two times. To floating point a value counts (2 bands)^2
+        times, for an error 2 bands as large: it is summed over so many steps, whose values are at most about
+        twice as large as independent ones. Given all others, a value's noise is no smaller than an independent
+        one's, because the columns of C have norm 1.
+        """
+        counted = None if dimension is None else dimension * self.separation * (2 * self.bands) ** 2
+        return EpochGaussian(
+            noise_multiplier=self.noise_multiplier, epochs=self.participations, dimension=counted
+        )
 
     @property
     def coefficients(self) -> NDArray[np.float64]:

@@ -10,11 +10,8 @@ With a real-valued n this is the Gaussian mechanism and a rounding after it: its
 in any dimension, and rounding adds 6e-7 of sigma. x itself is not rounded before, so no sensitivity is added.
 
 What is left is how far the computed n departs from a real one, next to g. x is split into a multiple of g
-and a rest, both exact, so magnitudes of x play no part. Rounding displaces n/sigma by a root mean square below
-2^-51, which changes the probability of a release, in one coordinate, by a factor of about 1 +- 2^-41; and
-radii that cannot occur (see `Randomness.normal`) matter from 8.8 deviations on. By Pinsker's inequality with
-KL <= chi^2, that is a total variation below 2e-7 for 10^10 noise values (parameters times steps) together:
-delta grows by less than (1 + exp(epsilon)) 2e-7. For 10^8 values it is a tenth of that.
+and a rest, both exact, so magnitudes of x play no part. What the rounding of n costs in epsilon and delta, for the
+number of values released, is in `rounding`; every event of Gaussian noise says how many they are.
 """
 
 import math

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...privacy.accounting import round_up
+from ...privacy.accounting import Guarantee, round_up, shown
 from .audited import Audited, attackable
 from .diagnosed import Diagnosed
 from .facts import Facts, Utility, interval
 from .measures import Measure
-from .spending import planned_epsilon
+from .spending import planned
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,20 @@ def largest_epsilon(facts: Facts) -> float:
     """The largest of the ledgers' epsilons; of the plan, where the ledgers are elsewhere."""
     if not facts.private:
         return math.inf
-    return max((s.spent for s in facts.spending), default=0.0) or planned_epsilon(facts.plan)
+    return max((s.spent for s in facts.spending), default=0.0) or _planned(facts).epsilon
+
+
+def largest_against_company(facts: Facts) -> float:
+    """As `largest_epsilon`, against a company that takes part: more, where shared noise tolerates no colluder."""
+    if not facts.private:
+        return math.inf
+    return (
+        max((s.spent_company for s in facts.spending), default=0.0) or _planned(facts).epsilon_against_company
+    )
+
+
+def _planned(facts: Facts) -> Guarantee:
+    return planned(facts.plan, facts.settings.smallest_group)
 
 
 def find(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> list[Finding]:
@@ -123,19 +136,33 @@ def _epsilon(facts: Facts) -> Finding:
     if not facts.spending:
         text = (
             "The companies' ledgers are not in this folder. The whole plan costs a company epsilon "
-            f"{round_up(planned_epsilon(facts.plan))} at delta {delta(facts.plan.delta)}."
+            f"{round_up(_planned(facts).epsilon)} at delta {delta(facts.plan.delta)}, if it is the first run of its "
+            f"ledger{_company(facts)}."
         )
         return Finding("Privacy", text)
     top = max(facts.spending, key=lambda s: s.spent)
+    if not math.isfinite(top.spent):
+        text = f"No epsilon holds for {top.company}: its ledger has a release without noise, or with next to none."
+        return Finding("Privacy", text, True)
     alike = len({s.spent for s in facts.spending}) == 1 < len(facts.spending)
     whose = f"all {len(facts.spending)} companies alike" if alike else top.company
     text = (
         f"The largest epsilon spent is {round_up(top.spent)} ({whose}), under a ceiling of {top.ceiling:g}, "
-        f"for one example of one company, at delta {delta(top.delta)}."
+        f"for one example of one company, at delta {delta(top.delta)} (accountant: {top.account}){_company(facts)}."
     )
     if top.spent > top.ceiling:
         text += " That is above the ceiling that this company's policy now sets."
     return Finding("Privacy", text, top.spent > top.ceiling)
+
+
+def _company(facts: Facts) -> str:
+    """What the figure is against a company, where it holds against the coordinator only."""
+    if largest_against_company(facts) <= largest_epsilon(facts):
+        return ""
+    return (
+        ", against the coordinator only: a company that takes part knows its own share of the noise, and against it "
+        f"epsilon is {shown(largest_against_company(facts))}"
+    )
 
 
 def _attendance(facts: Facts) -> Finding:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...blocks import build_model
 from ...client.company import Company
 from ...client.policy import load_policy
-from ...client.training import block_size, release_event
+from ...client.training import block_size, run_terms
 from ...config import Plan
-from ...privacy.accounting import epsilon
+from ...privacy.accounting import Guarantee, epsilon, guarantee
+from ...privacy.adversaries import seen_by_company
+from ...privacy.composition import run_epsilon
 from ...privacy.ledger_file import LedgerRow
 from ...server.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Spending:
-    """One company's ledger. `spent` covers all its runs; `curve` and `by_block` this run."""
+    """One company's ledger. `spent` covers all its runs, `account` says by what; `curve` and `by_block` this run.
+
+    `spent_company`: the same against a company that takes part, and so knows its own share of the noise.
+    """
 
     company: str
     ceiling: float
     delta: float
     spent: float
+    spent_company: float
     releases: int
     other_releases: int
+    account: str
     curve: tuple[tuple[int, float], ...]
     by_block: dict[str, tuple[int, float]]
 
@@ -36,36 +43,37 @@ def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
     return [_spending(Company(home, load_policy(home / "policy.toml")), plan) for home in homes]
 
 
-def planned_epsilon(plan: Plan) -> float:
-    """What the whole plan costs a company that takes part in every round."""
-    # Integer noise alone goes by a block's size, which only a model can tell.
-    size = block_size(build_model(plan.model, plan.noise), 0, plan) if plan.secure_step else 0
-    event = release_event(plan, size)
-    return (
-        0.0
-        if event is None
-        else epsilon([event.times(plan.training.releases(plan.model.blocks))], plan.delta)
+def planned(plan: Plan, companies: int) -> Guarantee:
+    """What the whole plan costs a company whose ledger it is the first run of, in sums of so many `companies`."""
+    # Only a model can tell a block's size.
+    whole = run_terms(plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan), companies).whole
+    return replace(
+        guarantee([whole], plan.delta),
+        epsilon=run_epsilon(whole, plan.delta),
+        epsilon_against_company=run_epsilon(seen_by_company(whole), plan.delta),
     )
 
 
 def _spending(company: Company, plan: Plan) -> Spending:
     rows: list[LedgerRow] = []
-    spent = 0.0
+    found = guarantee([], company.policy.delta)
     # Opening would create a ledger; a report only reads.
     if (company.home / "ledger.sqlite").is_file():
         with company.ledger() as ledger:
-            rows, spent = ledger.rows(), ledger.spent().epsilon
+            rows, found = ledger.rows(), ledger.spent()
     own = [row for row in rows if row.run == plan.run]
     delta = company.policy.delta
     blocks = sorted({row.block for row in own})
-    start = [(0, own[0].epsilon_before if own else spent)]
+    start = [(0, own[0].epsilon_before if own else found.epsilon)]
     return Spending(
         company=company.name,
         ceiling=company.policy.epsilon_ceiling,
         delta=delta,
-        spent=spent,
+        spent=found.epsilon,
+        spent_company=found.epsilon_against_company,
         releases=len(own),
         other_releases=len(rows) - len(own),
+        account=f"{found.accountant}; composition: {found.composition}",
         curve=tuple(start + [(row.round, row.epsilon_after) for row in own]),
         by_block={block: _block(own, block, delta) for block in blocks},
     )

@@ -22,7 +22,7 @@ from .audited import METRICS, SHARES, Audited, attackable, read_audit
 from .block_figures import block_answers, loss_by_noise
 from .diagnosed import Diagnosed, read_diagnosed
 from .facts import Facts, read_facts
-from .findings import delta, find, largest_epsilon
+from .findings import delta, find, largest_against_company, largest_epsilon
 from .measures import model_words, three_digits
 from .quality_figures import quality_by_block, quality_by_round
 
@@ -85,6 +85,7 @@ def _context(
         "charts": _charts(facts, diagnosed, audit),
         "companies": len(facts.companies) or facts.settings.companies.count,
         "epsilon": epsilon,
+        "against_company": largest_against_company(facts),
         "factor": _factor(epsilon),
         "ceilings": ", ".join(f"{c:g}" for c in sorted({s.ceiling for s in facts.spending})),
         "blocks": sorted({block for s in facts.spending for block in s.by_block}),
@@ -108,7 +109,7 @@ def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) ->
     if diagnosed is not None:
         charts["answers"] = block_answers(diagnosed)
         charts["noise"] = loss_by_noise(diagnosed)
-    if facts.spending:
+    if facts.spending and math.isfinite(largest_epsilon(facts)):
         charts["epsilon"] = figures.epsilon_by_company(facts.spending)
     if facts.absences or facts.aborted:
         charts["absences"] = figures.absences(facts)
