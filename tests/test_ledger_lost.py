@@ -21,11 +21,13 @@ from fedblocks.cli import app as cli
 from fedblocks.client.company import Company
 from fedblocks.client.policy import Policy
 from fedblocks.client.protocol import JOIN, TRAIN, JoinRequest, refused
+from fedblocks.client.steps import Steps
 from fedblocks.config import DataKind, Settings
 from fedblocks.errors import InputError, LedgerError, ProtocolError
 from fedblocks.experiments.preparation import prepare
 from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.events import GaussianSteps
+from fedblocks.privacy.ledger import Ledger
 from fedblocks.privacy.ledger_file import read_ledger
 
 TERMS = Terms(GaussianSteps(sampling_rate=0.02, noise_multiplier=5.0, steps=20, dimension=100), 100)
@@ -276,7 +278,7 @@ def test_a_process_killed_between_the_two_records_neither_forgets_nor_locks_out(
 
 
 def test_processes_that_charge_at_once_do_not_take_each_other_for_a_fault(tmp_path: Path) -> None:
-    """Would catch a head that is read after the rows: another process's row would look like one that was lost."""
+    """Would catch a row that is seen by one process and taken for lost by another."""
     company = company_at(tmp_path / "home")
     code = CHARGER.replace('f"id-{n}"', 'f"{os.getpid()}-{n}"')
     with_one = [sys.executable, "-c", code, str(company.home), "never", "5"]
@@ -284,6 +286,19 @@ def test_processes_that_charge_at_once_do_not_take_each_other_for_a_fault(tmp_pa
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
     copy = read_ledger(company.home / "ledger.sqlite")
     assert company.steps.seen() == (30, copy.head) == (len(copy.rows), copy.head)
+
+
+def test_a_row_that_is_added_while_another_reads_is_no_fault(company: Company) -> None:
+    """Would catch a head that is read after the rows: whatever came in between would look lost."""
+
+    class Busy(Steps):
+        def seen(self) -> tuple[int, str]:
+            charge(company, *([3] if super().seen()[0] == 3 else []))
+            return super().seen()
+
+    witness = Busy(company.home / "steps.sqlite")
+    with Ledger.open(company.home / "ledger.sqlite", "acme", 8.0, 1e-5, witness=witness) as ledger:
+        assert len(ledger.rows()) == 4
 
 
 def test_an_interrupted_creation_can_be_done_again(tmp_path: Path) -> None:
