@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -73,6 +74,7 @@ def interrupted() -> None:
             seen.append("stopped")
             raise
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background ignores it
     try:
         flushed(work)
     except KeyboardInterrupt:

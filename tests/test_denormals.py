@@ -66,7 +66,10 @@ def test_an_interrupt_stops_the_work_and_is_raised() -> None:
         assert process.stdout.readline() == "working\n"
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=30)
+        try:
+            said, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert json.loads(said) == {"work": ["stopped"]}
     assert time.monotonic() - started < 10
 
