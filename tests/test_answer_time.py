@@ -60,7 +60,7 @@ def test_a_refusal_leaves_at_the_same_time_as_an_answer() -> None:
     simulated = Simulated()
     refusing = refusal(BudgetExceeded("spent"))
     record, _ = timed(lambda: simulated.work(0.1, refusing), 2.0, simulated.clock)
-    assert refused(record) == "budget_exceeded"
+    assert refused(record) == "privacy"
     assert simulated.time == pytest.approx(1002.0)
 
 

@@ -129,7 +129,7 @@ def test_a_blocks_loss_has_no_gradient_path_to_any_other_block(block: int) -> No
     net = model()
     x, y = batch()
     BlockObjective()(
-        net, block=block, inputs=x, targets=y, generator=torch.Generator().manual_seed(0)
+        net, block=block, inputs=x, targets=y, source=Seeded(torch.Generator().manual_seed(0))
     ).sum().backward()
     for b, other in enumerate(net.blocks):
         gradients = [p.grad for p in other.parameters()]
@@ -144,7 +144,7 @@ def test_frozen_training_leaves_gradients_on_the_active_block_only(interface: bo
     net = model()
     net.freeze_all_but(1, interface)
     x, y = batch()
-    BlockObjective()(net, block=1, inputs=x, targets=y, generator=torch.Generator()).sum().backward()
+    BlockObjective()(net, block=1, inputs=x, targets=y, source=Seeded(torch.Generator())).sum().backward()
     reached = {name for name, p in net.named_parameters() if p.grad is not None}
     own = {name for name, _ in net.named_parameters() if name.startswith("blocks.1.")}
     assert reached == {name for name in own if interface or ".interface." not in name}

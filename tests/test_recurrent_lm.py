@@ -8,6 +8,7 @@ import torch
 
 from fedblocks.blocks import BlockObjective, build_model, sample_chain
 from fedblocks.blocks.families.recurrent_lm import RecurrentLanguageModel
+from fedblocks.blocks.noise import Seeded
 from fedblocks.config import NoiseSettings, RecurrentLanguageModelSettings
 
 SETTINGS = RecurrentLanguageModelSettings(hidden_size=16, layers=8, heads=2, recurrences=3, sequence_length=8)
@@ -52,7 +53,7 @@ def test_training_is_one_pass_and_inference_loops_all_but_the_prelude() -> None:
     net, tokens = looped(), text()
     prelude, rest = calls_of(net)
     generator = torch.Generator().manual_seed(0)
-    BlockObjective()(net, block=0, inputs=tokens, targets=tokens, generator=generator)
+    BlockObjective()(net, block=0, inputs=tokens, targets=tokens, source=Seeded(generator))
     assert prelude == [1, 1]
     assert rest == [2, 2, 2, 2, 2, 1]  # clean and noisy stream; nothing reads the last layer's clean one
     prelude[:], rest[:] = [0] * 2, [0] * 6
@@ -87,7 +88,7 @@ def test_every_parameter_that_is_trained_gets_a_gradient() -> None:
     net, tokens = looped(), text()
     part = net.freeze_all_but(0)
     BlockObjective()(
-        net, block=0, inputs=tokens, targets=tokens, generator=torch.Generator().manual_seed(0)
+        net, block=0, inputs=tokens, targets=tokens, source=Seeded(torch.Generator().manual_seed(0))
     ).sum().backward()
     dead = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
     assert dead == []

@@ -170,7 +170,8 @@ def test_training_draws_the_batches_of_its_scheme_and_charges_its_event(sampling
 
     dp(sampling=sampling).train(layer, losses, examples=10, randomness=Randomness.from_seed(1, "t"))
     first = next(sampling.batches(10, 6, Randomness.from_seed(1, "t"))).tolist()
-    assert first in (seen[0], [])
+    # In random order, and filled up to the size of a pass; an empty batch trains nothing.
+    assert set(first) in (set(seen[0]), set())
     assert dp(sampling=sampling).event(examples=10) == sampling.event(1.5, 6, 10)
 
 

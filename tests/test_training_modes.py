@@ -21,6 +21,7 @@ from fedblocks.blocks import (
 )
 from fedblocks.blocks.alone import Job, train_alone, train_in_processes
 from fedblocks.blocks.build import Absent
+from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.training import BlockTrainer
 from fedblocks.config import NoiseSettings, ViTSettings, load_settings
 from fedblocks.errors import InputError, RunError
@@ -67,7 +68,7 @@ def test_only_the_wanted_block_is_built_and_it_predicts_as_in_the_whole_model(fo
     assert model.partition == whole.partition
     x, y = batch()
     losses = [
-        BlockObjective()(m, block=1, inputs=x, targets=y, generator=torch.Generator().manual_seed(0))
+        BlockObjective()(m, block=1, inputs=x, targets=y, source=Seeded(torch.Generator().manual_seed(0)))
         for m in (whole, model)
     ]
     assert torch.equal(*losses)
