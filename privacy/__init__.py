@@ -1,6 +1,7 @@
 """What protects a company, without any transport.
 
-`clipping`, `mechanisms` and `dp_sgd` make a release private over batches from `sampling`; `events` are releases
+`clipping` (by `passes`, `book_keeping` and `grouping`), `mechanisms` and `dp_sgd` make a release private over batches
+from `sampling`, with noise from `source`; `invariance` and `denormals` see to what the proof assumes of the machine; `events` are releases
 as data, `accounting` says what they cost (by `pld` or `rdp`, and `rounding` what floats do), `composition` how runs
 add up that were chosen after looking, `ledger` keeps the bill, `verification` checks it,
 `randomness` draws noise from AES-CTR, `quantisation` turns updates into integers and
