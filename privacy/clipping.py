@@ -94,9 +94,9 @@ def pass_size(expected_batch_size: float, most: int = 1 << 16) -> int:
     """How many examples a pass takes: a power of two, from what is public, never from a batch.
 
     A pass costs some eight examples' time whatever its size, and the last one is half empty on average: together
-    least at the root of sixteen batches.
+    least at the root of sixteen batches; 32 at the least, if so many fit (see `invariance`).
     """
-    wanted = 1 << round(math.log2(16 * max(expected_batch_size, 16.0)) / 2)
+    wanted = 1 << round(math.log2(16 * max(expected_batch_size, 64.0)) / 2)
     return min(wanted, 1 << most.bit_length() - 1)
 
 

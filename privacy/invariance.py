@@ -4,14 +4,20 @@ The clip bounds what one example adds. If adding it also changed a last bit of a
 weights made for it would turn that example's gradient over, by up to two clips each (see `grouping`, measure 1). How
 kernels behave depends on shapes, threads and the device, not on values: so it is asked of the machine once, with
 weights and examples drawn at random.
+
+What a draw may miss is excluded by shapes. Elementwise kernels take vectors of values, and what is left at the end of a
+tensor one by one, by code that rounds some values in another way: one argument of the logistic function in thirty, the
+rest alike. So no tensor of a pass may leave a remainder; with a multiple of 32 examples none does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import PrivacyError
 from .clipping import PerExampleClipping
@@ -27,6 +33,8 @@ def check_batch_invariance(
     """
     n = clipping.examples_at_once
     first = torch.arange(n)
+    with _NoRemainders():
+        clipping.gradients(losses, first, draws=draws)
     expected = clipping.gradients(losses, first, draws=draws)
     for what, order in _orders(n):
         found = clipping.gradients(losses, order, draws=draws)
@@ -50,3 +58,25 @@ def _orders(n: int) -> Iterator[tuple[str, Tensor]]:
     yield "who shares its batch", torch.where(first % 2 == 0, first, first + n)
     # As a batch is filled up: the same example again and again.
     yield "how full its batch is", torch.where(first <= n // 3, first, torch.zeros_like(first))
+
+
+# Values that kernels take at a time: two vectors of 16 (AVX-512), or of 8 (AVX2).
+_AT_A_TIME, _FEW = 32, 16
+
+
+class _NoRemainders(TorchDispatchMode):
+    """Refuses an elementwise operation, forward or backward, on a number of values that leaves some over."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.pointwise in func.tags and isinstance(out, Tensor) and out.is_floating_point():
+            count = out.numel()
+            if out.device.type == "cpu" and count % _AT_A_TIME and count > _FEW:
+                raise PrivacyError(
+                    f"{func}: {count} values are not a multiple of {_AT_A_TIME}, so the last ones may be rounded "
+                    "differently and an example's gradient depend on its place; private training needs passes of 32 "
+                    "examples, for which the policy's memory_mb is too small, or widths that are multiples of 32"
+                )
+        return out
