@@ -67,7 +67,7 @@ class Formed:
         finest = torch.finfo(total.dtype)
         # Sums run in lanes, so their error grows as the logarithm of the size: 100 epsilons hold any of them.
         squared = total * (1 + 100 * finest.eps) + sum(g.shape[1] for g in flat) * finest.tiny
-        return Norms(squared, squared.sqrt())
+        return Norms(squared, _root(squared))
 
     def tensors(self) -> list[Tensor]:
         """All that the sum is made of, (n, ...) each."""
@@ -253,7 +253,9 @@ class _Rows:
 
     def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None:
         g = _finite(self.g).double() * factors[:, None, None]
-        sums["weight"].index_add_(0, self.index.flatten(), g.flatten(0, 1))
+        # On its own first: fewer additions to a large sum.
+        total = torch.zeros_like(sums["weight"])
+        sums["weight"].add_(total.index_add_(0, self.index.flatten(), g.flatten(0, 1)))
 
 
 def _embedding(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[_Rows]:

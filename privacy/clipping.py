@@ -29,8 +29,8 @@ Clipping = Literal["flat", "per-layer", "automatic"]
 
 # Automatic clipping divides by the norm and this much more (Bu et al. 2023, section 4.2: 0.01 in all of theirs).
 _STABILITY = 0.01
-# What rounding of one example's factor and products may add to its gradient, in epsilons.
-_ROUNDINGS = 512
+# What rounding of one example's factor and products, and of a million examples in float64, may add, in epsilons.
+_ROUNDINGS = 2048
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -139,10 +138,10 @@ def in_random_order(batch: Tensor, randomness: Randomness) -> Tensor:
 def clip_to_norm(vector: Tensor, bound: float) -> Tensor:
     """Scale to L2 norm <= bound; bounds one company's influence on the sum. Not finite becomes zero.
 
-    It happens after the noise, so it costs no privacy, and like every outcome of training it must not be told
-    apart from success by a refusal.
+    A ball's projection moves no two vectors apart, so it costs no privacy, before the noise or after; like every
+    outcome of training it must not be told apart from success by a refusal.
     """
-    norm = float(vector.norm())
-    if not np.isfinite(norm):
-        return torch.zeros_like(vector)
-    return vector * (bound / norm) if norm > bound else vector
+    norm = vector.norm()
+    # No branch: of a sum that has no noise yet, time must not tell on which side it lies.
+    factor = torch.where(norm.isfinite(), bound / norm.clamp(min=bound), torch.zeros_like(norm))
+    return vector.nan_to_num(0.0, 0.0, 0.0) * factor

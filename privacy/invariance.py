@@ -5,9 +5,9 @@ weights made for it would turn that example's gradient over, by up to two clips 
 kernels behave depends on shapes, threads and the device, not on values: so it is asked of the machine once, with
 weights and examples drawn at random.
 
-What a draw may miss is excluded by shapes. Elementwise kernels take vectors of values, and what is left at the end of a
-tensor one by one, by code that rounds some values in another way: one argument of the logistic function in thirty, the
-rest alike. So no tensor of a pass may leave a remainder; with a multiple of 32 examples none does.
+What a draw may miss is excluded by shapes. Elementwise kernels take vectors of values, and what is left at the end of
+a tensor one by one, by code that rounds some values in another way: one argument of SiLU in thirty, the rest alike.
+So no tensor of a pass may leave a remainder; with a multiple of 32 examples none does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ def check_batch_invariance(
     """
     n = clipping.examples_at_once
     first = torch.arange(n)
-    with _NoRemainders():
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        raise PrivacyError(
+            f"torch.get_float32_matmul_precision()={precision!r}: expected 'highest', or sums of clipped "
+            "gradients are rounded by more than the clip pays for"
+        )
+    with _NoRemainders(n):
         clipping.gradients(losses, first, draws=draws)
     expected = clipping.gradients(losses, first, draws=draws)
     for what, order in _orders(n):
@@ -53,6 +59,7 @@ def _orders(n: int) -> Iterator[tuple[str, Tensor]]:
     """What is asked, and the examples in the places of a pass; those from n on are strangers."""
     first = torch.arange(n)
     yield "when it is computed", first
+    yield "its place in a batch", torch.zeros_like(first)  # one example in all places
     yield "its place in a batch", first.roll(1)
     yield "its place in a batch", first.flip(0)
     yield "who shares its batch", torch.where(first % 2 == 0, first, first + n)
@@ -65,7 +72,11 @@ _AT_A_TIME, _FEW = 32, 16
 
 
 class _NoRemainders(TorchDispatchMode):
-    """Refuses an elementwise operation, forward or backward, on a number of values that leaves some over."""
+    """Refuses an elementwise operation, forward or backward, on the values of n examples that leaves some over."""
+
+    def __init__(self, examples: int) -> None:
+        super().__init__()
+        self._examples = examples
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -73,7 +84,8 @@ class _NoRemainders(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if torch.Tag.pointwise in func.tags and isinstance(out, Tensor) and out.is_floating_point():
             count = out.numel()
-            if out.device.type == "cpu" and count % _AT_A_TIME and count > _FEW:
+            of_all = count % self._examples == 0  # else a table that all examples share
+            if out.device.type == "cpu" and of_all and count % _AT_A_TIME and count > _FEW:
                 raise PrivacyError(
                     f"{func}: {count} values are not a multiple of {_AT_A_TIME}, so the last ones may be rounded "
                     "differently and an example's gradient depend on its place; private training needs passes of 32 "

@@ -49,7 +49,7 @@ def test_no_last_bit_becomes_a_direction(reader: str, threads: int) -> None:
             (2, 0, 64),
             (4, 3, ALL),
             (11, 0, 64),
-            (11, 10, 100),
+            (11, 10, 32),
             (129, 0, 64),
             (129, 64, ALL),
         ):

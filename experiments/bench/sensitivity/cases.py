@@ -37,7 +37,7 @@ def all_cases(full: bool) -> list[Case]:
 
 def sum_cases(full: bool) -> list[Case]:
     sizes = (1, 2, 100, 1_000, 36_385, 50_000) if full else (1, 2, 1_000, 36_385)
-    at_once = (64, 4_096, _ALL_SUMS) if full else (128, _ALL_SUMS)
+    at_once = (32, 128, 4_096, _ALL_SUMS) if full else (128, _ALL_SUMS)
 
     def pairs(layer: str) -> Pairs:
         for n in sizes:
@@ -55,7 +55,7 @@ def sum_cases(full: bool) -> list[Case]:
 
 def last_bit_cases(full: bool) -> list[Case]:
     sizes = (2, 3, 4, 5, 6, 8, 9, 11, 17, 33, 41, 65, 129, 257, 1_001) if full else (2, 4, 5, 11, 65, 129)
-    at_once = (4, 7, 32, 64, 100, 128, _ALL) if full else (64, 100, _ALL)
+    at_once = (32, 64, 128, _ALL) if full else (32, 64, _ALL)
 
     def pairs(reader: str) -> Pairs:
         torch.manual_seed(0)
@@ -72,7 +72,7 @@ def last_bit_cases(full: bool) -> list[Case]:
 
 def family_cases(full: bool) -> list[Case]:
     sizes = (1, 2, 4, 5, 11, 65, 129, 1_000) if full else (2, 5, 65)
-    at_once = (7, 64, _ALL) if full else (64,)
+    at_once = (32, 64, _ALL) if full else (32,)
 
     def pairs(family: str, clipping: Clipping, half: bool) -> Pairs:
         for scale in SCALES:
