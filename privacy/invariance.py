@@ -75,7 +75,7 @@ class _NoRemainders(TorchDispatchMode):
     """Refuses an elementwise operation, forward or backward, on the values of n examples that leaves some over."""
 
     def __init__(self, examples: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._examples = examples
 
     def __torch_dispatch__(
