@@ -239,8 +239,8 @@ def test_the_filter_charges_slack_for_values_of_all_runs() -> None:
 
 
 def test_beyond_what_is_proven_of_floating_point_the_filter_says_infinite() -> None:
-    run = noised(10**13, 1_000_000)
-    assert 0.25 < slack(run.terms.whole.values, 100.0, DELTA) < math.inf
+    run = noised(10**9, 1_000_000)
+    assert 0.25 < slack(run.terms.whole.values, 100.0, DELTA) < 0.4
     assert RenyiFilter(DELTA, 3.9).epsilon([run]) == math.inf
 
 
