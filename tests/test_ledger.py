@@ -226,7 +226,7 @@ def test_a_refusal_composes_as_much_whatever_was_spent(
             charge(ledger, 0, EVENT.step.times(releases), "elsewhere", 1)
             composed.clear()
             with pytest.raises(BudgetExceeded):
-                ledger.check_plan("r", Terms(EVENT, 4_000))
+                ledger.check_plan("r", Terms(EVENT, 1000))
             refusals[ledger.rows()[-1].epsilon_after] = len(composed)
     assert max(refusals) > 1.5 * min(refusals)
     # The plan alone; a filter looks its one kind up for the figures before and after.
