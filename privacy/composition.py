@@ -25,8 +25,13 @@ https://arxiv.org/abs/2309.05901).
 converted to an epsilon. Stopped before it passes a bound, the sum bounds the divergence of everything together, for
 any choice of releases (the filter of Feldman and Zrnic 2021, https://arxiv.org/abs/2008.11193). What is proven is
 the ceiling; a figure below it says where the filter stands. Nothing is charged ahead, and many small runs cost
-less than by their sum, one run costs more. What floating point may tell is a term of the loss like the others: it
-is added to the divergence, for a reserve of delta and an epsilon of at most 100 fixed beforehand.
+less than by their sum, one run costs more. What floating point may tell is a term of the loss like the others:
+with a slack s (`rounding`) the machine's laws are P~ <= exp(s) P and Q~ >= exp(-s) Q, so at order a
+
+    E_Q~[(P~/Q~)^a] <= E_Q[(P/Q)^a exp((2 a - 1) s)],
+
+which adds (2 a - 1) / (a - 1) s to the divergence, whenever the filter stops. That is the same as 2 s more epsilon
+and a delta divided by exp(s). Its reserve of delta and an epsilon of at most 100 are fixed beforehand.
 
 Rates are rounded up and noise down before any account, so that plans made to differ in a last digit are of one
 kind, and a ledger has at most 32 runs, or kinds of release. A charge composes one distribution, for a run that it
@@ -41,9 +46,9 @@ from typing import NamedTuple, Protocol
 
 from ..errors import InputError
 from .accounting import Account, accountant_of, epsilon, releases_within, round_up
-from .events import Event, SkellamSteps, TruncatedGaussianSteps, check_event, count
+from .events import Event, GaussianEvent, SkellamSteps, TruncatedGaussianSteps, check_event, count
 from .rdp import ORDERS, epsilon_at, rdp_of
-from .rounding import RESERVE, slack
+from .rounding import RESERVE, on_machine, slack
 
 RUNS, RENYI = "runs", "renyi"
 COMPOSITIONS = (RUNS, RENYI)
@@ -54,6 +59,8 @@ _UP = {"sampling_rate": 4, "l2": 6, "l1": 6}
 _DOWN = {"noise_multiplier": 5, "variance": 6}
 # Of delta, in a Renyi ledger: what sensitivity bounds of Skellam steps and floating point may use up.
 _RESERVED = 2.0**-7
+# Of what floating point leaves of delta: the share that converts the divergence.
+_CONVERTS = (1 - _RESERVED) / (1 - RESERVE)
 _LARGEST_EPSILON = 100.0
 # Ledgers of before there was a choice are continued at the order for this ceiling.
 _USUAL_CEILING = 8.0
@@ -151,21 +158,24 @@ class RenyiFilter:
     def epsilon(self, runs: Sequence[Run]) -> float:
         counts: Counter[Event] = Counter()
         for terms, made in runs:
-            counts[rounded(terms.event).step] += made * terms.event.steps
+            counts[_kind(terms.event)] += made * terms.event.steps
         if not counts:
             return 0.0
         if any(isinstance(step, TruncatedGaussianSteps) for step in counts):
             return math.inf  # no divergence is known for capped batches
         failing = sum(n * step.beta for step, n in counts.items() if isinstance(step, SkellamSteps))
-        if failing > (_RESERVED - RESERVE) * self.delta:
-            return math.inf
         divergence = math.fsum(
             n * float(rdp_of(step)[ORDERS.index(self.order)]) for step, n in counts.items()
         )
-        values = sum(n * step.values for step, n in counts.items())
-        if values:
-            divergence += 2 * slack(values, _LARGEST_EPSILON, self.delta)
-        found = epsilon_at(self.order, divergence, (1 - _RESERVED) * self.delta)
+
+        def of_real_noise(delta: float) -> float:
+            if failing > (1 - _CONVERTS) * delta:
+                return math.inf
+            return epsilon_at(self.order, divergence, _CONVERTS * delta)
+
+        values = sum(made * terms.event.values for terms, made in runs)
+        s = slack(values, _LARGEST_EPSILON, self.delta) if values else 0.0
+        found = on_machine(of_real_noise, s, self.delta)
         return found if found <= _LARGEST_EPSILON else math.inf
 
     def further(self, before: float, runs: Sequence[Run], terms: Terms, made: int) -> float:
@@ -175,8 +185,8 @@ class RenyiFilter:
         return f"RDP at order {self.order:g}"
 
     def full(self, runs: Sequence[Run], terms: Terms) -> bool:
-        kinds = {rounded(run.terms.event).step for run in runs}
-        return rounded(terms.event).step not in kinds and len(kinds) >= MAX_KINDS
+        kinds = {_kind(run.terms.event) for run in runs}
+        return _kind(terms.event) not in kinds and len(kinds) >= MAX_KINDS
 
     def __str__(self) -> str:
         return f"Renyi filter at order {self.order:g}, release by release"
@@ -234,6 +244,12 @@ def rounded(event: Event) -> Event:
     up = {name: round_up(values[name], digits) for name, digits in _UP.items() if name in values}
     down = {name: round_down(values[name], digits) for name, digits in _DOWN.items() if name in values}
     return replace(event, **up, **down)
+
+
+def _kind(event: Event) -> Event:
+    """What releases of one divergence have in common: a step, but for how many values floating point noises."""
+    step = rounded(event).step
+    return replace(step, dimension=None) if isinstance(step, GaussianEvent) else step
 
 
 def round_down(value: float, digits: int) -> float:

@@ -160,7 +160,9 @@ def _seen_by_company(rows: Sequence[LedgerRow]) -> list[Run]:
         key = row.run if row.planned else row.seq
         counted, event = runs[key].terms.event, row.event
         if isinstance(counted, SharedSkellamSteps) and isinstance(event, SharedSkellamSteps):
-            fewest = replace(counted, shares=min(counted.shares, event.shares))
+            # A sum of one share is the company's own, of which it sees nothing new.
+            shares = min(counted.shares, event.shares, key=lambda n: (n == 1, n))
+            fewest = replace(counted, shares=shares)
             runs[key] = runs[key]._replace(terms=replace(runs[key].terms, event=fewest))
     return [
         run._replace(terms=replace(run.terms, event=seen_by_company(run.terms.event)))

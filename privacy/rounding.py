@@ -47,11 +47,13 @@ def with_slack(account: Callable[[float], float], values: int, delta: float) -> 
     if values == 0:
         return account(delta)
     found = account((1 - RESERVE) * delta)
-    s = slack(values, found, delta)
-    if s <= _LARGEST:
-        total = account((1 - RESERVE) * math.exp(-s) * delta) + 2 * s
-        return total if total <= found + _GROWTH else math.inf
-    return math.inf
+    total = on_machine(account, slack(values, found, delta), delta)
+    return total if total <= found + _GROWTH else math.inf
+
+
+def on_machine(account: Callable[[float], float], s: float, delta: float) -> float:
+    """The epsilon at `delta` of what `account(delta')` says of real noise, where the slack is `s`."""
+    return account((1 - RESERVE) * math.exp(-s) * delta) + 2 * s if s <= _LARGEST else math.inf
 
 
 def slack(values: int, epsilon: float, delta: float) -> float:

@@ -25,7 +25,9 @@ from fedblocks.experiments.simulation import simulate
 from fedblocks.privacy.accounting import epsilon, guarantee
 from fedblocks.privacy.accounting import shown as shown_as
 from fedblocks.privacy.adversaries import ANYONE, COORDINATOR, UNKNOWN, seen_by_company
+from fedblocks.privacy.composition import COMPOSITIONS, Terms
 from fedblocks.privacy.events import GaussianSteps, NoNoise, SharedSkellamSteps, SkellamSteps
+from fedblocks.privacy.ledger import Ledger
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.threat_model.report import write_report
 
@@ -112,6 +114,23 @@ def test_a_company_faces_all_shares_but_its_own() -> None:
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] > epsilon([OLD], DELTA)
     assert math.isinf(epsilon([seen_by_company(OLD)], DELTA))
+
+
+@pytest.mark.parametrize("rule", COMPOSITIONS)
+@pytest.mark.parametrize("groups", [[5, 3, 4], [3, 5, 5], [5, 5, 3], [1, 3, 5], [3, 1, 5]])
+def test_groups_of_unequal_size_count_as_the_smallest_in_which_others_are(
+    tmp_path: Path, rule: str, groups: list[int]
+) -> None:
+    """Would catch the first group's number taken for all, and a company alone, which faces nobody, for the worst."""
+
+    def seen(name: str, sizes: list[int]) -> float:
+        with Ledger.open(tmp_path / name, "acme", 50.0, DELTA, rule=rule) as ledger:
+            for n, size in enumerate(sizes):
+                terms = Terms(shared(size, 0), 3)
+                ledger.charge(run="r", round=n, block="b", release_id=str(n), terms=terms)
+            return ledger.spent().epsilon_against_company
+
+    assert seen("unequal", groups) == seen("smallest", [3] * 3) > seen("equal", [5] * 3)
 
 
 def test_releases_of_one_plan_are_alike_whatever_the_number_of_companies() -> None:

@@ -108,6 +108,13 @@ def test_the_event_is_as_many_epochs_as_participations() -> None:
     assert epsilon([single.event()], 1e-5) == pytest.approx(epsilon([noise.event()], 1e-5), rel=1e-3)
 
 
+def test_a_value_counts_for_every_step_in_which_its_noise_shows() -> None:
+    """Would catch floating point charged as for independent noise: 9 steps, an error 16 times as large, squared."""
+    event = banded(100, 8, 9, noise=3.0).event(50)
+    assert (event.dimension, event.values) == (50 * 9 * 256, 12 * 50 * 9 * 256)
+    assert banded(100, 1, 9, noise=3.0).event(50).dimension == 50 * 9 * 4
+
+
 def test_one_band_is_the_gaussian_mechanism() -> None:
     stream = BandedStream(banded(3, 1, noise=1.3), 100, 2.0, Randomness.from_seed(5))
     randomness = Randomness.from_seed(5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dp_accounting.pld import privacy_loss_distribution
-from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
+from dp_accounting.rdp.rdp_privacy_accountant import compute_delta, compute_epsilon
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve
 
@@ -40,6 +40,7 @@ from fedblocks.privacy.events import (
 )
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.privacy.rdp import ORDERS, epsilon_at
+from fedblocks.privacy.rounding import RESERVE, slack
 
 DELTA, CEILING = 1e-5, 8.0
 
@@ -207,6 +208,73 @@ def test_what_the_filter_cannot_account_is_infinite() -> None:
     assert RenyiFilter(DELTA, 4.0).epsilon([Run(Terms(loose, 1), 1)]) == math.inf
     assert RenyiFilter(DELTA, 4.0).epsilon([Run(Terms(gaussian(1.0, 0.05), 1), 1)]) == math.inf
     assert epsilon_at(4.0, math.nan, DELTA) == math.inf
+
+
+def noised(dimension: int, releases: int, rate: float = 1.0, noise: float = 1000.0) -> Run:
+    event = GaussianSteps(sampling_rate=rate, noise_multiplier=noise, steps=1, dimension=dimension)
+    return Run(Terms(event, releases), releases)
+
+
+@pytest.mark.parametrize("dimension", [1, 10**6, 10**8, 10**9])
+def test_the_filter_keeps_its_delta_on_the_machine(dimension: int) -> None:
+    """Oracle: dp-accounting's delta of the divergence, and what `rounding` proves: (e' + 2 s, exp(s) d' + reserve).
+
+    Would catch a slack that is left out, or charged to epsilon and not to delta.
+    """
+    order, run = 3.9, noised(dimension, 100_000)
+    s = slack(run.terms.whole.values, 100.0, DELTA)
+    found = RenyiFilter(DELTA, order).epsilon([run])
+    real = compute_delta([order], [run.made * order / 2 / 1000**2], found - 2 * s)[0]
+    assert math.exp(s) * real + RESERVE * DELTA <= DELTA
+    assert math.exp(s) * real + RESERVE * DELTA >= 0.99 * DELTA
+
+
+def test_the_filter_charges_slack_for_values_of_all_runs() -> None:
+    """Would catch slack of one run, or of one kind, where the values of all add up."""
+    rule, order = RenyiFilter(DELTA, 3.9), 3.9
+    few = rule.epsilon([noised(1, 1000), noised(1, 1000, noise=999.0)])
+    many = rule.epsilon([noised(10**11, 1000), noised(10**11, 1000, noise=999.0)])
+    more = slack(2 * 10**14, 100.0, DELTA) - slack(2000, 100.0, DELTA)
+    assert many - few == pytest.approx(more * (2 * order - 1) / (order - 1), rel=1e-6)
+
+
+def test_beyond_what_is_proven_of_floating_point_the_filter_says_infinite() -> None:
+    run = noised(10**9, 1_000_000)
+    assert 0.25 < slack(run.terms.whole.values, 100.0, DELTA) < 0.4
+    assert RenyiFilter(DELTA, 3.9).epsilon([run]) == math.inf
+
+
+def test_sensitivities_that_may_fail_leave_the_filter_its_slack() -> None:
+    """Would catch a reserve that Skellam steps fill while exp(s) is multiplied to it too."""
+    rule, noise = RenyiFilter(DELTA, 3.9), noised(10**11, 1000)
+
+    def skellam(beta: float) -> Run:
+        steps = SkellamSteps(sampling_rate=0.5, steps=1, l2=1.0, l1=9.0, variance=1e6, beta=beta)
+        return Run(Terms(steps, 1), 1)
+
+    reserve = (2**-7 - RESERVE) * DELTA
+    fills, s = skellam(0.999 * reserve), slack(10**14, 100.0, DELTA)
+    assert math.isfinite(rule.epsilon([fills]))
+    assert rule.epsilon([fills, noise]) == math.inf
+    assert math.isfinite(rule.epsilon([skellam(0.999 * reserve * math.exp(-s)), noise]))
+
+
+def test_sums_of_other_sizes_are_no_other_kind_for_the_filter() -> None:
+    """Would catch a coordinator that fills a ledger with plans which differ in the number of values alone."""
+    rule = RenyiFilter(DELTA, 3.9)
+    runs = [noised(100 + n, 1) for n in range(MAX_KINDS + 5)]
+    assert not rule.full(runs, noised(9, 1, noise=7.0).terms)
+    assert rule.epsilon(runs) == pytest.approx(rule.epsilon([noised(100, len(runs))]), rel=1e-6)
+    kinds = [noised(100, 1, noise=20.0 + n) for n in range(MAX_KINDS)]
+    assert not rule.full(kinds, noised(7, 1, noise=20.0).terms)
+    assert rule.full(kinds, noised(100, 1, noise=7.0).terms)
+
+
+def test_a_run_costs_what_its_rounded_terms_cost() -> None:
+    """Would catch an account of the terms as they came: plans that differ in a last digit would be accounts anew."""
+    one, other = gaussian(0.0123456, 1.2345678, 40), gaussian(0.0123451, 1.2345612, 40)
+    assert run_epsilon(one, DELTA) == run_epsilon(other, DELTA) == run_epsilon(rounded(one), DELTA)
+    assert run_epsilon(one, DELTA) > epsilon([one], share(1) * DELTA)
 
 
 def test_compositions_are_named() -> None:

@@ -15,6 +15,7 @@ from fedblocks.client.protocol import JOIN, TRAIN, JoinRequest, refused
 from fedblocks.config import Plan, Settings
 from fedblocks.errors import PrivacyError, ProtocolError
 from fedblocks.experiments.preparation import prepare
+from fedblocks.privacy import composition
 from fedblocks.privacy.accounting import epsilon
 from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.events import GaussianSteps
@@ -83,6 +84,29 @@ def test_rules_budget_and_a_lost_ledger_are_refused_alike(app: Coordinator) -> N
     log = (app.run.companies / "company-0" / "company.log").read_text()
     for reason in ("past the ceiling", "adds no noise", "is missing"):
         assert reason in log
+
+
+def test_a_refused_join_composes_as_much_whatever_was_spent(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch work on the message's path that hangs on what is left: its time is an answer too."""
+    composed: list[object] = []
+    monkeypatch.setattr(composition, "epsilon", lambda *v: (composed.append(v), epsilon(*v))[1])
+    app = Coordinator(prepare(small, tmp_path / "run"))
+    asked = JoinRequest(one_round(app, 0.3), app.model.shared).to_record()
+    counts = []
+    for noise in (None, 40.0, 9.0, 4.0):
+        if noise is not None:
+            spent = replace(ELSEWHERE, noise_multiplier=noise)
+            with company_of(app.run).ledger() as ledger:
+                ledger.charge(
+                    run=f"{noise}", round=1, block="b", release_id=f"{noise}", terms=Terms(spent, 1)
+                )
+        composed.clear()
+        assert refused(app.ask(1, JOIN, asked)) == "privacy"
+        counts.append(len(composed))
+    assert counts == [1] * 4
+    assert "past the ceiling" in (app.run.companies / "company-0" / "company.log").read_text()
 
 
 def test_a_training_that_the_budget_refuses_says_no_more_than_a_rule(small: Settings, tmp_path: Path) -> None:
