@@ -201,8 +201,8 @@ def check_seen(ledger: LedgerCopy, rows: int, head: str) -> None:
             return
         raise LedgerError(
             f"ledger {ledger.path} has {len(ledger.rows)} rows, but only {rows} were seen here: steps.sqlite was put "
-            "back from an older copy. Restore its newest copy; if that is lost, end the ledger's runs, whose steps it "
-            f"may lack, with `fedblocks ledger accept {ledger.path.parent}`"
+            "back from an older copy. Restore its newest copy; if that is lost, end the ledger's runs, whose steps "
+            f"it may lack, with `fedblocks ledger accept {ledger.path.parent}`"
         )
     found = f"has {len(ledger.rows)} rows" if len(ledger.rows) < rows else f"differs before row {rows + 1}"
     raise LedgerError(

@@ -151,7 +151,7 @@ def test_work_that_takes_too_long_is_charged_and_stays_at_home(
 def test_what_was_spent_cannot_be_told_by_the_time_of_a_join(
     small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float | None
 ) -> None:
-    """Would catch joins that leave when the account is done: how much of the budget is left takes its time to find."""
+    """Would catch joins that leave when the account is done: to find how much of the budget is left takes time."""
     check = Ledger.check_plan
 
     def slowly(ledger: Ledger, run: str, terms: Terms) -> float:

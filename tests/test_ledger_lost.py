@@ -216,7 +216,7 @@ def test_one_that_is_older_than_the_ledger_is_refused_and_a_crash_is_not(
     charge(company, 51)
     shutil.copy(copy, company.home)
     for use in (lambda: charge(company, 52), lambda: company.ledger().__enter__().spent()):
-        with pytest.raises(LedgerError, match="but only 3 were seen here.*ledger accept"):
+        with pytest.raises(LedgerError, match=r"but only 3 were seen here.*ledger accept"):
             use()
     assert isinstance(invoke("ledger", "show", company.home).exception, LedgerError)
     assert len(read_ledger(company.home / "ledger.sqlite").rows) == MOST_UNSEEN + 4
