@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# PyTorch is its build without CUDA, or where the index has none the usual one; a build with another hash stops.
+# (Of one requirement alone pip says ResolutionImpossible where it finds none.)
 # Nothing but the files whose hashes stand in constraints*.txt; these name all that is needed.
 PINNED := $(PIP) install --require-hashes --no-deps --requirement
 
@@ -55,7 +57,8 @@ $(READY): pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.tx
 	sed -n '/^pip==/,/[^\\]$$/p' constraints.txt > $(VENV)/pip.txt
 	$(PINNED) $(VENV)/pip.txt
 	$(PINNED) constraints.txt
-	$(PINNED) constraints-cpu.txt 2>/dev/null || $(PINNED) constraints-cuda.txt
+	$(PINNED) constraints-cpu.txt 2> $(VENV)/cpu.txt || { cat $(VENV)/cpu.txt >&2; \
+		grep -qE 'No matching distribution|ResolutionImpossible' $(VENV)/cpu.txt && $(PINNED) constraints-cuda.txt; }
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	touch $(READY)

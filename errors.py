@@ -10,7 +10,8 @@
     └── ProtocolError         a message breaks the secure aggregation protocol; `code` says how
 
 Only `code` may leave a company; the text of an exception stays in its own log. Whether its rules, its budget or its
-ledger refused has one code: the difference would tell a coordinator what the company has spent elsewhere.
+ledger refused has one code: the difference would tell a coordinator what the company has spent elsewhere. A join that
+has been counted is refused with that code whatever raised it, for where the checks stopped tells the same.
 """
 
 

@@ -1,9 +1,10 @@
 """When an answer leaves, if the company fixes it: after a whole number of durations, whatever the work took.
 
-How long a training takes can depend on the examples (caches, subnormal numbers, allocations), and whoever waits for
-its answer sees that. With `answer_seconds` in the policy the answer leaves exactly one duration after the message was
-taken. Work that takes longer is not sent: the answer is then the code "late", at the end of the duration in which it
-was done, so that all there is to see is in how many durations that was.
+How long a training takes can depend on the examples (caches, subnormal numbers, allocations), and how long a join
+takes on what the ledger holds and how much of it is left. Whoever waits for the answer sees that. With
+`answer_seconds` in the policy the answer leaves exactly one duration after the message was taken. Work that takes
+longer is not sent: the answer is then the code "late", at the end of the duration in which it was done, so that all
+there is to see is in how many durations that was.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 
 from ..blocks.state import check_part, digest, merge
 from ..config import Plan, validated_json
-from ..errors import InputError, ProtocolError
+from ..errors import InputError, PrivacyError, ProtocolError
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
 from .agent import Agent
 from .answer_time import timed
@@ -27,6 +27,7 @@ from .data import Examples
 from .endpoint import Endpoint, alone
 from .policy import Policy
 from .protocol import (
+    JOIN,
     TRAIN,
     ConfirmReply,
     ConfirmRequest,
@@ -80,8 +81,9 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
                     company.log(f"refused {kind}", error=error)
                 return refusal(error)
 
-        # Only a training reads the examples. Its answer is made afterwards: Flower stamps a message with its time.
-        seconds = company.policy.answer_seconds if kind == TRAIN else None
+        # A training reads the examples, a join all that was spent; what the others do follows from messages alone.
+        # The answer is made afterwards: Flower stamps a message with its time.
+        seconds = company.policy.answer_seconds if kind in (JOIN, TRAIN) else None
         answered, durations = timed(record, seconds)
         if durations > 1:
             with suppress(OSError):
@@ -96,8 +98,16 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
 def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
+    company.count_join(request.plan)
+    try:
+        return _join(request, context, company)
+    except Exception as error:
+        # Which check refused tells that those before it did not: what the company has spent may be among them.
+        raise PrivacyError(f"the plan is refused: {error}") from error
+
+
+def _join(request: JoinRequest, context: Context, company: Company) -> RecordDict:
     plan = request.plan
-    company.count_join(plan)
     company.policy.check(plan)
     member = company.member()
     model = model_of(plan, company.policy.device, 0)
@@ -108,9 +118,9 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     check_part(model, request.shared, None)
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
-    company.save_shared(plan.run, request.shared)
-    channel = ChannelKeys.generate()
     joined = request.digest()
+    company.save_shared(joined, request.shared)
+    channel = ChannelKeys.generate()
     context.state["run"] = ConfigRecord(
         {
             "plan": plan.model_dump_json(),
@@ -143,9 +153,7 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     party = CompanySession.start(
         session, company.member(), channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
-    # Whoever sums two cohorts that differ by a company can subtract: the first of a run is the only one.
-    cohort = json.dumps(session.cohort).encode()
-    company.steps.take("cohort", plan.run.encode(), value=cohort, code="bad_session")
+    _only_cohort(company, session)
     company.steps.take("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
@@ -166,7 +174,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     companies = len(session.cohort)
     rehearse(plan, request.block, companies, company.policy)
     model = model_of(plan, company.policy.device, request.block)
-    shared_state = company.load_shared(plan.run)
+    shared_state = company.load_shared(_stored(context, "run", "joined"))
     received, shared = digest(*request.states.values()), digest(shared_state)
     if received != session.model_digest or shared != _stored(context, "run", "shared"):
         raise ProtocolError("wrong_session", "the model received is not the one the session is for")
@@ -284,7 +292,17 @@ def _parsed_plan(text: str) -> Plan:
 def _joined(context: Context, company: Company) -> tuple[Plan, CompanySession]:
     """The plan and the session that is open, both held against the company's rules as they are now."""
     plan, stored = _plan(context, company), _stored(context, "session", "session")
-    return plan, CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
+    party = CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
+    with company.ledger():  # if the record of steps is an older copy, the ledger shows it
+        _only_cohort(company, party.session)
+    return plan, party
+
+
+def _only_cohort(company: Company, session: Session) -> None:
+    """Whoever sums two cohorts that differ by a company can subtract: the first of a run is the only one, and a run
+    some of whose steps are lost has none."""
+    cohort = json.dumps(session.cohort).encode()
+    company.steps.take("cohort", session.run.encode(), value=cohort, code="bad_session")
 
 
 def _take(step: str, context: Context, company: Company, party: CompanySession, **named: Any) -> None:

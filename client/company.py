@@ -7,7 +7,7 @@ company-0/
     data.npz              training examples, already at the model's size
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; how far the ledger has come
-    shared-*.safetensors  the shared state, received once a run
+    shared-*.safetensors  the shared state of a run, as it was joined
     company.log           what happened and why; texts of errors stay here
 
 The folder is of mode 700 and its files of mode 600 (`private_file`).
@@ -15,7 +15,6 @@ The folder is of mode 700 and its files of mode 600 (`private_file`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import secrets
@@ -100,17 +99,21 @@ class Company:
         state = path.stat()
         return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
 
-    def save_shared(self, run: str, shared: State) -> None:
-        path = self._shared(run)
+    def save_shared(self, joined: bytes, shared: State) -> None:
+        """Under the digest of what was joined: the run's name, its plan and this state.
+
+        Whoever joins under the same name with another plan or state has a file of its own.
+        """
+        path = self._shared(joined)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         private_file.create(draft, save(shared))
         os.replace(draft, path)  # a training that reads the old file goes on reading that
 
-    def load_shared(self, run: str) -> State:
-        return load_file(self._shared(run))
+    def load_shared(self, joined: bytes) -> State:
+        return load_file(self._shared(joined))
 
-    def _shared(self, run: str) -> Path:
-        return self.home / f"shared-{hashlib.sha256(run.encode()).hexdigest()[:16]}.safetensors"
+    def _shared(self, joined: bytes) -> Path:
+        return self.home / f"shared-{joined.hex()}.safetensors"
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:

@@ -56,7 +56,10 @@ class Policy(BaseModel):
         512, ge=1, description="megabytes that a training pass may keep; less means smaller parts"
     )
     answer_seconds: float | None = Field(
-        None, gt=0, le=86400, description="after which the answer to a training leaves, whatever it took"
+        None,
+        gt=0,
+        le=86400,
+        description="after which the answer to a join or a training leaves, whatever it took",
     )
     simulation_seed: int | None = Field(
         None, description="simulations only: whoever knows it can subtract the noise"

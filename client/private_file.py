@@ -2,18 +2,22 @@
 
 What fedblocks writes itself it narrows to mode 600 if anything has widened it. What the company wrote (its data, its
 keys, its rules) is left alone and refused by name: others may have read it already, which only the company can judge.
+So is what belongs to somebody else, who may widen or replace it at any time, and a link, whose target nobody checks.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
 from ..errors import PrivacyError
 
-_OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors", "transport/lock")
-_THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz")
+_OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors")
+_THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
+# Anybody may know these, and nobody else may change them.
+_PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinator.pem")
 
 
 def opener(path: str, flags: int) -> int:
@@ -40,15 +44,49 @@ def mode_for_others(path: Path) -> int | None:
 
 
 def check_home(home: Path) -> None:
-    """Narrow what fedblocks wrote there; PrivacyError naming the first thing of the company's that others may use."""
-    for path in (home, *(home / name for name in _THEIRS)):
-        mode = mode_for_others(path) if path.exists() else None
-        if mode is not None:
-            wanted = "700" if path == home else "600"
-            raise PrivacyError(
-                f"{path} is open to others (mode {mode:03o}, expected {wanted}): chmod {wanted} {path}"
-            )
-    for pattern in _OURS:
-        for path in home.glob(pattern):
-            if mode_for_others(path) is not None:
-                path.chmod(0o600)
+    """Narrow what fedblocks wrote there; PrivacyError naming the first thing that others may use, own or replace."""
+    real = home.resolve()
+    for folder in (home.absolute().parent, real.parent):
+        _check_parent(folder)
+    # From here on nobody else can put anything in the place of what was checked.
+    _check(real, 0o077, "700", folder=True)
+    _check(real / "transport", 0o022, "700", folder=True)
+    for name in _THEIRS:
+        _check(real / name, 0o077, "600")
+    for name in _PUBLIC:
+        _check(real / name, 0o022, "600")
+    ours = (path for path in real.iterdir() if any(path.match(pattern) for pattern in _OURS))
+    for path in (*ours, real / "transport/lock"):
+        if _check(path, 0, "600") & 0o077:
+            path.chmod(0o600)
+
+
+def _check_parent(folder: Path) -> None:
+    """Whoever may write to the folder around a home can put another home there, unless its sticky bit is set."""
+    mode = folder.stat().st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise PrivacyError(
+            f"{folder} around this home may be changed by others (mode {stat.S_IMODE(mode):03o}): "
+            f"chmod go-w {shlex.quote(str(folder))}"
+        )
+
+
+def _check(path: Path, barred: int, wanted: str, *, folder: bool = False) -> int:
+    """The mode of what lies there, 0 if there is nothing; PrivacyError unless it is this user's, no link, and without
+    the `barred` bits. Nothing is followed."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    mode, quoted, kind = stat.S_IMODE(found.st_mode), shlex.quote(str(path)), "folder" if folder else "file"
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(found.st_mode):
+        raise PrivacyError(f"{path} is a link or no {kind}: put the {kind} itself there: mv TARGET {quoted}")
+    if found.st_uid != os.geteuid():
+        raise PrivacyError(
+            f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}: chown {os.geteuid()} {quoted}"
+        )
+    if mode & barred:
+        raise PrivacyError(
+            f"{path} is open to others (mode {mode:03o}, expected {wanted}): chmod {wanted} {quoted}"
+        )
+    return mode

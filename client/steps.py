@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS counts (step TEXT PRIMARY KEY, times INTEGER NOT NULL
 CREATE TABLE IF NOT EXISTS ledger (one INTEGER PRIMARY KEY CHECK (one = 1), rows INTEGER, head TEXT) STRICT;
 """
 _SEEN = "SELECT rows, head FROM ledger"
+_LOST = b"lost"  # no cohort, which is a list in JSON
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,17 @@ class Steps:
     def begin(self, rows: int, head: str, runs: Iterable[str] = ()) -> None:
         """From here on the ledger has this many rows and this head. Without a file, a new one is made.
 
-        `runs` are those that the ledger knows of: if the file is new, their steps are lost, and no sum of theirs is
-        joined any more.
+        `runs` are those that the ledger knows of. If it has rows that this file has not seen, the file is new or an
+        older copy, and steps of any of them may be lost: no sum of theirs goes on.
         """
-        lost: list[tuple[str, bytes]] = []
         with suppress(FileExistsError):
             private_file.create(self.path, b"")
-            lost = [(_key(("cohort", run.encode())), b"lost") for run in runs]
         with self._file(_SCHEMA) as file:
             file.execute("BEGIN IMMEDIATE")
-            file.executemany("INSERT OR IGNORE INTO steps VALUES (?, ?)", lost)
+            before = file.execute(_SEEN).fetchone()
+            if rows > (0 if before is None else before[0]):
+                lost = [(_key(("cohort", run.encode())), _LOST) for run in runs]
+                file.executemany("INSERT OR REPLACE INTO steps VALUES (?, ?)", lost)
             file.execute("INSERT OR REPLACE INTO ledger VALUES (1, ?, ?)", (rows, head))
             file.execute("COMMIT")
 

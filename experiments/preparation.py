@@ -254,7 +254,7 @@ def pretrained(settings: Settings, folder: Path) -> Denoiser:
 
 def write_home(home: Path, company: str, settings: Settings, data: Examples) -> None:
     """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
-    _made(home)
+    _made(_made(home.parent) / home.name)
     data.save(home / "data.npz")
     policy = Policy(
         company=company,

@@ -8,7 +8,8 @@ writer at a time, over all processes).
 A file can be deleted, cut short or put back from an older copy, and its own hash chain says nothing. So a `Witness`
 elsewhere keeps how far the ledger has come. A row is committed first and seen second, and only then may what it pays
 for be done: a crash in between leaves a ledger that is longer than was seen, which never costs anybody anything and
-is accepted. One that does not begin with what was seen is refused.
+is accepted. One that does not begin with what was seen is refused, and so is one that is longer by more than crashes
+explain: then it is the witness that was put back.
 """
 
 import os
@@ -25,6 +26,7 @@ from ..errors import LedgerError
 from .ledger_file import (
     APPLICATION_ID,
     EVENT_COLUMN,
+    MOST_UNSEEN,
     SCHEMA_VERSION,
     WAIT_SECONDS,
     Identity,
@@ -112,7 +114,9 @@ class LedgerStore:
         # Seen first: rows that others add meanwhile make the ledger longer, never shorter.
         seen = None if self._witness is None else self._witness.seen()
         rows = read_rows(self._connection, self.path, self.identity)
-        if seen is not None:
+        if self._witness is not None and seen is not None:
+            if len(rows) - seen[0] > MOST_UNSEEN and self._witness.seen() != seen:
+                return self.rows()  # others are adding rows
             check_seen(LedgerCopy(self.path, self.identity, tuple(rows)), *seen)
         return rows
 

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 from fedblocks.client import app as client_app
 from fedblocks.client.answer_time import Clock, timed
-from fedblocks.client.protocol import KEYS, TRAIN, TrainReply, refusal, refused
+from fedblocks.client.protocol import JOIN, KEYS, TRAIN, JoinRequest, TrainReply, refusal, refused
 from fedblocks.config import Settings
 from fedblocks.errors import BudgetExceeded
 from fedblocks.experiments.preparation import prepare
 from fedblocks.experiments.simulation import simulate
+from fedblocks.privacy.composition import Terms
+from fedblocks.privacy.ledger import Ledger
 from fedblocks.server.stream import StreamGrid
 
 DONE = RecordDict({"message": ConfigRecord({"masked": b"x"})})
@@ -100,10 +102,14 @@ def slow_if(
     monkeypatch.setattr(client_app, "train_block", slowly)
 
 
-def answers(coordinator: Coordinator) -> dict[int, tuple[float, str | None, float]]:
-    """Of nodes 1 and 2: seconds to the answer, its refusal, and its age in the times that Flower stamps."""
+def answers(coordinator: Coordinator, line: str = "") -> dict[int, tuple[float, str | None, float]]:
+    """Of nodes 1 and 2: seconds to a training's answer, its refusal, and its age in the times that Flower stamps.
+
+    `line` is of the policies from then on.
+    """
     found = {}
     requests = coordinator.train_requests(coordinator.session())
+    policies(coordinator, line)
     for node in (1, 2):
         message = coordinator.grid.create_message(requests[node].to_record(), TRAIN, node, "1")
         started = time.monotonic()
@@ -120,10 +126,9 @@ def test_the_examples_cannot_be_told_by_the_time_of_an_answer(
     """One company's examples make training slow, or fail after the charge: the attack, and its control."""
     slow_if(monkeypatch, 0.4, {"company-1"}, error)
     open_, fixed = (Coordinator(prepare(small, tmp_path / name)) for name in ("open", "fixed"))
-    policies(fixed, "answer_seconds = 1.2")
     plain = answers(open_)
     assert plain[2][0] > 0.3 + plain[1][0]
-    for node, (seconds, code, stamped) in answers(fixed).items():
+    for node, (seconds, code, stamped) in answers(fixed, "answer_seconds = 1.2").items():
         assert 1.2 <= seconds < 1.35
         assert 1.2 <= stamped < 1.35
         assert code == ("internal" if error is not None and node == 2 else None)
@@ -134,8 +139,7 @@ def test_work_that_takes_too_long_is_charged_and_stays_at_home(
 ) -> None:
     slow_if(monkeypatch, 1.2, {"company-1"})
     coordinator = Coordinator(prepare(small, tmp_path / "run"))
-    policies(coordinator, "answer_seconds = 1.0")
-    found = answers(coordinator)
+    found = answers(coordinator, "answer_seconds = 1.0")
     assert found[2][1] == "late"
     assert 2.0 <= found[2][0] < 2.15
     assert coordinator.charges(1) == 1
@@ -143,7 +147,35 @@ def test_work_that_takes_too_long_is_charged_and_stays_at_home(
     assert found[1][1] is None
 
 
-def test_only_a_training_waits(small: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("noise", [None, 0.3], ids=["joined", "refused"])
+def test_what_was_spent_cannot_be_told_by_the_time_of_a_join(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float | None
+) -> None:
+    """Would catch joins that leave when the account is done: to find how much of the budget is left takes time."""
+    check = Ledger.check_plan
+
+    def slowly(ledger: Ledger, run: str, terms: Terms) -> float:
+        if ledger._company == "company-1":
+            time.sleep(0.4)
+        return check(ledger, run, terms)
+
+    monkeypatch.setattr(Ledger, "check_plan", slowly)
+    coordinator = Coordinator(prepare(small, tmp_path / "run"))
+    plan = coordinator.plan.model_copy(update={} if noise is None else {"noise_multiplier": noise})
+    record = JoinRequest(plan, coordinator.model.shared).to_record()
+
+    def seconds(node: int) -> float:
+        started = time.monotonic()
+        assert refused(coordinator.ask(node, JOIN, record)) == (None if noise is None else "privacy")
+        return time.monotonic() - started
+
+    seconds(1)  # what is done once a process
+    assert seconds(2) > 0.3 + seconds(1)
+    policies(coordinator, "answer_seconds = 1.2")
+    assert all(1.2 <= seconds(node) < 1.35 for node in (1, 2))
+
+
+def test_what_reads_neither_examples_nor_ledger_does_not_wait(small: Settings, tmp_path: Path) -> None:
     coordinator = Coordinator(prepare(small, tmp_path / "run"))
     policies(coordinator, "answer_seconds = 60.0")
     started = time.monotonic()

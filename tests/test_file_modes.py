@@ -19,6 +19,7 @@ from fedblocks.client import private_file
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.protocol import TRAIN, refused
+from fedblocks.client.transport.certificates import OwnCertificate
 from fedblocks.config import Settings
 from fedblocks.errors import PrivacyError
 from fedblocks.experiments.preparation import prepare
@@ -116,6 +117,106 @@ def test_what_the_company_wrote_is_refused_by_name_with_what_to_do(
 
 def started(home: Path, *words: str) -> Result:
     return CliRunner().invoke(cli, [*words, str(home)])
+
+
+@pytest.fixture
+def home(run: RunFolder) -> Path:
+    """With a data plane, as `transport` makes it: nothing of it is open either."""
+    home = run.companies / "company-0"
+    plane = home / "transport"
+    for folder in (plane, run.path / "plane"):
+        OwnCertificate.create("company-0").save(folder)
+    assert open_to_others(home) == []
+    shutil.copy(run.path / "plane" / "own.pem", plane / "coordinator.pem")
+    (plane / "coordinator.pem").chmod(0o644)
+    (plane / "transport.toml").touch(mode=0o644)
+    checked(home)
+    return home
+
+
+def checked(home: Path) -> None:
+    Company(home, load_policy(home / "policy.toml")).check_files()
+
+
+_PLANE = ["transport.toml", "own.pem", "coordinator.pem", "own.key"]
+
+
+@pytest.mark.parametrize("name", ["", *_PLANE])
+def test_nobody_else_may_say_where_and_as_whom_a_company_dials(home: Path, name: str) -> None:
+    """Would catch an address or a pinned certificate that another user has replaced."""
+    path = home / "transport" / name
+    path.chmod(mode(path) | 0o020)
+    with pytest.raises(PrivacyError, match=f"chmod {'600' if name else '700'} {path}$"):
+        checked(home)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data.npz", "identity.key", "policy.toml", "roster.toml", "ledger.sqlite", "steps.sqlite", "company.log",
+     "transport", *(f"transport/{name}" for name in _PLANE)],
+)  # fmt: skip
+def test_a_link_is_refused_and_its_target_left_as_it_is(home: Path, tmp_path: Path, name: str) -> None:
+    """Would catch a check, or a chmod, of what a link points to: it lies in a folder that nobody has checked."""
+    target, company = tmp_path / "elsewhere", Company(home, load_policy(home / "policy.toml"))
+    (home / name).touch(exist_ok=True)
+    shutil.move(home / name, target)
+    (home / name).symlink_to(target)
+    with pytest.raises(PrivacyError, match=f"{name} is a link .*mv TARGET {home / name}$"):
+        company.check_files()
+    target.chmod(0o666)
+    with pytest.raises(PrivacyError, match=f"{name} is a link"):
+        company.check_files()
+    assert mode(target) == 0o666
+    (home / name).unlink()
+    (home / name).symlink_to(tmp_path / "nothing")
+    with pytest.raises(PrivacyError, match=f"{name} is a link"):
+        company.check_files()
+
+
+@pytest.mark.parametrize("name", ["", "data.npz", "identity.key", "ledger.sqlite", "transport/own.key"])
+def test_what_belongs_to_another_user_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Would catch a file of mode 600 that somebody else may write, or open to others once it was checked.
+
+    Where the tests may not give a file away, the rest of the home is: this user is then another.
+    """
+    path = home / name
+    if os.geteuid() == 0:
+        os.chown(path, 4711, -1)
+        advice = f"belongs to user 4711, this is user 0: chown 0 {path}$"
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+        advice = "this is user 4711: chown 4711 "
+    with pytest.raises(PrivacyError, match=advice):
+        checked(home)
+
+
+def test_a_home_that_others_may_replace_is_refused(home: Path, tmp_path: Path) -> None:
+    """Would catch a home that is closed in a folder that is open: another user puts a home of his own there.
+
+    Also around a link by which the home is found. With the sticky bit, as in /tmp, nobody can.
+    """
+    for bits in (0o020, 0o002):
+        home.parent.chmod(0o700 | bits)
+        with pytest.raises(PrivacyError, match=f"chmod go-w {home.parent}$"):
+            checked(home)
+        home.parent.chmod(0o1700 | bits)
+        checked(home)
+    around = tmp_path / "around"
+    around.mkdir(mode=0o700)
+    (around / "home").symlink_to(home)
+    checked(around / "home")
+    around.chmod(0o777)
+    with pytest.raises(PrivacyError, match=f"chmod go-w {around}$"):
+        checked(around / "home")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_exported_rows_are_for_their_owner_alone(home: Path, tmp_path: Path, name: str) -> None:
+    to = tmp_path / name
+    assert CliRunner().invoke(cli, ["ledger", "export", str(home), str(to)]).exit_code == 0
+    assert mode(to) == 0o600
 
 
 @pytest.mark.parametrize(

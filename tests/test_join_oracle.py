@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from coordinating import Coordinator
 
+from fedblocks.client import app as client_app
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.protocol import JOIN, TRAIN, JoinRequest, refused
@@ -107,6 +109,57 @@ def test_a_refused_join_composes_as_much_whatever_was_spent(
         counts.append(len(composed))
     assert counts == [1] * 4
     assert "past the ceiling" in (app.run.companies / "company-0" / "company.log").read_text()
+
+
+def test_a_broken_join_is_refused_alike_whether_its_budget_is_there_or_not(app: Coordinator) -> None:
+    """Would catch the attack by order: a check between rules and ledger, whose code says that the rules let it pass.
+
+    One plan, so one of the day's new plans, and of each answer the code alone.
+    """
+    broken: dict[str, Any] = {"x": torch.zeros(1)}
+    codes = {
+        (what, state): refused(app.ask(1, JOIN, JoinRequest(plan, shared).to_record()))
+        for what, plan in {
+            "rule": one_round(app, 0.0),
+            "spent": app.plan,
+            "fits": one_round(app, 20.0),
+        }.items()
+        for state, shared in {"broken": broken, "true": app.model.shared}.items()
+        if (what, state) != ("fits", "true")
+    }
+    assert codes == dict.fromkeys(codes, "privacy")
+
+
+@pytest.mark.parametrize("place", ["model_of", "rehearse", "check_part", "run_terms"])
+@pytest.mark.parametrize("error", [MemoryError(), ProtocolError("late", "x"), RuntimeError("privacy")])
+def test_whatever_refuses_a_join_has_one_code(
+    app: Coordinator, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    """Would catch a check whose own code leaves the company; the reason is in its log."""
+
+    def failing(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(client_app, place, failing)
+    request = JoinRequest(one_round(app, 20.0), app.model.shared)
+    assert refused(app.ask(1, JOIN, request.to_record())) == "privacy"
+    assert type(error).__name__ in (app.run.companies / "company-0" / "company.log").read_text()
+
+
+def test_a_join_under_the_name_of_a_run_leaves_that_run_its_shared_state(
+    small: Settings, tmp_path: Path
+) -> None:
+    """Would catch another coordinator that stops a run by joining under its name, with a state of its own."""
+    app = Coordinator(prepare(small, tmp_path / "run"))
+    request = app.train_request(app.session())
+    other = Coordinator(app.run)
+    plan = app.plan.model_copy(
+        update={"training": app.plan.training.model_copy(update={"message_timeout": 5.0})}
+    )
+    moved = {name: value + 1 for name, value in app.model.shared.items()}
+    for intruding in (JoinRequest(plan, moved), JoinRequest(app.plan, moved)):
+        assert refused(other.ask(1, JOIN, intruding.to_record())) is None
+    assert refused(app.ask(1, TRAIN, request.to_record())) is None
 
 
 def test_a_training_that_the_budget_refuses_says_no_more_than_a_rule(small: Settings, tmp_path: Path) -> None:

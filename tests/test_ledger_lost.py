@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from fedblocks.cli import app as cli
 from fedblocks.client.company import Company
-from fedblocks.client.policy import Policy
+from fedblocks.client.policy import Policy, load_policy
 from fedblocks.client.protocol import JOIN, TRAIN, JoinRequest, refused
 from fedblocks.client.steps import Steps
 from fedblocks.config import DataKind, Settings
@@ -28,7 +28,7 @@ from fedblocks.experiments.preparation import prepare
 from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Ledger
-from fedblocks.privacy.ledger_file import read_ledger
+from fedblocks.privacy.ledger_file import MOST_UNSEEN, read_ledger
 
 TERMS = Terms(GaussianSteps(sampling_rate=0.02, noise_multiplier=5.0, steps=20, dimension=100), 100)
 
@@ -202,6 +202,84 @@ def test_runs_whose_steps_are_lost_are_over(company: Company, tmp_path: Path) ->
     # With the file in place, accepting a ledger forgets no step.
     assert invoke("ledger", "accept", company.home).exit_code == 0
     company.steps.take("cohort", b"new", value=b"first", code="bad_session")
+
+
+def test_one_that_is_older_than_the_ledger_is_refused_and_a_crash_is_not(
+    company: Company, tmp_path: Path
+) -> None:
+    """Would catch a ledger that is taken however much longer it is than was seen, or never."""
+    copy = shutil.copy(company.home / "steps.sqlite", tmp_path)
+    charge(company, *range(3, 2 + MOST_UNSEEN))
+    shutil.copy(copy, company.home)
+    charge(company, 50)  # with this one, as many as may be written and not seen
+    assert company.steps.seen()[0] == MOST_UNSEEN + 3
+    charge(company, 51)
+    shutil.copy(copy, company.home)
+    for use in (lambda: charge(company, 52), lambda: company.ledger().__enter__().spent()):
+        with pytest.raises(LedgerError, match=r"but only 3 were seen here.*ledger accept"):
+            use()
+    assert isinstance(invoke("ledger", "show", company.home).exception, LedgerError)
+    assert len(read_ledger(company.home / "ledger.sqlite").rows) == MOST_UNSEEN + 4
+    assert invoke("ledger", "accept", company.home).exit_code == 0
+    charge(company, 52)
+
+
+def test_an_older_copy_of_the_steps_gets_no_second_set_of_survivors_signed(
+    small: Settings, tmp_path: Path
+) -> None:
+    """The attack: steps.sqlite alone is put back from before a set was signed, and the state from before it too.
+
+    Would catch phases that look at the steps and not at the ledger, and a company that accepts the ledger and goes
+    on with sums whose steps are forgotten, though the rows of their run were seen.
+    """
+    app = Coordinator(prepare(small, tmp_path / "run"))
+    home = app.run.companies / "company-0"
+    session, names = app.session(), tuple(f"company-{i}" for i in range(5))
+    app.trained(session)
+    before, copy = app.state(1), shutil.copy(home / "steps.sqlite", tmp_path)
+    assert refused(app.confirm(1, session.digest(), names)) is None
+    small_terms = Terms(GaussianSteps(sampling_rate=1e-4, noise_multiplier=50.0, steps=1, dimension=100), 100)
+    with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+        for n in range(MOST_UNSEEN + 1):
+            ledger.charge(run="elsewhere", round=n, block="b", release_id=f"id-{n}", terms=small_terms)
+    shutil.copy(copy, home)
+    app.put_back(1, before)
+    assert refused(app.confirm(1, session.digest(), names[:4])) == "privacy"
+    assert invoke("ledger", "accept", home).exit_code == 0
+    assert refused(app.confirm(1, session.digest(), names[:4])) == "bad_session"
+    assert refused(app.keys(session)[1]) == "bad_session"
+
+
+def test_a_lost_record_of_steps_gets_no_second_set_of_survivors_signed(
+    small: Settings, tmp_path: Path
+) -> None:
+    """As above, where the file is gone: would catch runs that are over for new sums, and not for those begun."""
+    app = Coordinator(prepare(small, tmp_path / "run"))
+    session, home = app.session(), app.run.companies / "company-0"
+    app.trained(session)
+    (home / "steps.sqlite").unlink()
+    assert invoke("ledger", "accept", home).exit_code == 0
+    assert refused(app.confirm(1, session.digest(), session.cohort)) == "bad_session"
+
+
+def test_what_was_seen_never_goes_back(company: Company) -> None:
+    """Would catch a slow process that writes over what a quicker one has seen since: a copy would then be taken."""
+    company.steps.saw(2, "an earlier head")
+    _, head = company.steps.seen()
+    assert company.steps.seen()[0] == 3
+    company.steps.saw(3, "another head")
+    assert company.steps.seen() == (3, head)
+    company.steps.saw(4, "a later head")
+    assert company.steps.seen() == (4, "a later head")
+
+
+def test_an_acceptance_that_was_interrupted_forgets_no_lost_steps(company: Company) -> None:
+    """Would catch a new file, empty after a crash, that passes for the one whose steps are known."""
+    steps_deleted(company, company.home)
+    (company.home / "steps.sqlite").touch(mode=0o600)
+    assert invoke("ledger", "accept", company.home).exit_code == 0
+    with pytest.raises(ProtocolError, match="bad_session"):
+        company.steps.take("cohort", b"r", value=b"second", code="bad_session")
 
 
 def test_a_coordinator_gets_no_release_out_of_a_lost_ledger(small: Settings, tmp_path: Path) -> None:

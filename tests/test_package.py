@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -117,6 +118,41 @@ def test_every_pin_has_hashes_and_no_place(file: str) -> None:
     assert {line.split("==")[0] for line in entries} == set(pins)
     assert "--only-binary :all:" in text.splitlines()
     assert not re.search(r"://|@|--(extra-)?index|--find|--trusted", text)
+
+
+@pytest.mark.parametrize(
+    ("offered", "says", "falls_back"),
+    [(True, "DO NOT MATCH THE HASHES", False), (False, "ResolutionImpossible", True)],
+    ids=["another hash", "none here"],
+)
+def test_a_build_with_another_hash_stops_the_set_up(
+    tmp_path: Path, offered: bool, says: str, falls_back: bool
+) -> None:
+    """Would catch a replaced file for which the set-up takes another without a word; with make and pip themselves."""
+    places, python = tmp_path / "offered", tmp_path / ".venv" / "bin" / "python"
+    for folder in (places, python.parent):
+        folder.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    ((version, _),) = constraints.pins((ROOT / "constraints-cpu.txt").read_text()).values()
+    if offered:
+        with zipfile.ZipFile(places / f"torch-{version}-py3-none-any.whl", "w") as file:
+            file.writestr(f"torch-{version}.dist-info/METADATA", f"Name: torch\nVersion: {version}\n")
+    shutil.copy(ROOT / "constraints-cpu.txt", tmp_path)
+    (tmp_path / "constraints-cuda.txt").write_text("absent==1 --hash=sha256:" + "0" * 64)
+    rule = re.search(
+        r"^\t(\$\(PINNED\) constraints-cpu(?:.*\\\n)*.*\n)", (ROOT / "Makefile").read_text(), re.M
+    )
+    defined = re.findall(r"^(?:VENV|BIN|PIP|PINNED) :=.*$", (ROOT / "Makefile").read_text(), re.M)
+    assert rule is not None
+    (tmp_path / "Makefile").write_text("\n".join([*defined, "torch:", f"\t{rule[1]}"]))
+    env = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(places), "PIP_IGNORE_INSTALLED": "1"}
+    done = subprocess.run(
+        ["make", "torch"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert ("absent" in done.stderr) == falls_back
 
 
 def test_the_set_up_installs_nothing_but_pinned_files_and_the_package() -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coordinating import Coordinator
 from scipy import stats
 from torch import nn
 
 from fedblocks.blocks import build_model
 from fedblocks.client.company import Company
 from fedblocks.client.policy import Policy, load_policy
+from fedblocks.client.protocol import refused
 from fedblocks.client.training import block_size, mean_update, release_event, secure_step, train_block
 from fedblocks.config import Plan, Settings, load_settings, validated
 from fedblocks.errors import InputError, PrivacyError
@@ -106,6 +108,19 @@ def test_the_charge_is_independent_of_how_many_take_part(run: RunFolder) -> None
     """The account may count on honest noise alone, which every cohort's shares add up to."""
     plan = run.plan()
     assert release_event(plan, 500, 5) == release_event(plan, 500, 20) == release_event(plan, 500)
+
+
+def test_a_session_that_opens_with_fewer_shares_of_noise_is_refused(small: Settings, tmp_path: Path) -> None:
+    """The attack: four of five may open the sum, which the protocol allows, where the noise needs all five.
+
+    Would catch the loss of the one check that keeps the noise of an opened sum whole.
+    """
+    app = Coordinator(prepare(shared(small), tmp_path / "run"))
+    assert app.plan.threshold(5) == 5
+    whole = app.session(threshold=5, length=1)
+    for node, reply in app.keys(replace(whole, threshold=4)).items():
+        assert refused(reply) == "low_threshold", node
+    assert {refused(reply) for reply in app.keys(whole).values()} == {None}
 
 
 def test_a_companys_own_release_is_noised_by_its_share(run: RunFolder) -> None:

@@ -63,12 +63,13 @@ class OwnCertificate:
 
     def save(self, folder: Path) -> None:
         """Write both files; a key that is already there is never overwritten."""
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             private_file.create(folder / _KEY, self.key)
         except FileExistsError:
             raise InputError("key", str(folder / _KEY), "is already there") from None
-        (folder / _CERTIFICATE).write_bytes(self.certificate)
+        with open(folder / _CERTIFICATE, "wb", opener=private_file.opener) as file:
+            file.write(self.certificate)
 
     @classmethod
     def load(cls, folder: Path) -> OwnCertificate:

@@ -8,6 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any, TextIO
 
+from ...client import private_file
 from ...client.steps import STEPS_FILE, Steps
 from ...errors import InputError, LedgerError
 from ...privacy.accounting import Guarantee, finite
@@ -94,7 +95,7 @@ def export_rows(paths: list[Path], to: Path) -> int:
         raise InputError("to", str(to), "must end in .jsonl or .csv")
     rows = [row for path in paths for row in read_own(path).rows]
     try:
-        with to.open("x", encoding="utf-8", newline="") as file:
+        with open(to, "x", encoding="utf-8", newline="", opener=private_file.opener) as file:
             (_write_csv if to.suffix == ".csv" else _write_lines)(file, rows)
     except FileExistsError:
         raise InputError("to", str(to), "exists already; give a new file") from None

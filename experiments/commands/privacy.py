@@ -145,7 +145,7 @@ def create(home: Home, as_json: AsJson = False) -> None:
 def accept(home: Home, as_json: AsJson = False) -> None:
     """Go on from the ledger that lies there, as from a backup: what it lacks is no longer counted.
 
-    If steps.sqlite is lost, runs that the ledger names are over for this company.
+    If steps.sqlite is lost, or older than the ledger, runs that the ledger names are over for this company.
     """
     from .ledgers import plain_guarantee
 
