@@ -325,7 +325,7 @@ def test_a_model_that_builds_but_cannot_be_trained_costs_nothing(
     monkeypatch.setattr("fedblocks.blocks.transformer.Layer.forward", broken)
     _rehearsed.cache_clear()
     plan = validated(Plan, raw)
-    assert outcome(willing, tmp_path / "run", plan) == ("internal", 0)
+    assert outcome(willing, tmp_path / "run", plan) == ("privacy", 0)
 
 
 def test_text_models_whose_heads_rotary_positions_cannot_turn_are_refused() -> None:
