@@ -95,7 +95,7 @@ def test_a_companys_training_runs_where_subnormals_are_flushed(
     s.train(Randomness.from_seed(0))  # the machine is asked before; here, what trains
     monkeypatch.setattr(type(s.model), "loss", watched)
     train_block(s.model, 0, s.data, s.plan, 5, Randomness.from_seed(0), policy)
-    assert len(seen) >= 6
+    assert len(seen) >= 4
     assert set(seen) == {(True, 1)}
 
 
