@@ -131,13 +131,22 @@ class Ghost:
         total = sums["weight"].flatten(1)  # a view; a convolution's weight has its patch in more dimensions
         product = total.new_empty(total.shape, dtype=self.uses[0].a.dtype)
         for use in self.uses:
-            if self.bias:
-                sums["bias"].add_(factors @ _finite(use.g.sum(dim=1)).double())
             weights = factors.to(use.a.dtype)[:, None, None]
-            # What a group reads lies in cache from here to its product.
-            for a, g, w in zip(use.a.split(group), use.g.split(group), weights.split(group), strict=True):
-                a, g = (a * w, g) if a.shape[2] < g.shape[2] else (a, g * w)
-                total.add_(torch.mm(_finite(g).flatten(0, 1).T, _finite(a).flatten(0, 1), out=product))
+            tokens, of_a = use.a.shape[1], use.a.shape[2] < use.g.shape[2]
+            # Of every row in the bias: its factor, or 1 where that is in g.
+            each = weights.expand(-1, tokens, -1).flatten() if of_a else weights.new_ones(len(use.a) * tokens)
+            rows = each.split(group * tokens)
+            # What a group reads lies in cache from here to its products.
+            parts = zip(use.a.split(group), use.g.split(group), weights.split(group), rows, strict=True)
+            for a, g, w, row in parts:
+                if of_a:
+                    a, g = (a * w).nan_to_num_(0.0, 0.0, 0.0), _finite(g)
+                else:
+                    a, g = _finite(a), (g * w).nan_to_num_(0.0, 0.0, 0.0)
+                a, g = a.flatten(0, 1), g.flatten(0, 1)
+                total.add_(torch.mm(g.T, a, out=product))
+                if self.bias:
+                    sums["bias"].add_(row @ g)
 
 
 def _gram(rows: Tensor, bias: bool) -> Tensor:

@@ -181,15 +181,17 @@ class PerExampleClipping:
         then zero.
         """
         n = self.examples_at_once
-        vector = torch.zeros(self.size, dtype=torch.float64, device=self.parameters[0].device)
-        within = 0
+        vector = torch.empty(self.size, dtype=torch.float64, device=self.parameters[0].device)
+        within, fresh = 0, set(self.parameters)
         for start in range(0, examples, n):
             places = torch.arange(start, start + n)
             filling = places >= examples
             layers = self._layers_of(losses, places.masked_fill_(filling, start), draws)
             factors, unclipped = self._factors(layers, filling.to(vector.device))
             within += int(unclipped.sum())
-            self._add(vector, layers, factors)
+            self._add(vector, layers, factors, fresh)
+        for p in fresh:
+            vector[self._place[p]] = 0.0
         return ClippedSum(vector, self.max_grad_norm, examples, within)
 
     def gradients(
@@ -207,12 +209,23 @@ class PerExampleClipping:
                 found[f"{name}.{i}"] = values
         return found
 
-    def _add(self, vector: Tensor, layers: list[LayerGradients], factors: dict[nn.Module, Tensor]) -> None:
-        """Add the sum of `layers`, which are released one by one."""
+    def _add(
+        self,
+        vector: Tensor,
+        layers: list[LayerGradients],
+        factors: dict[nn.Module, Tensor],
+        fresh: set[nn.Parameter],
+    ) -> None:
+        """Add the sum of `layers`, which are released one by one; what is `fresh` in the vector is zeroed first."""
         while layers:
             layer = layers.pop()
             named = layer.module.named_parameters(recurse=False)
-            sums = {name: vector[self._place[p]].view(p.shape) for name, p in named if p in self._place}
+            own = {name: p for name, p in named if p in self._place}
+            sums = {name: vector[self._place[p]].view(p.shape) for name, p in own.items()}
+            for name, p in own.items():
+                if p in fresh:  # here, so that it lies in cache when it is added to
+                    sums[name].zero_()
+                    fresh.discard(p)
             for part, group in zip(layer.parts, layer.groups, strict=True):
                 part.add_weighted_sum(factors[layer.module], sums, group.size)
 

@@ -84,7 +84,9 @@ class Pass:
     def close(self, layer: nn.Module) -> None:
         parts: list[Part] = list(LAYERS[type(layer)](layer, self.uses.pop(layer), self.examples))
         norms = [part.norms() for part in parts]
-        squared = torch.stack([found.squared.double() for found in norms]).sum(dim=0)
+        squared = norms[0].squared.double()
+        for found in norms[1:]:
+            squared = squared + found.squared
         costs: dict[int, Tensor] = {}
         groups = []
         for part, found in zip(parts, norms, strict=True):
