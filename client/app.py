@@ -165,7 +165,7 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
 def train(message: Message, context: Context, company: Company) -> RecordDict:
     """Charge the ledger, train the block, mask the update."""
     request = TrainRequest.from_record(message.content)
-    plan, party = _joined(context, company)
+    plan, party = _joined(context, company, charged=False)
     session = party.session
     if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
         raise ProtocolError("wrong_session", "the session is for another block")
@@ -289,12 +289,17 @@ def _parsed_plan(text: str) -> Plan:
         raise ProtocolError("malformed", str(error)) from None
 
 
-def _joined(context: Context, company: Company) -> tuple[Plan, CompanySession]:
-    """The plan and the session that is open, both held against the company's rules as they are now."""
+def _joined(context: Context, company: Company, *, charged: bool = True) -> tuple[Plan, CompanySession]:
+    """The plan and the session that is open, both held against the company's rules as they are now.
+
+    `charged`: the round's training is; else its charge looks at the ledger.
+    """
     plan, stored = _plan(context, company), _stored(context, "session", "session")
     party = CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
-    with company.ledger():  # if the record of steps is an older copy, the ledger shows it
-        _only_cohort(company, party.session)
+    if charged:
+        with company.ledger():  # if the record of steps is an older copy, the ledger shows it
+            pass
+    _only_cohort(company, party.session)
     return plan, party
 
 

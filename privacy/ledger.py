@@ -135,7 +135,7 @@ class Ledger:
                 planned=terms.releases if self._store.identity.pinned else 0,
                 account=ACCOUNT,
             )
-            self._store.append(row)
+            self._store.append(row, rows)
         return Charge(before, after, repeated=False)
 
     def spent(self) -> Guarantee:

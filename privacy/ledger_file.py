@@ -16,6 +16,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -272,7 +273,7 @@ def read_rows(connection: sqlite3.Connection, path: Path, identity: Identity) ->
                 "before it was changed or removed after it was written: restore the ledger from a backup"
             )
         try:
-            values[EVENT_COLUMN] = Event.from_json(values[EVENT_COLUMN])
+            values[EVENT_COLUMN] = _event(values[EVENT_COLUMN])
         except InputError as error:
             raise LedgerError(f"ledger {path} row {number}: {error}") from error
         row = LedgerRow(**dict(zip((*names, "hash"), (*values, hash_), strict=True)))
@@ -282,6 +283,12 @@ def read_rows(connection: sqlite3.Connection, path: Path, identity: Identity) ->
         rows.append(row)
         previous = hash_
     return rows
+
+
+@lru_cache(maxsize=1024)
+def _event(text: str) -> Event:
+    """A run's rows all have the same event, and are read at every message."""
+    return Event.from_json(text)
 
 
 def check_integrity(connection: sqlite3.Connection, path: Path) -> None:

@@ -120,9 +120,8 @@ class LedgerStore:
             check_seen(LedgerCopy(self.path, self.identity, tuple(rows)), *seen)
         return rows
 
-    def append(self, row: LedgerRow) -> None:
-        """Add `row` after the last; its `seq` and `hash` are set here. Call within `transaction()`."""
-        rows = self.rows()
+    def append(self, row: LedgerRow, rows: Sequence[LedgerRow]) -> None:
+        """Add `row` after `rows`; `seq` and `hash` are set here. Call within the `transaction()` that read those."""
         row = replace(row, seq=len(rows) + 1)
         values = [getattr(row, name) for name in self.identity.columns]
         values[EVENT_COLUMN] = row.event.to_json()

@@ -130,7 +130,8 @@ def test_training_asks_the_machine_before_it_trains(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_size_of_a_pass_comes_from_public_numbers_alone() -> None:
-    """Would catch a pass as large as the batch: powers of two, within the memory that the policy grants."""
-    assert [pass_size(b) for b in (1, 4, 20, 80, 128, 400)] == [32, 32, 32, 32, 64, 64]
+    """Would catch a pass as large as the batch, or larger than the memory that the policy grants."""
+    assert [pass_size(b) for b in (1, 20, 80, 128, 400)] == [32, 32, 96, 96, 128]
+    assert pass_size(400, 70) == 64
     assert pass_size(400, 20) == 16
     assert pass_size(400, 1) == 1
