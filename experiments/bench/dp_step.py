@@ -32,7 +32,7 @@ from .turns import median_seconds
 SHAPES = ((128, 17, 128), (128, 65, 128), (384, 17, 128))  # width, tokens, batch
 LAYERS, HEADS, CLASSES = 4, 4, 10
 CLIP = 1.0
-MEMORY = 256 << 20  # bytes that a private pass may keep
+MEMORY = 192 << 20  # bytes that a private pass may keep
 
 Step = Callable[[], object]
 
