@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser
 from ..config import DataKind, Plan
-from ..errors import PrivacyError
 from ..privacy.clipping import PerExampleClipping, examples_within, pass_size
 from ..privacy.invariance import check_batch_invariance
 from ..privacy.randomness import Randomness
@@ -25,7 +24,6 @@ from .policy import Policy
 
 _checked: dict[tuple[object, ...], int] = {}
 _checking = threading.Lock()
-_LARGEST_PASS = 128
 
 
 def examples_at_once(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
@@ -53,19 +51,12 @@ def _found(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
         few = fixed_losses(model, block, plan, policy.data, 2, source)
         fit = examples_within(policy.memory_mb << 20, active, few)
         size = pass_size(plan.training.expected_batch_size, fit)
-        while True:
-            losses = fixed_losses(model, block, plan, policy.data, 2 * size, source)
-            with PerExampleClipping(
-                active, max_grad_norm=plan.max_grad_norm, clipping=plan.clipping, examples_at_once=size
-            ) as clipping:
-                try:
-                    check_batch_invariance(clipping, losses, draws=draws)
-                    return size
-                except PrivacyError:
-                    # Widths that no vector length divides leave a remainder, unless there are rows enough.
-                    if 2 * size > min(fit, _LARGEST_PASS):
-                        raise
-            size *= 2
+        losses = fixed_losses(model, block, plan, policy.data, 2 * size, source)
+        with PerExampleClipping(
+            active, max_grad_norm=plan.max_grad_norm, clipping=plan.clipping, examples_at_once=size
+        ) as clipping:
+            check_batch_invariance(clipping, losses, draws=draws)
+    return size
 
 
 def fixed_losses(
