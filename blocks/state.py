@@ -84,7 +84,8 @@ def digest(*parts: State) -> bytes:
     for name, tensor in sorted(item for part in parts for item in part.items()):
         header = f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|"
         h.update(len(header).to_bytes(4, "big") + header.encode())
-        h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        # As bytes: NumPy does not have every type.
+        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.digest()
 
 

@@ -17,7 +17,6 @@ and raise ProtocolError("malformed"), whoever sent the message.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,10 +24,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from ..blocks.state import State, digest
+from ..blocks.state_bytes import from_bytes, to_bytes
 from ..config import Plan, validated_json
 from ..errors import FedblocksError, ProtocolError
 from ..privacy.secure_aggregation import (
@@ -40,13 +39,7 @@ from ..privacy.secure_aggregation import (
     Survivors,
     UnmaskShares,
 )
-
-# An array of plain numbers in NumPy's format, version 1.0, as NumPy writes it.
-_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<>|][biuf][1-8])', 'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>[0-9]{0,20}(?:, ?[0-9]{1,20}){0,15},?)\), \} *\n",
-    re.DOTALL,
-)
+from .transport.records import ARRAYS, MESSAGE, bytes_array
 
 _CODE = re.compile(r"[a-z_]{1,64}")
 
@@ -71,11 +64,12 @@ class JoinRequest:
         return hashlib.sha256(self.plan.digest() + digest(self.shared)).digest()
 
     def to_record(self) -> RecordDict:
-        return _record({"plan": self.plan.model_dump_json()}, self.shared)
+        return _record({"plan": self.plan.model_dump_json()}, {"shared": to_bytes(self.shared)})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> JoinRequest:
-        return cls(validated_json(Plan, _field(record, "plan", str)), _state(record))
+        plan = validated_json(Plan, _field(record, "plan", str))
+        return cls(plan, from_bytes(_only_array(record, "shared")))
 
 
 @dataclass(frozen=True)
@@ -149,16 +143,14 @@ class TrainRequest:
 
     def to_record(self) -> RecordDict:
         names = sorted(self.adverts)
-        record = _record(
+        return _record(
             {
                 "block": self.block,
                 "companies": names,
                 "adverts": [self.adverts[name].to_bytes() for name in names],
-            }
+            },
+            {f"block-{block}": to_bytes(state) for block, state in self.states.items()},
         )
-        for block, state in self.states.items():
-            record[f"block-{block}"] = ArrayRecord(state)
-        return record
 
     @classmethod
     def from_record(cls, record: RecordDict) -> TrainRequest:
@@ -166,11 +158,11 @@ class TrainRequest:
             name: Advert.from_bytes(advert) for name, advert in _named(record, "companies", "adverts").items()
         }
         block = _field(record, "block", int)
-        held = [name for name in record if name != "message"]
+        held = _arrays(record)
         blocks = range(block - len(held) + 1, block + 1)
         if not held or set(held) != {f"block-{b}" for b in blocks}:
             raise ProtocolError("malformed", "the block states are not those up to the block to train")
-        return cls(block, {b: _state(record, f"block-{b}") for b in blocks}, adverts)
+        return cls(block, {b: from_bytes(held[f"block-{b}"].data) for b in blocks}, adverts)
 
 
 @dataclass(frozen=True)
@@ -180,17 +172,11 @@ class TrainReply:
     masked: npt.NDArray[np.uint8]
 
     def to_record(self) -> RecordDict:
-        return RecordDict({"masked": ArrayRecord({"masked": Array(self.masked)})})
+        return _record({}, {"masked": self.masked.tobytes()})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> TrainReply:
-        arrays = record.array_records.get("masked")
-        if arrays is None or set(arrays) != {"masked"}:
-            raise ProtocolError("malformed", "no masked vector")
-        vector = _numpy(arrays["masked"])
-        if vector.dtype != np.uint8 or vector.ndim != 1:
-            raise ProtocolError("malformed", "the masked vector is not a vector of bytes")
-        return cls(vector)
+        return cls(np.frombuffer(_only_array(record, "masked"), np.uint8))
 
 
 @dataclass(frozen=True)
@@ -279,16 +265,30 @@ def refused(record: RecordDict) -> str | None:
     return code if isinstance(code, str) and _CODE.fullmatch(code) else "malformed"
 
 
-def _record(values: dict[str, Any], state: State | None = None) -> RecordDict:
-    record = RecordDict({"message": ConfigRecord(values)})
-    if state is not None:
-        record["state"] = ArrayRecord(state)
+def _record(values: dict[str, Any], arrays: Mapping[str, bytes] | None = None) -> RecordDict:
+    """Fields, and beside them what may be large: Flower cuts an array into chunks as it travels."""
+    record = RecordDict({MESSAGE: ConfigRecord(values)})
+    if arrays:
+        record[ARRAYS] = ArrayRecord({name: bytes_array(data) for name, data in arrays.items()})
     return record
 
 
 def _message(record: RecordDict) -> ConfigRecord:
-    found = record.get("message")
+    found = record.get(MESSAGE)
     return found if isinstance(found, ConfigRecord) else ConfigRecord()
+
+
+def _arrays(record: RecordDict) -> ArrayRecord:
+    found = record.get(ARRAYS)
+    return found if isinstance(found, ArrayRecord) else ArrayRecord()
+
+
+def _only_array(record: RecordDict, name: str) -> bytes:
+    """The bytes of the one array; nothing that Flower's type and shape say of them is believed, or used."""
+    arrays = _arrays(record)
+    if set(arrays) != {name}:
+        raise ProtocolError("malformed", f"not the one array {name}")
+    return arrays[name].data
 
 
 def _field(record: RecordDict, name: str, kind: type[V]) -> V:
@@ -310,34 +310,3 @@ def _named(record: RecordDict, keys: str, values: str) -> dict[str, bytes]:
     if len(set(names)) != len(names) or len(names) != len(items):
         raise ProtocolError("malformed", f"{keys} and {values} do not pair up")
     return dict(zip(names, items, strict=True))
-
-
-def _state(record: RecordDict, name: str = "state") -> State:
-    arrays = record.get(name)
-    if not isinstance(arrays, ArrayRecord):
-        raise ProtocolError("malformed", f"no {name}")
-    try:
-        return {name: torch.from_numpy(_numpy(array).copy(order="K")) for name, array in arrays.items()}
-    except (TypeError, ValueError):  # a type that PyTorch does not have
-        raise ProtocolError("malformed", "an array's type is not a tensor's") from None
-
-
-def _numpy(array: Array) -> npt.NDArray[Any]:
-    """The array, read-only; its header is believed only as far as the bytes that came bear it out.
-
-    NumPy's own reader allocates what a header declares, raises whatever a broken one leads it to, and evaluates it as
-    Python, which two threads cannot do at once in CPython 3.11 (SystemError, AST recursion depth).
-    """
-    try:
-        found = _NPY.match(array.data)
-        if found is None or len(found[0]) != 10 + int.from_bytes(array.data[8:10], "little"):
-            raise ValueError("no header")
-        dtype = np.dtype(found["dtype"].decode())
-        shape = tuple(map(int, re.findall(rb"[0-9]+", found["shape"])))
-        held = len(array.data) - len(found[0])
-        if math.prod(shape) * dtype.itemsize != held:
-            raise ValueError("the header does not fit the bytes")
-        flat = np.frombuffer(array.data, dtype, offset=len(found[0])) if held else np.empty(0, dtype)
-        return flat.reshape(shape, order="F" if found["fortran"] == b"True" else "C")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ProtocolError("malformed", f"an array cannot be read ({type(error).__name__})") from None

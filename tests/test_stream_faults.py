@@ -10,7 +10,7 @@ from contextlib import suppress
 import grpc
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from streaming import (
     RUN,
     Plane,
@@ -30,6 +30,7 @@ from fedblocks.client.transport import decode, encode, frames_of
 from fedblocks.client.transport.certificates import COORDINATOR
 from fedblocks.client.transport.frames import CHUNK, LARGEST_FRAME, OPTIONS, hello
 from fedblocks.client.transport.frames_pb2 import Begin, Frame
+from fedblocks.client.transport.records import bytes_array
 
 CODES = {"nonsense": "unknown_message", STREAM: "wrong_phase"}
 SECRET = "row 17 of the salaries"
@@ -131,7 +132,7 @@ def test_a_company_that_does_not_read_blocks_nobody(plane: Plane) -> None:
     plane.agent("company-1")
     plane.up("company-1")
     stream, out = waiting_stream(plane, "company-0")
-    big = RecordDict({"a": ArrayRecord({"a": Array(np.zeros(4_000_000, np.uint32))})})
+    big = RecordDict({"arrays": ArrayRecord({"a": bytes_array(bytes(16_000_000))})})
     for _ in range(3):
         messages = [Message(big, node, "train.block") for node in (1, 2)]
         replies = list(plane.grid.send_and_receive(messages, timeout=2.0))

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from ...errors import ProtocolError
 from .frames_pb2 import Begin, Close, Frame, Hello
 
-VERSION = 1
+VERSION = 2
 CHUNK = 1 << 19  # of every chunk but a message's last; part of the version
 LARGEST_FRAME = CHUNK + 1024
 LONGEST_NAME = 128

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fedblocks/client/transport/frames.proto\x12\x1a\x66\x65\x64\x62locks.client.transport\"\xbc\x01\n\x05\x46rame\x12\x32\n\x05hello\x18\x01 \x01(\x0b\x32!.fedblocks.client.transport.HelloH\x00\x12\x32\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32!.fedblocks.client.transport.BeginH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12\x32\n\x05\x63lose\x18\x04 \x01(\x0b\x32!.fedblocks.client.transport.CloseH\x00\x42\x06\n\x04kind\"6\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07package\x18\x03 \x01(\t\"@\n\x05\x42\x65gin\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0f\n\x07timeout\x18\x04 \x01(\x01\"\x15\n\x05\x43lose\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t2a\n\tDataPlane\x12T\n\x08\x45xchange\x12!.fedblocks.client.transport.Frame\x1a!.fedblocks.client.transport.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fedblocks/client/transport/frames.proto\x12\x1a\x66\x65\x64\x62locks.client.transport\"\xbc\x01\n\x05\x46rame\x12\x32\n\x05hello\x18\x01 \x01(\x0b\x32!.fedblocks.client.transport.HelloH\x00\x12\x32\n\x05\x62\x65gin\x18\x02 \x01(\x0b\x32!.fedblocks.client.transport.BeginH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12\x32\n\x05\x63lose\x18\x04 \x01(\x0b\x32!.fedblocks.client.transport.CloseH\x00\x42\x06\n\x04kind\"6\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07package\x18\x03 \x01(\t\"@\n\x05\x42\x65gin\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0f\n\x07timeout\x18\x04 \x01(\x01\"\x15\n\x05\x43lose\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\"9\n\x04Head\x12\x31\n\x06\x66ields\x18\x01 \x03(\x0b\x32!.fedblocks.client.transport.Field\"\xfe\x01\n\x05\x46ield\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x11\n\x07integer\x18\x03 \x01(\x12H\x00\x12\x10\n\x06number\x18\x04 \x01(\x01H\x00\x12\x0f\n\x05truth\x18\x05 \x01(\x08H\x00\x12\x32\n\x05texts\x18\x06 \x01(\x0b\x32!.fedblocks.client.transport.TextsH\x00\x12\x14\n\nbytes_size\x18\x07 \x01(\x04H\x00\x12\x38\n\x0b\x62ytes_sizes\x18\x08 \x01(\x0b\x32!.fedblocks.client.transport.SizesH\x00\x12\x14\n\narray_size\x18\t \x01(\x04H\x00\x42\x07\n\x05value\"\x17\n\x05Texts\x12\x0e\n\x06values\x18\x01 \x03(\t\"\x17\n\x05Sizes\x12\x0e\n\x06values\x18\x01 \x03(\x04\x32\x61\n\tDataPlane\x12T\n\x08\x45xchange\x12!.fedblocks.client.transport.Frame\x1a!.fedblocks.client.transport.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BEGIN']._serialized_end=382
   _globals['_CLOSE']._serialized_start=384
   _globals['_CLOSE']._serialized_end=405
-  _globals['_DATAPLANE']._serialized_start=407
-  _globals['_DATAPLANE']._serialized_end=504
+  _globals['_HEAD']._serialized_start=407
+  _globals['_HEAD']._serialized_end=464
+  _globals['_FIELD']._serialized_start=467
+  _globals['_FIELD']._serialized_end=721
+  _globals['_TEXTS']._serialized_start=723
+  _globals['_TEXTS']._serialized_end=746
+  _globals['_SIZES']._serialized_start=748
+  _globals['_SIZES']._serialized_end=771
+  _globals['_DATAPLANE']._serialized_start=773
+  _globals['_DATAPLANE']._serialized_end=870
 # @@protoc_insertion_point(module_scope)
