@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from .groups import Group, groups_of
 from .noise import Partition, Source
 from .preconditioning import Preconditioning
 from .transformer import Block
@@ -157,13 +158,24 @@ class Denoiser(nn.Module, ABC):
             found.append(own)
         return found
 
+    def groups(self, block: int | None, interface: bool = True) -> dict[str, Group]:
+        """The group of each tensor of a block, by its name in the model's state; none: of those of no block.
+
+        `interface`: whether the run trains that as well.
+        """
+        if block is not None:
+            found = groups_of(self.blocks[block], interface)
+            return {f"blocks.{block}.{name}": group for name, group in found.items()}
+        owned = {name for b in range(len(self.blocks)) for name in self.groups(b)}
+        return {name: "shared" for name in self.state_dict() if name not in owned}
+
     def trainable(self, block: int, interface: bool) -> list[str]:
         """Names of what a round trains of a block, in the order in which updates are flattened."""
-        names = (name for name, _ in self.blocks[block].named_parameters())
-        return sorted(name for name in names if interface or not name.startswith("interface."))
+        groups = groups_of(self.blocks[block], interface)
+        return sorted(name for name, _ in self.blocks[block].named_parameters() if groups[name] == "trained")
 
     def freeze_all_but(self, block: int, interface: bool = True) -> nn.Module:
-        """Leave only `block` trainable (without its interface, if so wanted) and return it."""
+        """Leave only `block` trainable (what is personal never, its interface if so wanted) and return it."""
         self.requires_grad_(False)
         active = self.blocks[block]
         wanted = set(self.trainable(block, interface))

@@ -1,7 +1,7 @@
 """Block state: which tensors belong to block b, which are shared, and how they are kept on disk.
 
 The block is the unit of transfer: a company receives the shared state once and afterwards only the
-state of the block it trains.
+state of the block it trains. Personal tensors (`groups`) are in no state: they do not leave their company.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ _BLOCKS = "blocks"
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model's state dict cut into the shared part and one part per block; names as in the model."""
+    """A model's state dict, but for personal tensors, cut into the shared part and one part per block; names as in
+    the model."""
 
     shared: State
     blocks: tuple[State, ...]
 
 
 def split(model: Denoiser) -> ModelState:
-    """Cut a model's state: every tensor is in exactly one part. Tensors are copies on the CPU."""
+    """Cut a model's state: every tensor but personal ones is in exactly one part. Tensors are copies on the CPU."""
     parts = _parts(model)
     shared, *blocks = ({name: t.detach().cpu().clone() for name, t in part.items()} for part in parts)
     return ModelState(shared, tuple(blocks))
@@ -41,15 +42,16 @@ def split(model: Denoiser) -> ModelState:
 
 def _parts(model: Denoiser) -> list[State]:
     """The model's own tensors: the shared part, then one part a block."""
-    parts: list[State] = [{} for _ in range(1 + len(model.blocks))]
-    for name, tensor in model.state_dict().items():
-        parts[1 + int(name.split(".", 2)[1]) if name.startswith("blocks.") else 0][name] = tensor
-    return parts
+    own = model.state_dict()
+    return [
+        {name: own[name] for name, group in model.groups(block).items() if group != "personal"}
+        for block in (None, *range(len(model.blocks)))
+    ]
 
 
 def merge(model: Denoiser, *parts: State) -> None:
-    """Load parts back into the model, in place; a name or shape the model does not have is refused."""
-    own = model.state_dict()
+    """Load parts back into the model, in place; a name or shape that no state of the model has is refused."""
+    own = {name: tensor for part in _parts(model) for name, tensor in part.items()}
     for part in parts:
         for name, tensor in part.items():
             if name not in own or own[name].shape != tensor.shape:

@@ -10,6 +10,7 @@ under a mask (arXiv 2506.14202, section 4.4).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .groups import GroupedModule
 
 KeysValues = tuple[Tensor, Tensor]  # each (N, H, T, d_head)
 
@@ -184,7 +187,7 @@ def _past_and_self(t: int, device: torch.device) -> Tensor:
     return torch.cat([past, torch.eye(t, dtype=torch.bool, device=device)], dim=1)
 
 
-class Block(nn.Module):
+class Block(GroupedModule):
     """Consecutive layers that own one noise interval, with an interface of their own.
 
     `interface` holds what a family needs around the layers: input embeddings, noise embedding, readout. Every
@@ -196,6 +199,9 @@ class Block(nn.Module):
         self.interface = interface
         self.layers = nn.ModuleList(Layer(shape) for _ in range(layers))
         self.checkpointing = False
+
+    def interface_modules(self) -> Sequence[nn.Module]:
+        return (self.interface,)
 
     def forward(
         self, clean: Tensor, z: Tensor, condition: Tensor, need_clean: bool = False

@@ -9,6 +9,7 @@ on the first half of the releases and tested on the second, by Clopper and Pears
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from scipy.stats import beta
 from torch import Tensor, nn
 
 from ....blocks.denoiser import Denoiser, Draw, Metric
+from ....blocks.groups import GroupedModule
 from ....blocks.noise import LogNormalNoise, Partition
 from ....client.data import Examples
 from ....client.policy import Policy
@@ -44,13 +46,16 @@ class Verdict:
     rejected: bool
 
 
-class _Block(nn.Module):
+class _Block(GroupedModule):
     """The reader is frozen, as an interface is; the head is trained."""
 
     def __init__(self, reader: Reader) -> None:
         super().__init__()
         self.interface = nn.ModuleDict({"reader": reader})
         self.head = nn.Linear(reader.width, 1, bias=False)
+
+    def interface_modules(self) -> Sequence[nn.Module]:
+        return (self.interface,)
 
 
 class LastBitDenoiser(Denoiser):
