@@ -62,11 +62,6 @@ class TransformerSettings(_Part):
     mlp_ratio: float = Field(4.0, ge=0.25, le=16)
     features: Literal["raw", "prefix"] = "raw"
 
-    @property
-    def parameters(self) -> int:
-        """About how many parameters the layers hold; known before anything is built."""
-        return int(self.layers * self.hidden_size**2 * (10 + 2 * self.mlp_ratio))
-
     @model_validator(mode="after")
     def _cuts(self) -> Self:
         _rule(self.hidden_size % self.heads == 0, "heads", self.heads, "must divide hidden_size")

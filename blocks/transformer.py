@@ -175,7 +175,8 @@ def initialise(module: nn.Module, std: float = 0.02) -> None:
     PyTorch's own start is 2.5 times as wide at width 128; it cost a vision transformer 3 points on digits.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear) and part.weight.any():
+        # A model without memory has no values to look at, or to start from.
+        if isinstance(part, nn.Linear) and not part.weight.is_meta and part.weight.any():
             nn.init.normal_(part.weight, std=std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

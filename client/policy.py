@@ -12,8 +12,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..blocks.size import parameters_of
 from ..config import DataKind, Plan, parsed_toml, read_text, validated
 from ..errors import PrivacyError
+
+LARGEST_MODEL = 100_000_000
 
 
 class Policy(BaseModel):
@@ -33,7 +36,11 @@ class Policy(BaseModel):
     minimum_cohort: int = Field(3, ge=3)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
     largest_max_grad_norm: float = Field(1e3, ge=1e-6, le=1e6, description="of a clip that moves, too")
-    largest_model: int = Field(100_000_000, ge=1, description="parameters")
+    largest_model: int = Field(
+        LARGEST_MODEL,
+        ge=1,
+        description="parameters of all blocks, embeddings, readouts and fixed tables included",
+    )
     most_steps: int = Field(
         1_000_000, ge=1, description="local steps over the whole run, rounds that are repeated included"
     )
@@ -79,10 +86,9 @@ class Policy(BaseModel):
         if plan.max_grad_norm > self.largest_max_grad_norm:
             limit = self.largest_max_grad_norm
             raise PrivacyError(f"max_grad_norm={plan.max_grad_norm} is above this company's {limit}")
-        if plan.model.parameters > self.largest_model:
-            raise PrivacyError(
-                f"{plan.model.parameters} parameters, this company allows {self.largest_model}"
-            )
+        parameters = parameters_of(plan.model)
+        if parameters > self.largest_model:
+            raise PrivacyError(f"{parameters} parameters, this company allows {self.largest_model}")
         releases = plan.training.releases(plan.model.blocks)
         if releases * plan.training.local_steps > self.most_steps:
             raise PrivacyError(f"more local steps than this company's {self.most_steps}")

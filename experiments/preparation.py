@@ -16,12 +16,13 @@ import torch
 from safetensors import SafetensorError
 
 from ..blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
+from ..blocks.size import parameters_of
 from ..blocks.state import check_part
 from ..client import private_file
 from ..client.company import Company
 from ..client.data import Examples, load_examples
 from ..client.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
-from ..client.policy import Policy
+from ..client.policy import LARGEST_MODEL, Policy
 from ..client.training import block_size, release_event, with_fewest_bits
 from ..config import DiTSettings, Plan, Settings, ViTSettings, validated
 from ..errors import InputError, RunError
@@ -263,6 +264,7 @@ def write_home(home: Path, company: str, settings: Settings, data: Examples) -> 
         data=settings.model.kind,
         allow_interface=settings.training.interface,
         minimum_cohort=settings.secure_aggregation.minimum_cohort,
+        largest_model=max(LARGEST_MODEL, parameters_of(settings.model)),
         i_accept_no_dp=settings.privacy.i_accept_no_dp,
         allow_shared_noise=settings.privacy.mode == "secure_step",
         least_colluders=settings.privacy.colluders,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...client.policy import load_policy
 from ...config import Settings, load_settings
 from ...errors import InputError
 from ...privacy.accounting import at, calibrate, finite, guarantee, largest, releases_within
@@ -210,6 +209,9 @@ class _Spender:
 
 def _spenders(spent: Path, plan: Planned) -> list[_Spender]:
     """The companies of a run folder under their own ceilings, or one ledger under the plan's target."""
+    # A policy is held against models, which take a second to import.
+    from ...client.policy import load_policy
+
     if not spent.is_dir():
         copy = read_own(spent)
         return [_Spender(copy.identity.company, spent, plan.target, copy.composition, copy)]
