@@ -128,12 +128,6 @@ def releases_within(epsilon_ceiling: float, event: Event, account: Account) -> i
     return largest(lambda count: account(event.times(count)) <= ceiling, MAX_STEPS // event.steps)
 
 
-def steps_within(epsilon: float, delta: float, sampling_rate: float, noise_multiplier: float) -> int:
-    """How many Poisson-sampled Gaussian steps fit within (epsilon, delta); at most MAX_STEPS."""
-    step = GaussianSteps(sampling_rate=sampling_rate, noise_multiplier=noise_multiplier, steps=1)
-    return releases_within(epsilon, step, at(delta))
-
-
 def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
     """The least noise with which `steps` Poisson-sampled Gaussian steps cost at most `epsilon`."""
 

@@ -1,7 +1,7 @@
 """DP-SGD on one block (Abadi et al. 2016, algorithm 1), with batches drawn as accounted.
 
-By default every example joins a step with probability q on its own (`sampling` has other ways, each with its
-own account); a step without examples still adds its noise, because the account assumes that it does. The
+Under Poisson sampling every example joins a step with probability q on its own (`sampling` has other ways, each
+with its own account); a step without examples still adds its noise, because the account assumes that it does. The
 divisor is a public constant, not the batch's size: the number of examples that a company holds is private too.
 """
 
@@ -20,7 +20,7 @@ from .mechanisms.banded import BandedNoise, BandedStream
 from .mechanisms.gaussian import add_gaussian_noise
 from .quantile_clip import QuantileClip
 from .randomness import Randomness
-from .sampling import EpochSampling, PoissonSampling, Sampling
+from .sampling import EpochSampling, Sampling
 
 Losses = Callable[[Tensor, int], Tensor]
 
@@ -29,13 +29,12 @@ Losses = Callable[[Tensor, int], Tensor]
 class DPSGD:
     """One release: `steps` noisy steps, of which only the sum leaves. noise_multiplier 0 means no privacy.
 
-    `sampling` draws the batches; none means Poisson sampling at `sampling_rate`. One of the two is given. With a
-    `quantile_clip` the clip moves from step to step, starting at `max_grad_norm`. With `noise_bands` above 1 the
-    noise is correlated (see `mechanisms.banded`), for epochs of the same batches alone.
+    `sampling` draws the batches. With a `quantile_clip` the clip moves from step to step, starting at
+    `max_grad_norm`. With `noise_bands` above 1 the noise is correlated (see `mechanisms.banded`), for epochs of the
+    same batches alone.
     """
 
-    sampling_rate: float | None = None
-    sampling: Sampling | None = None
+    sampling: Sampling
     noise_multiplier: float
     max_grad_norm: float
     expected_batch_size: float
@@ -48,10 +47,6 @@ class DPSGD:
     examples_at_once: int = 128
 
     def __post_init__(self) -> None:
-        if (self.sampling is None) == (self.sampling_rate is None):
-            raise PrivacyError("Expected either sampling_rate or sampling.")
-        if self.sampling_rate is not None and not 0 < self.sampling_rate <= 1:
-            raise PrivacyError(f"Expected 0 < sampling_rate={self.sampling_rate} <= 1.")
         if not self.noise_multiplier >= 0:
             raise PrivacyError(f"Expected noise_multiplier={self.noise_multiplier} >= 0.")
         if not self.expected_batch_size > 0:
@@ -72,10 +67,7 @@ class DPSGD:
             return banded.event(dimension)
         if dimension is not None and self.quantile_clip is not None:
             dimension += 1
-        return self._sampling().event(self.noise_multiplier, self.steps, examples, dimension)
-
-    def _sampling(self) -> Sampling:
-        return self.sampling or PoissonSampling(self.sampling_rate or 0.0)
+        return self.sampling.event(self.noise_multiplier, self.steps, examples, dimension)
 
     def _banded(self) -> BandedNoise | None:
         if self.noise_bands == 1 or not isinstance(self.sampling, EpochSampling):
@@ -110,7 +102,7 @@ class DPSGD:
                 if banded is None
                 else BandedStream(banded, clipping.size, self.max_grad_norm, randomness)
             )
-            for drawn in self._sampling().batches(examples, self.steps, randomness):
+            for drawn in self.sampling.batches(examples, self.steps, randomness):
                 batch = in_random_order(drawn, randomness)
 
                 def of_places(places: Tensor, batch: Tensor = batch) -> Tensor:

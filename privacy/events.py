@@ -344,12 +344,6 @@ EVENTS: tuple[type[Event], ...] = (
 )
 
 
-def batch_cap_for(examples: int, sampling_rate: float, deviations: float = 5.0) -> int:
-    """A cap that a Poisson batch of mean qN passes about once in 3 million steps: ceil(qN + 5 deviations)."""
-    n, q = count("examples", examples, MAX_EXAMPLES), _rate(sampling_rate)
-    return max(1, math.ceil(q * n + real("deviations", deviations) * math.sqrt(n * q * (1 - q))))
-
-
 def check_event(value: object) -> Event:
     """`value` if it is of a kind that a ledger can write and read back."""
     if not isinstance(value, Event) or type(value) not in EVENTS:

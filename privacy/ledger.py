@@ -28,9 +28,10 @@ from types import TracebackType
 
 from ..errors import BudgetExceeded, InputError, LedgerError
 from .accounting import ACCOUNT, Guarantee, round_up
-from .composition import MAX_KINDS, RENYI, RUNS, Terms, composition, fitting, order_for
-from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, GaussianEvent, NoNoise, check_event
+from .composition import MAX_KINDS, RENYI, RUNS, Terms, composition, order_for
+from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, NoNoise
 from .ledger_file import Identity, LedgerRow, runs_of, spent
+from .ledger_room import check_composes
 from .ledger_store import LedgerStore, Witness
 from .verification import Verification, verify_rows
 
@@ -142,12 +143,6 @@ class Ledger:
         """What all rows together cost, recomputed from their events."""
         return spent(self._store.identity, self._store.rows())
 
-    def remaining(self, event: Event) -> int:
-        """How many releases like `event` still fit under the ceiling, as a run of their own."""
-        rows = self._store.rows()
-        runs = list(runs_of(rows).values())
-        return fitting(self._rule, runs, self._check(event), self._ceiling, self._before(rows))
-
     def check_plan(self, run: str, terms: Terms) -> float:
         """The epsilon after all releases of the run, some of which may have been charged; raises as `charge`."""
         _text("run", run)
@@ -222,16 +217,7 @@ class Ledger:
         self.close()
 
     def _check(self, event: Event) -> Event:
-        if isinstance(check_event(event), GaussianEvent) and event.values == 0:
-            raise InputError("event", event.to_json(), "must say its dimension: version 1 is of real numbers")
-        own = self._store.identity.adjacency
-        if event.adjacency != own:
-            raise LedgerError(
-                f"company={self._company!r}: the ledger's adjacency is {own!r}, that of {event.mechanism} is "
-                f"{event.adjacency!r}: their epsilons do not add up; it needs a ledger of its own, whose "
-                "guarantee is then a separate one"
-            )
-        return event
+        return check_composes(self._store.identity, event)
 
     def _check_bounded(self, rows: Sequence[LedgerRow]) -> None:
         for row in rows:

@@ -4,7 +4,7 @@ Purpose: no batch is drawn one way and accounted another. A scheme yields the ba
 which event they are; none of them can be passed off as Poisson sampling (Chua et al. 2024,
 https://arxiv.org/abs/2403.17673, shows how far that may under-report).
 
-    sampling = PoissonSampling(0.01, batch_cap=batch_cap_for(len(data), 0.01))
+    sampling = PoissonSampling(0.01)
     for batch in sampling.batches(len(data), steps=100, randomness=randomness):  # (batch,) int64, ascending
         ...                                                                      # may be empty: add noise anyway
     ledger.charge(..., terms=Terms(sampling.event(noise_multiplier, 100, len(data), dimension=size), releases=60))
@@ -25,7 +25,6 @@ from .events import (
     MAX_EXAMPLES,
     EpochGaussian,
     Event,
-    FixedSizeGaussianSteps,
     GaussianSteps,
     TruncatedGaussianSteps,
     count,
@@ -53,7 +52,8 @@ class Sampling(Protocol):
 class PoissonSampling:
     """Every example joins with probability `rate`, on its own; of a batch above `batch_cap` a random rest stays.
 
-    With a cap memory is bounded, and the cap is accounted: see `batch_cap_for` for one that costs little.
+    With a cap memory is bounded, and the cap is accounted: of n examples one of n q + 5 sqrt(n q (1 - q)), which a
+    batch passes once in 3 million, costs little.
     """
 
     rate: float
@@ -114,36 +114,6 @@ class EpochSampling:
     ) -> Event:
         epochs = -(-count("steps", steps) // self.batch_count)
         return EpochGaussian(noise_multiplier=noise_multiplier, epochs=epochs, dimension=dimension)
-
-
-@dataclass(frozen=True)
-class FixedSizeSampling:
-    """`batch_size` different examples, every such set equally likely, anew each step.
-
-    Its guarantee is for replacing an example: the number of examples is public.
-    """
-
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        count("batch_size", self.batch_size, MAX_EXAMPLES)
-
-    def batches(self, examples: int, steps: int, randomness: Randomness) -> Iterator[Tensor]:
-        if examples < self.batch_size:
-            raise InputError("batch_size", self.batch_size, f"must be at most examples={examples}")
-        for _ in range(steps):
-            yield torch.from_numpy(_subset(examples, self.batch_size, randomness))
-
-    def event(
-        self, noise_multiplier: float, steps: int, examples: int | None = None, dimension: int | None = None
-    ) -> Event:
-        return FixedSizeGaussianSteps(
-            examples=_needed(examples),
-            batch_size=self.batch_size,
-            noise_multiplier=noise_multiplier,
-            steps=steps,
-            dimension=dimension,
-        )
 
 
 def _subset(n: int, size: int, randomness: Randomness) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

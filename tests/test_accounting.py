@@ -21,7 +21,6 @@ from fedblocks.privacy.accounting import (
     noise_multiplier_for,
     releases_within,
     round_up,
-    steps_within,
 )
 from fedblocks.privacy.events import MAX_STEPS, Event, GaussianSteps
 
@@ -134,7 +133,7 @@ def test_calibration_round_trip(target: float, delta: float, rate: float, steps:
     noise = noise_multiplier_for(target, delta, rate, steps)
     assert 0.99 * target <= epsilon([event(rate, noise, steps)], delta) <= target
     assert round_up(noise, 5) == noise
-    fits = steps_within(target, delta, rate, noise)
+    fits = releases_within(target, event(rate, noise, 1), at(delta))
     assert fits >= steps
     assert (
         epsilon([event(rate, noise, fits)], delta) <= target < epsilon([event(rate, noise, fits + 1)], delta)

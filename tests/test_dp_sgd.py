@@ -22,7 +22,7 @@ from fedblocks.privacy.mechanisms import add_gaussian_noise
 from fedblocks.privacy.mechanisms.banded import BandedNoise, _response
 from fedblocks.privacy.quantile_clip import QuantileClip
 from fedblocks.privacy.randomness import Randomness
-from fedblocks.privacy.sampling import EpochSampling
+from fedblocks.privacy.sampling import EpochSampling, PoissonSampling
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_a_layer_without_per_example_gradients_is_refused_by_name() -> None:
         PerExampleClipping(Bare(), max_grad_norm=1.0)
 
 
-def dp(**changes: float) -> DPSGD:
-    values = {
-        "sampling_rate": 0.3, "noise_multiplier": 1.5, "max_grad_norm": 2.0, "expected_batch_size": 10.0,
+def dp(**changes: object) -> DPSGD:
+    values: dict[str, object] = {
+        "sampling": PoissonSampling(0.3), "noise_multiplier": 1.5, "max_grad_norm": 2.0, "expected_batch_size": 10.0,
         "learning_rate": 1.0, "steps": 1, "noise_draws": 1,
     }  # fmt: skip
     return DPSGD(**(values | changes))  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ def test_the_event_is_what_was_run() -> None:
     assert (event.sampling_rate, event.noise_multiplier, event.steps) == (0.3, 1.5, 7)
 
 
-@pytest.mark.parametrize("changes", [{"sampling_rate": 0}, {"sampling_rate": 1.1}, {"noise_multiplier": -1}])
+@pytest.mark.parametrize("changes", [{"expected_batch_size": 0.0}, {"noise_multiplier": -1}])
 def test_settings_out_of_range_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(PrivacyError):
         dp(**changes)
@@ -302,7 +302,8 @@ def test_correlated_noise_is_refused_where_its_account_does_not_hold() -> None:
     fixed = EpochSampling(10, regroup=False)
     quantile = QuantileClip.beside(0.5, 3.0, 10)
     for wrong in (
-        {"sampling_rate": 0.1}, {"sampling": EpochSampling(10)}, {"sampling": fixed, "quantile_clip": quantile},
+        {"sampling": PoissonSampling(0.1)}, {"sampling": EpochSampling(10)},
+        {"sampling": fixed, "quantile_clip": quantile},
     ):  # fmt: skip
         with pytest.raises(PrivacyError, match="correlated"):
             DPSGD(**common, **wrong)  # type: ignore[arg-type]

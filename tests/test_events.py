@@ -21,7 +21,6 @@ from fedblocks.privacy.events import (
     SharedSkellamSteps,
     SkellamSteps,
     TruncatedGaussianSteps,
-    batch_cap_for,
     check_event,
 )
 
@@ -180,12 +179,6 @@ def test_bounds_between_fields() -> None:
         SkellamSteps(sampling_rate=0.5, steps=2, l2=10.0, l1=9.0, variance=1e6, beta=2.0**-40)
     with pytest.raises(InputError, match=r"^l2="):
         SkellamSteps(sampling_rate=0.5, steps=2, l2=0.9, l1=9.0, variance=1e6, beta=2.0**-40)
-
-
-def test_batch_cap_is_five_deviations_up() -> None:
-    assert batch_cap_for(10_000, 0.01) == 150
-    assert batch_cap_for(10_000, 0.01, deviations=0) == 100
-    assert batch_cap_for(10, 1.0) == 10
 
 
 def test_only_registered_events_are_releases() -> None:

@@ -21,6 +21,8 @@ from fedblocks.privacy import composition
 from fedblocks.privacy.accounting import epsilon
 from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.events import GaussianSteps
+from fedblocks.privacy.ledger_file import read_ledger
+from fedblocks.privacy.ledger_room import remaining
 from fedblocks.server.run_folder import RunFolder
 
 ELSEWHERE = GaussianSteps(sampling_rate=0.5, noise_multiplier=4.0, steps=9, dimension=100)
@@ -166,8 +168,9 @@ def test_a_training_that_the_budget_refuses_says_no_more_than_a_rule(small: Sett
     """What another run spends between join and training shows as the same code."""
     app = Coordinator(prepare(small, tmp_path / "run"))
     request = app.train_request(app.session()).to_record()
-    with company_of(app.run).ledger() as ledger:
-        fits = ledger.remaining(ELSEWHERE)
+    company = company_of(app.run)
+    fits = remaining(read_ledger(company.home / "ledger.sqlite"), ELSEWHERE, company.policy.epsilon_ceiling)
+    with company.ledger() as ledger:
         ledger.charge(run="elsewhere", round=1, block="b", release_id="x", terms=Terms(ELSEWHERE, fits))
     assert refused(app.ask(1, TRAIN, request)) == "privacy"
     assert app.charges() == 1

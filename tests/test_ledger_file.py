@@ -23,6 +23,7 @@ from fedblocks.privacy.events import (
 )
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.privacy.ledger_file import read_ledger
+from fedblocks.privacy.ledger_room import remaining
 from fedblocks.privacy.verification import independent_bounds
 
 DELTA = 1e-5
@@ -111,7 +112,7 @@ def test_what_does_not_compose_is_refused_and_writes_nothing(path: Path) -> None
     with opened(path) as ledger:
         charge(ledger, 0, CAPPED)
         for use in (
-            ledger.remaining,
+            lambda event: remaining(read_ledger(path), event, 50.0),
             lambda event: ledger.check_plan("r", Terms(event, 1)),
             lambda e: charge(ledger, 1, e),
         ):

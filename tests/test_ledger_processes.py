@@ -17,6 +17,7 @@ from fedblocks.privacy.composition import RENYI, RUNS, Terms
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Charge, Ledger
 from fedblocks.privacy.ledger_file import read_ledger
+from fedblocks.privacy.ledger_room import remaining
 
 EVENT = GaussianSteps(sampling_rate=0.02, noise_multiplier=1.5, steps=20, dimension=900)
 
@@ -169,7 +170,7 @@ def test_reading_while_processes_charge_hinders_none(path: Path, chargers: Charg
 
 def test_two_processes_share_one_ceiling(path: Path) -> None:
     with opened(path, 1.2, RENYI) as one, opened(path, 1.2, RENYI) as two:
-        fit, taken = one.remaining(EVENT), 0
+        fit, taken = remaining(read_ledger(path), EVENT, 1.2), 0
         for n in range(fit + 3):
             try:
                 charge((one, two)[n % 2], n, planned=1000)

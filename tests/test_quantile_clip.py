@@ -18,6 +18,7 @@ from fedblocks.privacy.dp_sgd import DPSGD
 from fedblocks.privacy.mechanisms.gaussian import grid
 from fedblocks.privacy.quantile_clip import QuantileClip
 from fedblocks.privacy.randomness import Randomness
+from fedblocks.privacy.sampling import PoissonSampling
 
 
 def of(within: int, examples: int, clip: float = 1.0) -> ClippedSum:
@@ -51,8 +52,8 @@ def test_it_settles_at_the_quantile_of_the_norms() -> None:
             return clips[-1]
 
     DPSGD(
-        sampling_rate=1.0, noise_multiplier=1.0, max_grad_norm=0.01, expected_batch_size=400.0, learning_rate=1e-9,
-        steps=120, noise_draws=1, quantile_clip=Watched(quantile=0.7, count_noise=5.0),
+        sampling=PoissonSampling(1.0), noise_multiplier=1.0, max_grad_norm=0.01, expected_batch_size=400.0,
+        learning_rate=1e-9, steps=120, noise_draws=1, quantile_clip=Watched(quantile=0.7, count_noise=5.0),
     ).train(layer, lambda i, d: layer(x[i])[:, 0], examples=400, randomness=Randomness.from_seed(1, "x"))  # fmt: skip
     assert sum(clips[-20:]) / 20 == pytest.approx(float(x.norm(dim=1).quantile(0.7)), rel=0.05)
 
@@ -72,8 +73,8 @@ def test_both_sums_together_cost_what_one_of_the_plans_noise_costs(noise: float,
 def test_the_sum_carries_the_noise_that_the_count_leaves_it() -> None:
     layer, rule = nn.Linear(40, 30), QuantileClip(quantile=0.5, count_noise=1.0, learning_rate=0.0)
     update = DPSGD(
-        sampling_rate=0.3, noise_multiplier=1.5, max_grad_norm=2.0, expected_batch_size=10.0, learning_rate=1.0,
-        steps=1, noise_draws=1, quantile_clip=rule,
+        sampling=PoissonSampling(0.3), noise_multiplier=1.5, max_grad_norm=2.0, expected_batch_size=10.0,
+        learning_rate=1.0, steps=1, noise_draws=1, quantile_clip=rule,
     ).train(
         layer, lambda i, d: (layer(torch.zeros(len(i), 40)) * 0).sum(1), examples=0,
         randomness=Randomness.from_seed(0, "x"),
@@ -95,7 +96,7 @@ def test_the_noisy_count_lies_on_the_grid_of_its_noise() -> None:
 
 def test_the_count_is_one_more_value_to_floating_point() -> None:
     common: dict[str, Any] = {
-        "sampling_rate": 0.3, "noise_multiplier": 1.5, "max_grad_norm": 2.0, "expected_batch_size": 10.0,
+        "sampling": PoissonSampling(0.3), "noise_multiplier": 1.5, "max_grad_norm": 2.0, "expected_batch_size": 10.0,
         "learning_rate": 1.0, "steps": 4, "noise_draws": 1,
     }  # fmt: skip
     rule = QuantileClip.beside(0.5, 1.5, 10.0)

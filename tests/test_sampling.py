@@ -9,18 +9,17 @@ from numpy.typing import NDArray
 from scipy.stats import binom, chisquare
 from torch import nn
 
-from fedblocks.errors import InputError, PrivacyError
+from fedblocks.errors import InputError
 from fedblocks.privacy.dp_sgd import DPSGD
 from fedblocks.privacy.events import (
     EpochGaussian,
-    FixedSizeGaussianSteps,
     GaussianSteps,
     TruncatedGaussianSteps,
 )
 from fedblocks.privacy.randomness import Randomness
-from fedblocks.privacy.sampling import EpochSampling, FixedSizeSampling, PoissonSampling, Sampling
+from fedblocks.privacy.sampling import EpochSampling, PoissonSampling, Sampling
 
-SCHEMES = [PoissonSampling(0.3), PoissonSampling(0.3, batch_cap=3), EpochSampling(4), FixedSizeSampling(3)]
+SCHEMES = [PoissonSampling(0.3), PoissonSampling(0.3, batch_cap=3), EpochSampling(4)]
 
 
 def joined(sampling: Sampling, examples: int, steps: int, label: str = "s") -> NDArray[np.bool_]:
@@ -112,19 +111,6 @@ def test_a_release_begins_a_new_epoch() -> None:
     assert not np.array_equal(whole, again)
 
 
-def test_fixed_size_batches_are_uniform_subsets() -> None:
-    n, size, steps = 7, 3, 14_000
-    table = joined(FixedSizeSampling(size), n, steps)
-    assert (table.sum(1) == size).all()
-    codes = table @ (1 << np.arange(n))
-    counts = np.unique(codes, return_counts=True)[1]
-    assert len(counts) == math.comb(n, size)
-    assert likely(counts, np.full(len(counts), 1.0))
-    assert likely(np.bincount(2 * table[::2, 0] + table[1::2, 0]), np.outer([4, 3], [4, 3]).ravel() / 49)
-    with pytest.raises(InputError, match="at most examples=2"):
-        next(FixedSizeSampling(3).batches(2, 1, Randomness.from_seed(0)))
-
-
 def test_each_scheme_says_which_account_is_its_own() -> None:
     assert PoissonSampling(0.1).event(1.5, 20) == GaussianSteps(
         sampling_rate=0.1, noise_multiplier=1.5, steps=20
@@ -135,17 +121,13 @@ def test_each_scheme_says_which_account_is_its_own() -> None:
     # An epoch that is begun counts as a whole.
     for steps, epochs in ((1, 1), (5, 1), (6, 2), (10, 2)):
         assert EpochSampling(5).event(1.5, steps) == EpochGaussian(noise_multiplier=1.5, epochs=epochs)
-    assert FixedSizeSampling(10).event(1.5, 20, 100) == FixedSizeGaussianSteps(
-        examples=100, batch_size=10, noise_multiplier=1.5, steps=20
-    )
-    for sampling in (PoissonSampling(0.1, batch_cap=30), FixedSizeSampling(10)):
-        with pytest.raises(InputError, match=r"^examples=None"):
-            sampling.event(1.5, 20)
+    with pytest.raises(InputError, match=r"^examples=None"):
+        PoissonSampling(0.1, batch_cap=30).event(1.5, 20)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None, math.nan])
 def test_settings_are_checked(value: object) -> None:
-    for make in (EpochSampling, FixedSizeSampling, lambda v: PoissonSampling(0.1, batch_cap=v or 0)):
+    for make in (EpochSampling, lambda v: PoissonSampling(0.1, batch_cap=v or 0)):
         with pytest.raises(InputError):
             make(value)  # type: ignore[operator]
     with pytest.raises(InputError):
@@ -175,15 +157,11 @@ def test_training_draws_the_batches_of_its_scheme_and_charges_its_event(sampling
     assert dp(sampling=sampling).event(examples=10) == sampling.event(1.5, 6, 10)
 
 
-def test_training_takes_a_rate_or_a_scheme() -> None:
-    assert dp(sampling_rate=0.3).event() == dp(sampling=PoissonSampling(0.3)).event()
+def test_training_s_event_is_its_scheme_s() -> None:
     capped = PoissonSampling(0.3, batch_cap=5)
     assert dp(sampling=capped).event(7, 10) == capped.event(1.5, 6, 10, dimension=7)
-    for changes in ({}, {"sampling_rate": 0.3, "sampling": PoissonSampling(0.3)}):
-        with pytest.raises(PrivacyError, match="either"):
-            dp(**changes)
     with pytest.raises(InputError, match="examples"):
-        dp(sampling=FixedSizeSampling(3)).event()
+        dp(sampling=capped).event()
 
 
 def test_batches_that_do_not_regroup_keep_an_examples_steps_an_epoch_apart() -> None:

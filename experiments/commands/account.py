@@ -14,7 +14,7 @@ from typing import Any
 
 from ...config import Settings, load_settings
 from ...errors import InputError
-from ...privacy.accounting import at, calibrate, finite, guarantee, largest, releases_within
+from ...privacy.accounting import at, calibrate, finite, guarantee, releases_within
 from ...privacy.adversaries import seen_by_company
 from ...privacy.composition import (
     RENYI,
@@ -33,7 +33,8 @@ from ...privacy.events import (
     GaussianSteps,
     TruncatedGaussianSteps,
 )
-from ...privacy.ledger_file import LedgerCopy, runs_of
+from ...privacy.ledger_file import LedgerCopy
+from ...privacy.ledger_room import remaining
 from ...server.run_folder import RunFolder
 from .ledgers import plain_guarantee, read_own
 
@@ -232,18 +233,11 @@ def _spenders(spent: Path, plan: Planned) -> list[_Spender]:
 def _left(spender: _Spender, plan: Planned, release: Event) -> dict[str, Any]:
     """What was spent, and the rounds of this plan that are left as a run of their own, or in the one begun."""
     copy, rule = spender.ledger, spender.rule
-    runs = copy.runs if copy else []
-    named = runs_of(copy.rows) if copy else {}
-    if plan.run not in named:
-        left = fitting(rule, runs, release, spender.ceiling)
-    else:
-        begun = named[plan.run]
-
-        def fits(more: int) -> bool:
-            further = named | {plan.run: begun._replace(made=begun.made + more)}
-            return rule.epsilon(list(further.values())) <= spender.ceiling
-
-        left = largest(fits, begun.terms.releases - begun.made)
+    left = (
+        remaining(copy, release, spender.ceiling, plan.run)
+        if copy
+        else fitting(rule, [], release, spender.ceiling)
+    )
     spent = copy.spent if copy else guarantee([], rule.delta)
     return {
         "company": spender.company,
