@@ -166,7 +166,7 @@ class Denoiser(nn.Module, ABC):
         if block is not None:
             found = groups_of(self.blocks[block], interface)
             return {f"blocks.{block}.{name}": group for name, group in found.items()}
-        owned = {name for b in range(len(self.blocks)) for name in self.groups(b)}
+        owned = self.blocks.state_dict(prefix="blocks.")
         return {name: "shared" for name in self.state_dict() if name not in owned}
 
     def trainable(self, block: int, interface: bool) -> list[str]:

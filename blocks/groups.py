@@ -52,4 +52,4 @@ def groups_of(block: nn.Module, interface: bool) -> dict[str, Group]:
 
 def _tensors(modules: Sequence[nn.Module]) -> set[int]:
     """The tensors of these modules and of those within them, by identity."""
-    return {id(tensor) for module in modules for tensor in module.state_dict(keep_vars=True).values()}
+    return {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
