@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import atomic_file
 from ..blocks import BlockObjective, save_state, split
 from ..blocks.alone import Job, train_alone, train_in_processes, trained_by
 from ..blocks.build import metric_of
@@ -96,4 +97,5 @@ def _make(folder: Path, settings: Settings) -> None:
             raise InputError("--folder", str(folder), "holds blocks of other settings; choose another folder")
         return
     save_state(split(fresh_model(settings)), folder)
-    file.write_text(mine, "utf-8")
+    atomic_file.sync_folder(folder)  # the settings say that the weights are there
+    atomic_file.write(file, mine.encode())
