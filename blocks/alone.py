@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .. import atomic_file
 from ..config import ModelSettings, NoiseSettings
 from ..errors import InputError, RunError
 from .build import Absent, build_model
@@ -99,11 +99,13 @@ def train_alone(
                 "job": job.record(block), "block": _own(model), "trainer": trainer.state(),
                 "generator": generator.get_state(),
             }  # fmt: skip
-            _replace(checkpoint, partial(torch.save, saved))
+            with atomic_file.replacing(checkpoint, sole_writer=True) as draft:
+                torch.save(saved, draft)
         on_step(trainer.taken)
     trainer.finish()
     metadata = {_TRAINED_BY: job.digest(block)}
-    _replace(_file(folder, block), lambda path: save_file(_own(model), path, metadata))
+    with atomic_file.replacing(_file(folder, block), sole_writer=True) as draft:
+        save_file(_own(model), draft, metadata)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -195,10 +197,3 @@ def _resume(path: Path, model: Denoiser, trainer: BlockTrainer, generator: torch
     merge(model, saved["block"])
     trainer.load(saved["trainer"])
     generator.set_state(saved["generator"])
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that a crash leaves either the old one or the new one."""
-    partial_file = path.with_name(f".{path.name}.tmp")
-    write(partial_file)
-    os.replace(partial_file, path)

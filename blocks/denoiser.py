@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from .groups import Group, groups_of
 from .noise import Partition, Source
 from .preconditioning import Preconditioning
+from .sampler import sample_chain
 from .transformer import Block
 
 Features = Literal["raw", "prefix"]
+
+_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Denoiser(nn.Module, ABC):
 
     blocks: nn.ModuleList
     metric: ClassVar[Metric]
+    metric_by_example: ClassVar[bool] = True  # the mean of `score`; else `chain_quality` is the family's own
     steps_per_block: int = 1  # of the sampler
 
     def __init__(self, partition: Partition, features: Features = "raw") -> None:
@@ -113,6 +117,19 @@ class Denoiser(nn.Module, ABC):
     def weight(self, level: Tensor, kind: Literal["unit", "edm"]) -> Tensor:
         """Weight of each example's loss, (N,)."""
         return torch.ones_like(level)
+
+    @torch.no_grad()
+    def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:
+        """`metric` after each block of the sampling chain, over all examples; the last is the model's own.
+
+        inputs (N, ...), targets (N, ...) on any device.
+        """
+        total = torch.zeros(self.partition.blocks, dtype=torch.float64)
+        for x, y in zip(inputs.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
+            x, y = x.to(self.device), y.to(self.device)
+            for b, prediction in enumerate(sample_chain(self, x, y, generator)):
+                total[b] += self.score(prediction, y).double().sum().cpu()
+        return [float(v) for v in total / len(targets)]
 
     # What all families share.
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from ..errors import InputError
 from .denoiser import Denoiser, Draw
 from .noise import Seeded
-from .quality import chain_quality
 
 BINS = 6
 _BATCHES, _BATCH_SIZE = 4, 32
@@ -68,13 +67,14 @@ def diagnose(
 ) -> list[BlockDiagnosis]:
     """One diagnosis a block; inputs (N, ...), targets (N, ...), N >= 2, on the model's device.
 
-    The chain's qualities are those of `chain_quality` at the generator's seed.
+    The chain's qualities are those of `Denoiser.chain_quality` at the generator's seed.
     """
     if len(targets) < 2:
         raise InputError(
             "targets", len(targets), "expected at least 2 examples, to exchange inputs and targets"
         )
-    chain = chain_quality(model, inputs, targets, generator.initial_seed())
+    seeded = torch.Generator().manual_seed(generator.initial_seed())
+    chain = model.chain_quality(inputs, targets, seeded)
     other = _exchange(len(targets), generator).to(targets.device)
     return [
         _diagnosis(model, block, level, chain[block], inputs, targets, other, generator)
@@ -108,7 +108,7 @@ def _diagnosis(
     return BlockDiagnosis(
         block=block,
         level=level,
-        by_example=not hasattr(model, "chain_quality"),
+        by_example=model.metric_by_example,
         in_chain=in_chain,
         with_z=quality(model.predict(block, z, levels, context)),
         without_z=quality(model.predict(block, nothing, levels, context)),

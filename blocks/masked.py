@@ -28,6 +28,8 @@ _NEVER = -1e9  # log-probability of what is known not to be; finite, so that 0 *
 class MaskedDenoiser(Denoiser):
     """Targets (N, T) long in [0, V), z the same with MASK = V, predictions logits (N, T, V)."""
 
+    metric_by_example = False
+
     def __init__(self, partition: Partition, vocabulary: int) -> None:
         super().__init__(partition)
         self.vocabulary = vocabulary

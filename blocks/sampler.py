@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .noise import Partition
+
+
+class Chained(Protocol):
+    """What sampling asks of a `Denoiser`, which says what each of these is."""
+
+    partition: Partition
+    steps_per_block: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def contexts(self, inputs: Tensor) -> list[Tensor]: ...
+
+    def clean(self, targets: Tensor) -> Tensor: ...
+
+    def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor: ...
+
+    def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor: ...
+
+    def advance(
+        self, z: Tensor, prediction: Tensor, level: float, to: float, generator: torch.Generator
+    ) -> Tensor: ...
 
 
 @torch.no_grad()
 def sample_chain(
-    model: Denoiser,
+    model: Chained,
     inputs: Tensor,
     like: Tensor,
     generator: torch.Generator,
@@ -29,7 +52,7 @@ def sample_chain(
 
 @torch.no_grad()
 def generate(
-    model: Denoiser,
+    model: Chained,
     inputs: Tensor,
     like: Tensor,
     generator: torch.Generator,
@@ -40,7 +63,7 @@ def generate(
 
 
 def _of_inputs(
-    model: Denoiser,
+    model: Chained,
     inputs: Tensor,
     like: Tensor,
     generator: torch.Generator,
@@ -55,7 +78,7 @@ def _of_inputs(
 
 
 def run_chain(
-    model: Denoiser,
+    model: Chained,
     shape: torch.Size,
     predict: Callable[[int, Tensor, Tensor], Tensor],
     generator: torch.Generator,

@@ -104,10 +104,8 @@ class Company:
 
         Whoever joins under the same name with another plan or state has a file of its own.
         """
-        path = self._shared(joined)
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        private_file.create(draft, save(shared))
-        os.replace(draft, path)  # a training that reads the old file goes on reading that
+        # A training that reads the old file goes on reading that.
+        private_file.write(self._shared(joined), save(shared))
 
     def load_shared(self, joined: bytes) -> State:
         return load_file(self._shared(joined))

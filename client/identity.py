@@ -47,7 +47,7 @@ def load_identity(path: Path) -> Identity:
 
 def save_roster(path: Path, members: Mapping[str, bytes]) -> None:
     companies = {name: members[name].hex() for name in sorted(members)}
-    private_file.write_text(path, tomli_w.dumps({"companies": companies}))
+    private_file.write(path, tomli_w.dumps({"companies": companies}).encode())
 
 
 def load_roster(path: Path) -> Roster:

@@ -12,7 +12,10 @@ import shlex
 import stat
 from pathlib import Path
 
+from .. import atomic_file
 from ..errors import PrivacyError
+
+MODE = 0o600
 
 _OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors")
 _THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
@@ -22,19 +25,18 @@ _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinat
 
 def opener(path: str, flags: int) -> int:
     """For `open`: a file that is made gets mode 600, whatever the umask."""
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags, MODE)
 
 
 def create(path: Path, content: bytes) -> None:
     """A new file of mode 600; FileExistsError rather than a replaced one."""
-    with open(path, "xb", opener=opener) as file:
-        file.write(content)
+    with atomic_file.creating(path, mode=MODE) as draft:
+        draft.write_bytes(content)
 
 
-def write_text(path: Path, text: str) -> None:
-    """The whole of a text file, in UTF-8; a new one gets mode 600."""
-    with open(path, "w", encoding="utf-8", opener=opener) as file:
-        file.write(text)
+def write(path: Path, content: bytes) -> None:
+    """Make or replace a file of mode 600."""
+    atomic_file.write(path, content, mode=MODE)
 
 
 def mode_for_others(path: Path) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from .. import atomic_file
 from ..blocks import BlockObjective, build_model, merge
 from ..blocks.families.vit import ViTClassifier
 from ..client.data import Examples
@@ -64,7 +65,8 @@ def audit_run(
         on_progress=on_progress,
     )
     document = {"run": run.path.name, "round": checkpoint.round} | result.to_json()
-    np.savez_compressed(run.path / "audit_images.npz", **cast(dict[str, Any], result.images))
+    with atomic_file.replacing(run.path / "audit_images.npz") as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **cast(dict[str, Any], result.images))
     run.write_json("audit.json", document)
     return document
 

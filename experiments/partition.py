@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +10,7 @@ from ..config import CompanySettings, DiTSettings, ModelSettings, ViTSettings
 from ..errors import InputError
 
 SMALLEST_PART = 10
+_MOST_DRAWS = 11
 
 
 def deal(
@@ -34,23 +33,31 @@ def deal(
 def _by_label(
     labels: npt.NDArray[np.int64], companies: int, alpha: float, seed: int
 ) -> list[npt.NDArray[np.int64]]:
-    """By flwr-datasets."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-    from datasets import Dataset
-    from flwr_datasets.partitioner import DirichletPartitioner
+    """Draw shares until every part is large enough, then shuffle each part.
 
-    dealer = DirichletPartitioner(
-        num_partitions=companies,
-        partition_by="label",
-        alpha=alpha,
-        min_partition_size=SMALLEST_PART,
-        self_balancing=False,
-        seed=seed % 2**32,
-    )
-    dealer.dataset = Dataset.from_dict({"label": labels, "index": np.arange(len(labels))})
-    try:
-        return [np.asarray(dealer.load_partition(i)["index"], dtype=np.int64) for i in range(companies)]
-    except ValueError:
-        rule = f"no draw left every company {SMALLEST_PART} examples; raise alpha"
-        raise InputError("companies.alpha", alpha, rule) from None
+    The draws and their order are those of flwr-datasets' `DirichletPartitioner` (without balancing), so a seed gives
+    the parts that it gives there.
+    """
+    generator = np.random.default_rng(seed % 2**32)
+    for _ in range(_MOST_DRAWS):
+        parts = _drawn(labels, companies, alpha, generator)
+        if min(len(part) for part in parts) >= SMALLEST_PART:
+            for part in parts:
+                generator.shuffle(part)  # a part is in order of its classes until here
+            return parts
+    rule = f"no draw left every company {SMALLEST_PART} examples; raise alpha"
+    raise InputError("companies.alpha", alpha, rule)
+
+
+def _drawn(
+    labels: npt.NDArray[np.int64], companies: int, alpha: float, generator: np.random.Generator
+) -> list[npt.NDArray[np.int64]]:
+    """Each class in ascending order cut at the cumulative shares of one Dirichlet(alpha) draw, rounded down."""
+    pieces: list[list[npt.NDArray[np.int64]]] = [[] for _ in range(companies)]
+    for label in np.unique(labels):
+        indices = np.nonzero(labels == label)[0]
+        shares = generator.dirichlet(np.full(companies, alpha))
+        cuts = (np.cumsum(shares) * len(indices)).astype(int)[:-1]
+        for own, piece in zip(pieces, np.split(indices, cuts), strict=True):
+            own.append(piece)
+    return [np.concatenate(own) for own in pieces]

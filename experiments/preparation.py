@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import tomli_w
 import torch
 from safetensors import SafetensorError
 
+from .. import atomic_file
 from ..blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
 from ..blocks.size import parameters_of
 from ..blocks.state import check_part
@@ -181,22 +181,18 @@ def prepare(
     model = public_model(settings, inputs.public_train, on_step)
     plan = make_plan(settings, model, folder.name)
 
-    temporary = RunFolder(folder.with_name(f".{folder.name}.tmp"))
     # Examples of companies lie in it.
-    temporary.path.mkdir(mode=0o700, parents=True)
-    try:
-        temporary.write_settings(settings, plan)
-        Checkpoint(0, split(model)).save(_made(temporary.checkpoints))
-        inputs.public_test.save(_made(temporary.evaluation) / "public.npz")
-        inputs.heldout.save(temporary.evaluation / "heldout.npz")
-        inputs.public_train.save(temporary.path / "public_train.npz")
+    with atomic_file.creating_folder(folder, mode=0o700) as draft:
+        run = RunFolder(draft)
+        run.write_settings(settings, plan)
+        Checkpoint(0, split(model)).save(_made(run.checkpoints))
+        inputs.public_test.save(_made(run.evaluation) / "public.npz")
+        inputs.heldout.save(run.evaluation / "heldout.npz")
+        inputs.public_train.save(run.path / "public_train.npz")
         for i, data in enumerate(inputs.companies):
-            write_home(temporary.companies / f"company-{i}", f"company-{i}", settings, data)
-        introduce(temporary)
-        return RunFolder(temporary.path.rename(folder).resolve())
-    except BaseException:
-        shutil.rmtree(temporary.path, ignore_errors=True)
-        raise
+            write_home(run.companies / f"company-{i}", f"company-{i}", settings, data)
+        introduce(run)
+    return RunFolder(folder.resolve())
 
 
 def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoiser:
@@ -276,7 +272,8 @@ def write_home(home: Path, company: str, settings: Settings, data: Examples) -> 
 
 def save_policy(home: Path, policy: Policy) -> None:
     """A simulated company's rules, and the ledger that they are held against."""
-    private_file.write_text(home / "policy.toml", tomli_w.dumps(policy.model_dump(exclude_none=True)))
+    rules = tomli_w.dumps(policy.model_dump(exclude_none=True))
+    private_file.write(home / "policy.toml", rules.encode())
     Company(home, policy).create_ledger()
 
 

@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from .. import atomic_file
 from ..blocks import BlockObjective, save_state, split
 from ..blocks.alone import Job, train_alone, train_in_processes, trained_by
 from ..blocks.build import metric_of
-from ..blocks.quality import chain_quality
 from ..config import Settings
 from ..errors import InputError
 from ..server.run_lock import alone_in
@@ -75,7 +77,8 @@ def pretrain(
     if not missing:
         model = pretrained(settings, folder)
         result["metric"] = metric_of(settings.model).name
-        result["after_each_block"] = chain_quality(model, test.inputs, test.targets, settings.seed)
+        generator = torch.Generator().manual_seed(settings.seed)
+        result["after_each_block"] = model.chain_quality(test.inputs, test.targets, generator)
     return result
 
 
@@ -96,4 +99,5 @@ def _make(folder: Path, settings: Settings) -> None:
             raise InputError("--folder", str(folder), "holds blocks of other settings; choose another folder")
         return
     save_state(split(fresh_model(settings)), folder)
-    file.write_text(mine, "utf-8")
+    atomic_file.sync_folder(folder)  # the settings say that the weights are there
+    atomic_file.write(file, mine.encode())

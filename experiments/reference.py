@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+from .. import atomic_file
 from ..client.policy import load_policy
 from ..config import PrivacySettings
 from ..server.checkpoint import Checkpoint
@@ -16,8 +17,12 @@ def prepare_reference(run: RunFolder) -> RunFolder:
     final = run.path / "reference"
     if final.is_dir():
         return RunFolder(final)
-    twin = RunFolder(run.path / ".reference.tmp")
-    shutil.rmtree(twin.path, ignore_errors=True)
+    with atomic_file.creating_folder(final, mode=0o700) as draft:
+        _fill(RunFolder(draft), run)
+    return RunFolder(final)
+
+
+def _fill(twin: RunFolder, run: RunFolder) -> None:
     for folder in (twin.checkpoints, twin.companies):
         folder.mkdir(mode=0o700, parents=True)
     shutil.copytree(run.evaluation, twin.evaluation)
@@ -39,4 +44,3 @@ def prepare_reference(run: RunFolder) -> RunFolder:
     )
     plan = run.plan().model_copy(update={"noise_multiplier": 0.0, "run": f"{run.path.name}-reference"})
     twin.write_settings(settings.model_copy(update={"privacy": privacy}), plan)
-    return RunFolder(twin.path.rename(final))

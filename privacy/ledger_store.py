@@ -13,7 +13,6 @@ explain: then it is the witness that was put back.
 """
 
 import os
-import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
+from ..atomic_file import creating
 from ..errors import LedgerError
 from .ledger_file import (
     APPLICATION_ID,
@@ -172,33 +172,19 @@ def _create(path: Path, identity: Identity) -> None:
             f"ledger {path} is gone but its write-ahead log {path}-wal is there and may hold charges: "
             "restore both from a backup"
         )
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        connection = _connect(draft)
+    values = (identity.company, identity.delta, identity.adjacency, identity.composition, identity.order)
+    # Another process may be first; then its ledger counts.
+    with suppress(FileExistsError), creating(path, mode=0o600) as draft:
         try:
-            connection.executescript(_SCHEMA)
-            values = (
-                identity.company,
-                identity.delta,
-                identity.adjacency,
-                identity.composition,
-                identity.order,
-            )
-            connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", values)
+            connection = _connect(draft)
+            try:
+                connection.executescript(_SCHEMA)
+                connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", values)
+            finally:
+                connection.close()
         finally:
-            connection.close()
-        # Another process may have been first; then its ledger counts.
-        with suppress(FileExistsError):
-            os.link(draft, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        for rest in (draft, Path(f"{draft}-wal"), Path(f"{draft}-shm")):
-            rest.unlink(missing_ok=True)
+            for rest in (Path(f"{draft}-wal"), Path(f"{draft}-shm")):
+                rest.unlink(missing_ok=True)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .. import atomic_file
 from ..blocks.state import ModelState, load_state, read_part, save_state
 from ..errors import RunError
 
@@ -25,18 +25,13 @@ class Checkpoint:
     optimizers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write into a temporary folder and rename; older ones go, but for round 0 and the last few."""
+        """A folder that appears whole; older ones go, but for round 0 and the last few."""
         final = folder / f"round-{self.round:04d}"
-        temporary = folder / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        save_state(self.model, temporary)
-        for block, state in self.optimizers.items():
-            save_file(state, temporary / f"optimizer-{block}.safetensors")
-        for file in temporary.iterdir():
-            _sync(file)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        _sync(folder)
+        with atomic_file.creating_folder(final) as draft:
+            save_state(self.model, draft)
+            for block, state in self.optimizers.items():
+                save_file(state, draft / f"optimizer-{block}.safetensors")
+            shutil.rmtree(final, ignore_errors=True)
         for old in _rounds(folder)[1:-KEEP]:
             shutil.rmtree(folder / f"round-{old:04d}")
 
@@ -60,11 +55,3 @@ class Checkpoint:
 
 def _rounds(folder: Path) -> list[int]:
     return sorted(int(p.name.removeprefix("round-")) for p in folder.glob("round-*"))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

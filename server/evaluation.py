@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..blocks import Denoiser
-from ..blocks.quality import chain_quality
 from ..client.data import Examples
 from ..config import ModelSettings
 
@@ -34,4 +35,5 @@ class Evaluator:
 
     def _chain(self, model: Denoiser, data: Examples) -> list[float]:
         # The same starting noise every time: rounds then differ by the model alone.
-        return chain_quality(model.eval(), data.inputs, data.targets, self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        return model.eval().chain_quality(data.inputs, data.targets, generator)

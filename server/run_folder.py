@@ -22,6 +22,7 @@ from typing import Any
 
 import tomli_w
 
+from .. import atomic_file
 from ..client.identity import ROSTER_FILE, load_roster
 from ..config import Plan, Settings, load_settings, validated_json
 from ..errors import RunError
@@ -71,11 +72,11 @@ class RunFolder:
         return load_roster(self.roster_file)
 
     def write_settings(self, settings: Settings, plan: Plan) -> None:
-        write_atomically(self.path / "plan.json", plan.model_dump_json(indent=2).encode())
+        atomic_file.write(self.path / "plan.json", plan.model_dump_json(indent=2).encode())
         values = settings.model_dump(mode="json", exclude_none=True)
         if settings.privacy.epsilon is None:
             values["privacy"]["epsilon"] = "none"
-        write_atomically(self.path / "settings.toml", tomli_w.dumps(values).encode())
+        atomic_file.write(self.path / "settings.toml", tomli_w.dumps(values).encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rounds so far."""
@@ -99,7 +100,7 @@ class RunFolder:
         """Drop lines of rounds that were not checkpointed; they will be run again."""
         kept = [row for row in self.metrics() if row["round"] <= round_]
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        write_atomically(self.metrics_file, text.encode())
+        atomic_file.write(self.metrics_file, text.encode())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of this run, or none if it has not been written."""
@@ -110,14 +111,4 @@ class RunFolder:
         return value
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=2).encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file holds the old content or the new, whatever interrupts."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        atomic_file.write(self.path / name, json.dumps(value, indent=2).encode())

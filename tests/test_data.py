@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +149,36 @@ def test_parts_are_disjoint_cover_everything_repeat_and_skew(family: type[ModelS
     assert skew(0.3) > 2 * skew(30.0)
     with pytest.raises(InputError, match=r"companies\.count"):
         deal(data[:30], family(), CompanySettings(count=5), seed=0)
+
+
+def dealt(examples: int, classes: int, companies: int, alpha: float, seed: int) -> list[np.ndarray]:
+    labels = torch.from_numpy(np.random.default_rng(seed % 1000).integers(0, classes, examples))
+    data = Examples(torch.zeros(examples, 1), labels)
+    return deal(data, MODEL, CompanySettings(count=companies, alpha=alpha), seed)
+
+
+@pytest.mark.parametrize(
+    ("examples", "classes", "companies", "alpha", "seed", "expected"),
+    [
+        (500, 10, 5, 0.5, 0, "259a0d3568445ebe"),
+        (500, 10, 5, 0.5, 1, "a377cff9b30e708b"),
+        (1797, 10, 5, 1.0, 7, "45562806a6fad7e1"),
+        (300, 3, 4, 0.1, 3, "0fd1bf8c76bfae55"),
+        (200, 10, 10, 0.3, 0, "eb8c862f9b09c5ee"),
+        (100, 10, 5, 0.05, 0, "276c8ae3de6ce72e"),
+    ],
+)
+def test_a_seed_gives_the_parts_that_flwr_datasets_gives(
+    examples: int, classes: int, companies: int, alpha: float, seed: int, expected: str
+) -> None:
+    """Pinned from flwr-datasets 0.6.1. Would catch another order of draws, which changes every run of a preset."""
+    parts = dealt(examples, classes, companies, alpha, seed)
+    content = b"|".join(part.astype("<i8").tobytes() for part in parts)
+    assert hashlib.sha256(content).hexdigest()[:16] == expected
+
+
+def test_shares_are_drawn_again_while_a_part_is_too_small_and_eleven_times_at_most() -> None:
+    """As by flwr-datasets 0.6.1: the first case is dealt by its eleventh draw, the second would be by its twelfth."""
+    assert min(map(len, dealt(100, 10, 5, 0.1, 193))) >= 10
+    with pytest.raises(InputError, match=r"companies\.alpha=0\.1: no draw left every company 10 examples"):
+        dealt(100, 10, 5, 0.1, 22)

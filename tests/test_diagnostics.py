@@ -145,7 +145,9 @@ def test_a_metric_of_sets_is_kept_apart_from_scores_of_examples(monkeypatch: pyt
     """Would catch a Frechet distance averaged over examples, or compared with their scores."""
     net, (inputs, targets) = model(VIT), examples(VIT)
     plain = diagnose(net, inputs, targets, generator())
-    monkeypatch.setattr(net, "chain_quality", lambda x, y, g: [40.0, 30.0], raising=False)
+    assert plain[0].by_example
+    monkeypatch.setattr(net, "chain_quality", lambda x, y, g: [40.0, 30.0])
+    monkeypatch.setattr(type(net), "metric_by_example", False)
     found = diagnose(net, inputs, targets, generator())
     assert [d.in_chain for d in found] == [40.0, 30.0]
     assert not any(d.by_example for d in found)
@@ -174,6 +176,7 @@ def test_every_family_is_diagnosed_in_its_own_shapes(family: str) -> None:
         return torch.randint(classes, (10, *shape), generator=g)
 
     net = model(settings)
+    assert net.metric_by_example == (type(net).chain_quality is Denoiser.chain_quality)
     inputs, targets = values(kind.inputs, kind.input_classes), values(kind.targets, kind.target_classes)
     found = diagnose(net, inputs, targets, generator())
     assert len(found) == settings.blocks

@@ -15,7 +15,6 @@ from fedblocks.blocks.families.dit import DiT
 from fedblocks.blocks.families.vit import images_of, patches_of
 from fedblocks.blocks.frechet import classifier_on, frechet_distance
 from fedblocks.blocks.noise import Seeded
-from fedblocks.blocks.quality import chain_quality
 from fedblocks.errors import InputError
 from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
@@ -160,7 +159,7 @@ def test_chain_quality_is_the_distance_after_each_block() -> None:
     """Would catch samples of other labels, or a value that is not a function of model, examples and seed."""
     net = model().requires_grad_(False)
     y, x = batch(60)
-    found = chain_quality(net, y, x, seed=3)
+    found = net.chain_quality(y, x, torch.Generator().manual_seed(3))
     images = sample_chain(net, y, x, torch.Generator().manual_seed(3))
     assert found == pytest.approx([classifier_on(x, y)(after, x) for after in images])
-    assert found == chain_quality(net, y, x, seed=3)
+    assert found == net.chain_quality(y, x, torch.Generator().manual_seed(3))

@@ -13,7 +13,6 @@ from fedblocks.blocks import BlockObjective, MaskingRate, Partition, sample_chai
 from fedblocks.blocks.denoiser import Draw
 from fedblocks.blocks.families.masked_lm import MaskedLanguageModel
 from fedblocks.blocks.noise import Seeded
-from fedblocks.blocks.quality import chain_quality
 from fedblocks.blocks.sampler import generate
 from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
@@ -183,6 +182,8 @@ def test_unmasking_keeps_what_it_has_drawn_and_ends_without_a_mask() -> None:
 
 def test_chain_quality_is_the_bound_and_a_function_of_the_seed() -> None:
     net, x = model().requires_grad_(False), batch()
-    found = chain_quality(net, x, x, seed=3)
+    found = net.chain_quality(x, x, torch.Generator().manual_seed(3))
     assert found == pytest.approx(net.bits(x, torch.Generator().manual_seed(3)).mean(1).tolist())
-    assert found == chain_quality(net, x.flip(0), x, seed=3)  # the inputs are never read
+    assert found == net.chain_quality(
+        x.flip(0), x, torch.Generator().manual_seed(3)
+    )  # the inputs are never read

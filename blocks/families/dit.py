@@ -37,6 +37,7 @@ class DiT(GaussianDenoiser):
     """
 
     metric: ClassVar[Metric] = Metric("frechet_distance", False, "number")
+    metric_by_example = False
     steps_per_block = 6
 
     def __init__(

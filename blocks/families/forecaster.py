@@ -30,6 +30,7 @@ class Forecaster(GaussianDenoiser):
     """Past (N, C, context_length) and future (N, C, horizon), both normalised by their context."""
 
     metric: ClassVar[Metric] = Metric("crps", False, "number")
+    metric_by_example = False
 
     def __init__(
         self,

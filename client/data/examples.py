@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ... import atomic_file
 from ...config import DataKind
 from ...errors import InputError
 from .. import private_file
@@ -32,8 +33,8 @@ class Examples:
         return Examples(self.inputs.to(device), self.targets.to(device))
 
     def save(self, path: Path) -> None:
-        """A new file that its owner alone may read."""
-        with open(path, "wb", opener=private_file.opener) as file:
+        """A file that its owner alone may read."""
+        with atomic_file.replacing(path, mode=private_file.MODE) as draft, draft.open("wb") as file:
             np.savez_compressed(file, inputs=self.inputs.numpy(), targets=self.targets.numpy())
 
     @classmethod

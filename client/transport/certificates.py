@@ -68,8 +68,7 @@ class OwnCertificate:
             private_file.create(folder / _KEY, self.key)
         except FileExistsError:
             raise InputError("key", str(folder / _KEY), "is already there") from None
-        with open(folder / _CERTIFICATE, "wb", opener=private_file.opener) as file:
-            file.write(self.certificate)
+        private_file.write(folder / _CERTIFICATE, self.certificate)
 
     @classmethod
     def load(cls, folder: Path) -> OwnCertificate:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ...blocks.build import metric_of
-from ...blocks.quality import chain_quality
 from ...config import load_settings
 from ..preparation import public_model, read_inputs
 
@@ -74,4 +73,5 @@ def _chain(preset: str, overrides: tuple[str, ...]) -> list[float]:
     settings = load_settings(preset, overrides)
     inputs = read_inputs(settings)
     model = public_model(settings, inputs.public_train, lambda step: None)
-    return chain_quality(model, inputs.public_test.inputs, inputs.public_test.targets, settings.seed)
+    test, generator = inputs.public_test, torch.Generator().manual_seed(settings.seed)
+    return model.chain_quality(test.inputs, test.targets, generator)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from ...blocks import BlockObjective, Denoiser, build_model, merge
-from ...blocks.quality import chain_quality
 from ...client.data import Examples
 from ...config import Settings, load_settings
 from ...privacy.accounting import calibrate
@@ -135,4 +134,5 @@ def pooled(
             optimizer = optimizers.setdefault(b, BlockOptimizer(t, clipping.size))
             start = nn.utils.parameters_to_vector(clipping.parameters).detach()
             nn.utils.vector_to_parameters(optimizer.step(start, update), clipping.parameters)
-    return chain_quality(model.eval(), heldout.inputs, heldout.targets, settings.seed)[-1]
+    generator = torch.Generator().manual_seed(settings.seed)
+    return model.eval().chain_quality(heldout.inputs, heldout.targets, generator)[-1]

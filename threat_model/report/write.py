@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ... import __version__
+from ... import __version__, atomic_file
 from ...privacy.accounting import round_up
-from ...server.run_folder import RunFolder, write_atomically
+from ...server.run_folder import RunFolder
 from . import figures
 from .audit_figures import psnr_by_view
 from .audited import METRICS, SHARES, Audited, attackable, read_audit
@@ -63,7 +63,7 @@ def write_report(run: RunFolder) -> Path:
     )
     page = environment.get_template("report.html.j2").render(_context(run, facts, diagnosed, audit))
     path = run.path / "report.html"
-    write_atomically(path, page.encode())
+    atomic_file.write(path, page.encode())
     return path
 
 
