@@ -44,12 +44,12 @@ lint: $(READY)
 proto: $(READY)
 	mkdir -p $(VENV)/typecheck && ln -sfn ../.. $(VENV)/typecheck/fedblocks
 	cd $(VENV)/typecheck && ../bin/python -m grpc_tools.protoc -I . \
-		--python_out=. --pyi_out=. --grpc_python_out=. fedblocks/client/transport/frames.proto
+		--python_out=. --pyi_out=. --grpc_python_out=. fedblocks/protocol/transport/frames.proto
 
 setup: $(READY)
 
 constraints: $(READY)
-	$(BIN)/python tests/constraints.py
+	$(BIN)/python tests/support/constraints.py
 
 $(READY): pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not ((3, 11) <= v <= (3, 13)) and "fedblocks needs Python 3.11 to 3.13, this is %d.%d; try make PYTHON=python3.12" % v)'

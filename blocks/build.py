@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import ModelSettings, NoiseSettings
+from ..settings import ModelSettings, NoiseSettings
 from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
 from .families.dit import DiT

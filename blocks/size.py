@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from ..config import ModelSettings, NoiseSettings
+from ..settings import ModelSettings, NoiseSettings
 from .build import build_model
 
 # A family lays out its layers anew every so many: the looped model has a prelude of a quarter.

@@ -18,13 +18,23 @@ from flwr.app.metadata import validate_message_type
 
 from .. import __version__
 from ..errors import FedblocksError, ProtocolError
+from ..protocol.messages import STREAM, refusal
+from ..protocol.transport.certificates import COORDINATOR
+from ..protocol.transport.frames import (
+    CODES,
+    FINAL,
+    OPTIONS,
+    Closed,
+    Incoming,
+    frames_of,
+    greeted,
+    hello,
+    incoming,
+)
+from ..protocol.transport.frames_pb2 import Begin, Frame
+from ..protocol.transport.frames_pb2_grpc import DataPlaneStub
+from ..protocol.transport.records import decode, encode, stamp_messages
 from .endpoint import Endpoint
-from .protocol import STREAM, refusal
-from .transport.certificates import COORDINATOR
-from .transport.frames import CODES, FINAL, OPTIONS, Closed, Incoming, frames_of, greeted, hello, incoming
-from .transport.frames_pb2 import Begin, Frame
-from .transport.frames_pb2_grpc import DataPlaneStub
-from .transport.records import decode, encode, stamp_messages
 
 App = Callable[[Message, Context], Message]
 

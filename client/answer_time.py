@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from flwr.app import RecordDict
 
 from ..errors import ProtocolError
-from .protocol import refusal
+from ..protocol.messages import refusal
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,11 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
-from ..config import Plan, validated_json
 from ..errors import InputError, PrivacyError, ProtocolError
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
-from .agent import Agent
-from .answer_time import timed
-from .company import Company
-from .data import Examples
-from .endpoint import Endpoint, alone
-from .policy import Policy
-from .protocol import (
+from ..protocol.messages import (
     JOIN,
     TRAIN,
     ConfirmReply,
@@ -43,8 +37,15 @@ from .protocol import (
     UnmaskRequest,
     refusal,
 )
+from ..protocol.release import block_size, blocks_read, run_terms
+from ..settings import Plan, validated_json
+from .agent import Agent
+from .answer_time import timed
+from .company import Company
+from .endpoint import Endpoint, alone
+from .policy import Policy
 from .rehearsal import rehearse
-from .training import block_size, blocks_read, model_of, run_terms, train_block
+from .training import model_of, train_block
 
 
 class CompanyApp(ClientApp):

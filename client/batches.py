@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser
-from ..config import DataKind, Plan
+from ..blocks.examples import Examples
 from ..privacy.clipping import PerExampleClipping, examples_within, pass_size
 from ..privacy.invariance import check_batch_invariance
 from ..privacy.randomness import Randomness
 from ..privacy.source import CryptographicSource
-from .data import Examples
+from ..settings import DataKind, Plan
 from .policy import Policy
 
 _checked: dict[tuple[object, ...], int] = {}

@@ -31,19 +31,19 @@ from pathlib import Path
 from flwr.app import Context
 from safetensors.torch import load_file, save
 
+from ..blocks.examples import Examples
 from ..blocks.state import State
-from ..config import DataKind, Plan
 from ..errors import InputError, LedgerError, PrivacyError
 from ..privacy.accounting import Guarantee
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
-from . import private_file
-from .data import Examples
-from .identity import load_member
-from .log_text import entry
+from ..protocol import private_file
+from ..protocol.identity import load_member
+from ..protocol.log_text import entry
+from ..settings import DataKind, Plan
 from .policy import Policy, load_policy
-from .steps import STEPS_FILE, Steps
+from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
 LEDGER_FILE = "ledger.sqlite"

@@ -17,9 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..config import parsed_toml, read_text, validated
 from ..errors import ProtocolError
-from .transport.certificates import OwnCertificate, certificate_of, read
+from ..protocol.transport.certificates import OwnCertificate, certificate_of, read
+from ..settings import parsed_toml, read_text, validated
 
 FOLDER = "transport"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from flwr.app import Error
 
-from .log_text import escape_logs
+from ..protocol.log_text import escape_logs
 
 # Not __name__, which in such a process is "__main__".
 _MODULE = f"{__package__}.flower_process"

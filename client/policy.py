@@ -13,8 +13,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..blocks.size import parameters_of
-from ..config import DataKind, Plan, parsed_toml, read_text, validated
 from ..errors import PrivacyError
+from ..settings import DataKind, Plan, parsed_toml, read_text, validated
 
 LARGEST_MODEL = 100_000_000
 

@@ -13,9 +13,9 @@ from functools import lru_cache
 
 import torch
 
-from ..config import DataKind, Plan
+from ..blocks.examples import Examples
 from ..privacy.randomness import Randomness
-from .data import Examples
+from ..settings import DataKind, Plan
 from .policy import Policy
 from .training import model_of, train_block
 

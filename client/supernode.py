@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import InputError, ProtocolError
+from ..protocol.log_text import escape_logs
 from .company import Company
 from .flower_process import FromHere, put_in_place
-from .log_text import escape_logs
 
 if TYPE_CHECKING:
     from flwr.app import Message

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PrivacyError, UnsupportedLayer
+from .autograd_checks import check_every_use_is_seen, deepest, saved_bytes
 from .book_keeping import check_supported
-from .graph import check_every_use_is_seen, deepest, saved_bytes
 from .grouping import rounding_norms, slack
 from .passes import LayerGradients, Pass
 

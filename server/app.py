@@ -11,11 +11,11 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ..client.log_text import escape_logs
 from ..errors import InputError
+from ..protocol.log_text import escape_logs
 from .coordinator import coordinate
 from .run_folder import RunFolder
-from .stream.choice import data_plane
+from .stream.flower_fallback import data_plane
 
 app = ServerApp()
 

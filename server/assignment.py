@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import Plan, groups_of
 from ..errors import InputError
+from ..settings import Plan, groups_of
 
 
 @dataclass(frozen=True)

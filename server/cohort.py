@@ -11,10 +11,10 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ..blocks.state import State
-from ..client.protocol import JOIN, JoinReply, JoinRequest, refused
-from ..config import Plan
 from ..errors import FedblocksError, ProtocolError, RunError
 from ..privacy.secure_aggregation import ChannelKey, Roster
+from ..protocol.messages import JOIN, JoinReply, JoinRequest, refused
+from ..settings import Plan
 
 Reply = TypeVar("Reply")
 

@@ -13,12 +13,12 @@ from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState, State
-from ..client.training import blocks_read
 from ..errors import RunError
+from ..experiments.simulation.dropout import LossyGrid
+from ..protocol.release import blocks_read
 from .assignment import Task, assign
 from .checkpoint import Checkpoint
 from .cohort import join
-from .dropout import LossyGrid
 from .evaluation import Evaluator
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from ..blocks import Denoiser
-from ..client.data import Examples
-from ..config import ModelSettings
+from ..blocks.examples import Examples
+from ..settings import ModelSettings
 
 
 @dataclass(frozen=True)

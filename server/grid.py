@@ -17,7 +17,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 
-from ..client.transport.records import stamp_messages
+from ..protocol.transport.records import stamp_messages
 
 
 class OwnGrid(Grid):

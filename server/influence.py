@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from ..blocks import Denoiser, merge
 from ..blocks.state import State
-from ..client.training import codec, secure_step
-from ..config import InfluenceSettings, Plan
+from ..protocol.release import codec, secure_step
+from ..settings import InfluenceSettings, Plan
 
 # The noise of a secure step passes its bound with a probability of 2^-40.
 _TAIL = 40 * math.log(2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import TrainingSettings
+from ..settings import TrainingSettings
 
 
 class BlockOptimizer:

@@ -13,7 +13,9 @@ import torch
 
 from ..blocks import digest
 from ..blocks.state import State, flatten, unflatten
-from ..client.protocol import (
+from ..errors import ProtocolError
+from ..privacy.secure_aggregation import Aggregation, Session, lowest_threshold
+from ..protocol.messages import (
     CONFIRM,
     KEYS,
     TRAIN,
@@ -27,10 +29,8 @@ from ..client.protocol import (
     UnmaskReply,
     UnmaskRequest,
 )
-from ..client.training import mean_update
-from ..config import Plan
-from ..errors import ProtocolError
-from ..privacy.secure_aggregation import Aggregation, Session, lowest_threshold
+from ..protocol.release import mean_update
+from ..settings import Plan
 from .assignment import Task
 from .cohort import Absences, Cohort
 from .influence import largest_mean

@@ -23,10 +23,10 @@ from typing import Any
 import tomli_w
 
 from .. import atomic_file
-from ..client.identity import ROSTER_FILE, load_roster
-from ..config import Plan, Settings, load_settings, validated_json
 from ..errors import RunError
 from ..privacy.secure_aggregation import Roster
+from ..protocol.identity import ROSTER_FILE, load_roster
+from ..settings import Plan, Settings, load_settings, validated_json
 
 
 @dataclass(frozen=True)

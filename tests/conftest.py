@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedblocks.config import Settings, load_settings
+from fedblocks.settings import Settings, load_settings
 
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from typer.testing import CliRunner
 
-from fedblocks.cli import app
+from fedblocks.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(

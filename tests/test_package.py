@@ -13,10 +13,10 @@ import zipfile
 from importlib.metadata import distributions
 from pathlib import Path
 
-import constraints
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from support import constraints
 
 import fedblocks
 

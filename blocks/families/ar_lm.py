@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..categorical_denoiser import EmbeddedDenoiser
 from ..denoiser import Features, Metric
-from ..embedded import EmbeddedDenoiser
 from ..noise import Partition
 from ..preconditioning import Preconditioning
 from ..sampler import run_chain

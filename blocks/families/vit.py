@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..categorical_denoiser import EmbeddedDenoiser
 from ..denoiser import Features, Metric
-from ..embedded import EmbeddedDenoiser
 from ..noise import Partition
 from ..preconditioning import Preconditioning
 from ..transformer import Block, NoiseEmbedding, Shape, initialise

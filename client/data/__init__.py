@@ -6,9 +6,9 @@ Everything is checked here, before a run spends anything: shapes, finite values,
 
 from __future__ import annotations
 
-from ...config import DataSource, DiTSettings, ForecasterSettings, ModelSettings, ViTSettings
+from ...blocks.examples import Examples
 from ...errors import InputError
-from .examples import Examples
+from ...settings import DataSource, DiTSettings, ForecasterSettings, ModelSettings, ViTSettings
 from .images import load_images
 from .series import load_series
 from .text import TextSettings, load_text

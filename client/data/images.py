@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...config import DataSource, DiTSettings, ViTSettings
 from ...errors import InputError
+from ...settings import DataSource, DiTSettings, ViTSettings
 from .image_files import is_image_file, read_image_file, training_files
 
 ImageSettings = ViTSettings | DiTSettings

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ...blocks.families.forecaster import normalise
-from ...config import DataSource, ForecasterSettings
 from ...errors import InputError
+from ...settings import DataSource, ForecasterSettings
 
 if TYPE_CHECKING:
     import pandas as pd

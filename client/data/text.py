@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...config import (
+from ...errors import InputError
+from ...settings import (
     ARLanguageModelSettings,
     DataSource,
     MaskedLanguageModelSettings,
     RecurrentLanguageModelSettings,
 )
-from ...errors import InputError
 from .tokenizer import Tokenizer
 
 TextSettings = ARLanguageModelSettings | MaskedLanguageModelSettings | RecurrentLanguageModelSettings

@@ -14,7 +14,7 @@ from ...blocks import Denoiser, Schedule, build_model
 from ...blocks.families.forecaster import patches_of
 from ...blocks.families.vit import placed, positions
 from ...blocks.transformer import Layer, Shape
-from ...config import ForecasterSettings, NoiseSettings
+from ...settings import ForecasterSettings, NoiseSettings
 
 QUANTILES = 39  # odd, so that the median is one of them
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...blocks import Schedule
 from ...blocks.training import optimizer_of
 from ...blocks.transformer import Layer, Shape
-from ...config import ARLanguageModelSettings, RecurrentLanguageModelSettings
+from ...settings import ARLanguageModelSettings, RecurrentLanguageModelSettings
 
 LanguageSettings = ARLanguageModelSettings | RecurrentLanguageModelSettings
 

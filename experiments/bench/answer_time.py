@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from ...blocks import Denoiser, build_model
-from ...client.data import Examples
+from ...blocks.examples import Examples
 from ...client.policy import Policy
 from ...client.training import train_block
-from ...config import Plan
 from ...privacy import denormals
 from ...privacy.randomness import Randomness
+from ...settings import Plan
 
 EXAMPLES = 800
 _TINY = 1e-21  # once it is small, twice it is subnormal

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ...blocks import BlockObjective, Schedule, build_model
 from ...blocks.training import BlockTrainer
-from ...config import NoiseSettings, ViTSettings
+from ...settings import NoiseSettings, ViTSettings
 from ..baselines.end_to_end import PlainViT
-from ..memory import allocator_peak, training_memory
+from .memory import allocator_peak, training_memory
 
 LAYERS = 12
 CUTS = (2, 3, 4, 6)

@@ -20,9 +20,9 @@ from torch import nn
 
 from ...blocks import BlockObjective, Schedule, build_model
 from ...blocks.training import BlockTrainer, optimizer_of
-from ...config import NoiseSettings, ViTSettings
+from ...settings import NoiseSettings, ViTSettings
 from ..baselines.end_to_end import PlainViT
-from .turns import median_seconds
+from .interleaved_timing import median_seconds
 
 SIZES: dict[str, Any] = {
     "image_size": 32, "channels": 3, "patch_size": 4, "hidden_size": 128, "heads": 4, "classes": 100,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ...blocks.build import metric_of
-from ...config import load_settings
-from ..preparation import public_model, read_inputs
+from ...settings import load_settings
+from ..simulation.preparation import public_model, read_inputs
 
 # Preset -> what makes it deep enough for its blocks to differ, in minutes.
 BASES: dict[str, tuple[str, ...]] = {

@@ -57,7 +57,7 @@ from ...privacy.secure_aggregation import (
     Session,
     lowest_threshold,
 )
-from .turns import median_seconds
+from .interleaved_timing import median_seconds
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ...blocks import BlockObjective, Denoiser, build_model, merge
-from ...client.data import Examples
-from ...config import Settings, load_settings
+from ...blocks.examples import Examples
 from ...privacy.accounting import calibrate
 from ...privacy.clipping import PerExampleClipping, pass_size
 from ...privacy.composition import in_a_fresh_ledger
@@ -32,8 +31,9 @@ from ...privacy.source import CryptographicSource
 from ...server.checkpoint import Checkpoint
 from ...server.optimizer import BlockOptimizer
 from ...server.run_folder import RunFolder
-from ..preparation import prepare, read_inputs
-from ..simulation import simulate
+from ...settings import Settings, load_settings
+from ..simulation.preparation import prepare, read_inputs
+from ..simulation.simulate import simulate
 
 
 def measure(

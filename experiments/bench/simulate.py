@@ -22,13 +22,13 @@ from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from ...blocks import BlockObjective, Seeded, block_parameters, build_model, merge, sample_chain
-from ...client.data import Examples
-from ...config import Settings, load_settings
+from ...blocks.examples import Examples
 from ...privacy.clipping import PerExampleClipping, pass_size
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
-from ..preparation import prepare, read_inputs
-from ..simulation import simulate
+from ...settings import Settings, load_settings
+from ..simulation.preparation import prepare, read_inputs
+from ..simulation.simulate import simulate
 
 OVERRIDES = (
     "workers=1",

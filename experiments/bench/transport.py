@@ -17,11 +17,11 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from ...allocator import keep_freed_memory
 from ...client.agent import Agent
 from ...client.endpoint import FOLDER, Endpoint
-from ...client.transport import OwnCertificate, PinnedCertificates
-from ...client.transport.certificates import COORDINATOR
+from ...glibc_malloc import keep_freed_memory
+from ...protocol.transport import OwnCertificate, PinnedCertificates
+from ...protocol.transport.certificates import COORDINATOR
 from ...server.stream import AggregationService, StreamGrid
 from .transport_apps import COMPANIES, gather, party, secure_step
 from .transport_flower import flower_step

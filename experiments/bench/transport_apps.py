@@ -18,7 +18,17 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from ...client.protocol import (
+from ...privacy.secure_aggregation import (
+    Aggregation,
+    ChannelKeys,
+    CompanySession,
+    Identity,
+    Member,
+    Roster,
+    Session,
+    lowest_threshold,
+)
+from ...protocol.messages import (
     CONFIRM,
     JOIN,
     KEYS,
@@ -33,16 +43,6 @@ from ...client.protocol import (
     TrainRequest,
     UnmaskReply,
     UnmaskRequest,
-)
-from ...privacy.secure_aggregation import (
-    Aggregation,
-    ChannelKeys,
-    CompanySession,
-    Identity,
-    Member,
-    Roster,
-    Session,
-    lowest_threshold,
 )
 from ...server.cohort import Absences, Cohort, wait_for_nodes
 

@@ -14,8 +14,8 @@ Every step checks what the coordinator proposes against the company's own floors
 refuses with a ProtocolError before it changes anything. A vector is masked once, one survivor set is
 confirmed and shares are answered once: two vectors under the same masks would show their difference, and a
 seed share beside a key share of one peer would unmask it. Between steps the state is bytes (`to_bytes`);
-**store the new state before the step's answer leaves**, and never go back to an older one (`client/steps.py` sees to
-that where the transport does not).
+**store the new state before the step's answer leaves**, and never go back to an older one; where the transport
+does not see to that, `client/replay_guard.py` does.
 """
 
 import secrets

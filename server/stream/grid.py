@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 
-from ...client.protocol import refusal
-from ...client.transport.records import decode, encode, stamp_messages
 from ...errors import ProtocolError
+from ...protocol.messages import refusal
+from ...protocol.transport.records import decode, encode, stamp_messages
 from ..grid import OwnGrid
 from .service import AggregationService
 

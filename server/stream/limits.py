@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from ...client.transport.frames import OPTIONS
+from ...protocol.transport.frames import OPTIONS
 
 # Of one company: one in use, one that took over, one that is being refused.
 STREAMS = 3

@@ -18,14 +18,14 @@ from typing import NoReturn
 
 import grpc
 
-from ...client.transport.certificates import OwnCertificate
-from ...client.transport.frames import Closed
-from ...client.transport.frames_pb2 import Frame
-from ...client.transport.frames_pb2_grpc import DataPlaneServicer, add_DataPlaneServicer_to_server
-from ...client.transport.pinned import PinnedCertificates
 from ...errors import ProtocolError, RunError
+from ...protocol.transport.certificates import OwnCertificate
+from ...protocol.transport.frames import Closed
+from ...protocol.transport.frames_pb2 import Frame
+from ...protocol.transport.frames_pb2_grpc import DataPlaneServicer, add_DataPlaneServicer_to_server
+from ...protocol.transport.pinned import PinnedCertificates
 from . import limits
-from .link import Link
+from .company_stream import Link
 
 log = logging.getLogger("fedblocks.transport")
 

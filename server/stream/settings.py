@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...client.transport.certificates import OwnCertificate
-from ...client.transport.pinned import PinnedCertificates
-from ...config import parsed_toml, read_text, validated
+from ...protocol.transport.certificates import OwnCertificate
+from ...protocol.transport.pinned import PinnedCertificates
+from ...settings import parsed_toml, read_text, validated
 from .service import AggregationService
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from ...config import ModelSettings
 from ...server.run_folder import RunFolder
+from ...settings import ModelSettings
 from ..metrics import psnr
 from .images import picture
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...blocks import metric_of
-from ...config import Plan, Settings
 from ...server.run_folder import RunFolder
+from ...settings import Plan, Settings
 from .measures import Measure
 from .spending import Spending, read_spending
 

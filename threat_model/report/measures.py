@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ...blocks import Metric
-from ...config import DiTSettings, ForecasterSettings, ModelSettings, ViTSettings
+from ...settings import DiTSettings, ForecasterSettings, ModelSettings, ViTSettings
 
 _NAMES = {"crps": "CRPS", "frechet_distance": "Fréchet distance"}
 # What counts as no change, and as forgetting: in shares of the examples, else in shares of the value itself.

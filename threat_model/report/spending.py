@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from ...blocks import build_model
 from ...client.company import Company
 from ...client.policy import load_policy
-from ...client.training import block_size, run_terms
-from ...config import Plan
 from ...privacy.accounting import Guarantee, epsilon, guarantee
 from ...privacy.adversaries import seen_by_company
 from ...privacy.composition import run_epsilon
 from ...privacy.ledger_file import LedgerRow
+from ...protocol.release import block_size, run_terms
 from ...server.run_folder import RunFolder
+from ...settings import Plan
 
 
 @dataclass(frozen=True)

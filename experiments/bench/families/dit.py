@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from ....blocks import Denoiser, Schedule, sample_chain
+from ....blocks.examples import Examples
 from ....blocks.frechet import FrechetDistance, classifier_on
-from ....client.data import Examples, load_examples
-from ....config import DataSource, DiTSettings, NoiseSettings
+from ....client.data import load_examples
+from ....settings import DataSource, DiTSettings, NoiseSettings
 from .summary import uncut_row
 
 MODEL = DiTSettings(patch_size=4, hidden_size=64, layers=6, blocks=3)

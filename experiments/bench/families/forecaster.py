@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain, train
+from ....blocks.examples import Examples
 from ....blocks.forecast_metrics import mase, seasonal_naive
-from ....client.data import Examples
 from ....client.data.series import Part, load_series
-from ....config import DataSource, ForecasterSettings, NoiseSettings
+from ....settings import DataSource, ForecasterSettings, NoiseSettings
 from ...baselines.forecasting import QuantileForecaster, quantile_score, train_quantiles, uncut
 
 MODEL = ForecasterSettings(

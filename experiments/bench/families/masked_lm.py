@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ....blocks import Denoiser, Schedule
+from ....blocks.examples import Examples
 from ....blocks.masked import MaskedDenoiser
-from ....client.data import Examples, load_examples
-from ....config import DataSource, MaskedLanguageModelSettings, NoiseSettings
+from ....client.data import load_examples
+from ....settings import DataSource, MaskedLanguageModelSettings, NoiseSettings
 from .summary import uncut_row
 
 MODEL = MaskedLanguageModelSettings(hidden_size=64, layers=6, blocks=3, sequence_length=64)

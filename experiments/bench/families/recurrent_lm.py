@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ....blocks import BlockObjective, Schedule, build_model, train
-from ....config import NoiseSettings, RecurrentLanguageModelSettings
+from ....settings import NoiseSettings, RecurrentLanguageModelSettings
 from ...baselines.language import Llama, LoopedLlama, train_end_to_end
 from .ar_lm import bits, chain_bits
 from .summary import summary

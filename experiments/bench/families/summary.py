@@ -11,9 +11,9 @@ import torch
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, train
 from ....blocks.build import metric_of
-from ....client.data import Examples
-from ....config import DiTSettings, MaskedLanguageModelSettings, NoiseSettings
-from ...baselines.uncut import end_to_end, shallow
+from ....blocks.examples import Examples
+from ....settings import DiTSettings, MaskedLanguageModelSettings, NoiseSettings
+from ...baselines.single_block_baseline import end_to_end, shallow
 
 
 def uncut_row(

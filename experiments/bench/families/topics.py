@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....client.data import load_examples
-from ....config import ARLanguageModelSettings, DataSource, RecurrentLanguageModelSettings
+from ....settings import ARLanguageModelSettings, DataSource, RecurrentLanguageModelSettings
 
 HELD_OUT = 512
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ....blocks import BlockObjective, Denoiser, build_model
 from ....blocks.denoiser import Draw
-from ....config import DataKind, ModelSettings, NoiseSettings
+from ....settings import DataKind, ModelSettings, NoiseSettings
 from .neighbours import Examples
 
 _COMMON = {"layers": 2, "blocks": 1, "heads": 2, "hidden_size": 10}

@@ -21,14 +21,15 @@ from scipy.stats import beta
 from torch import Tensor, nn
 
 from ....blocks.denoiser import Denoiser, Draw, Metric
+from ....blocks.examples import Examples
 from ....blocks.groups import GroupedModule
 from ....blocks.noise import LogNormalNoise, Partition
-from ....client.data import Examples
 from ....client.policy import Policy
-from ....client.training import codec, release_event, train_block
-from ....config import DataKind, Plan
+from ....client.training import train_block
 from ....privacy.accounting import epsilon
 from ....privacy.randomness import Randomness
+from ....protocol.release import codec, release_event
+from ....settings import DataKind, Plan
 from .last_bit import READERS, Reader, aimed
 
 RELEASED = (("linear 7 to 9", 65), ("attention 5 by 33", 65), ("linear 64 to 16", 4), ("linear 256 to 1", 11))

@@ -1,0 +1,199 @@
+"""Training one block with nothing of the others in memory, from a folder of block states (see `state`).
+
+The block's file and the shared part are all that is read. With prefix features the blocks before it are
+streamed, one in memory at a time, to compute once what they make of the training inputs; a "stacked" block
+starts from the weights of the one before it. What a resume needs (block, optimiser, schedule, generator, step)
+is checkpointed in one file, so that an interrupted training ends in the same bits as one that ran through. A
+trained block's file names the job that trained it, and is not trained by the same job again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import atomic_file
+from ..errors import InputError, RunError
+from ..settings import ModelSettings, NoiseSettings
+from .build import Absent, build_model
+from .denoiser import Denoiser
+from .objective import BlockObjective
+from .state import check_part, merge
+from .training import BlockTrainer, OnStep, Schedule
+from .transformer import Block
+
+_FEATURE_BATCH = 256
+_TRAINED_BY = "trained_by"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What decides the result, but for the data: two trainings of equal jobs end in the same bits."""
+
+    model: ModelSettings
+    noise: NoiseSettings
+    schedule: Schedule
+    objective: BlockObjective = field(default_factory=BlockObjective)
+    seed: int = 0
+
+    def record(self, block: int) -> dict[str, Any]:
+        """As plain values, kept with a checkpoint, so that it is not resumed by another job."""
+        model, noise = self.model.model_dump(mode="json"), self.noise.model_dump(mode="json")
+        return asdict(self) | {"model": model, "noise": noise, "block": block}
+
+    def digest(self, block: int) -> str:
+        """SHA-256 of the record, in hexadecimal."""
+        return hashlib.sha256(json.dumps(self.record(block), sort_keys=True).encode()).hexdigest()
+
+
+def train_alone(
+    folder: Path,
+    block: int,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    job: Job,
+    checkpoint_every: int = 100,
+    on_step: OnStep = lambda step: None,
+) -> None:
+    """Train block-<block>.safetensors of `folder` in place, from its last checkpoint if there is one.
+
+    inputs (N, ...), targets (N, ...) on the CPU. The noise partition is that of the settings throughout.
+    Nothing is done where the job has already trained the block.
+    """
+    if not 0 <= block < job.model.blocks:
+        raise InputError("block", block, f"expected 0 to {job.model.blocks - 1}")
+    if trained_by(folder, block) == job.digest(block):
+        return
+    model = build_model(job.model, job.noise, only=block)
+    _load(model, folder / "shared.safetensors", None)
+    _load(model, _file(folder, block), block)
+    before = streamed_features(model, folder, block, inputs) if model.features == "prefix" and block else None
+    if job.schedule.schedule == "stacked" and block:
+        merge(model, _moved(load_file(_file(folder, block - 1)), block))
+    model.freeze_all_but(block).train()
+    trainer = BlockTrainer(model, block, job.schedule)
+    generator = torch.Generator().manual_seed(job.seed * 64 + block)
+    checkpoint = folder / f"training-{block}.pt"
+    if checkpoint.is_file():
+        _resume(checkpoint, model, trainer, generator, job)
+    while trainer.taken < job.schedule.steps:
+        index = torch.randint(len(targets), (job.schedule.batch_size,), generator=generator)
+        features = None if before is None else before[index]
+        trainer.step(inputs[index], targets[index], job.objective, generator, features)
+        if trainer.taken % checkpoint_every == 0 and trainer.taken < job.schedule.steps:
+            saved = {
+                "job": job.record(block), "block": _own(model), "trainer": trainer.state(),
+                "generator": generator.get_state(),
+            }  # fmt: skip
+            with atomic_file.replacing(checkpoint, sole_writer=True) as draft:
+                torch.save(saved, draft)
+        on_step(trainer.taken)
+    trainer.finish()
+    metadata = {_TRAINED_BY: job.digest(block)}
+    with atomic_file.replacing(_file(folder, block), sole_writer=True) as draft:
+        save_file(_own(model), draft, metadata)
+    checkpoint.unlink(missing_ok=True)
+
+
+def trained_by(folder: Path, block: int) -> str | None:
+    """Digest of the job that trained the block's file; none if it holds initial weights, or is not there."""
+    if not _file(folder, block).is_file():
+        return None
+    with safe_open(_file(folder, block), "pt") as file:
+        return (file.metadata() or {}).get(_TRAINED_BY)
+
+
+def train_in_processes(
+    folder: Path,
+    blocks: Sequence[int],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    job: Job,
+    workers: int,
+    on_block: Callable[[int], None] = lambda block: None,
+) -> None:
+    """`train_alone` for several blocks at once, each in a process; the same result as one after another.
+
+    For the same bits the calling process must compute with as many threads as a worker: its share of them.
+    """
+    if len(blocks) > 1:
+        if job.model.features == "prefix":
+            raise InputError(
+                "features", "prefix", "a block's training needs those before it finished; use raw"
+            )
+        if job.schedule.schedule == "stacked":
+            raise InputError("schedule", "stacked", "a block starts from the one before it; use together")
+    threads = max(1, torch.get_num_threads() // workers)
+    context = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
+        work = partial(train_alone, folder, inputs=inputs, targets=targets, job=job)
+        running = {pool.submit(work, block): block for block in blocks}
+        for done in as_completed(running):
+            done.result()
+            on_block(running[done])
+
+
+@torch.no_grad()
+def streamed_features(model: Denoiser, folder: Path, block: int, inputs: Tensor) -> Tensor:
+    """What the blocks before `block` make of the inputs, (N, Tc, D), each of them in memory by itself."""
+    made: Tensor | None = None
+    for b in range(block):
+        part = copy.deepcopy(model.blocks[block])
+        assert isinstance(part, Block)
+        model.blocks[b] = part
+        _load(model, _file(folder, b), b)
+        pieces = []
+        for start in range(0, len(inputs), _FEATURE_BATCH):
+            rows = slice(start, start + _FEATURE_BATCH)
+            own = model.embed(b, inputs[rows])
+            pieces.append(part.features(own if made is None else own + made[rows]))
+        made = torch.cat(pieces)
+        model.blocks[b] = Absent()
+    assert made is not None
+    return made
+
+
+def _file(folder: Path, block: int) -> Path:
+    return folder / f"block-{block}.safetensors"
+
+
+def _moved(state: dict[str, Tensor], block: int) -> dict[str, Tensor]:
+    """A block's tensors under the names of another block."""
+    return {f"blocks.{block}.{name.split('.', 2)[2]}": tensor for name, tensor in state.items()}
+
+
+def _load(model: Denoiser, path: Path, block: int | None) -> None:
+    if not path.is_file():
+        raise RunError(f"{path.parent}: no model state here ({path.name} is missing)")
+    part = load_file(path)
+    check_part(model, part, block)
+    merge(model, part)
+
+
+def _own(model: Denoiser) -> dict[str, Tensor]:
+    """The tensors of the one block that is in memory."""
+    return {name: t for name, t in model.state_dict().items() if name.startswith("blocks.")}
+
+
+def _resume(path: Path, model: Denoiser, trainer: BlockTrainer, generator: torch.Generator, job: Job) -> None:
+    saved = torch.load(path, weights_only=True)
+    if saved["job"] != job.record(trainer.block):
+        raise RunError(f"{path}: is of a training with other settings; delete it to start anew")
+    merge(model, saved["block"])
+    trainer.load(saved["trainer"])
+    generator.set_state(saved["generator"])

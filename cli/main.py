@@ -1,0 +1,268 @@
+"""The command line, `fedblocks simulate`, `audit`, `report` and the others that `fedblocks --help` lists.
+
+People read stderr (progress, hints), machines read stdout: with `--json` it ends with one JSON object.
+Exit codes: 0 done, 2 input that cannot be used (nothing was written), 3 a privacy or protocol rule
+stopped the run, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .. import __version__
+from ..errors import FedblocksError, InputError, ProtocolError, RunError
+from ..glibc_malloc import keep_freed_memory
+from ..settings import Transport, load_settings, preset_names
+from .bench import bench
+from .identity import identity
+from .ledger import account, ledger
+from .supernode import supernode
+from .transport import transport
+
+# Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+# Companies train side by side, a core each; a second thread for one small operation only gets in their way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+keep_freed_memory()
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(bench, name="bench")
+app.add_typer(ledger, name="ledger")
+app.add_typer(transport, name="transport")
+app.command("account")(account)
+app.command("identity")(identity)
+app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+    supernode
+)
+people = Console(stderr=True)
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders live")]
+RunArgument = Annotated[Path | None, typer.Argument(help="a run folder; none means the newest")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedblocks {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Federated, company-local adaptation of DiffusionBlocks, with a leakage audit."""
+
+
+@app.command()
+def presets(as_json: AsJson = False) -> None:
+    """List the presets that come with fedblocks."""
+    if as_json:
+        print(json.dumps({"presets": preset_names()}))
+    else:
+        print("\n".join(preset_names()))
+
+
+@app.command()
+def prepare(
+    preset: Annotated[str, typer.Argument(help="a preset's name or a TOML file")],
+    overrides: Overrides = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Make a run folder (public model, companies' homes) without running it, for `flwr run`."""
+    from .progress import prepare_with_progress
+
+    run = prepare_with_progress(load_settings(preset, overrides or []), runs_dir, people)
+    if as_json:
+        print(json.dumps({"folder": str(run.path)}))
+    else:
+        people.print(f"Prepared [bold]{escape(str(run.path))}[/]. Run it on Flower's simulation engine:")
+        nodes = run.settings().companies.count
+        if " " in sys.prefix:
+            people.print(
+                f"[yellow]Flower's SuperLink cannot start from {escape(sys.prefix)}[/]: its database library "
+                "splits paths at spaces. Install fedblocks into an environment without one for this command."
+            )
+        print(
+            f"flwr run . --stream --run-config 'run-dir=\"{run.path}\"' "
+            f"--federation-config 'num-supernodes={nodes}'"
+        )
+
+
+@app.command()
+def pretrain(
+    preset: Annotated[str, typer.Argument(help="a preset's name or a TOML file")],
+    folder: Annotated[Path, typer.Option("--folder", help="where the model's blocks are kept, a file each")],
+    block: Annotated[int | None, typer.Option(help="train this block alone; none means all")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="blocks trained at once, a process each")] = 1,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the public model block by block, never more than one block in a process's memory."""
+    settings = load_settings(preset, overrides or [])
+    from .progress import pretrain_with_progress
+
+    result = pretrain_with_progress(settings, folder, people, block=block, processes=processes)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for key, value in _readable(result):
+        people.print(f"{key}: {escape(value)}")
+    if not result["untrained"]:
+        next_ = f"fedblocks simulate {preset} --set pretraining.folder={folder}"
+        people.print(f"Next: {escape(next_)}")
+
+
+@app.command()
+def simulate(
+    preset: Annotated[str | None, typer.Argument(help="a preset's name or a TOML file")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run")] = None,
+    with_reference: Annotated[
+        bool, typer.Option("--with-reference", help="also run it without noise, to see what privacy costs")
+    ] = False,
+    with_controls: Annotated[
+        bool, typer.Option("--with-controls", help="also one network end to end, of L and of L/B layers")
+    ] = False,
+    over: Annotated[
+        Transport,
+        typer.Option(
+            "--transport", help="how messages travel: function calls, or gRPC with mutual TLS on loopback"
+        ),
+    ] = "grid",
+    runs_dir: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a multi-company run on this machine."""
+    if (preset is None) == (resume is None):
+        raise InputError("preset", preset, "give either a preset or --resume RUN")
+    if resume is not None and overrides:
+        raise InputError("--set", overrides[0], "a resumed run keeps its own settings")
+    settings = load_settings(preset, overrides or []) if preset is not None else None
+    from ..server.run_folder import RunFolder
+    from .progress import continue_with_progress, prepare_with_progress
+
+    if settings is not None:
+        run = prepare_with_progress(settings, runs_dir, people)
+    else:
+        run = RunFolder.existing(resume or Path())
+    result = continue_with_progress(
+        run, people, with_reference=with_reference, with_controls=with_controls, transport=over
+    )
+    if as_json:
+        print(json.dumps(result))
+    if result["rounds_done"] == 0:
+        raise ProtocolError("no_round_done", f"every round failed: {_readable(result['rounds_failed'])}")
+    if as_json:
+        return
+    table = Table(title=f"Run {run.path.name}", show_header=False)
+    for key, value in _readable(result):
+        table.add_row(key, value)
+    people.print(table)
+    people.print(f"Next: fedblocks audit {escape(_short(run.path))}")
+
+
+@app.command()
+def audit(
+    run: RunArgument = None,
+    targets: Annotated[int | None, typer.Option(help="single targets for each view")] = None,
+    aggregates: Annotated[int | None, typer.Option(help="opened sums to attack")] = None,
+    block: Annotated[int | None, typer.Option(help="block to attack; none means the last one")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Attack what a run released, and measure what comes back."""
+    from .progress import audit_with_progress
+
+    folder = _existing(run, runs_dir)
+    chosen = {"targets": targets, "aggregates": aggregates, "block": block}
+    result = audit_with_progress(folder, {k: v for k, v in chosen.items() if v is not None}, people)
+    if as_json:
+        print(json.dumps(result))
+        return
+    for view in result["views"]:
+        people.print(f"[bold]{view['title']}[/]: {view['verdict']}")
+    people.print(f"Next: fedblocks report {escape(_short(folder.path))}")
+
+
+@app.command()
+def report(run: RunArgument = None, runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+    """Write one self-contained HTML report of a run and its audit."""
+    from ..threat_model.report import write_report
+
+    path = write_report(_existing(run, runs_dir))
+    if as_json:
+        print(json.dumps({"report": str(path)}))
+    else:
+        people.print("Report: ", end="")
+        print(path)
+
+
+def _existing(run: Path | None, runs_dir: Path) -> Any:
+    from ..server.run_folder import RunFolder
+
+    if run is not None:
+        return RunFolder.existing(run)
+    found = sorted(p.parent for p in runs_dir.glob("[!.]*/plan.json"))
+    if not found:
+        raise RunError(f"{runs_dir}: no run here yet; make one with `fedblocks simulate digits`")
+    return RunFolder.existing(max(found, key=lambda p: (p / "plan.json").stat().st_mtime))
+
+
+def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:
+    def text(value: Any) -> str:
+        if value is None:
+            return "infinite"  # the one figure that JSON has no number for
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        if isinstance(value, list):
+            return ", ".join(text(v) for v in value)
+        if isinstance(value, dict):
+            return ", ".join(f"{k} {text(v)}" for k, v in value.items())
+        return str(value)
+
+    return [(key, text(value)) for key, value in result.items()]
+
+
+def _short(path: Path) -> str:
+    """Relative to here where that is shorter to type."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _shown(error: FedblocksError) -> str:
+    """An error for the terminal: names in it may have come with a message."""
+    from ..protocol.log_text import entry
+
+    return escape(entry(str(error)))
+
+
+def main() -> None:
+    """Entry point: errors become one line, never a traceback of ours."""
+    try:
+        app(standalone_mode=True)
+    except (InputError, RunError) as error:
+        people.print(f"[red]error:[/] {_shown(error)}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except FedblocksError as error:
+        people.print(f"[red]stopped:[/] {_shown(error)}", soft_wrap=True, highlight=False)
+        sys.exit(3)
+    except KeyboardInterrupt:
+        people.print("interrupted")
+        sys.exit(130)

@@ -1,0 +1,162 @@
+"""Long jobs as a person sees them: progress bars with time left, and a way back after Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from safetensors import SafetensorError
+
+from ..blocks.build import metric_of
+from ..errors import RunError
+from ..experiments.simulation.controls import CONTROLS, prepare_control
+from ..experiments.simulation.diagnosing import diagnose_run
+from ..experiments.simulation.preparation import new_run, prepare, read_inputs
+from ..experiments.simulation.pretraining import pretrain
+from ..experiments.simulation.reference import prepare_reference
+from ..experiments.simulation.simulate import simulate
+from ..server.run_folder import RunFolder
+from ..server.run_lock import alone_in
+from ..settings import Settings, Transport
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def progress_on(console: Console) -> Iterator[Progress]:
+    """Bars on a terminal; on anything else only their last state."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def one_core_a_thread() -> None:
+    """Small models gain nothing from a second core for one operation; companies train side by side."""
+    torch.set_num_threads(1)
+
+
+def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> RunFolder:
+    """Check the inputs, then prepare a new run under `runs`."""
+    one_core_a_thread()
+    inputs = read_inputs(settings)
+    with progress_on(console) as progress:
+        task = progress.add_task(
+            "Public pretraining", total=settings.pretraining.steps * settings.model.blocks, note=""
+        )
+        return prepare(
+            settings,
+            new_run(runs, settings),
+            inputs=inputs,
+            on_step=lambda s: progress.update(task, completed=s),
+        )
+
+
+def pretrain_with_progress(
+    settings: Settings, folder: Path, console: Console, *, block: int | None, processes: int
+) -> dict[str, Any]:
+    """Train blocks of a model folder; interrupted, the same call goes on where it stopped."""
+    one_core_a_thread()
+    tasks: dict[int, TaskID] = {}
+    try:
+        with progress_on(console) as progress:
+
+            def on_step(b: int, step: int) -> None:
+                if b not in tasks:
+                    tasks[b] = progress.add_task(f"Block {b}", total=settings.pretraining.steps, note="")
+                progress.update(tasks[b], completed=step)
+
+            return pretrain(settings, folder, block=block, processes=processes, on_step=on_step)
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command goes on from the last checkpoint.")
+        raise
+
+
+def continue_with_progress(
+    run: RunFolder,
+    console: Console,
+    *,
+    with_reference: bool,
+    with_controls: bool,
+    transport: Transport = "grid",
+) -> dict[str, Any]:
+    """Run to the end from wherever the run stands; with its noise-free twin and its controls if asked for."""
+    one_core_a_thread()
+    metric = metric_of(run.settings().model).name
+    try:
+        with alone_in(run.path), progress_on(console) as progress:
+            result = _simulate(run, progress, "Private rounds", transport)
+            if with_reference:
+                plain = _simulate(prepare_reference(run), progress, "Reference without noise")
+                result[f"{metric}_non_private"] = plain[metric]
+            for control in CONTROLS if with_controls else ():
+                task = progress.add_task(f"Control {control}, public", total=None, note="")
+                twin = prepare_control(run, control, lambda s, t=task: progress.update(t, completed=s))  # type: ignore[misc]
+                progress.update(task, total=1, completed=1)
+                result[f"{metric}_{control}"] = _simulate(twin, progress, f"Control {control}")[metric]
+            run.write_json("result.json", result)
+            if result["rounds_done"]:
+                diagnose_run(run)
+            return result
+    except KeyboardInterrupt:
+        console.print(
+            f"Interrupted; nothing is lost. Go on with: fedblocks simulate --resume {escape(str(run.path))}"
+        )
+        raise
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) not in _FULL and not str(error).endswith(
+            f"(os error {errno.ENOSPC})"
+        ):
+            raise
+        resume = f"nothing is lost: make room, then fedblocks simulate --resume {run.path}"
+        raise RunError(f"{run.path}: no space left; {resume}") from None
+
+
+def _simulate(
+    run: RunFolder, progress: Progress, title: str, transport: Transport = "grid"
+) -> dict[str, Any]:
+    settings = run.settings()
+    metric = metric_of(settings.model)
+    task = progress.add_task(title, total=settings.training.rounds, note="")
+
+    def on_round(row: dict[str, Any]) -> None:
+        quality = row.get("quality", {}).get("heldout")
+        note = f"{metric.name} {quality[-1]:.4g}" if quality else ""
+        progress.update(task, completed=row["round"], note=note)
+
+    return simulate(run, on_round, transport=transport)
+
+
+def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Console) -> dict[str, Any]:
+    """Audit a run; `overrides` replace fields of its audit settings."""
+    from ..threat_model.auditing import audit_run
+
+    with alone_in(run.path), progress_on(console) as progress:
+        task: TaskID = progress.add_task("Audit", total=100, note="")
+        return audit_run(
+            run,
+            overrides,
+            on_progress=lambda done, note: progress.update(task, completed=round(100 * done), note=note),
+        )

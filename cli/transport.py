@@ -1,0 +1,109 @@
+"""`fedblocks transport`: certificates of the data plane, a company's agent, and a run over it without Flower."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import InputError, ProtocolError
+
+transport = typer.Typer(
+    no_args_is_help=True, help="Messages over gRPC with mutual TLS, beside or without Flower."
+)
+people = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Home = Annotated[Path, typer.Argument(help="the company's home: policy.toml, data, ledger, and transport/")]
+
+
+@transport.command("certificate")
+def certificate(
+    folder: Annotated[
+        Path, typer.Argument(help="HOME/transport of a company, or the coordinator's own folder")
+    ],
+    company: Annotated[str | None, typer.Option(help="the company's name in its policy")] = None,
+    coordinator: Annotated[bool, typer.Option("--coordinator", help="the coordinator's own")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a private key and a certificate. The key stays; the certificate goes to the other side."""
+    from ..protocol.transport.certificates import COORDINATOR, OwnCertificate
+
+    if (company is None) != coordinator:
+        raise InputError("--company", company, "give either a company's name or --coordinator")
+    OwnCertificate.create(company or COORDINATOR).save(folder)
+    made = folder / "own.pem"
+    print(json.dumps({"certificate": str(made)}) if as_json else made)
+
+
+@transport.command("agent")
+def agent(
+    home: Home,
+    run: Annotated[str, typer.Option(help="answer this run alone; none means whichever runs")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Answer the coordinator that HOME/transport names, until its run is over."""
+    from flwr.app import Context, RecordDict
+
+    from ..client.agent import Agent
+    from ..client.app import app
+    from ..client.company import Company
+    from ..client.endpoint import Endpoint, alone
+    from ..protocol.log_text import escape_logs
+
+    escape_logs()
+    company = Company.deployed(home)
+    company.check_files()
+    context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
+    people.print(
+        f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
+    )
+    answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
+    with alone(home):
+        code = answering.serve()
+    if as_json:
+        print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
+    if code != "done":
+        raise ProtocolError(code, "the data plane ended before the run")
+
+
+@transport.command("serve")
+def serve(
+    run: Annotated[Path, typer.Argument(help="a prepared run")],
+    folder: Annotated[Path, typer.Argument(help="the coordinator's data plane folder")],
+    as_json: AsJson = False,
+) -> None:
+    """Coordinate a prepared run with the companies that dial in."""
+    from ..protocol.log_text import escape_logs
+    from ..server.run_folder import RunFolder
+    from ..server.run_lock import alone_in
+    from ..server.stream import ServiceSettings
+
+    escape_logs()
+    prepared, settings = RunFolder.existing(run), ServiceSettings.load(folder)
+    with alone_in(prepared.path):  # before the port is taken
+        _serve(prepared, settings, folder, as_json)
+
+
+def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
+    from ..server.coordinator import coordinate
+    from ..server.stream import StreamGrid
+
+    service = settings.service(folder, prepared.plan().run)
+    service.start(settings.listen)
+    people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
+
+    def say(row: dict[str, Any]) -> None:
+        people.print(f"round {row['round']}: {row.get('status', 'public model')}", highlight=False)
+
+    try:
+        coordinate(StreamGrid(service), prepared, say, wait=settings.gather)
+    finally:
+        service.close()
+    if as_json:
+        rows = prepared.metrics()
+        done = sum(row.get("status") == "done" for row in rows)
+        print(json.dumps({"folder": str(prepared.path), "rounds": rows[-1]["round"], "rounds_done": done}))

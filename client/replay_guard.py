@@ -1,0 +1,124 @@
+"""What a company does once and never again, whatever state it is started from.
+
+A run's state travels with its messages (`Context`): each message is answered in a process of its own, which starts
+from the state that it finds and leaves its own. Flower 1.41's SuperNode takes up a message when the one before is
+answered, but nothing promises that of it, of its next version, or of another runtime with the same app. Where two
+messages start from one state, a company signs two sets of survivors and answers for both, and seed and key shares of
+one company meet. A row here, in the company's own home, outlives every such state.
+
+It is also the second place that knows how far the ledger has come (`privacy.ledger_store.Witness`).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import LedgerError, ProtocolError
+from ..protocol import private_file
+
+STEPS_FILE = "steps.sqlite"
+WAIT_SECONDS = 30.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS counts (step TEXT PRIMARY KEY, times INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS ledger (one INTEGER PRIMARY KEY CHECK (one = 1), rows INTEGER, head TEXT) STRICT;
+"""
+_SEEN = "SELECT rows, head FROM ledger"
+_LOST = b"lost"  # no cohort, which is a list in JSON
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps that have been taken, in a SQLite file of the company's; forced out to the disk, each of them."""
+
+    path: Path
+
+    def begin(self, rows: int, head: str, runs: Iterable[str] = ()) -> None:
+        """From here on the ledger has this many rows and this head. Without a file, a new one is made.
+
+        `runs` are those that the ledger knows of. If it has rows that this file has not seen, the file is new or an
+        older copy, and steps of any of them may be lost: no sum of theirs goes on.
+        """
+        with suppress(FileExistsError):
+            private_file.create(self.path, b"")
+        with self._file(_SCHEMA) as file:
+            file.execute("BEGIN IMMEDIATE")
+            before = file.execute(_SEEN).fetchone()
+            if rows > (0 if before is None else before[0]):
+                lost = [(_key(("cohort", run.encode())), _LOST) for run in runs]
+                file.executemany("INSERT OR REPLACE INTO steps VALUES (?, ?)", lost)
+            file.execute("INSERT OR REPLACE INTO ledger VALUES (1, ?, ?)", (rows, head))
+            file.execute("COMMIT")
+
+    def seen(self) -> tuple[int, str]:
+        """How many rows the ledger had when it was last seen, and its head then."""
+        with self._file() as file:
+            found: tuple[int, str] = file.execute(_SEEN).fetchone()
+        return found
+
+    def saw(self, rows: int, head: str) -> None:
+        """The ledger has come this far; another process may have seen it further on."""
+        with self._file() as file:
+            file.execute("UPDATE ledger SET rows = ?, head = ? WHERE rows < ?", (rows, head, rows))
+
+    def take(self, *step: bytes | str, value: bytes = b"", code: str = "replay") -> None:
+        """Take a step for the first time; later only if `value` is there and the same, else ProtocolError(code)."""
+        key = _key(step)
+        with self._file() as file:
+            if file.execute("INSERT OR IGNORE INTO steps VALUES (?, ?)", (key, value)).rowcount == 1:
+                return
+            (before,) = file.execute("SELECT value FROM steps WHERE step = ?", (key,)).fetchone()
+        if not value or value != before:
+            raise ProtocolError(code, f"{key}: this company has taken this step before")
+
+    def count(self, *step: bytes | str, times: int, most: int) -> None:
+        """Take a step `times` more; ProtocolError("too_many") if that would be more than `most` in all."""
+        with self._file() as file:
+            _count(file, _key(step), times, most)
+
+    def count_new(self, *step: bytes | str, value: bytes, most: int) -> None:
+        """Take a step once more unless it was taken with this `value` before; at most `most` times, as in `count`."""
+        key = _key(step)
+        with self._file() as file:
+            file.execute("BEGIN IMMEDIATE")
+            new = "INSERT OR IGNORE INTO steps VALUES (?, ?)"
+            if file.execute(new, (f"{key}/{value.hex()}", b"")).rowcount == 1:
+                _count(file, key, 1, most)
+            file.execute("COMMIT")
+
+    @contextmanager
+    def _file(self, schema: str | None = None) -> Iterator[sqlite3.Connection]:
+        """The file, which is never made here: a lost one must not pass for one in which nothing has happened."""
+        if not self.path.is_file():
+            raise LedgerError(
+                f"{self.path} is missing: it says which steps were taken and how far the ledger had come. Restore "
+                f"it from a backup; if it is lost, see `fedblocks ledger accept {self.path.parent}`"
+            )
+        try:
+            with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)) as file:
+                file.execute("PRAGMA synchronous = EXTRA")
+                if schema is not None:
+                    file.executescript(schema)
+                elif file.execute(_SEEN).fetchone() is None:
+                    raise sqlite3.DatabaseError("says nothing of the ledger")
+                yield file
+        except sqlite3.Error as error:
+            raise LedgerError(
+                f"{self.path}: {error}: if it is damaged, restore it from a backup; if an older fedblocks wrote it, "
+                f"see `fedblocks ledger accept {self.path.parent}`"
+            ) from error
+
+
+def _count(file: sqlite3.Connection, key: str, times: int, most: int) -> None:
+    file.execute("INSERT OR IGNORE INTO counts VALUES (?, 0)", (key,))
+    more = "UPDATE counts SET times = times + ? WHERE step = ? AND times + ? <= ?"
+    if file.execute(more, (times, key, times, most)).rowcount == 0:
+        raise ProtocolError("too_many", f"{key}: this company takes this step {most} times at most")
+
+
+def _key(step: tuple[bytes | str, ...]) -> str:
+    return "/".join(part if isinstance(part, str) else part.hex() for part in step)

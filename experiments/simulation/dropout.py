@@ -1,0 +1,78 @@
+"""Injected failures: a Grid that loses the replies of some companies.
+
+The company has done its work, and charged its ledger, when its reply is lost: the dearest kind of failure.
+Which ones are lost follows from seed, round and company alone, so an interrupted run resumes alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ...protocol.messages import CONFIRM, KEYS, TRAIN, UNMASK
+from ...settings import DropoutSettings
+
+PHASES = {"keys": KEYS, "train": TRAIN, "confirm": CONFIRM, "unmask": UNMASK}
+
+
+class LossyGrid(Grid):
+    """Passes everything to `grid`, but loses replies with probability `dropout.rate` in `dropout.phase`."""
+
+    def __init__(self, grid: Grid, dropout: DropoutSettings, seed: int) -> None:
+        self._grid = grid
+        self._dropout = dropout
+        self._seed = seed
+
+    def is_lost(self, phase: str, group: str, node: int) -> bool:
+        """Whether this node's reply of this round (`group`) is lost; same answer every time."""
+        if phase != PHASES[self._dropout.phase]:
+            return False
+        digest = hashlib.sha256(f"{self._seed}|{group}|{node}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64 < self._dropout.rate
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        replies = self._grid.send_and_receive(messages, timeout=timeout)
+        return [
+            reply
+            for reply in replies
+            if not self.is_lost(
+                reply.metadata.message_type, reply.metadata.group_id, reply.metadata.src_node_id
+            )
+        ]
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Whom the transport knows to be at a node, if it does."""
+        return getattr(self._grid, "names", {})
+
+    def set_run(self, run: Any) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)

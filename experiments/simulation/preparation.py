@@ -1,0 +1,298 @@
+"""Everything that happens before round one: data, public model, calibrated noise, companies' homes."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tomli_w
+import torch
+from safetensors import SafetensorError
+
+from ... import atomic_file
+from ...blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
+from ...blocks.examples import Examples
+from ...blocks.size import parameters_of
+from ...blocks.state import check_part
+from ...client.company import Company
+from ...client.data import load_examples
+from ...client.policy import LARGEST_MODEL, Policy
+from ...errors import InputError, RunError
+from ...privacy.accounting import calibrate, releases_within
+from ...privacy.composition import in_a_fresh_ledger
+from ...privacy.events import Event
+from ...privacy.secure_aggregation import Identity
+from ...protocol import private_file
+from ...protocol.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
+from ...protocol.release import block_size, release_event, with_fewest_bits
+from ...server.checkpoint import Checkpoint
+from ...server.run_folder import RunFolder
+from ...settings import DiTSettings, Plan, Settings, ViTSettings, validated
+from .partition import deal
+
+PUBLIC_TEST_SHARE = 0.2
+
+OnStep = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All data of a simulation, checked: nothing has been written yet."""
+
+    public_train: Examples
+    public_test: Examples
+    companies: list[Examples]
+    heldout: Examples
+
+
+def read_inputs(settings: Settings) -> Inputs:
+    """Load, check and deal the data; the same settings give the same parts."""
+    rng = _holding_out(settings)
+    public_train, public_test = read_public(settings, rng)
+    contrast = settings.data.match_contrast
+    private = load_examples("data.private.source", settings.data.private, settings.model, contrast)
+    companies, heldout = [], []
+    for part in deal(private, settings.model, settings.companies, settings.seed):
+        kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
+        companies.append(private[kept])
+        heldout.append(out)
+    out = _spread(np.concatenate(heldout), settings.data.test_examples)
+    return Inputs(public_train, public_test, companies, private[out])
+
+
+def read_public(settings: Settings, rng: np.random.Generator | None = None) -> tuple[Examples, Examples]:
+    """The public examples, (train, test), as in `read_inputs`."""
+    check_device(settings.device)
+    contrast = settings.data.match_contrast
+    public = load_examples("data.public.source", settings.data.public, settings.model, contrast)
+    rng = rng or _holding_out(settings)
+    train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, rng)
+    if len(test) == 0:
+        raise InputError(
+            "data.public.source", settings.data.public.source, "too few examples to hold some out"
+        )
+    return public[train], public[_spread(test, settings.data.test_examples)]
+
+
+def _holding_out(settings: Settings) -> np.random.Generator | None:
+    """What draws the held-out examples; none where they are the last ones.
+
+    Texts and series are held out from their end: drawn at random, a held-out future would stand in the past of a
+    training window.
+    """
+    ordered = not isinstance(settings.model, ViTSettings | DiTSettings)
+    return None if ordered else np.random.default_rng([settings.seed, 1])
+
+
+def _spread(index: npt.NDArray[np.int64], at_most: int) -> npt.NDArray[np.int64]:
+    """At most so many of the entries, at even distances: of texts and series some of every part."""
+    if len(index) <= at_most:
+        return index
+    return index[np.arange(at_most) * len(index) // at_most]
+
+
+def _hold_out(
+    index: npt.NDArray[np.int64], share: float, rng: np.random.Generator | None, least: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(kept, held out): the last share in order, or of a shuffle."""
+    order = index if rng is None else rng.permutation(index)
+    cut = len(order) - max(least, int(len(order) * share))
+    return order[:cut], order[cut:]
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that PyTorch does not have here."""
+    try:
+        torch.zeros(1, device=device).add(1).item()  # one that only plans, as meta, has no values
+    except Exception as error:  # each of PyTorch's devices has its own way to be missing
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError("device", device, f"not available here ({reason[:80]})") from None
+
+
+def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
+    """The plan with everything left open filled in: noise calibrated, company bound, threshold."""
+    t, p = settings.training, settings.privacy
+    plan = Plan(
+        run=run,
+        model=settings.model,
+        # Companies get the cut that pretraining ended with, not the recipe for finding it.
+        noise=settings.noise.model_copy(update={"edges": model.partition.edges}),
+        training=t,
+        delta=p.delta,
+        max_grad_norm=p.max_grad_norm,
+        clipping=p.clipping,
+        clip_quantile=p.clip_quantile,
+        noise_multiplier=0.0 if p.epsilon is None else p.noise_multiplier or 1.0,
+        company_clip=p.company_clip or 1.0,
+        mode=p.mode,
+        dropouts=p.dropouts,
+        colluders=p.colluders,
+        secure_aggregation=settings.secure_aggregation,
+    )
+    size = max(block_size(model, b, plan) for b in range(settings.model.blocks))
+    if p.epsilon is not None:
+        if p.noise_multiplier is None:
+            noise = calibrated_noise(plan, size, p.epsilon)
+            plan = plan.model_copy(update={"noise_multiplier": noise})
+        release, wanted = release_event(plan, size), t.releases(settings.model.blocks)
+        fits = releases_within(p.epsilon, release, in_a_fresh_ledger(p.delta))
+        if fits < wanted:
+            rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
+            raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
+    if plan.secure_step and settings.secure_aggregation.bits is None:
+        plan = with_fewest_bits(plan, size, settings.largest_group)
+    if p.company_clip is None:
+        plan = plan.model_copy(update={"company_clip": plan.default_company_clip(size)})
+    release_event(plan, size, settings.largest_group)  # refuses what the sum's encoding would
+    return validated(Plan, plan.model_dump())
+
+
+def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
+    """The least noise with which the whole plan costs a fresh ledger `epsilon`; blocks of `size` values."""
+    releases = plan.training.releases(plan.model.blocks)
+
+    def event_at(noise: float) -> Event:
+        return release_event(plan.model_copy(update={"noise_multiplier": noise}), size).times(releases)
+
+    return calibrate(event_at, epsilon, in_a_fresh_ledger(plan.delta))
+
+
+def new_run(runs: Path, settings: Settings) -> Path:
+    """A fresh folder's path; nothing is made yet."""
+    if runs.exists() and not runs.is_dir():
+        raise InputError("--runs-dir", str(runs), "is a file, expected a folder")
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+    return runs / f"{settings.name}-{stamp}-{secrets.token_hex(2)}"
+
+
+def prepare(
+    settings: Settings, folder: Path, *, inputs: Inputs | None = None, on_step: OnStep = lambda step: None
+) -> RunFolder:
+    """Make the run folder: check everything, pretrain on public data, write companies' homes.
+
+    The folder appears under its name only when it is whole.
+    """
+    inputs = inputs or read_inputs(settings)
+    make_plan(settings, fresh_model(settings), folder.name)  # what it refuses needs no trained model
+    model = public_model(settings, inputs.public_train, on_step)
+    plan = make_plan(settings, model, folder.name)
+
+    # Examples of companies lie in it.
+    with atomic_file.creating_folder(folder, mode=0o700) as draft:
+        run = RunFolder(draft)
+        run.write_settings(settings, plan)
+        Checkpoint(0, split(model)).save(_made(run.checkpoints))
+        inputs.public_test.save(_made(run.evaluation) / "public.npz")
+        inputs.heldout.save(run.evaluation / "heldout.npz")
+        inputs.public_train.save(run.path / "public_train.npz")
+        for i, data in enumerate(inputs.companies):
+            write_home(run.companies / f"company-{i}", f"company-{i}", settings, data)
+        introduce(run)
+    return RunFolder(folder.resolve())
+
+
+def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoiser:
+    """A fresh model trained on public data, a function of settings and data alone; or the one of
+    `pretraining.folder`."""
+    if settings.pretraining.folder is not None:
+        return pretrained(settings, Path(settings.pretraining.folder)).to(settings.device)
+    model = fresh_model(settings).to(settings.device)
+    data = public.to(settings.device)
+    closed_form = settings.model.kind.target_classes is not None
+    refit = settings.noise.partition == "equi-information" and not closed_form
+    train(
+        model,
+        data.inputs,
+        data.targets,
+        objective=BlockObjective(weight=settings.noise.weight),
+        schedule=schedule_of(settings),
+        generator=torch.Generator().manual_seed(settings.seed),
+        refit_every=settings.noise.refit_every if refit and settings.noise.edges is None else None,
+        on_step=on_step,
+    )
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        rate = settings.pretraining.learning_rate
+        rule = "public pretraining ended in NaN; choose a lower rate, or less weight_decay"
+        raise InputError("pretraining.learning_rate", rate, rule)
+    return model
+
+
+def fresh_model(settings: Settings) -> Denoiser:
+    """Initial weights, a function of the settings alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return build_model(settings.model, settings.noise)
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    """The schedule of public pretraining."""
+    return Schedule(**settings.pretraining.model_dump(exclude={"folder"}))
+
+
+def pretrained(settings: Settings, folder: Path) -> Denoiser:
+    """The model that `fedblocks pretrain` left in the folder, refused if it is not of these settings."""
+    model = build_model(settings.model, settings.noise)
+    try:
+        state = load_state(folder)
+        check_part(model, state.shared, None)
+        if len(state.blocks) != settings.model.blocks:
+            raise RunError(f"{len(state.blocks)} blocks, the model has {settings.model.blocks}")
+        for b, part in enumerate(state.blocks):
+            check_part(model, part, b)
+    except (RunError, SafetensorError, OSError) as error:
+        raise InputError("pretraining.folder", str(folder), str(error)) from None
+    merge(model, state.shared, *state.blocks)
+    return model.requires_grad_(False).eval()
+
+
+def write_home(home: Path, company: str, settings: Settings, data: Examples) -> None:
+    """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
+    _made(_made(home.parent) / home.name)
+    data.save(home / "data.npz")
+    policy = Policy(
+        company=company,
+        epsilon_ceiling=settings.privacy.epsilon or 0.0,
+        delta=settings.privacy.delta,
+        data=settings.model.kind,
+        allow_interface=settings.training.interface,
+        minimum_cohort=settings.secure_aggregation.minimum_cohort,
+        largest_model=max(LARGEST_MODEL, parameters_of(settings.model)),
+        i_accept_no_dp=settings.privacy.i_accept_no_dp,
+        allow_shared_noise=settings.privacy.mode == "secure_step",
+        least_colluders=settings.privacy.colluders,
+        device=settings.device,
+        simulation_seed=settings.seed,
+    )
+    save_policy(home, policy)
+
+
+def save_policy(home: Path, policy: Policy) -> None:
+    """A simulated company's rules, and the ledger that they are held against."""
+    rules = tomli_w.dumps(policy.model_dump(exclude_none=True))
+    private_file.write(home / "policy.toml", rules.encode())
+    Company(home, policy).create_ledger()
+
+
+def introduce(run: RunFolder) -> None:
+    """Give every simulated company an identity, and all of them and the coordinator one roster.
+
+    Real companies make their own key and exchange the public halves out of band.
+    """
+    homes = sorted(run.companies.iterdir())
+    members = {}
+    for home in homes:
+        identity = Identity.generate()
+        save_identity(home / IDENTITY_FILE, identity)
+        members[home.name] = identity.public
+    for folder in (*homes, run.path):
+        save_roster(folder / ROSTER_FILE, members)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

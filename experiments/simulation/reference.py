@@ -1,0 +1,46 @@
+"""The same run without noise, to see what privacy costs: same public model, data, cohort and seeds."""
+
+from __future__ import annotations
+
+import shutil
+
+from ... import atomic_file
+from ...client.policy import load_policy
+from ...server.checkpoint import Checkpoint
+from ...server.run_folder import RunFolder
+from ...settings import PrivacySettings
+from .preparation import introduce, save_policy
+
+
+def prepare_reference(run: RunFolder) -> RunFolder:
+    """runs/<id>/reference: the twin of a run, or the one that is there already."""
+    final = run.path / "reference"
+    if final.is_dir():
+        return RunFolder(final)
+    with atomic_file.creating_folder(final, mode=0o700) as draft:
+        _fill(RunFolder(draft), run)
+    return RunFolder(final)
+
+
+def _fill(twin: RunFolder, run: RunFolder) -> None:
+    for folder in (twin.checkpoints, twin.companies):
+        folder.mkdir(mode=0o700, parents=True)
+    shutil.copytree(run.evaluation, twin.evaluation)
+    public = Checkpoint.load(run.checkpoints, 0)
+    public.save(twin.checkpoints)
+    for home in run.companies.iterdir():
+        own = twin.companies / home.name
+        own.mkdir(mode=0o700)
+        shutil.copy(home / "data.npz", own / "data.npz")
+        policy = load_policy(home / "policy.toml").model_copy(update={"i_accept_no_dp": True})
+        save_policy(own, policy)
+    introduce(twin)
+    settings = run.settings()
+    privacy = PrivacySettings(
+        epsilon=None,
+        i_accept_no_dp=True,
+        delta=settings.privacy.delta,
+        max_grad_norm=settings.privacy.max_grad_norm,
+    )
+    plan = run.plan().model_copy(update={"noise_multiplier": 0.0, "run": f"{run.path.name}-reference"})
+    twin.write_settings(settings.model_copy(update={"privacy": privacy}), plan)

@@ -1,0 +1,109 @@
+"""A whole multi-company run in this process, and its summary."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from ...blocks.build import metric_of
+from ...client.app import app as client_app
+from ...client.company import Company
+from ...client.policy import load_policy
+from ...privacy.accounting import Guarantee, finite
+from ...server.coordinator import OnRound, coordinate
+from ...server.grid import InProcessGrid
+from ...server.run_folder import RunFolder
+from ...server.run_lock import alone_in
+from ...settings import Transport
+from .loopback import loopback_grid
+
+
+def simulate(
+    run: RunFolder, on_round: OnRound = lambda row: None, *, transport: Transport = "grid"
+) -> dict[str, Any]:
+    """Run, or go on with, a prepared run in this process; returns and writes its summary.
+
+    `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback. The result is
+    the same.
+    """
+    with alone_in(run.path):
+        return _simulate(run, on_round, transport)
+
+
+def _simulate(run: RunFolder, on_round: OnRound, transport: Transport) -> dict[str, Any]:
+    started = time.perf_counter()
+    with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
+        coordinate(grid, run, on_round)
+    result = summary(run)
+    result["seconds"] = round(time.perf_counter() - started, 2)
+    earlier = run.read_json("result.json") or {}
+    run.write_json("result.json", earlier | result)
+    return result
+
+
+@contextmanager
+def _in_process(run: RunFolder) -> Iterator[Grid]:
+    settings = run.settings()
+    run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
+    grid = InProcessGrid(client_app, settings.companies.count, run_config, settings.workers)
+    try:
+        yield grid
+    finally:
+        grid.close()
+
+
+def summary(run: RunFolder) -> dict[str, Any]:
+    """What a finished run achieved and what it cost; every figure is read back from the run's own files."""
+    rounds = run.metrics()[1:]
+    rows = [row for row in run.metrics() if "quality" in row]
+    first, last = rows[0]["quality"], rows[-1]["quality"]
+    plan = run.plan()
+    metric = metric_of(plan.model).name
+    return {
+        "run": run.path.name,
+        "folder": str(run.path),
+        "family": plan.model.family,
+        "metric": metric,
+        "rounds": rows[-1]["round"],
+        "rounds_done": sum(row["status"] == "done" for row in rounds),
+        "rounds_failed": dict(Counter(row["status"] for row in rounds if row["status"] != "done")),
+        "groups_flagged": sum(effect["flagged"] for row in rounds for effect in row.get("influence", ())),
+        "refusals": dict(Counter(code for row in rounds for _, code in row["absent"].values())),
+        f"{metric}_public_model": first["heldout"][-1],
+        metric: last["heldout"][-1],
+        f"{metric}_by_block": last["heldout"],
+        f"{metric}_on_public_data": last["public"][-1],
+        "epsilon": epsilon_by_company(run),
+        **_against(run),
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
+    }
+
+
+def _against(run: RunFolder) -> dict[str, Any]:
+    """Whom the epsilons hold against; and what holds against a company that takes part, where that is more."""
+    spent = list(_spent(run).values())
+    found: dict[str, Any] = {"epsilon_holds_against": " / ".join(sorted({each.against for each in spent}))}
+    if any(each.epsilon_against_company > each.epsilon for each in spent):
+        found["epsilon_against_a_company"] = finite(max(each.epsilon_against_company for each in spent))
+    return found
+
+
+def epsilon_by_company(run: RunFolder) -> dict[str, float | None]:
+    """What each simulated company's own ledger says it has spent; None after a release without noise."""
+    return {name: finite(spent.epsilon) for name, spent in _spent(run).items()}
+
+
+def _spent(run: RunFolder) -> dict[str, Guarantee]:
+    spent = {}
+    for home in sorted(run.companies.iterdir()):
+        company = Company(home, load_policy(home / "policy.toml"))
+        with company.ledger() as ledger:
+            spent[company.name] = ledger.spent()
+    return spent

@@ -1,0 +1,72 @@
+"""A company's identity key and pinned roster, as files in its own home.
+
+    identity.key    64 hexadecimal digits, the Ed25519 private key; nobody but its owner may read it
+    roster.toml     [companies], a line a company: name = "64 hexadecimal digits", the Ed25519 public key
+
+Both are written by the company. Public keys are exchanged out of band; no message ever changes either file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import tomli_w
+
+from ..errors import InputError, PrivacyError, ProtocolError
+from ..privacy.secure_aggregation import Identity, Member, Roster
+from ..settings import parsed_toml, read_text
+from . import private_file
+
+IDENTITY_FILE = "identity.key"
+ROSTER_FILE = "roster.toml"
+
+
+def load_member(home: Path, name: str) -> Member:
+    """The company `name` with the identity and roster of this home."""
+    return Member(name, load_identity(home / IDENTITY_FILE), load_roster(home / ROSTER_FILE))
+
+
+def save_identity(path: Path, identity: Identity) -> None:
+    """A new file that its owner alone may read; refuses to replace one."""
+    private_file.create(path, f"{identity.private_bytes().hex()}\n".encode("ascii"))
+
+
+def load_identity(path: Path) -> Identity:
+    try:
+        mode = private_file.mode_for_others(path)
+        if mode is not None:
+            raise PrivacyError(f"{path} may be read by others (mode {mode:03o}); expected 600")
+        return Identity(bytes.fromhex(path.read_text("ascii").strip()))
+    except FileNotFoundError:
+        raise InputError("identity", str(path), "no such file") from None
+    except (ValueError, ProtocolError):  # the content itself is never quoted
+        raise InputError("identity", str(path), "expected 64 hexadecimal digits") from None
+
+
+def save_roster(path: Path, members: Mapping[str, bytes]) -> None:
+    companies = {name: members[name].hex() for name in sorted(members)}
+    private_file.write(path, tomli_w.dumps({"companies": companies}).encode())
+
+
+def load_roster(path: Path) -> Roster:
+    return _parsed(path, read_text("roster", path))
+
+
+@lru_cache(maxsize=128)
+def _parsed(path: Path, text: str) -> Roster:
+    raw = parsed_toml("roster", path, text)
+    companies = raw.get("companies")
+    if set(raw) != {"companies"} or not isinstance(companies, dict):
+        raise InputError("roster", sorted(raw), "expected one table, [companies]")
+    members = {}
+    for name, digits in companies.items():
+        try:
+            members[name] = bytes.fromhex(digits)
+        except (TypeError, ValueError):
+            raise InputError(f"roster.{name}", digits, "expected 64 hexadecimal digits") from None
+    try:
+        return Roster(members)
+    except ProtocolError as error:
+        raise InputError("roster", sorted(members), str(error)) from None

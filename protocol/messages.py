@@ -1,0 +1,312 @@
+"""The messages of a run: what a company's app is asked and what it answers.
+
+Five phases, each one Flower message out and one back:
+
+    join      once a run: plan and shared state -> company name and signed channel key
+    keys      every round: session and channel keys -> mask key and encrypted shares, signed
+    train     every round: block state and adverts -> masked update, packed
+    confirm   every round: survivors -> signature over their set
+    unmask    every round: signatures -> shares of the masks to remove
+
+and, where there is a data plane, `stream` once before them all: the run's name -> how its stream ended.
+
+A company that refuses answers with a fixed code and nothing else. Decoders check names, types and sizes
+and raise ProtocolError("malformed"), whoever sent the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from ..blocks.state import State, digest
+from ..blocks.state_bytes import from_bytes, to_bytes
+from ..errors import FedblocksError, ProtocolError
+from ..privacy.secure_aggregation import (
+    Advert,
+    ChannelKey,
+    Confirmation,
+    Confirmations,
+    Session,
+    Survivors,
+    UnmaskShares,
+)
+from ..settings import Plan, validated_json
+from .transport.records import ARRAYS, MESSAGE, bytes_array
+
+_CODE = re.compile(r"[a-z_]{1,64}")
+
+JOIN, KEYS, TRAIN = "query.join", "query.keys", "train.block"
+CONFIRM, UNMASK = "query.confirm", "query.unmask"
+STREAM = "query.stream"
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    plan: Plan
+    shared: State
+
+    def digest(self) -> bytes:
+        """What a company signs up to, 32 bytes; companies that were offered anything else do not work with it.
+
+        With the shared state in it nobody can be given frozen parts of its own, under which the others' updates
+        vanish from the sum.
+        """
+        return hashlib.sha256(self.plan.digest() + digest(self.shared)).digest()
+
+    def to_record(self) -> RecordDict:
+        return _record({"plan": self.plan.model_dump_json()}, {"shared": to_bytes(self.shared)})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> JoinRequest:
+        plan = validated_json(Plan, _field(record, "plan", str))
+        return cls(plan, from_bytes(_only_array(record, "shared")))
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    company: str
+    channel: ChannelKey
+
+    def to_record(self) -> RecordDict:
+        channel = {"channel": self.channel.public, "signature": self.channel.signature}
+        return _record({"company": self.company, **channel})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> JoinReply:
+        channel = ChannelKey(_field(record, "channel", bytes), _field(record, "signature", bytes))
+        return cls(_field(record, "company", str), channel)
+
+
+@dataclass(frozen=True)
+class KeysRequest:
+    session: Session
+    channels: dict[str, ChannelKey]
+
+    def to_record(self) -> RecordDict:
+        names = sorted(self.channels)
+        return _record(
+            {
+                "session": self.session.to_bytes(),
+                "companies": names,
+                "channels": [self.channels[name].public for name in names],
+                "signatures": [self.channels[name].signature for name in names],
+            }
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> KeysRequest:
+        session = Session.from_bytes(_field(record, "session", bytes))
+        channels = _named(record, "companies", "channels")
+        signatures = _named(record, "companies", "signatures")
+        return cls(session, {name: ChannelKey(channels[name], signatures[name]) for name in channels})
+
+
+@dataclass(frozen=True)
+class KeysReply:
+    advert: Advert
+
+    def to_record(self) -> RecordDict:
+        return _record({"advert": self.advert.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> KeysReply:
+        return cls(Advert.from_bytes(_field(record, "advert", bytes)))
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """`states` holds the block to train last, and before it those that it reads (see `blocks_read`)."""
+
+    block: int
+    states: dict[int, State]
+    adverts: dict[str, Advert]
+
+    @classmethod
+    def for_each(
+        cls, block: int, states: dict[int, State], adverts: Mapping[str, Advert]
+    ) -> dict[str, TrainRequest]:
+        """One for every company that has sent an advert, with the shares that are sealed for it and no others."""
+        return {
+            company: cls(block, states, {peer: a.for_recipient(company) for peer, a in adverts.items()})
+            for company in adverts
+        }
+
+    def to_record(self) -> RecordDict:
+        names = sorted(self.adverts)
+        return _record(
+            {
+                "block": self.block,
+                "companies": names,
+                "adverts": [self.adverts[name].to_bytes() for name in names],
+            },
+            {f"block-{block}": to_bytes(state) for block, state in self.states.items()},
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> TrainRequest:
+        adverts = {
+            name: Advert.from_bytes(advert) for name, advert in _named(record, "companies", "adverts").items()
+        }
+        block = _field(record, "block", int)
+        held = _arrays(record)
+        blocks = range(block - len(held) + 1, block + 1)
+        if not held or set(held) != {f"block-{b}" for b in blocks}:
+            raise ProtocolError("malformed", "the block states are not those up to the block to train")
+        return cls(block, {b: from_bytes(held[f"block-{b}"].data) for b in blocks}, adverts)
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """`masked`: the packed masked vector, as `CompanySession.mask` returns it."""
+
+    masked: npt.NDArray[np.uint8]
+
+    def to_record(self) -> RecordDict:
+        return _record({}, {"masked": self.masked.tobytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> TrainReply:
+        return cls(np.frombuffer(_only_array(record, "masked"), np.uint8))
+
+
+@dataclass(frozen=True)
+class ConfirmRequest:
+    survivors: Survivors
+
+    def to_record(self) -> RecordDict:
+        return _record({"survivors": self.survivors.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> ConfirmRequest:
+        return cls(Survivors.from_bytes(_field(record, "survivors", bytes)))
+
+
+@dataclass(frozen=True)
+class ConfirmReply:
+    confirmation: Confirmation
+
+    def to_record(self) -> RecordDict:
+        return _record({"confirmation": self.confirmation.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> ConfirmReply:
+        return cls(Confirmation.from_bytes(_field(record, "confirmation", bytes)))
+
+
+@dataclass(frozen=True)
+class UnmaskRequest:
+    confirmations: Confirmations
+
+    def to_record(self) -> RecordDict:
+        return _record({"confirmations": self.confirmations.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> UnmaskRequest:
+        return cls(Confirmations.from_bytes(_field(record, "confirmations", bytes)))
+
+
+@dataclass(frozen=True)
+class UnmaskReply:
+    shares: UnmaskShares
+
+    def to_record(self) -> RecordDict:
+        return _record({"shares": self.shares.to_bytes()})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> UnmaskReply:
+        return cls(UnmaskShares.from_bytes(_field(record, "shares", bytes)))
+
+
+@dataclass(frozen=True)
+class StreamRequest:
+    """`wait`: seconds in which the coordinator expects to be dialled. Where, the company knows by itself."""
+
+    run: str
+    wait: float
+
+    def to_record(self) -> RecordDict:
+        return _record({"run": self.run, "wait": self.wait})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> StreamRequest:
+        return cls(_field(record, "run", str), _field(record, "wait", float))
+
+
+@dataclass(frozen=True)
+class StreamReply:
+    ended: str
+    answered: int
+
+    def to_record(self) -> RecordDict:
+        return _record({"ended": self.ended, "answered": self.answered})
+
+
+def refusal(error: Exception) -> RecordDict:
+    """The only thing a failing handler may say: a fixed code, never a text."""
+    return _record({"refused": error.code if isinstance(error, FedblocksError) else FedblocksError.code})
+
+
+def refused(record: RecordDict) -> str | None:
+    """The code of a refusal, or none if the message is an answer."""
+    code = _message(record).get("refused")
+    if code is None:
+        return None
+    # It ends up in logs and reports.
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else "malformed"
+
+
+def _record(values: dict[str, Any], arrays: Mapping[str, bytes] | None = None) -> RecordDict:
+    """Fields, and beside them what may be large: Flower cuts an array into chunks as it travels."""
+    record = RecordDict({MESSAGE: ConfigRecord(values)})
+    if arrays:
+        record[ARRAYS] = ArrayRecord({name: bytes_array(data) for name, data in arrays.items()})
+    return record
+
+
+def _message(record: RecordDict) -> ConfigRecord:
+    found = record.get(MESSAGE)
+    return found if isinstance(found, ConfigRecord) else ConfigRecord()
+
+
+def _arrays(record: RecordDict) -> ArrayRecord:
+    found = record.get(ARRAYS)
+    return found if isinstance(found, ArrayRecord) else ArrayRecord()
+
+
+def _only_array(record: RecordDict, name: str) -> bytes:
+    """The bytes of the one array; nothing that Flower's type and shape say of them is believed, or used."""
+    arrays = _arrays(record)
+    if set(arrays) != {name}:
+        raise ProtocolError("malformed", f"not the one array {name}")
+    return arrays[name].data
+
+
+def _field(record: RecordDict, name: str, kind: type[V]) -> V:
+    value = _message(record).get(name)
+    if type(value) is not kind:
+        raise ProtocolError("malformed", f"field {name} is not {kind.__name__}")
+    return value
+
+
+def _list(record: RecordDict, name: str, kind: type[V]) -> list[V]:
+    values = _field(record, name, list)
+    if not all(type(value) is kind for value in values):
+        raise ProtocolError("malformed", f"field {name} is not a list of {kind.__name__}")
+    return list(values)
+
+
+def _named(record: RecordDict, keys: str, values: str) -> dict[str, bytes]:
+    names, items = _list(record, keys, str), _list(record, values, bytes)
+    if len(set(names)) != len(names) or len(names) != len(items):
+        raise ProtocolError("malformed", f"{keys} and {values} do not pair up")
+    return dict(zip(names, items, strict=True))

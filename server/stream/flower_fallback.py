@@ -1,0 +1,90 @@
+"""Flower starts the run, the data plane carries it; where that does not come up, Flower carries it too."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from ...errors import RunError
+from ...protocol.messages import STREAM, StreamRequest
+from ..cohort import wait_for_nodes
+from ..run_folder import RunFolder
+from .grid import StreamGrid
+from .service import AggregationService
+from .settings import ServiceSettings
+
+log = logging.getLogger("fedblocks.transport")
+
+# A node is busy with this message until the run is over.
+_LONGEST_RUN = 30 * 86400.0
+_POLL = 0.25
+
+
+@contextmanager
+def data_plane(
+    grid: Grid, folder: Path | None, run: RunFolder, *, nodes_wait: float = 60.0
+) -> Iterator[Grid]:
+    """The grid to run on: the data plane of `folder` once every company has dialled it, else `grid` itself.
+
+    Without a folder nothing is tried. A folder that cannot be read is an error, not a reason to fall back.
+    """
+    if folder is None:
+        yield grid
+        return
+    settings, expected = ServiceSettings.load(folder), run.settings().companies.count
+    service = settings.service(folder, run.plan().run)
+    nodes = wait_for_nodes(grid, expected, nodes_wait)
+    try:
+        service.start(settings.listen)
+    except RunError as error:
+        log.warning("no data plane, going on through Flower: %s", error)
+        yield grid
+        return
+    request = StreamRequest(run.plan().run, settings.gather).to_record()
+    waiting = set(
+        grid.push_messages(
+            [Message(request, node, STREAM, group_id="stream", ttl=_LONGEST_RUN) for node in nodes]
+        )
+    )
+    try:
+        up = _gathered(grid, service, waiting, expected, settings.gather)
+        if up == expected:
+            yield StreamGrid(service)
+    finally:
+        service.close()
+        # A node takes the next message only when it is done with this one.
+        _collect(grid, waiting, 2 * settings.gather)
+    if up < expected:
+        log.warning("%d of %d companies came up on the data plane, going on through Flower", up, expected)
+        yield grid
+
+
+def _gathered(
+    grid: Grid, service: AggregationService, waiting: set[str], expected: int, seconds: float
+) -> int:
+    """How many companies are up, as soon as all are, or it is clear that they will not be."""
+    deadline = time.monotonic() + seconds
+    while (up := len(service.connected)) < expected and time.monotonic() < deadline:
+        if _replied(grid, waiting):  # a company that has come back will not come up
+            break
+        time.sleep(_POLL)
+    return up
+
+
+def _collect(grid: Grid, waiting: set[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while waiting and time.monotonic() < deadline:
+        _replied(grid, waiting)
+        time.sleep(_POLL)
+
+
+def _replied(grid: Grid, waiting: set[str]) -> int:
+    replies = list(grid.pull_messages(set(waiting)))
+    waiting.difference_update(reply.metadata.reply_to_message_id for reply in replies)
+    return len(replies)

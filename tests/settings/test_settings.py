@@ -1,0 +1,118 @@
+"""Settings: presets, overrides, and one-line errors naming field, value and rule."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedblocks.client.endpoint import Endpoint
+from fedblocks.client.policy import load_policy
+from fedblocks.errors import InputError
+from fedblocks.privacy.secure_aggregation import Identity
+from fedblocks.protocol.identity import IDENTITY_FILE, load_member, save_identity, save_roster
+from fedblocks.protocol.transport.certificates import COORDINATOR, OwnCertificate
+from fedblocks.server.run_folder import RunFolder
+from fedblocks.server.stream import ServiceSettings
+from fedblocks.settings import load_settings, preset_names
+
+
+def test_presets_load_and_the_defaults_follow_the_design() -> None:
+    assert "digits" in preset_names()
+    settings = load_settings("digits")
+    assert settings.privacy.epsilon == 8
+    assert settings.noise.P_mean >= 1.0  # every block must read its input
+    assert settings.total_steps == settings.training.rounds * settings.training.local_steps
+
+
+def test_overrides_are_typed_nested_and_last_wins() -> None:
+    settings = load_settings(
+        "digits", ["privacy.epsilon=3", "companies.count=8", "name=mine", "companies.count=7"]
+    )
+    assert (settings.privacy.epsilon, settings.companies.count, settings.name) == (3.0, 7, "mine")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("privacy.epsilom=3", ["privacy.epsilom", "3", "unknown field"]),
+        ("nonsense=1", ["nonsense", "unknown field"]),
+        ("privacy.epsilon=-1", ["privacy.epsilon", "-1", "greater than 0"]),
+        ("privacy.epsilon=nan", ["privacy.epsilon", "nan"]),
+        ("privacy.epsilon=none", ["privacy.epsilon", "None", "i_accept_no_dp"]),
+        ("privacy.delta=1", ["privacy.delta", "1"]),
+        ("companies.count=2", ["companies.count", "2", "minimum_cohort"]),
+        ("companies.holdout=1.5", ["companies.holdout", "1.5"]),
+        ("training.sampling_rate=0", ["training.sampling_rate", "0"]),
+        ("secure_aggregation.minimum_cohort=2", ["secure_aggregation.minimum_cohort", "2"]),
+        ("secure_aggregation.threshold=2", ["secure_aggregation.threshold", "2", "4 to 5"]),
+        ("privacy.colluders=5", ["privacy.colluders", "5", "sums are of 5"]),
+        ("model.blocks=4", ["model.layers", "3", "multiple of blocks"]),
+        ("model.patch_size=3", ["model.patch_size", "3", "divide"]),
+        ("audit.block=3", ["audit.block", "3"]),
+        ("training.batches=epochs", ["training.local_steps", "1", "multiple of the 10 steps"]),
+        ("training.noise_bands=2", ["training.noise_bands", "2", "epochs"]),
+        ("training.rounds=many", ["training.rounds", "many"]),
+        ("name=../x", ["name", "../x"]),
+        ("seed", ["--set", "key=value"]),
+        ("training.server_betas=[1.5, 0.9]", ["training.server_betas", "1.5", "less than 1"]),
+        ("privacy.noise_multiplier=1e250", ["privacy.noise_multiplier", "1e+250", "1000000"]),
+        ("seed.deep=1", ["--set", "not a table"]),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(override: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_settings("digits", [override])
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_unknown_presets_and_broken_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="presets: ar-lm1b"):
+        load_settings("digit")
+    (tmp_path / "bad.toml").write_text("name = ")
+    with pytest.raises(InputError, match="not valid TOML"):
+        load_settings(str(tmp_path / "bad.toml"))
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    """Windows' editors begin each of these files with one."""
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "preset.toml").write_bytes(mark + b'name = "mine"\n')
+    assert load_settings(str(tmp_path / "preset.toml")).name == "mine"
+    home = tmp_path / "home"
+    (home / "transport").mkdir(parents=True)
+    policy = b'company = "acme"\nepsilon_ceiling = 8.0\ndelta = 1e-5\n[data]\ninputs = [1]\ntargets = [1]\n'
+    (home / "policy.toml").write_bytes(mark + policy)
+    assert load_policy(home / "policy.toml").company == "acme"
+    member = Identity.generate()
+    save_identity(home / IDENTITY_FILE, member)
+    save_roster(home / "roster.toml", {"acme": member.public})
+    (home / "roster.toml").write_bytes(mark + (home / "roster.toml").read_bytes())
+    assert load_member(home, "acme").name == "acme"
+    (home / "transport" / "transport.toml").write_bytes(mark + b'address = "localhost:1"\n')
+    OwnCertificate.create("acme").save(home / "transport")
+    OwnCertificate.create(COORDINATOR).save(tmp_path / "plane")
+    shutil.copy(tmp_path / "plane" / "own.pem", home / "transport" / "coordinator.pem")
+    assert Endpoint.of(home).settings.address == "localhost:1"
+    (tmp_path / "plane" / "transport.toml").write_bytes(mark + b'listen = "localhost:1"\n')
+    assert ServiceSettings.load(tmp_path / "plane").listen == "localhost:1"
+
+
+@pytest.mark.parametrize("epsilon", ["none", "2.5"])
+def test_settings_and_plan_survive_the_run_folder(tmp_path: Path, epsilon: str) -> None:
+    """Would catch a value that TOML cannot hold, such as no epsilon."""
+    from fedblocks.blocks import build_model
+    from fedblocks.experiments.simulation.preparation import make_plan
+
+    overrides = [f"privacy.epsilon={epsilon}", "privacy.i_accept_no_dp=true"]
+    settings = load_settings("digits", overrides)
+    plan = make_plan(settings, build_model(settings.model, settings.noise), "r")
+    folder = RunFolder(tmp_path)
+    folder.write_settings(settings, plan)
+    assert folder.settings() == settings
+    assert folder.plan() == plan
+    assert folder.plan().digest() == plan.digest()

@@ -1,0 +1,1 @@
+"""What several tests share: fixtures by hand, attackers, oracles."""

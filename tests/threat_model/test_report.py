@@ -1,0 +1,515 @@
+"""The report as its reader meets it: a real browser opens the file of a real run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from fedblocks.blocks import BlockObjective, Metric, build_model, diagnose, merge
+from fedblocks.blocks.examples import Examples
+from fedblocks.blocks.families.vit import ViTClassifier
+from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.experiments.simulation.simulate import simulate
+from fedblocks.server.checkpoint import Checkpoint
+from fedblocks.server.run_folder import RunFolder
+from fedblocks.settings import (
+    ARLanguageModelSettings,
+    DiTSettings,
+    DropoutSettings,
+    PrivacySettings,
+    Settings,
+    ViTSettings,
+)
+from fedblocks.threat_model.audit import AuditSettings, audit_block
+from fedblocks.threat_model.lm_map import Budget
+from fedblocks.threat_model.metrics import psnr
+from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.diagnosed import read_diagnosed
+from fedblocks.threat_model.report.facts import read_facts
+from fedblocks.threat_model.report.measures import Measure
+
+INJECTED = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
+HEADINGS = (
+    "Findings",
+    "Utility",
+    "What each block does",
+    "Privacy spent",
+    "Who dropped out when",
+    "Audit: what an attack recovers",
+    "What this report does not tell",
+    "How to reproduce",
+)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is missing, and CI must open the report")
+        pytest.skip("chromium is not installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def finished(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A whole run in which companies drop out, its blocks diagnosed."""
+    dropout = small.companies.model_copy(update={"dropout": DropoutSettings(rate=0.25, phase="train")})
+    settings = small.model_copy(update={"companies": dropout})
+    run = prepare(settings, tmp_path_factory.mktemp("report") / "run")
+    simulate(run)
+    plan, checkpoint = run.plan(), Checkpoint.load(run.checkpoints)
+    model = build_model(plan.model, plan.noise)
+    merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
+    heldout = Examples.load(run.evaluation / "heldout.npz")
+    found = diagnose(model, heldout.inputs, heldout.targets, torch.Generator().manual_seed(0))
+    run.write_json("diagnostics.json", diagnostics([block.to_json() for block in found]))
+    return run
+
+
+def diagnostics(
+    blocks: list[dict[str, Any]], end_to_end: float | None = None, shallow: float | None = None
+) -> dict[str, Any]:
+    """diagnostics.json as a run writes it."""
+    return {"round": 4, "heldout": blocks, "control": {"end_to_end": end_to_end, "shallow": shallow}}
+
+
+@pytest.fixture(scope="module")
+def audited(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same run, attacked with next to no budget: what is tested is the page, not the attack."""
+    run = copy_of(finished, tmp_path_factory.mktemp("audited"))
+    plan, checkpoint = run.plan(), Checkpoint.load(run.checkpoints)
+    model = build_model(plan.model, plan.noise)
+    merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
+    assert isinstance(model, ViTClassifier)
+    data = max((Examples.load(home / "data.npz") for home in run.companies.iterdir()), key=len)
+    budget = Budget(attempts=1, draw_iterations=1, iterations=1)
+    result = audit_block(
+        model,
+        0,
+        private=(data.inputs, data.targets),
+        public=Examples.load(run.path / "public_train.npz").inputs,
+        objective=BlockObjective(weight=plan.noise.weight),
+        draws=1,
+        max_grad_norm=plan.max_grad_norm,
+        noise_multiplier=plan.noise_multiplier,
+        settings=AuditSettings(targets=2, aggregates=1, cohort=3, unknown=3, candidates=5, budget=budget),
+    )
+    np.savez_compressed(run.path / "audit_images.npz", **result.images)  # type: ignore[arg-type]
+    run.write_json("audit.json", {"run": plan.run, "round": checkpoint.round} | result.to_json())
+    return run
+
+
+@dataclass
+class Opened:
+    """A page, with what it asked of the network and what it complained about."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        return self.page.inner_text("body")
+
+
+def opened(browser: Browser, report: Path, width: int = 1280, scheme: Any = "light") -> Opened:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    result = Opened(page)
+    page.on("request", lambda request: result.requests.append(request.url))
+    page.on("console", lambda message: result.complaints.append(message.text))
+    page.on("pageerror", lambda error: result.complaints.append(str(error)))
+    page.on("dialog", lambda dialog: result.complaints.append("a script opened a dialog"))
+    page.goto(report.as_uri())
+    return result
+
+
+def copy_of(run: RunFolder, folder: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(run.path, folder / "copy")))
+
+
+def test_the_page_is_whole_and_asks_nothing_of_the_network(finished: RunFolder, browser: Browser) -> None:
+    report = write_report(finished)
+    assert report == finished.path / "report.html"
+    seen = opened(browser, report)
+    assert [url for url in seen.requests if not url.startswith("data:")] == [report.as_uri()]
+    assert seen.complaints == []
+    for heading in HEADINGS:
+        found = seen.page.get_by_role("heading", name=heading)
+        assert found.count() == 1, heading
+        assert found.is_visible(), heading
+    assert not re.search(r"<script|(?:src|href)=\"?https?:|url\(\"?http", report.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (390, "light")])
+def test_it_fits_the_screen_and_speaks_to_screen_readers(
+    finished: RunFolder, browser: Browser, width: int, scheme: str
+) -> None:
+    page = opened(browser, write_report(finished), width, scheme).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('img, svg')]"
+        ".filter(e => !(e.getAttribute('alt') || e.getAttribute('aria-label'))).length"
+    )
+    assert nameless == 0
+    shown = page.locator("svg.chart:visible")
+    assert shown.count() == 6
+    assert all((shown.nth(i).bounding_box() or {"width": 0})["width"] >= 300 for i in range(6))
+    assert page.evaluate(OVERLAPS) == []
+    doubled = page.evaluate(
+        "(() => { const ids = [...document.querySelectorAll('[id]')].map(e => e.id);"
+        " return ids.filter((id, i) => ids.indexOf(id) !== i); })()"
+    )
+    assert doubled == []
+    assert page.evaluate(CONTRAST) >= 4.5
+
+
+# Pairs of texts in one visible drawing that lie on each other, or texts that leave it.
+OVERLAPS = """(() => {
+  const found = [];
+  for (const chart of document.querySelectorAll('svg.chart')) {
+    if (!chart.checkVisibility()) continue;
+    const outer = chart.getBoundingClientRect();
+    const texts = [...chart.querySelectorAll('text')].filter(t => t.textContent.trim());
+    const boxes = texts.map(t => t.getBoundingClientRect());
+    boxes.forEach((a, i) => {
+      if (a.left < outer.left - 1 || a.right > outer.right + 1) found.push(texts[i].textContent + ' leaves');
+      boxes.slice(i + 1).forEach((b, k) => {
+        const x = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+        const y = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (x > 1 && y > 4) found.push(texts[i].textContent + ' / ' + texts[i + 1 + k].textContent);
+      });
+    });
+  }
+  return found;
+})()"""
+
+# The lowest contrast (WCAG 2) of any text to the first painted background behind it.
+CONTRAST = """(() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  let lowest = 21;
+  for (const e of document.querySelectorAll('body *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+    if (!e.checkVisibility() || e.closest('.chart rect')) continue;
+    const style = getComputedStyle(e);
+    const ink = rgba(e.tagName === 'text' ? style.fill : style.color);
+    let behind = e;
+    while (behind && rgba(getComputedStyle(behind).backgroundColor)[3] < 255) behind = behind.parentElement;
+    const paper = rgba(behind ? getComputedStyle(behind).backgroundColor : 'white');
+    if (e.tagName === 'text' && ['K', 'T', 'U'].includes(e.textContent)) continue;  // on a filled cell
+    const [a, b] = [luminance(ink), luminance(paper)].sort((x, y) => y - x);
+    lowest = Math.min(lowest, (a + 0.05) / (b + 0.05));
+  }
+  return lowest;
+})()"""
+
+
+def test_figures_agree_with_the_ledgers_and_the_metrics(finished: RunFolder, browser: Browser) -> None:
+    text = opened(browser, write_report(finished)).text()
+    result = finished.read_json("result.json")
+    assert result is not None
+    assert f"{result['accuracy']:.1%}" in text
+    assert "one example of one company (adjacency: add or remove one example" in " ".join(text.split())
+    shown = [float(found) for found in re.findall(r"ε\s=\s([\d.]+)", text)]
+    largest = max(result["epsilon"].values())
+    assert shown
+    assert all(largest <= value <= largest * 1.001 for value in shown)
+    absent = sum(len(row.get("absent", {})) for row in finished.metrics())
+    aborted = sum(row.get("status", "done") != "done" for row in finished.metrics())
+    assert absent > 0
+    assert f"Absences\n{absent}\n{aborted} of 4 rounds aborted" in text
+
+
+def test_a_run_without_dp_opens_with_that(small: Settings, tmp_path: Path, browser: Browser) -> None:
+    privacy = PrivacySettings(epsilon=None, i_accept_no_dp=True)
+    training = small.training.model_copy(update={"rounds": 1})
+    settings = small.model_copy(update={"privacy": privacy, "training": training})
+    run = prepare(settings, tmp_path / "run")
+    simulate(run)
+    before = sorted(run.companies.rglob("*"))
+    seen = opened(browser, write_report(run), 390)
+    assert seen.text().lstrip().startswith("This run has no differential privacy.")
+    box = seen.page.locator(".warning").bounding_box()
+    assert box is not None
+    assert box["y"] < 100
+    assert "unbounded" in seen.text()
+    # Reading must not make a ledger that says zero.
+    assert sorted(run.companies.rglob("*")) == before
+
+
+def test_names_and_settings_stay_text(finished: RunFolder, tmp_path: Path, browser: Browser) -> None:
+    run = copy_of(finished, tmp_path)
+    rows = run.metrics()
+    rows[1]["absent"] = {INJECTED: ["train.block", INJECTED]}
+    rows[2]["status"] = INJECTED
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    settings = (run.path / "settings.toml").read_text("utf-8")
+    source = json.dumps(INJECTED)
+    (run.path / "settings.toml").write_text(re.sub(r'source = "digits"', f"source = {source}", settings))
+    plan = run.read_json("plan.json")
+    assert plan is not None
+    run.write_json("plan.json", plan | {"run": INJECTED})
+    seen = opened(browser, write_report(run))
+    assert seen.page.evaluate("document.scripts.length") == 0
+    assert seen.page.title() == f"{INJECTED} · privacy and utility report"
+    assert seen.text().count("<script>document.title") >= 4
+    assert seen.complaints == []
+
+
+BINS = [
+    {"low": 2.0 - i / 3, "high": 2.0 - (i - 1) / 3, "loss": 1.5 - i / 6, "gradient_norm": 0.4}
+    for i in range(6)
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, qualities after each block in the public model and at the end, and how the page says it.
+
+    `good` ends with a chain in which every block adds; `bad` forgets, and its last block takes away.
+    """
+
+    model: Any
+    start: tuple[float, float]
+    good: tuple[float, float]
+    bad: tuple[float, float]
+    forgotten: float
+    said_good: str
+    said_bad: str
+    lost: str
+    numbers: tuple[str, ...]
+
+    def run(self, finished: RunFolder, folder: Path, end: tuple[float, float], public: float) -> RunFolder:
+        """The finished run told anew as one of this family."""
+        run = copy_of(finished, folder)
+        rows = [row for row in run.metrics() if "quality" in row]
+        rows[0]["quality"] = {"heldout": self.start, "public": (self.start[0], self.start[1])}
+        for row in rows[1:]:
+            row["quality"] = {"heldout": end, "public": (end[0], public)}
+        run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        plan = run.plan().model_copy(update={"model": self.model})
+        run.write_settings(run.settings().model_copy(update={"model": self.model}), plan)
+        return run
+
+    def blocks(self, chain: tuple[float, float]) -> list[dict[str, Any]]:
+        told = {"with_z": chain[1], "without_z": chain[0], "inputs_shuffled": None, "follows_wrong_z": 0.25}
+        told["by_example"] = self.model.family != "dit"
+        return [{"block": b, "level": 1.0, "in_chain": chain[b], "by_noise": BINS} | told for b in range(2)]
+
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "layers": 2, "blocks": 2, "heads": 2}
+FAMILIES = pytest.mark.parametrize("case", [
+    Case(
+        ViTSettings(patch_size=4, **SIZES), (0.5, 0.6), (0.6, 0.8), (0.6, 0.5), 0.4,
+        "Accuracy on held-out private data rose from 60.0% (public model) to 80.0% after round 4, a change "
+        "of +20.0 points (higher is better; ",
+        "fell from 60.0% (public model) to 50.0%", "block 1 loses 10.0 points", ("80.0%", "95% interval"),
+    ),
+    Case(
+        ARLanguageModelSettings(**SIZES), (3.0, 2.75), (2.75, 2.41), (2.5, 2.8), 3.1,
+        "Bits per character on held-out private data fell from 2.75 (public model) to 2.41 after round 4, a "
+        "change of −0.34 (lower is better; ",
+        "rose from 2.75 (public model) to 2.80", "block 1 loses 0.30 bits", ("2.41", "lower is better"),
+    ),
+    Case(
+        DiTSettings(patch_size=4, **SIZES), (60.0, 50.0), (45.0, 39.8), (45.0, 52.0), 70.0,
+        "Fréchet distance on held-out private data fell from 50.0 (public model) to 39.8 after round 4, a "
+        "change of −10.2 (lower is better; ",
+        "rose from 50.0 (public model) to 52.0", "block 1 loses 7.00", ("39.8", "score of single answers"),
+    ),
+], ids=lambda case: case.model.family)  # fmt: skip
+
+
+@FAMILIES
+def test_a_gain_is_told_in_the_familys_metric_and_direction(
+    case: Case, finished: RunFolder, tmp_path: Path, browser: Browser
+) -> None:
+    """Would catch a metric shown as a share, a loss praised because the figure rose, and needless alarms."""
+    run = case.run(finished, tmp_path, case.good, case.good[1])
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.good), case.good[1], case.start[0]))
+    seen = opened(browser, write_report(run))
+    assert seen.complaints == []
+    text = seen.text()
+    assert case.said_good in text
+    assert all(number in text for number in case.numbers)
+    is_share = case.model.family == "vit"
+    assert ("95% interval" in text) == is_share
+    assert (f"{case.good[1]:.1%}" in text) == is_share
+    assert f"the chain does better, with {case.numbers[0]}" in text
+    assert f"trained as blocks it reaches {case.numbers[0]}, no worse" in text
+    assert "▼" not in text
+    assert set(alarms(seen)) <= {"Audit", "Dropouts"}
+
+
+@FAMILIES
+def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
+    case: Case, finished: RunFolder, tmp_path: Path, browser: Browser
+) -> None:
+    """Would catch forgetting, or a block that takes away, sought the wrong way; labels that collide."""
+    run = case.run(finished, tmp_path, case.bad, case.forgotten)
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad), None, case.bad[0]))
+    report = write_report(run)
+    seen = opened(browser, report)
+    found = alarms(seen)
+    assert case.said_bad in found["Utility"]
+    assert "forgets public data" in found["Forgetting"]
+    assert case.lost in found["A block that hurts"]
+    assert "Stopping after block 0" in found["A block that hurts"]
+    assert "does better than the whole chain of 2" in found["First block"]
+    assert "One network of 1 layer, as many as a block has, trained end to end reaches" in found["Control"]
+    assert "better than the chain" in found["Control"]
+    assert "Takes away: after block 1" in seen.text()
+    assert seen.page.locator("td.low").count() == 2
+    for width in (1280, 390):
+        page = opened(browser, report, width).page
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(OVERLAPS) == []
+
+
+@FAMILIES
+def test_controls_are_compared_on_the_same_examples(case: Case, finished: RunFolder, tmp_path: Path) -> None:
+    """Would catch a chain diagnosed on some held-out examples beside controls measured on all of them."""
+    run = case.run(finished, tmp_path, case.good, case.good[1])
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad), None, case.start[0]))
+    found = read_diagnosed(run, read_facts(run))
+    assert found is not None
+    assert found.chain == case.good
+    assert found.takes_away() == []
+    run.write_json("diagnostics.json", diagnostics(case.blocks(case.bad)) | {"round": 3})
+    other = read_diagnosed(run, read_facts(run))
+    assert other is not None
+    assert other.chain == case.bad  # not of the round that was measured last
+
+
+def alarms(seen: Opened) -> dict[str, str]:
+    """The findings that need attention, by topic."""
+    topics = seen.page.locator(".findings .attention .topic").all_inner_texts()
+    texts = seen.page.locator(".findings .attention p").all_inner_texts()
+    return {topic.partition("(needs")[0].strip(): text for topic, text in zip(topics, texts, strict=True)}
+
+
+def test_a_family_without_an_attack_says_so(finished: RunFolder, tmp_path: Path, browser: Browser) -> None:
+    """Would catch an error, or the advice to run an audit that cannot run."""
+    case = FAMILIES.args[1][1]
+    seen = opened(browser, write_report(case.run(finished, tmp_path, case.good, case.good[1])))
+    text = " ".join(seen.text().split())
+    assert "cannot be yet" in text
+    assert "For autoregressive language model there is none so far" in text
+    assert "fedblocks audit" not in text
+    assert "No attack" in alarms(seen)["Audit"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown", "changed"),
+    [
+        (Metric("crps", False, "number"), "CRPS 0.0312", "−0.0104"),
+        (Metric("frechet_distance", False, "number"), "Fréchet distance 39.8", "−12.5"),
+        (Metric("some_new_score", True, "number"), "Some new score 1240", "+1.00"),
+    ],
+)
+def test_every_metric_has_words_and_digits(metric: Metric, shown: str, changed: str) -> None:
+    """Would catch exponents, lost digits and an unknown metric that has no name."""
+    m = Measure(metric)
+    value, step = {"crps": (0.0312, -0.0104), "frechet_distance": (39.83, -12.49)}.get(
+        metric.name, (1240.4, 1.0)
+    )
+    assert f"{m.title} {m.show(value)}" == shown
+    assert m.change(step) == changed
+    assert m.noticeably_better(value, value + step) != m.noticeably_worse(value, value + step) or step == 1.0
+
+
+def test_an_unaudited_run_says_how_to_audit_it(finished: RunFolder, browser: Browser) -> None:
+    text = opened(browser, write_report(finished)).text()
+    assert f"fedblocks audit {finished.path}" in text
+    assert "not been audited" in text
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_originals_and_reconstructions_stand_side_by_side(
+    audited: RunFolder, browser: Browser, width: int
+) -> None:
+    seen = opened(browser, write_report(audited), width)
+    assert seen.complaints == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+    text = seen.text()
+    audit = audited.read_json("audit.json")
+    assert audit is not None
+    assert all(view["verdict"] in text for view in audit["views"])
+    assert "The originals below are private examples" in text
+    assert not re.search(r"\b(is|are) safe\b", text)
+    # 2 targets: original, attack, prior; then with a control; then 3 targets with a control.
+    assert seen.page.locator(".pixels").count() == 2 * 3 + 2 * 4 + 3 * 4
+    with np.load(audited.path / "audit_images.npz") as images:
+        original, rebuilt = images["opened_sum.original"], images["opened_sum.released"]
+    scores = psnr(rebuilt.astype(np.float64), original.astype(np.float64))
+    for i, score in enumerate(scores, start=1):
+        label = f"target {i}, rebuilt from the release as it is, {score:.1f} dB"
+        assert seen.page.get_by_role("img", name=label).count() >= 1
+    first = seen.page.get_by_role("img", name="target 1, original").last
+    grey = round(255 * float(original[0, 0, 0, 0]))
+    drawn = first.evaluate("e => e.querySelector('path').getAttribute('fill')")
+    assert drawn == f"#{grey:02x}{grey:02x}{grey:02x}"
+    assert first.evaluate("e => e.getBoundingClientRect().width") >= 48
+
+
+def test_a_leak_and_a_failed_control_are_pointed_out(
+    audited: RunFolder, tmp_path: Path, browser: Browser
+) -> None:
+    run = copy_of(audited, tmp_path)
+    audit = run.read_json("audit.json")
+    assert audit is not None
+    leak, failed = audit["views"][1], audit["views"][2]
+    leak |= {"outcome": "recovered", "recovered": True, "verdict": "Recovered 2 of 2 exactly"}
+    leak |= {"control_recovered": True, "title": INJECTED}
+    failed |= {"outcome": "inconclusive", "recovered": False, "control_recovered": False}
+    run.write_json("audit.json", audit)
+    seen = opened(browser, write_report(run))
+    assert seen.complaints == []
+    text = seen.text()
+    assert "Audit\n1 of 2\nprotected views gave something away; 1 inconclusive" in text
+    assert INJECTED in text
+    attention = seen.page.locator(".findings .attention").all_inner_texts()
+    assert any("Recovered 2 of 2 exactly" in item for item in attention)
+    assert any("The control failed in view" in item and "(c)" in item for item in attention)
+
+
+def test_the_same_run_gives_the_same_page(audited: RunFolder) -> None:
+    first = write_report(audited).read_bytes()
+    assert write_report(audited).read_bytes() == first
+
+
+def test_a_run_that_has_only_been_prepared_has_a_report(small: Settings, tmp_path: Path) -> None:
+    run = prepare(small, tmp_path / "run")
+    text = write_report(run).read_text("utf-8")
+    assert "0 of 4 rounds have run so far" in text
+    assert "No round has been evaluated yet" in text

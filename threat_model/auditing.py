@@ -1,0 +1,78 @@
+"""Auditing a run: load what it released and under which mechanism, attack it, keep the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from .. import atomic_file
+from ..blocks import BlockObjective, build_model, merge
+from ..blocks.examples import Examples
+from ..blocks.families.vit import ViTClassifier
+from ..errors import InputError
+from ..server.assignment import assign
+from ..server.checkpoint import Checkpoint
+from ..server.run_folder import RunFolder
+from ..settings import AuditSettings as AuditOverrides
+from ..settings import Plan, validated
+from .audit import AuditSettings, audit_block
+
+
+def audit_run(
+    run: RunFolder, overrides: dict[str, int], on_progress: Callable[[float, str], None]
+) -> dict[str, Any]:
+    """Attack one block of a run's last checkpoint with the run's own mechanism; writes audit.json and images.
+
+    The examples attacked are the companies' own training examples: the simulator holds them, and only the
+    scoring reads them.
+    """
+    settings, plan = run.settings(), run.plan()
+    chosen = validated(AuditOverrides, settings.audit.model_dump() | overrides)
+    checkpoint = Checkpoint.load(run.checkpoints)
+    if plan.model.family != "vit":
+        raise InputError("model.family", plan.model.family, "only the image classifier is attacked yet")
+    homes = sorted(run.companies.iterdir())
+    last = assign(max(checkpoint.round, 1), tuple(home.name for home in homes), plan)[-1]
+    block = chosen.block
+    if block is None:
+        block = 0 if plan.model.features == "prefix" else last.block
+    if block >= plan.model.blocks:
+        raise InputError("audit.block", block, f"the model has {plan.model.blocks} blocks")
+    model = build_model(plan.model, plan.noise)
+    merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
+    parts = [Examples.load(home / "data.npz") for home in homes]
+    # One core: its matrices are small, and a second thread only waits.
+    torch.set_num_threads(1)
+    result = audit_block(
+        cast(ViTClassifier, model),
+        block,
+        private=(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts])),
+        public=Examples.load(run.path / "public_train.npz").inputs,
+        objective=BlockObjective(weight=plan.noise.weight),
+        draws=plan.training.noise_draws,
+        max_grad_norm=plan.max_grad_norm,
+        noise_multiplier=own_noise(plan, len(last.companies)),
+        settings=AuditSettings(
+            targets=chosen.targets,
+            aggregates=chosen.aggregates,
+            cohort=len(last.companies),
+            seed=settings.seed,
+        ),
+        on_progress=on_progress,
+    )
+    document = {"run": run.path.name, "round": checkpoint.round} | result.to_json()
+    with atomic_file.replacing(run.path / "audit_images.npz") as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **cast(dict[str, Any], result.images))
+    run.write_json("audit.json", document)
+    return document
+
+
+def own_noise(plan: Plan, companies: int) -> float:
+    """The noise multiplier of what one company sends: all of it, or its share (see `SkellamNoise`)."""
+    if not plan.secure_step:
+        return plan.noise_multiplier
+    return plan.noise_multiplier / math.sqrt(companies - plan.dropouts - plan.colluders)
