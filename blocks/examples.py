@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import atomic_file
 from ..errors import InputError
-from ..protocol import private_file
 from ..settings import DataKind
 
 
@@ -34,7 +33,7 @@ class Examples:
 
     def save(self, path: Path) -> None:
         """A file that its owner alone may read."""
-        with atomic_file.replacing(path, mode=private_file.MODE) as draft, draft.open("wb") as file:
+        with atomic_file.replacing(path, mode=0o600) as draft, draft.open("wb") as file:
             np.savez_compressed(file, inputs=self.inputs.numpy(), targets=self.targets.numpy())
 
     @classmethod

@@ -116,3 +116,20 @@ def test_settings_and_plan_survive_the_run_folder(tmp_path: Path, epsilon: str) 
     assert folder.settings() == settings
     assert folder.plan() == plan
     assert folder.plan().digest() == plan.digest()
+
+
+def test_a_broken_rule_keeps_value_and_rule_apart_whatever_they_hold() -> None:
+    """Would catch a complaint that is made into a sentence and taken apart again at its colons."""
+
+    class Named(Part):
+        name: str
+
+        @model_validator(mode="after")
+        def _never(self) -> Self:
+            require(False, "name", self.name, "expected: another = name")
+            return self
+
+    with pytest.raises(InputError) as refused:
+        validated(Named, {"name": "a: b = 'c'"})
+    assert refused.value.value == "a: b = 'c'"
+    assert refused.value.rule == "expected: another = name"

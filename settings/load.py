@@ -1,0 +1,104 @@
+"""Settings from presets and TOML files, with overrides laid over them, validated before anything is spent."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import InputError
+from .model import FAMILY_NAMES
+from .simulation import Settings
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    folder = resources.files("fedblocks.experiments.presets")
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
+    """Read a preset by name or a TOML file by path, and lay `key=value` overrides over it.
+
+    Values are read as TOML where they are TOML, else as text: `--set name=mine`.
+    """
+    if preset in preset_names():
+        text = resources.files("fedblocks.experiments.presets").joinpath(f"{preset}.toml").read_text("utf-8")
+    elif Path(preset).is_file():
+        text = read_text("preset", preset)
+    else:
+        raise InputError("preset", preset, f"no such preset or file; presets: {', '.join(preset_names())}")
+    raw = parsed_toml("preset", preset, text)
+    for override in overrides:
+        _apply_override(raw, override)
+    return validated(Settings, raw)
+
+
+def read_text(field: str, path: str | Path) -> str:
+    """A small text file; InputError naming `field` and path."""
+    try:
+        return Path(path).read_text("utf-8-sig")  # Windows' editors begin a file with a byte order mark
+    except FileNotFoundError:
+        raise InputError(field, str(path), "no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(field, str(path), f"not a readable text file ({type(error).__name__})") from None
+
+
+def parsed_toml(field: str, path: str | Path, text: str) -> dict[str, Any]:
+    """The TOML that was read from `path`; InputError naming `field` and path."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(field, str(path), f"not valid TOML: {error}") from None
+
+
+def validated(kind: type[T], raw: object) -> T:
+    """Validate with pydantic and turn the first complaint into one line naming field, value and rule."""
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def validated_json(kind: type[T], text: str) -> T:
+    """As `validated`, from JSON text."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def _readable(error: ValidationError) -> InputError:
+    first = error.errors(include_url=False)[0]
+    # A union's tag is no field: model.vit.layers is model.layers.
+    field = ".".join(str(part) for part in first["loc"] if part not in FAMILY_NAMES)
+    if first["type"] == "rule":
+        broken = first["ctx"]
+        return InputError(f"{field}.{broken['field']}".lstrip("."), broken["value"], broken["rule"])
+    rule = {"extra_forbidden": "unknown field"}.get(
+        first["type"], first["msg"][:1].lower() + first["msg"][1:]
+    )
+    return InputError(field or "settings", first["input"], rule)
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError("--set", override, "expected key=value, as in --set privacy.epsilon=3")
+    try:
+        value: object = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    table = raw
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise InputError("--set", override, f"{parent} is a value, not a table")
+    table[last] = value

@@ -1,0 +1,93 @@
+"""Public pretraining, and what every company does in a round."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .part import Part, require
+
+
+class PretrainingSettings(Part):
+    """Public pretraining of all blocks. `schedule`: every step trains all blocks ("together"), one at random
+    ("random"), or the blocks one after another, `steps` each ("sequential"), each starting from the weights of
+    the one before ("stacked")."""
+
+    steps: int = Field(500, ge=0)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    schedule: Literal["together", "random", "sequential", "stacked"] = "together"
+    noise_draws: int = Field(1, ge=1, le=64)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the weights' moving average; 0 means none")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    folder: str | None = Field(
+        None, description="take the model that `fedblocks pretrain` left in this folder, and train nothing"
+    )
+
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainingSettings(Part):
+    """What every company does in a round, and how the coordinator applies the sum."""
+
+    rounds: int = Field(60, ge=1, le=1_000_000)
+    assignment: Literal["sequential", "parallel", "all"] = "sequential"
+    interface: bool = Field(False, description="also train the blocks' embeddings and readouts")
+    local_steps: int = Field(1, ge=1, le=10_000)
+    local_learning_rate: float = Field(1.0, ge=1e-6, le=1e4)
+    sampling_rate: float = Field(0.5, ge=1e-6, le=1)
+    expected_batch_size: float = Field(
+        400.0,
+        ge=1,
+        le=1e9,
+        description="public divisor of every company's gradient sums, so that sizes stay private",
+    )
+    batches: Literal["poisson", "epochs"] = Field(
+        "poisson",
+        description="how a release's batches are drawn: every example joins each of them by chance, or belongs to "
+        "one of 1/sampling_rate groups that take turns, which costs more privacy",
+    )
+    noise_bands: int = Field(
+        1,
+        ge=1,
+        le=64,  # a step keeps so many vectors of noise
+        description="epochs only: a step's noise is partly taken back over so many steps; 1 means never",
+    )
+    noise_draws: int = Field(2, ge=1, le=64)
+    server_optimizer: Literal["fedavg", "fedadam"] = "fedadam"
+    server_learning_rate: float = Field(0.01, gt=0, le=1e4)
+    server_betas: tuple[_Decay, _Decay] = (0.9, 0.99)
+    evaluate_every: int = Field(1, ge=1)
+    message_timeout: float = Field(600.0, gt=0, le=1e6, description="seconds to wait for a phase's replies")
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch: how many groups its examples are dealt into."""
+        return round(1 / self.sampling_rate)
+
+    @model_validator(mode="after")
+    def _whole_epochs(self) -> TrainingSettings:
+        if self.batches == "epochs":
+            steps = self.epoch_steps
+            rule = (
+                f"must be a multiple of the {steps} steps of an epoch, of which a part costs as much as all"
+            )
+            require(self.local_steps % steps == 0, "local_steps", self.local_steps, rule)
+            require(
+                self.noise_bands <= steps,
+                "noise_bands",
+                self.noise_bands,
+                f"must be at most {steps}, an epoch",
+            )
+        else:
+            require(self.noise_bands == 1, "noise_bands", self.noise_bands, 'needs batches = "epochs"')
+        return self
+
+    def releases(self, blocks: int) -> int:
+        """Updates of one company over the run: one a round, or with "all" one a round and block."""
+        return self.rounds * (blocks if self.assignment == "all" else 1)
