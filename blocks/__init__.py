@@ -6,15 +6,56 @@ block alone, `training` minimises it, `sampler` chains the blocks at inference, 
 of them does there, `state` splits a model into block states and merges them back.
 """
 
-from .build import build_model, metric_of
-from .denoiser import Denoiser, Draw, Metric
-from .diagnostics import BlockDiagnosis, diagnose
-from .noise import LogNormalNoise, MaskingRate, Partition, Seeded, Source
-from .objective import BlockObjective
-from .preconditioning import Preconditioning
-from .sampler import sample_chain
-from .state import ModelState, block_parameters, digest, load_state, merge, save_state, split
-from .training import Schedule, train
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .build import build_model, metric_of
+    from .denoiser import Denoiser, Draw, Metric
+    from .diagnostics import BlockDiagnosis, diagnose
+    from .noise import LogNormalNoise, MaskingRate, Partition, Seeded, Source
+    from .objective import BlockObjective
+    from .preconditioning import Preconditioning
+    from .sampler import sample_chain
+    from .state import ModelState, block_parameters, digest, load_state, merge, save_state, split
+    from .training import Schedule, train
+
+# Settings stand on `blocks.settings`, which knows no torch: the rest is loaded when it is asked for.
+_HOME = {
+    "BlockDiagnosis": "diagnostics",
+    "BlockObjective": "objective",
+    "Denoiser": "denoiser",
+    "Draw": "denoiser",
+    "LogNormalNoise": "noise",
+    "MaskingRate": "noise",
+    "Metric": "denoiser",
+    "ModelState": "state",
+    "Partition": "noise",
+    "Preconditioning": "preconditioning",
+    "Schedule": "training",
+    "Seeded": "noise",
+    "Source": "noise",
+    "block_parameters": "state",
+    "build_model": "build",
+    "diagnose": "diagnostics",
+    "digest": "state",
+    "load_state": "state",
+    "merge": "state",
+    "metric_of": "build",
+    "sample_chain": "sampler",
+    "save_state": "state",
+    "split": "state",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
 
 __all__ = [
     "BlockDiagnosis",

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from ..settings import ModelSettings, NoiseSettings
 from .denoiser import Denoiser, Metric
 from .families.ar_lm import ARLanguageModel
 from .families.dit import DiT
@@ -17,6 +16,7 @@ from .families.vit import ViTClassifier
 from .information import posterior_entropy
 from .noise import LogNormalNoise, MaskingRate, NoiseLaw, Partition
 from .preconditioning import Preconditioning
+from .settings import ModelSettings, NoiseSettings
 
 FAMILIES: dict[str, type[Denoiser]] = {
     "vit": ViTClassifier,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import atomic_file
 from ..errors import InputError
-from ..settings import DataKind
+from .settings import DataKind
 
 
 @dataclass(frozen=True)

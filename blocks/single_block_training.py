@@ -27,10 +27,10 @@ from torch import Tensor
 
 from .. import atomic_file
 from ..errors import InputError, RunError
-from ..settings import ModelSettings, NoiseSettings
 from .build import Absent, build_model
 from .denoiser import Denoiser
 from .objective import BlockObjective
+from .settings import ModelSettings, NoiseSettings
 from .state import check_part, merge
 from .training import BlockTrainer, OnStep, Schedule
 from .transformer import Block

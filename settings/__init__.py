@@ -4,8 +4,7 @@
 `simulation` is everything that decides a run on one machine; `load` reads presets and TOML files.
 """
 
-from .load import load_settings, parsed_toml, preset_names, read_text, validated, validated_json
-from .model import (
+from ..blocks.settings import (
     FAMILY_NAMES,
     ARLanguageModelSettings,
     DataKind,
@@ -13,11 +12,12 @@ from .model import (
     ForecasterSettings,
     MaskedLanguageModelSettings,
     ModelSettings,
+    NoiseSettings,
     RecurrentLanguageModelSettings,
     TransformerSettings,
     ViTSettings,
 )
-from .noise import NoiseSettings
+from .load import load_settings, parsed_toml, preset_names, read_text, validated, validated_json
 from .plan import Plan
 from .privacy import LEAST_NOISE, MOST_COMPANIES, MOST_NOISE, PrivacySettings, SecureAggregationSettings
 from .simulation import (

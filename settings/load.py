@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ..blocks.settings import FAMILY_NAMES
 from ..errors import InputError
-from .model import FAMILY_NAMES
 from .simulation import Settings
 
 T = TypeVar("T", bound=BaseModel)

@@ -11,9 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .model import ModelSettings
-from .noise import NoiseSettings
-from .part import Part, require
+from ..blocks.settings import ModelSettings, NoiseSettings, Part, require
 from .privacy import LEAST_NOISE, MOST_COMPANIES, MOST_NOISE, SecureAggregationSettings, check_mechanism
 from .training import TrainingSettings
 

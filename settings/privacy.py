@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .part import Part, require
+from ..blocks.settings import Part, require
 from .training import TrainingSettings
 
 # In units of the sensitivity: less counts as none, its epsilon is in the thousands, and more drowns every update.

@@ -6,9 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .model import ModelSettings, ViTSettings
-from .noise import NoiseSettings
-from .part import Part, require
+from ..blocks.settings import ModelSettings, NoiseSettings, Part, ViTSettings, require
 from .privacy import PrivacySettings, SecureAggregationSettings, check_mechanism
 from .training import PretrainingSettings, TrainingSettings
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from .part import Part, require
+from ..blocks.settings import Part, require
 
 
 class PretrainingSettings(Part):

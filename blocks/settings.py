@@ -1,12 +1,31 @@
-"""The model of a run, by family: its network and the examples that it reads."""
+"""The settings of a model and of the noise that its blocks denoise; pydantic alone, so that no loader is needed."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from statistics import NormalDist
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from .part import Part, require
+
+def require(holds: bool, field: str, value: object, rule: str) -> None:
+    """Refuse the settings unless the rule holds; the complaint keeps field, value and rule apart (see `load`)."""
+    if not holds:
+        raise PydanticCustomError("rule", "{field}: {rule}", {"field": field, "value": value, "rule": rule})
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none(cls, raw: Any) -> Any:
+        """TOML has no null: "none" stands for it."""
+        if not isinstance(raw, dict):
+            return raw
+        return {key: None if value == "none" else value for key, value in raw.items()}
 
 
 class TransformerSettings(Part):
@@ -169,3 +188,34 @@ ModelSettings = Annotated[
 
 
 FAMILY_NAMES = ("vit", "dit", "ar-lm", "masked-lm", "recurrent-lm", "forecaster")
+
+
+class NoiseSettings(Part):
+    """Denoising noise of the blocks (not the privacy noise); names as in EDM.
+
+    `partition`: "equi-probability" (the paper's), "uniform" (equal steps of log sigma), "uniform-linear", or
+    "equi-information" (equal shares of what is to be learnt; refitted to the measured loss curve every
+    `refit_every` steps of pretraining where no closed form exists). `edges`, if given, are used as they are.
+    """
+
+    P_mean: float = Field(1.0, ge=-6, le=6)
+    P_std: float = Field(1.2, ge=0.1, le=5)
+    sigma_min: float = Field(0.002, ge=1e-6, le=1e6)
+    sigma_max: float = Field(80.0, ge=1e-6, le=1e6)
+    sigma_data: float = Field(0.5, ge=1e-3, le=1e3)
+    rate_min: float = Field(1e-3, ge=1e-6, lt=1, description="lowest masking rate of a masked language model")
+    partition: Literal["equi-probability", "uniform", "uniform-linear", "equi-information"] = (
+        "equi-probability"
+    )
+    edges: tuple[float, ...] | None = None
+    refit_every: int = Field(100, ge=1)
+    overlap: float = Field(0.05, ge=0, lt=1)
+    weight: Literal["unit", "edm"] = "unit"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> NoiseSettings:
+        require(self.sigma_min < self.sigma_max, "sigma_min", self.sigma_min, "must be below sigma_max")
+        law = NormalDist(self.P_mean, self.P_std)
+        inside = law.cdf(math.log(self.sigma_max)) - law.cdf(math.log(self.sigma_min))
+        require(inside > 0.5, "P_mean", self.P_mean, "sigma_min to sigma_max must hold most of the law")
+        return self
