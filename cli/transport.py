@@ -83,7 +83,7 @@ def serve(
     from ..server.stream import ServiceSettings
 
     escape_logs()
-    prepared, settings = RunFolder.existing(run), ServiceSettings.load(folder)
+    prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
     with alone_in(prepared.path):  # before the port is taken
         _serve(prepared, settings, folder, as_json)
 

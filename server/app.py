@@ -28,7 +28,7 @@ def main(grid: Grid, context: Context) -> None:
     if not run_dir:
         rule = "name a folder made by `fedblocks prepare`, as in --run-config 'run-dir=\"/path\"'"
         raise InputError("run-dir", run_dir, rule)
-    run = RunFolder.existing(Path(run_dir))
+    run = RunFolder.deployable(Path(run_dir))
     folder = str(context.run_config.get("data-plane", ""))
     with data_plane(grid, Path(folder) if folder else None, run) as chosen:
         coordinate(chosen, run)

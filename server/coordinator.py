@@ -14,7 +14,6 @@ from flwr.serverapp import Grid
 from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState, State
 from ..errors import RunError
-from ..experiments.simulation.dropout import LossyGrid
 from ..protocol.release import blocks_read
 from .assignment import Task, assign
 from .checkpoint import Checkpoint
@@ -48,8 +47,6 @@ def _coordinate(grid: Grid, run: RunFolder, on_round: OnRound, wait: float) -> C
     if len(checkpoint.model.blocks) != plan.model.blocks:
         raise RunError(f"{run.checkpoints}: not of a model of {plan.model.blocks} blocks, as the plan is")
     run.forget_metrics_after(checkpoint.round)
-    if settings.companies.dropout.rate > 0:
-        grid = LossyGrid(grid, settings.companies.dropout, settings.seed)
     model = build_model(plan.model, plan.noise).to(settings.device)
     blocks = list(checkpoint.model.blocks)
     merge(model, checkpoint.model.shared, *blocks)

@@ -23,7 +23,7 @@ from typing import Any
 import tomli_w
 
 from .. import atomic_file
-from ..errors import RunError
+from ..errors import InputError, RunError
 from ..privacy.secure_aggregation import Roster
 from ..protocol.identity import ROSTER_FILE, load_roster
 from ..settings import Plan, Settings, load_settings, validated_json
@@ -41,6 +41,15 @@ class RunFolder:
         if not (path / "settings.toml").is_file() or not (path / "plan.json").is_file():
             raise RunError(f"{path}: not a run folder (settings.toml or plan.json is missing)")
         return cls(path.resolve())
+
+    @classmethod
+    def deployable(cls, path: Path) -> RunFolder:
+        """As `existing`, for companies of their own, whose replies nobody is to lose on purpose."""
+        run = cls.existing(path)
+        rate = run.settings().companies.dropout.rate
+        if rate > 0:
+            raise InputError("companies.dropout.rate", rate, "only `fedblocks simulate` injects failures")
+        return run
 
     @property
     def checkpoints(self) -> Path:

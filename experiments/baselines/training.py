@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...blocks.training import Schedule, follow, optimizer_of
-from ..bench.memory import training_memory
+from ..memory import training_memory
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 

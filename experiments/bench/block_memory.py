@@ -19,7 +19,7 @@ from ...blocks import BlockObjective, Schedule, build_model
 from ...blocks.training import BlockTrainer
 from ...settings import NoiseSettings, ViTSettings
 from ..baselines.end_to_end import PlainViT
-from .memory import allocator_peak, training_memory
+from ..memory import allocator_peak, training_memory
 
 LAYERS = 12
 CUTS = (2, 3, 4, 6)

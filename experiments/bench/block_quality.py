@@ -31,8 +31,8 @@ from ..baselines.diffusion_blocks import PublishedViT
 from ..baselines.end_to_end import PlainViT
 from ..baselines.forward_forward import ForwardForward
 from ..baselines.training import Fitted, accuracy, fit
+from ..memory import training_memory
 from .image_sets import SETS, ImageSet
-from .memory import training_memory
 
 LAYERS, BLOCKS = 12, 3
 NOISE = NoiseSettings(sigma_min=0.5, partition="equi-information")

@@ -26,8 +26,8 @@ from torch.optim import AdamW
 from ...privacy.clipping import PerExampleClipping, examples_within
 from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.randomness import Randomness
+from ..memory import allocator_peak
 from .interleaved_timing import median_seconds
-from .memory import allocator_peak
 
 SHAPES = ((128, 17, 128), (128, 65, 128), (384, 17, 128))  # width, tokens, batch
 LAYERS, HEADS, CLASSES = 4, 4, 10

@@ -20,6 +20,7 @@ from ...server.grid import InProcessGrid
 from ...server.run_folder import RunFolder
 from ...server.run_lock import alone_in
 from ...settings import Transport
+from .dropout import LossyGrid
 from .loopback import loopback_grid
 
 
@@ -38,7 +39,9 @@ def simulate(
 def _simulate(run: RunFolder, on_round: OnRound, transport: Transport) -> dict[str, Any]:
     started = time.perf_counter()
     with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
-        coordinate(grid, run, on_round)
+        settings = run.settings()
+        dropout = settings.companies.dropout
+        coordinate(LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid, run, on_round)
     result = summary(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}

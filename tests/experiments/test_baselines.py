@@ -16,7 +16,7 @@ from fedblocks.experiments.baselines.forward_forward import ForwardForward, over
 from fedblocks.experiments.baselines.training import Split, accuracy, fit, moved
 from fedblocks.experiments.bench import block_memory, block_quality, block_step
 from fedblocks.experiments.bench.image_sets import SETS, ImageSet
-from fedblocks.experiments.bench.memory import SavedForBackward, allocator_peak, training_memory
+from fedblocks.experiments.memory import SavedForBackward, allocator_peak, training_memory
 
 SIZES: dict[str, Any] = {
     "image_size": 8, "channels": 1, "patch_size": 4, "hidden_size": 32, "heads": 2, "classes": 4,

@@ -24,7 +24,7 @@ from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.single_block_training import Job, train_alone, train_in_processes
 from fedblocks.blocks.training import BlockTrainer
 from fedblocks.errors import InputError, RunError
-from fedblocks.experiments.bench.memory import training_memory
+from fedblocks.experiments.memory import training_memory
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.server.checkpoint import Checkpoint

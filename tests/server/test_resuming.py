@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from fedblocks.blocks import digest
 from fedblocks.cli.main import app as cli
 from fedblocks.cli.progress import audit_with_progress, continue_with_progress
-from fedblocks.errors import RunError
+from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.experiments.simulation.simulate import simulate
@@ -201,3 +201,13 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(
         continue_with_progress(run, Console(quiet=True), with_reference=False, with_controls=False)
     monkeypatch.undo()
     assert simulate(run)["rounds_done"] == 3
+
+
+def test_injected_failures_are_refused_where_companies_are_real(small: Settings, tmp_path: Path) -> None:
+    """Would catch a deployment that silently drops, or silently ignores, what the settings ask to be lost."""
+    dropout = small.companies.dropout.model_copy(update={"rate": 0.25})
+    settings = small.model_copy(update={"companies": small.companies.model_copy(update={"dropout": dropout})})
+    run = prepare(settings, tmp_path / "run")
+    with pytest.raises(InputError, match=r"companies\.dropout\.rate=0\.25: only `fedblocks simulate`"):
+        RunFolder.deployable(run.path)
+    assert RunFolder.existing(run.path) == run
