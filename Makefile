@@ -39,6 +39,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typecheck && ln -sfn ../.. $(VENV)/typecheck/fedblocks
 	MYPYPATH=$(VENV)/typecheck $(BIN)/mypy -p fedblocks
+	$(BIN)/lint-imports
 
 # The generated code is committed; a test compares it.
 proto: $(READY)
