@@ -1,8 +1,4 @@
-"""The command line, a module a group of commands; `main` is its entry point.
+"""The command line, a module a group of commands; `main` mounts them and is the entry point.
 
 A command's heavy imports wait until it runs.
 """
-
-from .main import app, main
-
-__all__ = ["app", "main"]

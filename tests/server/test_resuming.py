@@ -30,7 +30,7 @@ from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.run_lock import alone_in
 from fedblocks.settings import Settings, load_settings
 
-FB = (sys.executable, "-c", "from fedblocks.cli import main; main()")
+FB = (sys.executable, "-c", "from fedblocks.cli.main import main; main()")
 
 
 @pytest.fixture

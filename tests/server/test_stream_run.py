@@ -196,7 +196,7 @@ class occupied:
 
 
 def command(*words: str | Path, **more: Any) -> subprocess.Popen[str]:
-    start = "import sys; from fedblocks.cli import main; sys.argv[0] = 'fedblocks'; main()"
+    start = "import sys; from fedblocks.cli.main import main; sys.argv[0] = 'fedblocks'; main()"
     return subprocess.Popen(
         [sys.executable, "-c", start, *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ, **more,
