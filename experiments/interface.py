@@ -1,0 +1,68 @@
+"""The Python interface, for notebooks and scripts: the jobs of the command line as functions.
+
+from fedblocks import audit, load_run, simulate
+run = simulate("digits", {"privacy.epsilon": 3.0, "training.rounds": 40})
+run.read_json("result.json")["accuracy"]
+audit(run, targets=4)["views"]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..server.coordinator import OnRound
+from ..server.run_folder import RunFolder
+from ..server.run_lock import alone_in
+from ..settings import load_settings
+from ..threat_model.auditing import audit_run
+from .simulation.preparation import new_run, prepare
+from .simulation.simulate import simulate as continue_run
+
+
+def simulate(
+    preset: str | Path,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    runs_dir: str | Path = "runs",
+    on_round: OnRound = lambda row: None,
+) -> RunFolder:
+    """Simulate a multi-company run to its end; returns its folder, whose `result.json` is the summary.
+
+    `preset`: a preset's name or a TOML file; `overrides`: {"privacy.epsilon": 3.0}, as `--set` on the command line;
+    `on_round` is called with each round's metrics.
+
+    Raises: InputError for settings or data that cannot be used, before anything is written; PrivacyError,
+    ProtocolError or RunError for what stops the run. `load_run` and `resume` go on after an interruption.
+    """
+    written = {
+        key: "none" if value is None else json.dumps(value) for key, value in (overrides or {}).items()
+    }
+    settings = load_settings(str(preset), [f"{key}={value}" for key, value in written.items()])
+    run = prepare(settings, new_run(Path(runs_dir), settings))
+    continue_run(run, on_round)
+    return run
+
+
+def resume(run: RunFolder, *, on_round: OnRound = lambda row: None) -> dict[str, Any]:
+    """Go on with an interrupted run from its last checkpoint; returns its summary."""
+    return continue_run(run, on_round)
+
+
+def load_run(path: str | Path) -> RunFolder:
+    """A run that is there already: `settings()`, `plan()`, `metrics()`, `read_json("result.json")`.
+
+    Raises: RunError for a folder that is none.
+    """
+    return RunFolder.existing(Path(path))
+
+
+def audit(run: RunFolder, **budget: int) -> dict[str, Any]:
+    """Attack what a run released; returns what `audit.json` holds then. `budget`: targets, aggregates, block.
+
+    Raises: InputError for a family that no attack knows yet, or a budget out of range.
+    """
+    with alone_in(run.path):
+        return audit_run(run, budget, on_progress=lambda done, note: None)

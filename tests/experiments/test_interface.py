@@ -1,0 +1,35 @@
+"""The Python interface gives what the command line gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+from fedblocks import audit, load_run, resume, simulate
+from fedblocks.errors import InputError, RunError
+
+
+def test_simulate_load_resume_and_audit(private_file: Path, tmp_path: Path) -> None:
+    """Would catch an interface that loses overrides, rounds or results on the way."""
+    chosen: dict[str, object] = {"data.private.source": str(private_file), "privacy.epsilon": 3.0}
+    for text in SMALL:
+        key, _, value = text.partition("=")
+        chosen[key] = float(value) if "." in value else int(value)
+    rounds: list[int] = []
+    run = simulate("digits", chosen, runs_dir=tmp_path, on_round=lambda row: rounds.append(row["round"]))
+    assert rounds == [0, 1, 2, 3, 4]
+    assert run.settings().privacy.epsilon == 3.0
+    again = load_run(run.path)
+    assert resume(again)["rounds_done"] == 4
+    assert audit(again, targets=2, aggregates=1)["run"] == run.path.name
+    assert again.read_json("audit.json") is not None
+
+
+def test_what_is_wrong_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"privacy\.epsilon"):
+        simulate("digits", {"privacy.epsilon": -1.0}, runs_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(RunError, match="not a run folder"):
+        load_run(tmp_path)
