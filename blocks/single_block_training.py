@@ -59,7 +59,7 @@ class Job:
         return hashlib.sha256(json.dumps(self.record(block), sort_keys=True).encode()).hexdigest()
 
 
-def train_alone(
+def train_single_block(
     folder: Path,
     block: int,
     inputs: Tensor,
@@ -127,7 +127,7 @@ def train_in_processes(
     workers: int,
     on_block: Callable[[int], None] = lambda block: None,
 ) -> None:
-    """`train_alone` for several blocks at once, each in a process; the same result as one after another.
+    """`train_single_block` for several blocks at once, each in a process; the same result as one after another.
 
     For the same bits the calling process must compute with as many threads as a worker: its share of them.
     """
@@ -141,7 +141,7 @@ def train_in_processes(
     threads = max(1, torch.get_num_threads() // workers)
     context = torch.multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (threads,)) as pool:
-        work = partial(train_alone, folder, inputs=inputs, targets=targets, job=job)
+        work = partial(train_single_block, folder, inputs=inputs, targets=targets, job=job)
         running = {pool.submit(work, block): block for block in blocks}
         for done in as_completed(running):
             done.result()

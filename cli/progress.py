@@ -31,7 +31,7 @@ from ..experiments.simulation.pretraining import pretrain
 from ..experiments.simulation.reference import prepare_reference
 from ..experiments.simulation.simulate import simulate
 from ..server.run_folder import RunFolder
-from ..server.run_lock import alone_in
+from ..server.run_lock import exclusive
 from ..settings import Settings, Transport
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -106,7 +106,7 @@ def continue_with_progress(
     one_core_a_thread()
     metric = metric_of(run.settings().model).name
     try:
-        with alone_in(run.path), progress_on(console) as progress:
+        with exclusive(run.path), progress_on(console) as progress:
             result = _simulate(run, progress, "Private rounds", transport)
             if with_reference:
                 plain = _simulate(prepare_reference(run), progress, "Reference without noise")
@@ -153,7 +153,7 @@ def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Cons
     """Audit a run; `overrides` replace fields of its audit settings."""
     from ..threat_model.auditing import audit_run
 
-    with alone_in(run.path), progress_on(console) as progress:
+    with exclusive(run.path), progress_on(console) as progress:
         task: TaskID = progress.add_task("Audit", total=100, note="")
         return audit_run(
             run,

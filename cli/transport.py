@@ -51,7 +51,7 @@ def agent(
     from ..client.agent import Agent
     from ..client.app import app
     from ..client.company import Company
-    from ..client.endpoint import Endpoint, alone
+    from ..client.endpoint import Endpoint, exclusive_agent
     from ..protocol.log_text import escape_logs
 
     escape_logs()
@@ -62,7 +62,7 @@ def agent(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
     )
     answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
-    with alone(home):
+    with exclusive_agent(home):
         code = answering.serve()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
@@ -79,12 +79,12 @@ def serve(
     """Coordinate a prepared run with the companies that dial in."""
     from ..protocol.log_text import escape_logs
     from ..server.run_folder import RunFolder
-    from ..server.run_lock import alone_in
+    from ..server.run_lock import exclusive
     from ..server.stream import ServiceSettings
 
     escape_logs()
     prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
-    with alone_in(prepared.path):  # before the port is taken
+    with exclusive(prepared.path):  # before the port is taken
         _serve(prepared, settings, folder, as_json)
 
 

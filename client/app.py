@@ -42,7 +42,7 @@ from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
 from .company import Company
-from .endpoint import Endpoint, alone
+from .endpoint import Endpoint, exclusive_agent
 from .policy import Policy
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -234,7 +234,7 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
     request = StreamRequest.from_record(message.content)
     if not Endpoint.configured(company.home):
         raise ProtocolError("no_data_plane", "this company has not set up a data plane")
-    with alone(company.home):
+    with exclusive_agent(company.home):
         agent = Agent(
             Endpoint.of(company.home), app, context, request.run, wait=request.wait, log=company.log
         )

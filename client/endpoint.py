@@ -61,7 +61,7 @@ class Endpoint:
 
 
 @contextmanager
-def alone(home: Path) -> Iterator[None]:
+def exclusive_agent(home: Path) -> Iterator[None]:
     """One agent of a home at a time; ProtocolError("busy") while another answers.
 
     A coordinator that asks for one after the other, and then says nothing to any, holds one process and no more.

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..server.coordinator import OnRound
 from ..server.run_folder import RunFolder
-from ..server.run_lock import alone_in
+from ..server.run_lock import exclusive
 from ..settings import load_settings
 from ..threat_model.auditing import audit_run
 from .simulation.preparation import new_run, prepare
@@ -64,5 +64,5 @@ def audit(run: RunFolder, **budget: int) -> dict[str, Any]:
 
     Raises: InputError for a family that no attack knows yet, or a budget out of range.
     """
-    with alone_in(run.path):
+    with exclusive(run.path):
         return audit_run(run, budget, on_progress=lambda done, note: None)

@@ -23,7 +23,7 @@ from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
-from .run_lock import alone_in
+from .run_lock import exclusive
 
 OnRound = Callable[[dict[str, Any]], None]
 
@@ -37,7 +37,7 @@ def coordinate(
     in flight, which is then repeated. `wait`: seconds for the companies to come up. RunError while another process
     is at it.
     """
-    with alone_in(run.path):
+    with exclusive(run.path):
         return _coordinate(grid, run, on_round, wait)
 
 

@@ -13,7 +13,7 @@ from ..errors import RunError
 
 
 @contextmanager
-def alone_in(folder: Path, name: str = "run.lock") -> Iterator[None]:
+def exclusive(folder: Path, name: str = "run.lock") -> Iterator[None]:
     """Hold `folder`; RunError naming the process that holds it already. The same thread may hold it again.
 
     The operating system lets go of it when the process ends, however that happens.

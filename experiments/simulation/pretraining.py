@@ -18,9 +18,9 @@ import torch
 from ... import atomic_file
 from ...blocks import BlockObjective, save_state, split
 from ...blocks.build import metric_of
-from ...blocks.single_block_training import Job, train_alone, train_in_processes, trained_by
+from ...blocks.single_block_training import Job, train_in_processes, train_single_block, trained_by
 from ...errors import InputError
-from ...server.run_lock import alone_in
+from ...server.run_lock import exclusive
 from ...settings import Settings
 from .preparation import fresh_model, pretrained, read_public, schedule_of
 
@@ -57,13 +57,13 @@ def pretrain(
     data, test = read_public(settings)
     _check(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with alone_in(folder, _MAKING):
+    with exclusive(folder, _MAKING):
         _make(folder, settings)
     left = [b for b in range(blocks) if trained_by(folder, b) != job.digest(b)]
     wanted = [b for b in left if block is None or b == block]
     with ExitStack() as held:
         for b in wanted:  # another process may train the other blocks meanwhile
-            held.enter_context(alone_in(folder, f"training-{b}.lock"))
+            held.enter_context(exclusive(folder, f"training-{b}.lock"))
         if processes > 1 and len(wanted) > 1:
             train_in_processes(
                 folder, wanted, data.inputs, data.targets, job=job, workers=processes,
@@ -71,7 +71,7 @@ def pretrain(
             )  # fmt: skip
         else:
             for b in wanted:
-                train_alone(folder, b, data.inputs, data.targets, job=job, on_step=partial(on_step, b))
+                train_single_block(folder, b, data.inputs, data.targets, job=job, on_step=partial(on_step, b))
     missing = [b for b in left if b not in wanted]
     result: dict[str, Any] = {"folder": str(folder), "trained": wanted, "untrained": missing}
     if not missing:

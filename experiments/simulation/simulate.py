@@ -18,7 +18,7 @@ from ...privacy.accounting import Guarantee, finite
 from ...server.coordinator import OnRound, coordinate
 from ...server.grid import InProcessGrid
 from ...server.run_folder import RunFolder
-from ...server.run_lock import alone_in
+from ...server.run_lock import exclusive
 from ...settings import Transport
 from .dropout import LossyGrid
 from .loopback import loopback_grid
@@ -32,7 +32,7 @@ def simulate(
     `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback. The result is
     the same.
     """
-    with alone_in(run.path):
+    with exclusive(run.path):
         return _simulate(run, on_round, transport)
 
 

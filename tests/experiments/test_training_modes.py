@@ -21,7 +21,7 @@ from fedblocks.blocks import (
 )
 from fedblocks.blocks.build import Absent
 from fedblocks.blocks.noise import Seeded
-from fedblocks.blocks.single_block_training import Job, train_alone, train_in_processes
+from fedblocks.blocks.single_block_training import Job, train_in_processes, train_single_block
 from fedblocks.blocks.training import BlockTrainer
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.memory import training_memory
@@ -80,7 +80,7 @@ def test_training_alone_changes_its_blocks_file_only_and_reads_no_other(folder: 
     before = contents(folder)
     for file in others.values():
         file.rename(file.with_suffix(".away"))
-    train_alone(folder, 1, *batch(), job=job())
+    train_single_block(folder, 1, *batch(), job=job())
     for file in others.values():
         file.with_suffix(".away").rename(file)
     after = contents(folder)
@@ -94,17 +94,17 @@ def test_an_interrupted_training_ends_in_the_same_bits(
 ) -> None:
     """Would catch anything a resume forgets: optimiser, learning rate, average, generator or step."""
     through = shutil.copytree(folder, tmp_path / "through")
-    train_alone(through, 0, *batch(), job=job(7, **schedule))
+    train_single_block(through, 0, *batch(), job=job(7, **schedule))
 
     def interrupt(step: int) -> None:
         if step == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_alone(folder, 0, *batch(), job=job(7, **schedule), checkpoint_every=2, on_step=interrupt)
+        train_single_block(folder, 0, *batch(), job=job(7, **schedule), checkpoint_every=2, on_step=interrupt)
     assert (folder / "training-0.pt").is_file()
     taken: list[int] = []
-    train_alone(folder, 0, *batch(), job=job(7, **schedule), checkpoint_every=2, on_step=taken.append)
+    train_single_block(folder, 0, *batch(), job=job(7, **schedule), checkpoint_every=2, on_step=taken.append)
     assert taken == [5, 6, 7]  # from the checkpoint after step 4
     assert contents(folder) == contents(through)
 
@@ -114,9 +114,9 @@ def test_a_checkpoint_of_other_settings_is_refused(folder: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_alone(folder, 0, *batch(), job=job(7), checkpoint_every=1, on_step=interrupt)
+        train_single_block(folder, 0, *batch(), job=job(7), checkpoint_every=1, on_step=interrupt)
     with pytest.raises(RunError, match="other settings"):
-        train_alone(folder, 0, *batch(), job=job(8))
+        train_single_block(folder, 0, *batch(), job=job(8))
 
 
 def test_streamed_prefix_features_are_those_of_the_whole_model(folder: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_streamed_prefix_features_are_those_of_the_whole_model(folder: Path, tmp
     index = torch.randint(len(y), (8,), generator=generator)
     trainer.step(x[index], y[index], BlockObjective(), generator)
     trainer.finish()
-    train_alone(folder, 2, x, y, job=one_step)
+    train_single_block(folder, 2, x, y, job=one_step)
     for name, tensor in load_state(folder).blocks[2].items():
         torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-4, rtol=1e-4)
     with pytest.raises(InputError, match="features"):
@@ -146,17 +146,17 @@ def test_blocks_trained_in_processes_equal_those_trained_one_after_another(
     """Would catch a dependence between blocks, or a generator that is not the block's own."""
     serial = shutil.copytree(folder, tmp_path / "serial")
     for block in (0, 2):
-        train_alone(serial, block, *batch(), job=job())
+        train_single_block(serial, block, *batch(), job=job())
     train_in_processes(folder, [0, 2], *batch(), job=job(), workers=2)
     assert contents(folder) == contents(serial)
 
 
 def test_missing_files_and_blocks_are_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="block=3"):
-        train_alone(folder, 3, *batch(), job=job())
+        train_single_block(folder, 3, *batch(), job=job())
     (folder / "block-1.safetensors").unlink()
     with pytest.raises(RunError, match="block-1"):
-        train_alone(folder, 1, *batch(), job=job())
+        train_single_block(folder, 1, *batch(), job=job())
 
 
 def one_step(**options: object) -> tuple[Tensor, list[Tensor], dict[str, int]]:
@@ -228,9 +228,9 @@ def test_a_compiled_block_takes_the_same_step() -> None:
 
 def test_a_stacked_block_starts_from_the_one_before_it(folder: Path) -> None:
     """Would catch a stacked training from initial weights, and one at once with the block it starts from."""
-    train_alone(folder, 0, *batch(), job=job(5, schedule="stacked"))
+    train_single_block(folder, 0, *batch(), job=job(5, schedule="stacked"))
     before = load_state(folder).blocks[0]
-    train_alone(folder, 1, *batch(), job=job(0, schedule="stacked"))
+    train_single_block(folder, 1, *batch(), job=job(0, schedule="stacked"))
     after = load_state(folder).blocks[1]
     assert {name.replace("blocks.0.", "blocks.1."): t.sum() for name, t in before.items()} == {
         name: t.sum() for name, t in after.items()
@@ -241,13 +241,13 @@ def test_a_stacked_block_starts_from_the_one_before_it(folder: Path) -> None:
 
 def test_a_trained_block_is_not_trained_again_by_the_same_job(folder: Path) -> None:
     """Would catch a resume that trains a finished block for a second time."""
-    train_alone(folder, 0, *batch(), job=job())
+    train_single_block(folder, 0, *batch(), job=job())
     once = contents(folder)
     taken: list[int] = []
-    train_alone(folder, 0, *batch(), job=job(), on_step=taken.append)
+    train_single_block(folder, 0, *batch(), job=job(), on_step=taken.append)
     assert contents(folder) == once
     assert not taken
-    train_alone(folder, 0, *batch(), job=job(7), on_step=taken.append)
+    train_single_block(folder, 0, *batch(), job=job(7), on_step=taken.append)
     assert taken
 
 

@@ -27,7 +27,7 @@ from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.server.run_lock import alone_in
+from fedblocks.server.run_lock import exclusive
 from fedblocks.settings import Settings, load_settings
 
 FB = (sys.executable, "-c", "from fedblocks.cli.main import main; main()")
@@ -57,8 +57,8 @@ def finished(done: RunFolder, tmp_path: Path) -> RunFolder:
 def another_process_in(folder: Path, name: str = "run.lock") -> Iterator[subprocess.Popen[str]]:
     """A process that holds the folder and does nothing else."""
     code = (
-        "import sys, time; from pathlib import Path; from fedblocks.server.run_lock import alone_in\n"
-        "with alone_in(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from fedblocks.server.run_lock import exclusive\n"
+        "with exclusive(Path(sys.argv[1]), sys.argv[2]): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(folder), name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -132,14 +132,14 @@ def test_a_thread_may_hold_a_folder_twice_and_another_may_not(tmp_path: Path) ->
 
     def other() -> None:
         try:
-            with alone_in(tmp_path):
+            with exclusive(tmp_path):
                 pass
         except RunError as error:
             refused.append(error)
 
-    with alone_in(tmp_path), alone_in(tmp_path):
+    with exclusive(tmp_path), exclusive(tmp_path):
         pass
-    with alone_in(tmp_path):
+    with exclusive(tmp_path):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()

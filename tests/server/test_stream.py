@@ -32,7 +32,7 @@ from support.streaming import (
 )
 
 from fedblocks.client.agent import Agent
-from fedblocks.client.endpoint import Endpoint, EndpointSettings, alone
+from fedblocks.client.endpoint import Endpoint, EndpointSettings, exclusive_agent
 from fedblocks.errors import ProtocolError, RunError
 from fedblocks.experiments.simulation.preparation import make_plan, public_model, read_inputs
 from fedblocks.privacy.secure_aggregation import ChannelKeys, Identity, Member, Roster
@@ -206,23 +206,23 @@ def test_streams_of_one_company_are_limited_and_leave_room_for_the_others(plane:
 def test_one_agent_of_a_home_answers_at_a_time(tmp_path: Path) -> None:
     """Would catch a coordinator that starts agents without end, and a lock that outlives a killed one."""
     (tmp_path / "transport").mkdir()
-    with alone(tmp_path), pytest.raises(ProtocolError, match="busy"), alone(tmp_path):
+    with exclusive_agent(tmp_path), pytest.raises(ProtocolError, match="busy"), exclusive_agent(tmp_path):
         pass
     text = f"""
 import pathlib, time
-from fedblocks.client.endpoint import alone
-with alone(pathlib.Path({str(tmp_path)!r})):
+from fedblocks.client.endpoint import exclusive_agent
+with exclusive_agent(pathlib.Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(ProtocolError, match="busy"), alone(tmp_path):
+        with pytest.raises(ProtocolError, match="busy"), exclusive_agent(tmp_path):
             pass
         other.kill()
         other.wait()
-    with alone(tmp_path):
+    with exclusive_agent(tmp_path):
         pass
 
 

@@ -37,7 +37,7 @@ _ASKED: tuple[tuple[str, Callable[[BlockDiagnosis], float | None], str, str], ..
 
 def block_answers(diagnosed: Diagnosed) -> Markup:
     """Every block's quality under each condition; below, how often it follows a wrong z."""
-    m, blocks = diagnosed.alone, diagnosed.blocks
+    m, blocks = diagnosed.by_answer, diagnosed.blocks
     # A metric of more than one answer and a score of single answers have no scale in common.
     questions = _ASKED if diagnosed.by_example else _ASKED[1:]
     asked = [(name, colour, marker, _values(blocks, get)) for name, get, colour, marker in questions]

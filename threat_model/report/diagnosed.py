@@ -44,7 +44,7 @@ class Diagnosed:
         return self.blocks[0].by_example
 
     @property
-    def alone(self) -> Measure:
+    def by_answer(self) -> Measure:
         """What the answers to single questions are measured in."""
         m = self.measure.metric
         return self.measure if self.by_example else Measure(Metric(_SCORE, m.higher_is_better, "number"))

@@ -54,7 +54,7 @@ def write_report(run: RunFolder) -> Path:
     environment.filters.update(
         quality=m.show,
         change=m.change,
-        alone=diagnosed.alone.show if diagnosed else m.show,
+        by_answer=diagnosed.by_answer.show if diagnosed else m.show,
         percent=_percent,
         digits=three_digits,
         epsilon=_epsilon,
