@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -30,6 +29,7 @@ from ..experiments.simulation.preparation import new_run, prepare, read_inputs
 from ..experiments.simulation.pretraining import pretrain
 from ..experiments.simulation.reference import prepare_reference
 from ..experiments.simulation.simulate import simulate
+from ..experiments.simulation.threads import one_core
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
 from ..settings import Settings, Transport
@@ -53,14 +53,9 @@ def progress_on(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def one_core_a_thread() -> None:
-    """Small models gain nothing from a second core for one operation; companies train side by side."""
-    torch.set_num_threads(1)
-
-
+@one_core()
 def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> RunFolder:
     """Check the inputs, then prepare a new run under `runs`."""
-    one_core_a_thread()
     inputs = read_inputs(settings)
     with progress_on(console) as progress:
         task = progress.add_task(
@@ -74,11 +69,11 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
         )
 
 
+@one_core()
 def pretrain_with_progress(
     settings: Settings, folder: Path, console: Console, *, block: int | None, processes: int
 ) -> dict[str, Any]:
     """Train blocks of a model folder; interrupted, the same call goes on where it stopped."""
-    one_core_a_thread()
     tasks: dict[int, TaskID] = {}
     try:
         with progress_on(console) as progress:
@@ -94,6 +89,7 @@ def pretrain_with_progress(
         raise
 
 
+@one_core()
 def continue_with_progress(
     run: RunFolder,
     console: Console,
@@ -103,7 +99,6 @@ def continue_with_progress(
     transport: Transport = "grid",
 ) -> dict[str, Any]:
     """Run to the end from wherever the run stands; with its noise-free twin and its controls if asked for."""
-    one_core_a_thread()
     metric = metric_of(run.settings().model).name
     try:
         with exclusive(run.path), progress_on(console) as progress:

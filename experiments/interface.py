@@ -8,7 +8,6 @@ audit(run, targets=4)["views"]
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ from ..settings import load_settings
 from ..threat_model.auditing import audit_run
 from .simulation.preparation import new_run, prepare
 from .simulation.simulate import simulate as continue_run
+from .simulation.threads import one_core
 
 
+@one_core()
 def simulate(
     preset: str | Path,
     overrides: Mapping[str, object] | None = None,
@@ -37,15 +38,13 @@ def simulate(
     Raises: InputError for settings or data that cannot be used, before anything is written; PrivacyError,
     ProtocolError or RunError for what stops the run. `load_run` and `resume` go on after an interruption.
     """
-    written = {
-        key: "none" if value is None else json.dumps(value) for key, value in (overrides or {}).items()
-    }
-    settings = load_settings(str(preset), [f"{key}={value}" for key, value in written.items()])
+    settings = load_settings(str(preset), overrides or {})
     run = prepare(settings, new_run(Path(runs_dir), settings))
     continue_run(run, on_round)
     return run
 
 
+@one_core()
 def resume(run: RunFolder, *, on_round: OnRound = lambda row: None) -> dict[str, Any]:
     """Go on with an interrupted run from its last checkpoint; returns its summary."""
     return continue_run(run, on_round)

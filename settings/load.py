@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,10 @@ def preset_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
+def load_settings(preset: str, overrides: Sequence[str] | Mapping[str, object] = ()) -> Settings:
     """Read a preset by name or a TOML file by path, and lay `key=value` overrides over it.
 
-    Values are read as TOML where they are TOML, else as text: `--set name=mine`.
+    Values are read as TOML where they are TOML, else as text: `--set name=mine`. A mapping has them as they are.
     """
     if preset in preset_names():
         text = resources.files("fedblocks.experiments.presets").joinpath(f"{preset}.toml").read_text("utf-8")
@@ -35,8 +35,9 @@ def load_settings(preset: str, overrides: Sequence[str] = ()) -> Settings:
     else:
         raise InputError("preset", preset, f"no such preset or file; presets: {', '.join(preset_names())}")
     raw = parsed_toml("preset", preset, text)
-    for override in overrides:
-        _apply_override(raw, override)
+    values = overrides if isinstance(overrides, Mapping) else dict(map(_parsed_override, overrides))
+    for key, value in values.items():
+        _lay_over(raw, key, value)
     return validated(Settings, raw)
 
 
@@ -87,18 +88,21 @@ def _readable(error: ValidationError) -> InputError:
     return InputError(field or "settings", first["input"], rule)
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def _parsed_override(override: str) -> tuple[str, object]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError("--set", override, "expected key=value, as in --set privacy.epsilon=3")
     try:
-        value: object = tomllib.loads(f"v = {text}")["v"]
+        return key, tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
-        value = text
+        return key, text
+
+
+def _lay_over(raw: dict[str, Any], key: str, value: object) -> None:
     *parents, last = key.split(".")
     table = raw
     for parent in parents:
         table = table.setdefault(parent, {})
         if not isinstance(table, dict):
-            raise InputError("--set", override, f"{parent} is a value, not a table")
+            raise InputError("--set", f"{key}={value}", f"{parent} is a value, not a table")
     table[last] = value

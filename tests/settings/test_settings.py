@@ -135,3 +135,16 @@ def test_a_broken_rule_keeps_value_and_rule_apart_whatever_they_hold() -> None:
     with pytest.raises(InputError) as refused:
         validated(Named, {"name": "a: b = 'c'"})
     assert str(refused.value) == """name="a: b = 'c'": expected: another = name"""
+
+
+def test_overrides_of_a_mapping_are_the_values_themselves() -> None:
+    """Would catch values written as text and read back: quotes, colons, none and numbers in strings."""
+    source = 'a "quoted": file.npz'
+    values = {"data.private.source": source, "privacy.company_clip": None, "training.rounds": 3}
+    settings = load_settings("digits", values)
+    assert settings.data.private.source == source
+    assert settings.privacy.company_clip is None
+    assert settings.training.rounds == 3
+    assert settings == load_settings(
+        "digits", ["privacy.company_clip=none", "training.rounds=3", f"data.private.source='{source}'"]
+    )
