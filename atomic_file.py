@@ -4,7 +4,7 @@ The content goes to a temporary path in the same folder, is forced to disk (fsyn
 (rename(2), or link(2) where nothing may be replaced), and the folder is forced to disk after it. An exception removes
 the temporary path; a killed process leaves it, as `.NAME.*.tmp`.
 
-    with replacing(path, mode=0o600) as draft:
+    with replacing(path, mode=OWNER_ONLY) as draft:
         save_file(tensors, draft)
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 
 # What `open` asks for; the umask narrows it.
 _USUAL = 0o666
+OWNER_ONLY = 0o600
 
 
 def write(path: Path, content: bytes, *, mode: int = _USUAL) -> None:
@@ -63,12 +64,13 @@ def creating(path: Path, *, mode: int = _USUAL) -> Iterator[Path]:
 
 
 @contextmanager
-def creating_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
+def creating_folder(path: Path, *, mode: int = 0o777, replace: bool = False) -> Iterator[Path]:
     """An empty folder beside `path`; what is put into it appears as the folder `path` once the context is left.
 
-    One process at a time may make `path`: what a killed one has left of it is removed first.
+    One process at a time may make `path`: what a killed one has left of it is removed first. `replace`: so is the
+    old `path`, at the last moment; a folder cannot replace another in one step.
 
-    Raises: OSError where `path` holds anything by then.
+    Raises: OSError where `path` holds anything by then, unless it is to be replaced.
     """
     draft = path.with_name(f".{path.name}.tmp")
     _remove_folder(draft)
@@ -76,6 +78,8 @@ def creating_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     try:
         yield draft
         sync_folder(draft)
+        if replace:
+            _remove_folder(path)
         draft.rename(path)
         _sync(path.parent)
     finally:

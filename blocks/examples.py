@@ -33,7 +33,7 @@ class Examples:
 
     def save(self, path: Path) -> None:
         """A file that its owner alone may read."""
-        with atomic_file.replacing(path, mode=0o600) as draft, draft.open("wb") as file:
+        with atomic_file.replacing(path, mode=atomic_file.OWNER_ONLY) as draft, draft.open("wb") as file:
             np.savez_compressed(file, inputs=self.inputs.numpy(), targets=self.targets.numpy())
 
     @classmethod

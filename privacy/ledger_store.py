@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from ..atomic_file import creating
+from ..atomic_file import OWNER_ONLY, creating
 from ..errors import LedgerError
 from .ledger_file import (
     APPLICATION_ID,
@@ -174,7 +174,7 @@ def _create(path: Path, identity: Identity) -> None:
         )
     values = (identity.company, identity.delta, identity.adjacency, identity.composition, identity.order)
     # Another process may be first; then its ledger counts.
-    with suppress(FileExistsError), creating(path, mode=0o600) as draft:
+    with suppress(FileExistsError), creating(path, mode=OWNER_ONLY) as draft:
         try:
             connection = _connect(draft)
             try:

@@ -15,8 +15,6 @@ from pathlib import Path
 from .. import atomic_file
 from ..errors import PrivacyError
 
-MODE = 0o600
-
 _OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors")
 _THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
 # Anybody may know these, and nobody else may change them.
@@ -25,18 +23,18 @@ _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinat
 
 def opener(path: str, flags: int) -> int:
     """For `open`: a file that is made gets mode 600, whatever the umask."""
-    return os.open(path, flags, MODE)
+    return os.open(path, flags, atomic_file.OWNER_ONLY)
 
 
 def create(path: Path, content: bytes) -> None:
     """A new file of mode 600; FileExistsError rather than a replaced one."""
-    with atomic_file.creating(path, mode=MODE) as draft:
+    with atomic_file.creating(path, mode=atomic_file.OWNER_ONLY) as draft:
         draft.write_bytes(content)
 
 
 def write(path: Path, content: bytes) -> None:
     """Make or replace a file of mode 600."""
-    atomic_file.write(path, content, mode=MODE)
+    atomic_file.write(path, content, mode=atomic_file.OWNER_ONLY)
 
 
 def mode_for_others(path: Path) -> int | None:
@@ -60,7 +58,7 @@ def check_home(home: Path) -> None:
     ours = (path for path in real.iterdir() if any(path.match(pattern) for pattern in _OURS))
     for path in (*ours, real / "transport/lock"):
         if _check(path, 0, "600") & 0o077:
-            path.chmod(0o600)
+            path.chmod(atomic_file.OWNER_ONLY)
 
 
 def _check_parent(folder: Path) -> None:

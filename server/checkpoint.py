@@ -27,11 +27,10 @@ class Checkpoint:
     def save(self, folder: Path) -> None:
         """A folder that appears whole; older ones go, but for round 0 and the last few."""
         final = folder / f"round-{self.round:04d}"
-        with atomic_file.creating_folder(final) as draft:
+        with atomic_file.creating_folder(final, replace=True) as draft:
             save_state(self.model, draft)
             for block, state in self.optimizers.items():
                 save_file(state, draft / f"optimizer-{block}.safetensors")
-            shutil.rmtree(final, ignore_errors=True)
         for old in _rounds(folder)[1:-KEEP]:
             shutil.rmtree(folder / f"round-{old:04d}")
 

@@ -109,6 +109,21 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder"]
 
 
+def test_an_old_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    """Would catch a checkpoint that is removed before the one in its place is on the disk."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").touch()
+    with pytest.raises(Interrupted), creating_folder(path, replace=True):
+        raise Interrupted
+    assert names(path) == ["old"]
+    with creating_folder(path, replace=True) as draft:
+        (draft / "new").touch()
+        assert names(path) == ["old"]
+    assert names(path) == ["new"]
+    assert names(tmp_path) == ["folder"]
+
+
 def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     """Would catch a temporary path that both write to: the second to finish would rename a file that is gone."""
     path = tmp_path / "file"
