@@ -61,6 +61,7 @@ $(READY): pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.tx
 	$(PINNED) constraints-cpu.txt 2> $(VENV)/cpu.txt || { cat $(VENV)/cpu.txt >&2; \
 		grep -qE 'No matching distribution|ResolutionImpossible' $(VENV)/cpu.txt && $(PINNED) constraints-cuda.txt; }
 	$(PIP) install --no-deps --no-build-isolation --editable .
+	rm -rf build
 	$(BIN)/python -m pip check
 	touch $(READY)
 

@@ -12,15 +12,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .build import build_model, metric_of
-    from .denoiser import Denoiser, Draw, Metric
-    from .diagnostics import BlockDiagnosis, diagnose
-    from .noise import LogNormalNoise, MaskingRate, Partition, Seeded, Source
-    from .objective import BlockObjective
-    from .preconditioning import Preconditioning
-    from .sampler import sample_chain
-    from .state import ModelState, block_parameters, digest, load_state, merge, save_state, split
-    from .training import Schedule, train
+    from .build import build_model as build_model
+    from .build import metric_of as metric_of
+    from .denoiser import Denoiser as Denoiser
+    from .denoiser import Draw as Draw
+    from .denoiser import Metric as Metric
+    from .diagnostics import BlockDiagnosis as BlockDiagnosis
+    from .diagnostics import diagnose as diagnose
+    from .noise import LogNormalNoise as LogNormalNoise
+    from .noise import MaskingRate as MaskingRate
+    from .noise import Partition as Partition
+    from .noise import Seeded as Seeded
+    from .noise import Source as Source
+    from .objective import BlockObjective as BlockObjective
+    from .preconditioning import Preconditioning as Preconditioning
+    from .sampler import sample_chain as sample_chain
+    from .state import ModelState as ModelState
+    from .state import block_parameters as block_parameters
+    from .state import digest as digest
+    from .state import load_state as load_state
+    from .state import merge as merge
+    from .state import save_state as save_state
+    from .state import split as split
+    from .training import Schedule as Schedule
+    from .training import train as train
 
 # Settings stand on `blocks.settings`, which knows no torch: the rest is loaded when it is asked for.
 _HOME = {
@@ -55,31 +70,3 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-__all__ = [
-    "BlockDiagnosis",
-    "BlockObjective",
-    "Denoiser",
-    "Draw",
-    "LogNormalNoise",
-    "MaskingRate",
-    "Metric",
-    "ModelState",
-    "Partition",
-    "Preconditioning",
-    "Schedule",
-    "Seeded",
-    "Source",
-    "block_parameters",
-    "build_model",
-    "diagnose",
-    "digest",
-    "load_state",
-    "merge",
-    "metric_of",
-    "sample_chain",
-    "save_state",
-    "split",
-    "train",
-]

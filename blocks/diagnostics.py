@@ -1,7 +1,7 @@
 """What each block does: does it add to the chain, read its input, or merely copy z?
 
-A chain's quality alone hides blocks that have learnt to copy their noisy target (see `embedded`). So every
-block is asked, in the units of the family's metric, how good it is in the chain, without z, with the inputs
+A chain's quality alone hides blocks that have learnt to copy their noisy target (see `categorical_denoiser`). So
+every block is asked, in the units of the family's metric, how good it is in the chain, without z, with the inputs
 of other examples, and how often it believes a z that was made from a wrong target; and where in its noise
 interval (arXiv 2506.14202, section 3.3) its loss and its gradients lie.
 """

@@ -1,7 +1,7 @@
 """Training on data that may be seen whole: public pretraining, and the same loop for one block alone.
 
 A block's gradient ends at its own parameters, so every block has an optimiser of its own, and blocks may be
-trained together, in random order, one after another, or in processes of their own (see `alone`).
+trained together, in random order, one after another, or in processes of their own (see `single_block_training`).
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Company:
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
-        """The ledger, if it is the one of which `steps` knows; whatever it refuses is a LedgerError."""
+        """The ledger, if it is the one that the record of steps knows; whatever it refuses is a LedgerError."""
         try:
             with self._ledger(self.steps) as ledger:
                 yield ledger

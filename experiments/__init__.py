@@ -1,6 +1,5 @@
 """Runs on one machine: presets, preparation, simulation and benchmarks.
 
-`preparation` makes a run folder (public model, companies' homes), `simulation` runs it in this process,
-`loopback` takes its messages over the data plane,
-`partition` deals private data to companies, `presets` are the settings, `bench` measures against peers.
+`simulation` prepares and runs several companies in this process, `presets` are its settings, `interface` is the same
+for Python, `bench` measures against peers, `baselines` are other ways to train.
 """

@@ -2,5 +2,5 @@
 
 `round` is one round from top to bottom, `coordinator` the run around it, `cohort` who takes part,
 `optimizer` how a sum moves a block, `checkpoint` and `run_folder` what is kept, `evaluation` how good the
-model is, `grid` the in-process transport, `stream` the data plane, `dropout` injected failures, `app` the ServerApp.
+model is, `grid` the in-process transport, `stream` the data plane, `app` the ServerApp.
 """

@@ -1,6 +1,6 @@
 """What the forecaster's blocks are compared with.
 
-`uncut`: the same network as one block over all noise levels, with all its layers or with one block's.
+`single_block_baseline`: the same network as one block over all noise levels, with all its layers or with one block's.
 `QuantileForecaster`: no diffusion at all, the usual strong way to a probabilistic forecast: a patch
 transformer (Nie et al. 2023) with a quantile head, trained end to end on the pinball loss.
 """

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from ...protocol.messages import CONFIRM, KEYS, TRAIN, UNMASK
+from ...server.grid import OwnGrid
 from ...settings import DropoutSettings
 
 PHASES = {"keys": KEYS, "train": TRAIN, "confirm": CONFIRM, "unmask": UNMASK}
 
 
-class LossyGrid(Grid):
+class LossyGrid(OwnGrid):
     """Passes everything to `grid`, but loses replies with probability `dropout.rate` in `dropout.phase`."""
 
     def __init__(self, grid: Grid, dropout: DropoutSettings, seed: int) -> None:
@@ -50,23 +50,6 @@ class LossyGrid(Grid):
     def names(self) -> Mapping[int, str]:
         """Whom the transport knows to be at a node, if it does."""
         return getattr(self._grid, "names", {})
-
-    def set_run(self, run: Any) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         return self._grid.get_node_ids()

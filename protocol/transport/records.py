@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from ...errors import ProtocolError
 from .frames_pb2 import Field, Head
 
-# The two records of a message; see `client.protocol`.
+# The two records of a message; see `protocol.messages`.
 MESSAGE, ARRAYS = "message", "arrays"
 LARGEST_HEAD = 1 << 20
 _LENGTH = 4  # bytes that say how long the head is

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from support.places import draws_of, only
+from support.clipping_loop import assert_sum_is_that_of_a_loop
+from support.places import draws_of
 from torch import Tensor
 
 from fedblocks.blocks import BlockObjective, LogNormalNoise, Partition, Schedule, sample_chain, train
@@ -16,7 +17,6 @@ from fedblocks.blocks.families.vit import images_of, patches_of
 from fedblocks.blocks.frechet import classifier_on, frechet_distance
 from fedblocks.blocks.noise import Seeded
 from fedblocks.errors import InputError
-from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
 
 def model(blocks: int = 3, channels: int = 1) -> DiT:
@@ -65,16 +65,7 @@ def test_per_example_clipping_equals_a_loop_over_examples() -> None:
         at = Draw(draw.level[rows], draw.noise[rows])
         return objective.at(net, 1, net.context(1, y[part]), twice[rows], at)
 
-    bound = 2.0
-    with PerExampleClipping(block, max_grad_norm=bound) as clipping:
-        found = clipping.sum(losses, examples=5, draws=2).vector
-    parameters = [p for _, p in sorted(block.named_parameters())]
-    expected = torch.zeros_like(found)
-    for i in range(5):
-        gradients = torch.autograd.grad(losses(only(i)).sum() / 2, parameters)
-        each = torch.cat([g.reshape(-1) for g in gradients]).double()
-        expected += each * min(1.0, lowered(bound) / float(each.norm()))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_sum_is_that_of_a_loop(block, losses, examples=5, draws=2, bound=2.0)
 
 
 def test_predictions_are_images_and_the_edm_weight_is_of_each_example() -> None:

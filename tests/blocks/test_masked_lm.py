@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from support.places import draws_of, only
+from support.clipping_loop import assert_sum_is_that_of_a_loop
+from support.places import draws_of
 from torch import Tensor
 
 from fedblocks.blocks import BlockObjective, MaskingRate, Partition, sample_chain
@@ -14,7 +15,6 @@ from fedblocks.blocks.denoiser import Draw
 from fedblocks.blocks.families.masked_lm import MaskedLanguageModel
 from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.sampler import generate
-from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
 VOCABULARY = 11
 
@@ -80,16 +80,7 @@ def test_per_example_clipping_equals_a_loop_over_examples() -> None:
         at = Draw(draw.level[rows], draw.noise[rows])
         return BlockObjective().at(net, 1, net.context(1, x[part]), twice[rows], at)
 
-    bound = 0.5
-    with PerExampleClipping(block, max_grad_norm=bound) as clipping:
-        found = clipping.sum(losses, examples=5, draws=2).vector
-    parameters = [p for _, p in sorted(block.named_parameters())]
-    expected = torch.zeros_like(found)
-    for i in range(5):
-        gradients = torch.autograd.grad(losses(only(i)).sum() / 2, parameters)
-        each = torch.cat([g.reshape(-1) for g in gradients]).double()
-        expected += each * min(1.0, lowered(bound) / float(each.norm()))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert_sum_is_that_of_a_loop(block, losses, examples=5, draws=2, bound=0.5)
 
 
 def test_the_inputs_are_never_read_and_masked_tokens_do_not_leak() -> None:
