@@ -191,6 +191,7 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """Attack what a run released, and measure what comes back."""
+    from ..threat_model.verdicts import sentences
     from .progress import audit_with_progress
 
     folder = _existing(run, runs_dir)
@@ -199,8 +200,8 @@ def audit(
     if as_json:
         print(json.dumps(result))
         return
-    for view in result["views"]:
-        people.print(f"[bold]{view['title']}[/]: {view['verdict']}")
+    for title, verdict in sentences(result):
+        people.print(f"[bold]{title}[/]: {verdict}")
     people.print(f"Next: fedblocks report {escape(_short(folder.path))}")
 
 

@@ -22,17 +22,19 @@ from ..blocks import BlockObjective
 from ..blocks.families.vit import ViTClassifier
 from ..errors import InputError
 from . import metrics
-from .campaign import Attacker, Task, run_all
+from .attack_budget import AttackBudget
+from .campaign import Attacker, AttackTask, run_all
 from .gradients import BlockGradient, Unknowns
-from .lm_map import NAME, Budget
+from .lm_map import NAME
 from .prior import ImagePrior
-from .scoring import TITLES, Guesses, ViewResult, score_view
+from .scoring import Guesses, ViewResult, score_view
+from .verdicts import TITLES
 from .views import Observation, draw_truth, raw_gradient, released, with_noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditSettings:
-    """`targets` examples for the first two views; `aggregates` opened sums for the third.
+class AuditDesign:
+    """What is attacked: `targets` examples for the first two views, `aggregates` opened sums for the third.
 
     A sum carries the noise of all `cohort` companies; the attacker knows every example in it but one of
     each of `unknown` companies, as it would if the others told.
@@ -45,7 +47,7 @@ class AuditSettings:
     seed: int = 0
     candidates: int = 100  # among which a reconstruction must point at its original
     workers: int = 2  # processes; results do not depend on it
-    budget: Budget = field(default_factory=Budget)
+    budget: AttackBudget = field(default_factory=AttackBudget)
 
     def __post_init__(self) -> None:
         least_of = {"targets": 2, "aggregates": 1, "cohort": 1, "unknown": 1, "candidates": 2, "workers": 1}
@@ -63,7 +65,7 @@ class AuditResult:
     max_grad_norm: float
     noise_multiplier: float
     parameters: int
-    settings: AuditSettings
+    design: AuditDesign
     views: tuple[ViewResult, ...]
     seconds: float
 
@@ -74,14 +76,13 @@ class AuditResult:
     def to_json(self) -> dict[str, Any]:
         return {
             "attack": NAME,
-            "budget": self.settings.budget.words(),
             "block": self.block,
             "parameters": self.parameters,
             "draws": self.draws,
             "max_grad_norm": self.max_grad_norm,
             "noise_multiplier": self.noise_multiplier,
             "exact_psnr": metrics.EXACT_PSNR,
-            "settings": asdict(self.settings),
+            "settings": asdict(self.design),
             "views": [view.to_json() for view in self.views],
             "seconds": round(self.seconds, 1),
         }
@@ -97,7 +98,7 @@ def audit_block(
     draws: int,
     max_grad_norm: float,
     noise_multiplier: float,
-    settings: AuditSettings,
+    design: AuditDesign,
     on_progress: Callable[[float, str], None] = lambda share, text: None,
 ) -> AuditResult:
     """Attack block `block` of `model`.
@@ -106,28 +107,28 @@ def audit_block(
     (M, C, H, W) that the attacker knows. `on_progress` receives the finished share in [0, 1] and its view.
     """
     images, labels = private[0].cpu().double(), private[1].cpu()
-    needed = max(settings.targets, settings.aggregates * settings.unknown, 2)
+    needed = max(design.targets, design.aggregates * design.unknown, 2)
     if len(labels) < needed:
         raise InputError("private", len(labels), f"expected at least {needed} examples to attack")
     started = time.monotonic()
     gradient = BlockGradient(model, block, objective)
     plan = {
-        "raw_gradient": (settings.budget, settings.targets, 1),
-        "company_release": (settings.budget, settings.targets, 1),
-        "opened_sum": (settings.budget, settings.aggregates, min(settings.unknown, settings.cohort)),
+        "raw_gradient": (design.targets, 1),
+        "company_release": (design.targets, 1),
+        "opened_sum": (design.aggregates, min(design.unknown, design.cohort)),
     }
     # 1. Draw the targets and what is seen of them.
     truths: dict[str, list[tuple[Tensor, Unknowns]]] = {}
-    tasks: list[Task] = []
-    for name, (budget, cases, k) in plan.items():
-        noise = torch.Generator().manual_seed(settings.seed + 1)
-        truths[name] = list(_cases(gradient, images, labels, draws, cases, k, settings.seed))
+    tasks: list[AttackTask] = []
+    for name, (cases, k) in plan.items():
+        noise = torch.Generator().manual_seed(design.seed + 1)
+        truths[name] = list(_cases(gradient, images, labels, draws, cases, k, design.seed))
         for case, (_, truth) in enumerate(truths[name]):
             seen = _observed(
-                name, gradient(truth), draws, max_grad_norm, noise_multiplier, settings.cohort, noise
+                name, gradient(truth), draws, max_grad_norm, noise_multiplier, design.cohort, noise
             )
             tasks += [
-                Task((name, condition, case), observation, budget, settings.seed + case)
+                AttackTask((name, condition, case), observation, design.budget, design.seed + case)
                 for condition, observation in seen.items()
             ]
     # 2. Attack; the sums first, as they take longest.
@@ -135,30 +136,29 @@ def audit_block(
     cost = sum(task.observation.examples for task in tasks)
     done = 0
 
-    def on_done(task: Task) -> None:
+    def on_done(task: AttackTask) -> None:
         nonlocal done
         done += task.observation.examples
         on_progress(done / cost, TITLES[task.name[0]])
 
     attacker = Attacker(gradient.model, block, objective, public.cpu())
-    found = run_all(attacker, tasks, workers=settings.workers, on_done=on_done)
+    found = run_all(attacker, tasks, workers=design.workers, on_done=on_done)
     # 3. Score, beside what the public data alone let one guess.
     views = []
-    for name, (budget, _, _) in plan.items():
-        guesses = _baselines(truths[name], public.cpu().double(), len(model.table), settings.seed + 2)
+    for name in plan:
+        guesses = _baselines(truths[name], public.cpu().double(), len(model.table), design.seed + 2)
         for task_name, unknowns in sorted(found.items()):
             if task_name[0] == name:
                 truth = truths[name][task_name[2]][1]
                 guesses.setdefault(task_name[1], Guesses([], [])).add(unknowns.images, unknowns.labels, truth)
-        attack = (NAME, budget.words())
         views.append(
             score_view(
-                name, attack, truths[name], guesses,
-                private=images, candidates=settings.candidates, seed=settings.seed,
+                name, truths[name], guesses,
+                private=images, candidates=design.candidates, seed=design.seed,
             )
         )  # fmt: skip
     return AuditResult(
-        block, draws, max_grad_norm, noise_multiplier, gradient.size, settings, tuple(views),
+        block, draws, max_grad_norm, noise_multiplier, gradient.size, design, tuple(views),
         time.monotonic() - started,
     )  # fmt: skip
 

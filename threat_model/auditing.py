@@ -17,9 +17,8 @@ from ..errors import InputError
 from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
-from ..settings import AuditSettings as AuditOverrides
-from ..settings import Plan, validated
-from .audit import AuditSettings, audit_block
+from ..settings import AuditSettings, Plan, validated
+from .audit import AuditDesign, audit_block
 
 
 def audit_run(
@@ -31,7 +30,7 @@ def audit_run(
     scoring reads them.
     """
     settings, plan = run.settings(), run.plan()
-    chosen = validated(AuditOverrides, settings.audit.model_dump() | overrides)
+    chosen = validated(AuditSettings, settings.audit.model_dump() | overrides)
     checkpoint = Checkpoint.load(run.checkpoints)
     if plan.model.family != "vit":
         raise InputError("model.family", plan.model.family, "only the image classifier is attacked yet")
@@ -56,7 +55,7 @@ def audit_run(
         draws=plan.training.noise_draws,
         max_grad_norm=plan.max_grad_norm,
         noise_multiplier=own_noise(plan, len(last.companies)),
-        settings=AuditSettings(
+        design=AuditDesign(
             targets=chosen.targets,
             aggregates=chosen.aggregates,
             cohort=len(last.companies),

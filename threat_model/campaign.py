@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..blocks import BlockObjective
 from ..blocks.families.vit import ViTClassifier
+from .attack_budget import AttackBudget
 from .gradients import BlockGradient, Unknowns
-from .lm_map import LMMAP, Budget
+from .lm_map import LMMAP
 from .views import Observation
 
 
@@ -29,18 +30,18 @@ class Attacker:
     objective: BlockObjective
     public: Tensor
 
-    def attack(self, budget: Budget) -> LMMAP:
+    def attack(self, budget: AttackBudget) -> LMMAP:
         gradient = BlockGradient(self.model, self.block, self.objective)
         return LMMAP(gradient, self.public, classes=int(self.model.table.shape[0]), budget=budget)
 
 
 @dataclass(frozen=True)
-class Task:
+class AttackTask:
     """One attack; `name` says what for."""
 
     name: tuple[str, str, int]  # view, condition, case
     observation: Observation
-    budget: Budget
+    budget: AttackBudget
     seed: int
 
 
@@ -53,7 +54,7 @@ def _prepare(attacker: Attacker) -> None:
     _attacker = attacker
 
 
-def _run(task: Task) -> Unknowns:
+def _run(task: AttackTask) -> Unknowns:
     if _attacker is None:
         raise RuntimeError("the process was not prepared")
     generator = torch.Generator().manual_seed(task.seed)
@@ -61,7 +62,7 @@ def _run(task: Task) -> Unknowns:
 
 
 def run_all(
-    attacker: Attacker, tasks: list[Task], *, workers: int, on_done: Callable[[Task], None]
+    attacker: Attacker, tasks: list[AttackTask], *, workers: int, on_done: Callable[[AttackTask], None]
 ) -> dict[tuple[str, str, int], Unknowns]:
     """What each attack found, by the task's name. With one worker everything stays in this process."""
     if workers == 1:

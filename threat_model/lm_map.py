@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..blocks import LogNormalNoise
 from ..blocks.families.vit import patches_of
+from .attack_budget import AttackBudget
 from .gradients import BlockGradient, Unknowns
 from .prior import ImagePrior
 from .token_span import PatchSearch
@@ -24,23 +25,6 @@ from .views import Observation, scale
 NAME = "LM-MAP"
 _GOOD_START = 0.06  # relative residual from which the joint phase is worth its time
 _EXPLAINED = 1e-2  # relative residual that no wrong reconstruction has reached
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How hard one attack tries."""
-
-    attempts: int = 6  # starts of the noise draws, from which the best goes on
-    draw_iterations: int = 16  # steps on the noise draws, per attempt
-    iterations: int = 30  # steps on everything, from the best attempt
-    coordinates: int = 4000  # of the gradient, drawn at random; only where there is no noise to average out
-    library: int = 4096  # public patches tried per position
-
-    def words(self) -> str:
-        return (
-            f"{self.attempts} starts of {self.draw_iterations} steps on the noise draws, "
-            f"then {self.iterations} steps on everything"
-        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +66,7 @@ class _Weights:
 class LMMAP:
     """The attack, for one model and one public data set.
 
-    attack = LMMAP(gradient, objective, public_images, classes=10, budget=Budget())
+    attack = LMMAP(gradient, objective, public_images, classes=10, budget=AttackBudget())
     found = attack.run(observation, generator)          # found.unknowns.images (K, C, H, W)
     """
 
@@ -92,7 +76,7 @@ class LMMAP:
         public: Tensor,
         *,
         classes: int,
-        budget: Budget,
+        budget: AttackBudget,
     ) -> None:
         self.gradient, self.public, self.classes, self.budget = gradient, public.double(), classes, budget
         self.prior = ImagePrior.fit(public)

@@ -13,13 +13,7 @@ from torch import Tensor
 from . import metrics
 from .gradients import Unknowns
 from .metrics import Array, Score
-from .verdicts import Evidence
-
-TITLES = {
-    "raw_gradient": "One example's raw gradient, without clipping or noise",
-    "company_release": "One company's release, all its other examples known to the attacker",
-    "opened_sum": "The securely opened sum, all examples but one known to the attacker",
-}
+from .verdicts import Evidence, Verdict
 
 
 @dataclass(frozen=True)
@@ -30,24 +24,15 @@ class ViewResult:
     """
 
     name: str
-    evidence: Evidence
+    verdict: Verdict
     rows: dict[str, dict[str, Score]]
     gain: dict[str, Score]
     pictures: dict[str, npt.NDArray[np.float32]]
 
     def to_json(self) -> dict[str, Any]:
-        e = self.evidence
         return {
             "name": self.name,
-            "title": TITLES[self.name],
-            "verdict": e.words(),
-            "outcome": e.outcome,
-            "recovered": e.outcome in ("recovered", "partly recovered"),
-            "control_recovered": e.control_succeeded,
-            "cases": e.cases,
-            "exact": e.exact,
-            "control_exact": e.control_exact,
-            "budget": e.budget,
+            **self.verdict.to_json(),
             "rows": {
                 condition: {metric: score.to_json() for metric, score in row.items()}
                 for condition, row in self.rows.items()
@@ -72,7 +57,6 @@ class Guesses:
 
 def score_view(
     name: str,
-    attack: tuple[str, str],
     truths: list[tuple[Tensor, Unknowns]],
     guesses: dict[str, Guesses],
     *,
@@ -80,7 +64,7 @@ def score_view(
     candidates: int,
     seed: int,
 ) -> ViewResult:
-    """attack: its name and budget in words; truths: (indices into private, unknowns) of each case."""
+    """truths: (indices into private, unknowns) of each case."""
     originals = np.concatenate([t.images.numpy() for _, t in truths])
     labels = np.concatenate([t.labels.numpy() for _, t in truths])
     clusters = np.repeat(np.arange(len(truths)), [len(i) for i, _ in truths])
@@ -104,18 +88,16 @@ def score_view(
     }
     exact = {c: int((row["psnr"] >= metrics.EXACT_PSNR).sum()) for c, row in values.items()}
     evidence = Evidence(
-        attack=attack[0],
-        budget=attack[1],
         cases=len(labels),
         exact=exact["released"],
         control_exact=exact.get("control"),
-        gain=gain["psnr"],
         reidentified=int(values["released"]["reidentification"].sum()),
         reidentified_by_prior=int(values["prior"]["reidentification"].sum()),
+        gain=gain["psnr"],
     )
     pictures = {c: np.concatenate(g.images).astype(np.float32) for c, g in guesses.items() if c != "random"}
     pictures["original"] = originals.astype(np.float32)
-    return ViewResult(name, evidence, rows, gain, pictures)
+    return ViewResult(name, Verdict.of(evidence), rows, gain, pictures)
 
 
 def _rivals(private: Tensor, indices: Tensor, candidates: int) -> Array:

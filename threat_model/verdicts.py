@@ -1,38 +1,48 @@
-"""From scores to words: what an attack within a budget did or did not recover, never that all is safe."""
+"""What an attack within a budget did or did not recover, never that all is safe: judged once, kept as data, put into
+words by whoever shows it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from .attack_budget import AttackBudget
 from .metrics import Score
 
 Outcome = Literal["recovered", "partly recovered", "not recovered", "inconclusive"]
+
+TITLES = {
+    "raw_gradient": "One example's raw gradient, without clipping or noise",
+    "company_release": "One company's release, all its other examples known to the attacker",
+    "opened_sum": "The securely opened sum, all examples but one known to the attacker",
+}
 
 # A bootstrap over six cases is too narrow; what it calls a gain must also be one that an eye could see.
 _MATERIAL_GAIN = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a verdict rests on. `control_exact` is None where the view itself has no noise to take away."""
+    """What a verdict rests on: how many of the cases; `control_exact` is none where no noise can be taken away."""
 
-    attack: str
-    budget: str
     cases: int
     exact: int
     control_exact: int | None
-    gain: Score  # of PSNR over prior-only, in dB
     reidentified: int
     reidentified_by_prior: int
+    gain: Score  # of PSNR over prior-only, in dB
+
+    @property
+    def exact_without_noise(self) -> int:
+        return self.exact if self.control_exact is None else self.control_exact
 
     @property
     def control_succeeded(self) -> bool:
         """At least half of the cases exact once the noise is taken away."""
-        return 2 * (self.exact if self.control_exact is None else self.control_exact) >= self.cases
+        return 2 * self.exact_without_noise >= self.cases
 
-    @property
-    def outcome(self) -> Outcome:
+    def judged(self) -> Outcome:
         if self.exact:
             return "recovered"
         # By chance two or more of a handful among 100 candidates happen in less than one audit in a hundred.
@@ -40,31 +50,80 @@ class Evidence:
             return "partly recovered"
         return "not recovered" if self.control_succeeded else "inconclusive"
 
-    def words(self) -> str:
-        g = self.gain
-        gain = f"{g.mean:+.1f} dB over prior-only (95% interval {g.low:+.1f} to {g.high:+.1f})"
-        control = (
-            ""
-            if self.control_exact is None
-            else f" Control without noise: {self.control_exact} of {self.cases} exact."
+
+@dataclass(frozen=True)
+class Verdict:
+    """One view's outcome, as it was judged when the audit ran."""
+
+    outcome: Outcome
+    evidence: Evidence
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Verdict:
+        return cls(evidence.judged(), evidence)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the gain, which stands among the view's scores."""
+        e = self.evidence
+        return {
+            "outcome": self.outcome,
+            "recovered": self.recovered,
+            "control_recovered": e.control_succeeded,
+            "cases": e.cases,
+            "exact": e.exact,
+            "control_exact": e.control_exact,
+            "reidentified": e.reidentified,
+            "reidentified_by_prior": e.reidentified_by_prior,
+        }
+
+    @classmethod
+    def from_json(cls, view: dict[str, Any]) -> Verdict:
+        """Of a view in audit.json. Raises: KeyError where it was written by another version."""
+        evidence = Evidence(
+            cases=view["cases"],
+            exact=view["exact"],
+            control_exact=view["control_exact"],
+            reidentified=view["reidentified"],
+            reidentified_by_prior=view["reidentified_by_prior"],
+            gain=Score(**view["gain"]["psnr"]),
         )
-        by = f"{self.attack} ({self.budget})"
-        match self.outcome:
-            case "recovered":
-                return f"Recovered {self.exact} of {self.cases} exactly by {by}; {gain}.{control}"
-            case "partly recovered":
-                return (
-                    f"Partly recovered by {by}: none of {self.cases} exactly, but {gain} and "
-                    f"{self.reidentified} of {self.cases} re-identified.{control}"
-                )
-            case "not recovered":
-                return f"Not recovered by {by}: none of {self.cases} exactly; {gain}.{control}"
-            case "inconclusive":
-                return (
-                    f"Inconclusive: the control failed. {by} recovers {self.exact_control} of {self.cases} "
-                    f"even without noise, so its failure on the release ({gain}) says nothing."
-                )
+        return cls(view["outcome"], evidence)
 
     @property
-    def exact_control(self) -> int:
-        return self.exact if self.control_exact is None else self.control_exact
+    def recovered(self) -> bool:
+        return self.outcome in ("recovered", "partly recovered")
+
+    @property
+    def head(self) -> str:
+        return self.outcome.capitalize()
+
+    def detail(self, attack: str, budget: AttackBudget) -> str:
+        """The rest of the sentence that `head` opens."""
+        e, g = self.evidence, self.evidence.gain
+        gain = f"{g.mean:+.1f} dB over prior-only (95% interval {g.low:+.1f} to {g.high:+.1f})"
+        control = ""
+        if e.control_exact is not None:
+            control = f" Control without noise: {e.control_exact} of {e.cases} exact."
+        by = f"{attack} ({budget.words()})"
+        match self.outcome:
+            case "recovered":
+                return f" {e.exact} of {e.cases} exactly by {by}; {gain}.{control}"
+            case "partly recovered":
+                return (
+                    f" by {by}: none of {e.cases} exactly, but {gain} and {e.reidentified} of {e.cases} "
+                    f"re-identified.{control}"
+                )
+            case "not recovered":
+                return f" by {by}: none of {e.cases} exactly; {gain}.{control}"
+            case "inconclusive":
+                return (
+                    f": the control failed. {by} recovers {e.exact_without_noise} of {e.cases} even without noise, "
+                    f"so its failure on the release ({gain}) says nothing."
+                )
+
+
+def sentences(audit: dict[str, Any]) -> list[tuple[str, str]]:
+    """(title, verdict) of every view of an audit.json."""
+    attack, budget = audit["attack"], AttackBudget(**audit["settings"]["budget"])
+    found = [(TITLES[view["name"]], Verdict.from_json(view)) for view in audit["views"]]
+    return [(title, verdict.head + verdict.detail(attack, budget)) for title, verdict in found]

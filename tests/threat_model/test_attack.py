@@ -9,8 +9,9 @@ from support.places import draws_of
 from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition
 from fedblocks.blocks.families.vit import ViTClassifier
 from fedblocks.privacy.clipping import PerExampleClipping
+from fedblocks.threat_model.attack_budget import AttackBudget
 from fedblocks.threat_model.gradients import BlockGradient, Unknowns
-from fedblocks.threat_model.lm_map import LMMAP, Budget
+from fedblocks.threat_model.lm_map import LMMAP
 from fedblocks.threat_model.views import draw_truth, raw_gradient, released, with_noise
 
 
@@ -75,7 +76,7 @@ def test_a_gradient_without_noise_gives_its_image_and_the_dp_noise_takes_it_back
     gradient = BlockGradient(victim, 1, BlockObjective())
     truth = truth_of(gradient, 1, seed=3)
     public = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(9))
-    attack = LMMAP(gradient, public, classes=10, budget=Budget(attempts=4))
+    attack = LMMAP(gradient, public, classes=10, budget=AttackBudget(attempts=4))
     g = gradient(truth)
     prior = psnr(attack.prior.mode.expand_as(truth.images), truth.images)
     clean = attack.run(raw_gradient(g, 1), torch.Generator().manual_seed(0)).unknowns

@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from fedblocks.blocks import BlockObjective, Metric, build_model, diagnose, merge
 from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families.vit import ViTClassifier
+from fedblocks.errors import RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
@@ -31,13 +32,14 @@ from fedblocks.settings import (
     Settings,
     ViTSettings,
 )
-from fedblocks.threat_model.audit import AuditSettings, audit_block
-from fedblocks.threat_model.lm_map import Budget
+from fedblocks.threat_model.attack_budget import AttackBudget
+from fedblocks.threat_model.audit import AuditDesign, audit_block
 from fedblocks.threat_model.metrics import psnr
 from fedblocks.threat_model.report import write_report
 from fedblocks.threat_model.report.diagnosed import read_diagnosed
 from fedblocks.threat_model.report.facts import read_facts
 from fedblocks.threat_model.report.measures import Measure
+from fedblocks.threat_model.verdicts import sentences
 
 INJECTED = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
 HEADINGS = (
@@ -107,7 +109,7 @@ def audited(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Ru
     merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
     assert isinstance(model, ViTClassifier)
     data = max((Examples.load(home / "data.npz") for home in run.companies.iterdir()), key=len)
-    budget = Budget(attempts=1, draw_iterations=1, iterations=1)
+    budget = AttackBudget(attempts=1, draw_iterations=1, iterations=1)
     result = audit_block(
         model,
         0,
@@ -117,7 +119,7 @@ def audited(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Ru
         draws=1,
         max_grad_norm=plan.max_grad_norm,
         noise_multiplier=plan.noise_multiplier,
-        settings=AuditSettings(targets=2, aggregates=1, cohort=3, unknown=3, candidates=5, budget=budget),
+        design=AuditDesign(targets=2, aggregates=1, cohort=3, unknown=3, candidates=5, budget=budget),
     )
     np.savez_compressed(run.path / "audit_images.npz", **result.images)  # type: ignore[arg-type]
     run.write_json("audit.json", {"run": plan.run, "round": checkpoint.round} | result.to_json())
@@ -239,6 +241,14 @@ def test_figures_agree_with_the_ledgers_and_the_metrics(finished: RunFolder, bro
     result = finished.read_json("result.json")
     assert result is not None
     assert f"{result['accuracy']:.1%}" in text
+    interval = re.search(r"([\d,]+) examples, 95% interval ([\d.]+)% to ([\d.]+)%", text)
+    assert interval is not None
+    n = int(interval[1].replace(",", ""))
+    assert n == len(Examples.load(finished.evaluation / "heldout.npz"))
+    share, z = result["accuracy"], 1.96
+    # Wilson's limits p are where (p - share)^2 = z^2 p (1 - p) / n.
+    limits = sorted(np.roots([1 + z**2 / n, -2 * share - z**2 / n, share**2]))
+    assert [float(interval[2]) / 100, float(interval[3]) / 100] == pytest.approx(limits, abs=6e-4)
     assert "one example of one company (adjacency: add or remove one example" in " ".join(text.split())
     shown = [float(found) for found in re.findall(r"ε\s=\s([\d.]+)", text)]
     largest = max(result["epsilon"].values())
@@ -454,6 +464,16 @@ def test_an_unaudited_run_says_how_to_audit_it(finished: RunFolder, browser: Bro
     assert "not been audited" in text
 
 
+# What the browser has decoded of an image, pixel by pixel, as red, green, blue and opacity.
+PIXELS = """e => {
+  const canvas = document.createElement('canvas');
+  [canvas.width, canvas.height] = [e.naturalWidth, e.naturalHeight];
+  const context = canvas.getContext('2d');
+  context.drawImage(e, 0, 0);
+  return [...context.getImageData(0, 0, canvas.width, canvas.height).data];
+}"""
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_originals_and_reconstructions_stand_side_by_side(
     audited: RunFolder, browser: Browser, width: int
@@ -464,7 +484,7 @@ def test_originals_and_reconstructions_stand_side_by_side(
     text = seen.text()
     audit = audited.read_json("audit.json")
     assert audit is not None
-    assert all(view["verdict"] in text for view in audit["views"])
+    assert all(title in text and verdict in text for title, verdict in sentences(audit))
     assert "The originals below are private examples" in text
     assert not re.search(r"\b(is|are) safe\b", text)
     # 2 targets: original, attack, prior; then with a control; then 3 targets with a control.
@@ -476,10 +496,11 @@ def test_originals_and_reconstructions_stand_side_by_side(
         label = f"target {i}, rebuilt from the release as it is, {score:.1f} dB"
         assert seen.page.get_by_role("img", name=label).count() >= 1
     first = seen.page.get_by_role("img", name="target 1, original").last
-    grey = round(255 * float(original[0, 0, 0, 0]))
-    drawn = first.evaluate("e => e.querySelector('path').getAttribute('fill')")
-    assert drawn == f"#{grey:02x}{grey:02x}{grey:02x}"
+    drawn = np.array(first.evaluate(PIXELS)).reshape(8, 8, 4)
+    expected = np.rint(255 * np.clip(original[0, 0].astype(np.float64), 0, 1))
+    np.testing.assert_array_equal(drawn, np.dstack([expected] * 3 + [np.full((8, 8), 255)]))
     assert first.evaluate("e => e.getBoundingClientRect().width") >= 48
+    assert first.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
 
 
 def test_a_leak_and_a_failed_control_are_pointed_out(
@@ -489,9 +510,9 @@ def test_a_leak_and_a_failed_control_are_pointed_out(
     audit = run.read_json("audit.json")
     assert audit is not None
     leak, failed = audit["views"][1], audit["views"][2]
-    leak |= {"outcome": "recovered", "recovered": True, "verdict": "Recovered 2 of 2 exactly"}
-    leak |= {"control_recovered": True, "title": INJECTED}
-    failed |= {"outcome": "inconclusive", "recovered": False, "control_recovered": False}
+    leak |= {"outcome": "recovered", "exact": 2, "control_exact": 2}
+    failed |= {"outcome": "inconclusive", "exact": 0, "control_exact": 1}
+    audit["attack"] = INJECTED
     run.write_json("audit.json", audit)
     seen = opened(browser, write_report(run))
     assert seen.complaints == []
@@ -501,6 +522,17 @@ def test_a_leak_and_a_failed_control_are_pointed_out(
     attention = seen.page.locator(".findings .attention").all_inner_texts()
     assert any("Recovered 2 of 2 exactly" in item for item in attention)
     assert any("The control failed in view" in item and "(c)" in item for item in attention)
+
+
+def test_an_audit_of_another_version_is_refused_by_name(audited: RunFolder, tmp_path: Path) -> None:
+    """Would catch a traceback, or sentences made of half the numbers: older files held the sentences themselves."""
+    run = copy_of(audited, tmp_path)
+    audit = run.read_json("audit.json")
+    assert audit is not None
+    del audit["views"][0]["reidentified"]
+    run.write_json("audit.json", audit)
+    with pytest.raises(RunError, match=r"audit\.json is of another version"):
+        write_report(run)
 
 
 def test_the_same_run_gives_the_same_page(audited: RunFolder) -> None:

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from ...errors import RunError
 from ...server.run_folder import RunFolder
 from ...settings import ModelSettings
-from ..metrics import psnr
+from ..attack_budget import AttackBudget
+from ..metrics import Score, psnr
+from ..verdicts import TITLES, Verdict
 from .images import picture
 
 Images = dict[str, npt.NDArray[np.float32]]
@@ -32,17 +35,6 @@ _CONDITIONS = {
     "random": ("Random public image", "random", "Random"),
 }
 _UNPROTECTED = ("Attack on the raw gradient", "attack", "Rebuilt from the raw gradient")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean with its 95% interval; `worst` is the case in which the attacker did best."""
-
-    mean: float
-    low: float
-    high: float
-    worst: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -72,14 +64,9 @@ class View:
     name: str
     letter: str
     title: str
-    budget: str
-    outcome: str
-    verdict: str
-    recovered: bool
-    control_recovered: bool
+    verdict: Verdict
+    detail: str
     protected: bool
-    cases: int
-    exact: int
     rows: tuple[Row, ...]
     gain: dict[str, Score]
     gallery: tuple[GalleryRow, ...]
@@ -91,13 +78,7 @@ class View:
     @property
     def alarming(self) -> bool:
         """The raw gradient is there to be recovered; a protected view is not."""
-        return self.protected and self.outcome != "not recovered"
-
-    @property
-    def verdict_head(self) -> str:
-        """The outcome, where the verdict opens with it, to be set in bold."""
-        length = len(self.outcome)
-        return self.verdict[:length] if self.verdict[:length].lower() == self.outcome else ""
+        return self.protected and self.verdict.outcome != "not recovered"
 
 
 @dataclass(frozen=True)
@@ -117,7 +98,7 @@ class Audited:
     @property
     def recovered(self) -> int:
         """How many protected views gave something away."""
-        return sum(view.recovered for view in self.protected)
+        return sum(view.verdict.recovered for view in self.protected)
 
     @property
     def pictured(self) -> bool:
@@ -126,18 +107,18 @@ class Audited:
     @property
     def inconclusive(self) -> int:
         """How many protected views the attack is too weak to say anything about."""
-        return sum(view.outcome == "inconclusive" for view in self.protected)
+        return sum(view.verdict.outcome == "inconclusive" for view in self.protected)
 
     def sentences(self) -> list[tuple[str, str, bool]]:
         """(topic, sentence, attention) for the findings."""
         found = [
-            (f"Audit ({view.letter})", f"{view.title}. {view.verdict}", view.alarming)
+            (f"Audit ({view.letter})", f"{view.title}. {view.verdict.head}{view.detail}", view.alarming)
             for view in self.protected
         ]
-        failed = [f"({view.letter})" for view in self.views if not view.control_recovered]
+        failed = [f"({view.letter})" for view in self.views if not view.verdict.evidence.control_succeeded]
         text = "".join(
             f"From {view.title[:1].lower()}{view.title[1:]} (a view that no run shows), the attack rebuilds "
-            f"{view.exact} of {view.cases} exactly. "
+            f"{view.verdict.evidence.exact} of {view.verdict.evidence.cases} exactly. "
             for view in self.views
             if not view.protected
         )
@@ -160,7 +141,7 @@ def attackable(model: ModelSettings) -> bool:
 
 
 def read_audit(run: RunFolder) -> Audited | None:
-    """None if the run has not been audited."""
+    """None if the run has not been audited. Raises: RunError where another version has audited it."""
     raw = run.read_json("audit.json")
     if raw is None:
         return None
@@ -168,32 +149,37 @@ def read_audit(run: RunFolder) -> Audited | None:
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
             images = {name: file[name] for name in file.files}
+    try:
+        return _audited(raw, images)
+    except (KeyError, TypeError):
+        rule = "audit.json is of another version of fedblocks; audit the run again, or remove the file"
+        raise RunError(f"{run.path}: {rule}") from None
+
+
+def _audited(raw: dict[str, Any], images: Images) -> Audited:
+    attack, budget = raw["attack"], AttackBudget(**raw["settings"]["budget"])
     return Audited(
         block=raw["block"],
         round=raw["round"],
-        attack=raw["attack"],
-        budget=raw["budget"],
+        attack=attack,
+        budget=budget.words(),
         exact_psnr=raw["exact_psnr"],
         candidates=raw["settings"]["candidates"],
-        views=tuple(_view(i, view, images) for i, view in enumerate(raw["views"])),
+        views=tuple(_view(i, view, attack, budget, images) for i, view in enumerate(raw["views"])),
     )
 
 
-def _view(number: int, raw: dict[str, Any], images: Images) -> View:
+def _view(number: int, raw: dict[str, Any], attack: str, budget: AttackBudget, images: Images) -> View:
+    verdict = Verdict.from_json(raw)
     protected = "control" in raw["rows"]
     named = _CONDITIONS if protected else _CONDITIONS | {"released": _UNPROTECTED}
     return View(
         name=raw["name"],
         letter=chr(ord("a") + number),
-        title=raw["title"],
-        budget=raw["budget"],
-        outcome=raw["outcome"],
-        verdict=raw["verdict"],
-        recovered=raw["recovered"],
-        control_recovered=raw["control_recovered"],
+        title=TITLES[raw["name"]],
+        verdict=verdict,
+        detail=verdict.detail(attack, budget),
         protected=protected,
-        cases=raw["cases"],
-        exact=raw["exact"],
         rows=tuple(
             Row(condition, label, short, _scores(raw["rows"][condition]))
             for condition, (label, short, _) in named.items()

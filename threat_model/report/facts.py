@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -147,14 +146,6 @@ def read_facts(run: RunFolder) -> Facts:
         unused_charges=_unused(spending, rounds),
         seconds=result.get("seconds"),
     )
-
-
-def interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of n examples."""
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return centre - half, centre + half
 
 
 def _utility(

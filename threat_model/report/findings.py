@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
+
 from ...privacy.accounting import Guarantee, round_up, shown
 from .audited import Audited, attackable
 from .diagnosed import Diagnosed
-from .facts import Facts, Utility, interval
+from .facts import Facts, Utility
 from .measures import Measure
 from .spending import planned
 
@@ -106,7 +108,7 @@ def _certainty(utility: Utility, after: float) -> str:
         return ""
     if not utility.measure.is_share:
         return f"; {n:,} examples"
-    low, high = interval(after, n)
+    low, high = binomtest(round(after * n), n).proportion_ci(0.95, method="wilson")
     return f"; {n:,} examples, 95% interval {low:.1%} to {high:.1%}"
 
 

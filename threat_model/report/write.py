@@ -96,7 +96,6 @@ def _context(
         "most_rows": figures.MOST_ROWS,
         "metric_names": METRICS,
         "shares": SHARES,
-        "budgets_differ": audit is not None and len({view.budget for view in audit.views}) > 1,
         "commands": _commands(facts, diagnosed),
     }
 
