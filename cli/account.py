@@ -215,7 +215,7 @@ def _spenders(spent: Path, plan: Planned) -> list[_Spender]:
 
     if not spent.is_dir():
         copy = read_own(spent)
-        return [_Spender(copy.identity.company, spent, plan.target, copy.composition, copy)]
+        return [_Spender(copy.header.company, spent, plan.target, copy.composition, copy)]
     policies = sorted(RunFolder.existing(spent).companies.glob("*/policy.toml"))
     if not policies:
         raise InputError("--spent", str(spent), "holds no companies; give one company's ledger")

@@ -182,7 +182,7 @@ def show(path: Where, company: OfCompany = None, as_json: AsJson = False) -> Non
         print(json.dumps({"ledgers": [described(copy) for copy in copies]}))
         return
     for copy in copies:
-        table = Table(title=f"{escape(copy.identity.company)}: {escape(str(copy.spent))}")
+        table = Table(title=f"{escape(copy.header.company)}: {escape(str(copy.spent))}")
         for column in ("row", "time (UTC)", "run", "round", "block", "release", "steps", "epsilon after"):
             table.add_column(column)
         for row in copy.rows:

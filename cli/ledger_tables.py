@@ -37,7 +37,7 @@ def find_ledgers(path: Path, company: str | None) -> list[Path]:
 def _name(path: Path) -> str:
     """A damaged ledger cannot say whose it is; then its folder does."""
     try:
-        return read_ledger(path).identity.company
+        return read_ledger(path).header.company
     except LedgerError:
         return path.parent.name
 
@@ -62,7 +62,7 @@ def described(copy: LedgerCopy) -> dict[str, Any]:
     """The ledger as plain values, row by row."""
     return {
         "path": str(copy.path),
-        "company": copy.identity.company,
+        "company": copy.header.company,
         **plain_guarantee(copy.spent),
         "head": copy.head,
         "rows": [_plain(row) for row in copy.rows],
@@ -73,14 +73,14 @@ def verified(path: Path) -> dict[str, Any]:
     """Whether a ledger holds and what was compared, or what is wrong."""
     try:
         copy = read_own(path)
-        found = verify_rows(path, copy.identity, copy.rows)
+        found = verify_rows(path, copy.header, copy.rows)
     except LedgerError as error:
         return {"path": str(path), "ok": False, "says": str(error)}
     return {
         "path": str(path),
         "ok": True,
         "says": str(found),
-        "company": copy.identity.company,
+        "company": copy.header.company,
         "rows": found.rows,
         "accountant": found.accountant,
         "composition": found.composition,

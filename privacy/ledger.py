@@ -30,7 +30,7 @@ from ..errors import BudgetExceeded, InputError, LedgerError
 from .accounting import ACCOUNT, Guarantee, round_up
 from .composition import MAX_KINDS, RENYI, RUNS, Terms, composition, order_for
 from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, NoNoise
-from .ledger_file import Identity, LedgerRow, runs_of, spent
+from .ledger_file import LedgerHeader, LedgerRow, runs_of, spent
 from .ledger_room import check_composes
 from .ledger_store import LedgerStore, Witness
 from .verification import Verification, verify_rows
@@ -65,7 +65,7 @@ class Ledger:
         self._ceiling = epsilon_ceiling
         self._delta = delta
         self._clock = clock
-        own = store.identity
+        own = store.header
         self._rule = composition(own.composition, own.delta, own.order)
 
     @classmethod
@@ -93,7 +93,7 @@ class Ledger:
             raise InputError("adjacency", adjacency, f"must be one of {ADJACENCIES}")
         order = order_for(ceiling, delta) if rule == RENYI else None
         composition(rule, delta, order)
-        store = LedgerStore(Path(path), Identity(company, delta, adjacency, rule, order), witness)
+        store = LedgerStore(Path(path), LedgerHeader(company, delta, adjacency, rule, order), witness)
         return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
 
     def charge(self, *, run: str, round: int, block: str, release_id: str, terms: Terms) -> Charge:
@@ -133,7 +133,7 @@ class Ledger:
                 epsilon_before=before,
                 epsilon_after=after,
                 time=_number("clock", self._clock()),
-                planned=terms.releases if self._store.identity.pinned else 0,
+                planned=terms.releases if self._store.header.pinned else 0,
                 account=ACCOUNT,
             )
             self._store.append(row, rows)
@@ -141,7 +141,7 @@ class Ledger:
 
     def spent(self) -> Guarantee:
         """What all rows together cost, recomputed from their events."""
-        return spent(self._store.identity, self._store.rows())
+        return spent(self._store.header, self._store.rows())
 
     def check_plan(self, run: str, terms: Terms) -> float:
         """The epsilon after all releases of the run, some of which may have been charged; raises as `charge`."""
@@ -203,7 +203,7 @@ class Ledger:
     def verify(self) -> Verification:
         """Recompute all hashes and every epsilon; raises LedgerError naming the first row that is wrong."""
         self._store.check_integrity()
-        return verify_rows(self._store.path, self._store.identity, self._store.rows())
+        return verify_rows(self._store.path, self._store.header, self._store.rows())
 
     def close(self) -> None:
         self._store.close()
@@ -217,7 +217,7 @@ class Ledger:
         self.close()
 
     def _check(self, event: Event) -> Event:
-        return check_composes(self._store.identity, event)
+        return check_composes(self._store.header, event)
 
     def _check_bounded(self, rows: Sequence[LedgerRow]) -> None:
         for row in rows:

@@ -39,7 +39,7 @@ _TRIES = 20
 
 
 @dataclass(frozen=True)
-class Identity:
+class LedgerHeader:
     """What is fixed when a ledger is created."""
 
     company: str
@@ -101,12 +101,12 @@ class LedgerCopy:
     """A ledger as it was at one moment."""
 
     path: Path
-    identity: Identity
+    header: LedgerHeader
     rows: tuple[LedgerRow, ...]
 
     @property
     def head(self) -> str:
-        return self.rows[-1].hash if self.rows else self.identity.genesis
+        return self.rows[-1].hash if self.rows else self.header.genesis
 
     @property
     def events(self) -> list[Event]:
@@ -114,7 +114,7 @@ class LedgerCopy:
 
     @property
     def composition(self) -> Composition:
-        return composition(self.identity.composition, self.identity.delta, self.identity.order)
+        return composition(self.header.composition, self.header.delta, self.header.order)
 
     @property
     def runs(self) -> list[Run]:
@@ -123,7 +123,7 @@ class LedgerCopy:
     @property
     def spent(self) -> Guarantee:
         """What all rows together cost."""
-        return spent(self.identity, self.rows)
+        return spent(self.header, self.rows)
 
 
 def runs_of(rows: Iterable[LedgerRow]) -> Runs:
@@ -141,15 +141,15 @@ def add_row(runs: Runs, row: LedgerRow) -> None:
     runs[key] = begun._replace(made=begun.made + 1)
 
 
-def spent(identity: Identity, rows: Sequence[LedgerRow]) -> Guarantee:
+def spent(header: LedgerHeader, rows: Sequence[LedgerRow]) -> Guarantee:
     """What `rows` cost together, by the ledger's own composition."""
-    rule = composition(identity.composition, identity.delta, identity.order)
+    rule = composition(header.composition, header.delta, header.order)
     runs = list(runs_of(rows).values())
     return Guarantee(
         rule.epsilon(runs),
-        identity.delta,
+        header.delta,
         " + ".join(dict.fromkeys(row.event.mechanism for row in rows)) or "no release",
-        adjacency=identity.adjacency,
+        adjacency=header.adjacency,
         accountant=rule.accountants(runs),
         composition=str(rule),
         against=against(row.event for row in rows),
@@ -224,9 +224,9 @@ def _read(path: Path, mode: str) -> LedgerCopy:
         with mendable(path):
             # One snapshot for everything that is read.
             connection.execute("BEGIN")
-            identity = read_identity(connection, path)
+            header = read_header(connection, path)
             check_integrity(connection, path)
-        return LedgerCopy(path, identity, tuple(read_rows(connection, path, identity)))
+        return LedgerCopy(path, header, tuple(read_rows(connection, path, header)))
     finally:
         connection.close()
 
@@ -236,7 +236,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return (state.st_ino, state.st_size, state.st_mtime_ns, int(os.path.lexists(f"{path}-wal")))
 
 
-def read_identity(connection: sqlite3.Connection, path: Path) -> Identity:
+def read_header(connection: sqlite3.Connection, path: Path) -> LedgerHeader:
     """Whose ledger it is; LedgerError for other files and for schemas that are not known here."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -256,16 +256,16 @@ def read_identity(connection: sqlite3.Connection, path: Path) -> Identity:
     if version <= 2:
         # Nothing pinned its runs, so release by release is what holds for it: see `ledger`.
         order = order_for(delta=delta)
-    return Identity(company, delta, found, name, order, version)
+    return LedgerHeader(company, delta, found, name, order, version)
 
 
-def read_rows(connection: sqlite3.Connection, path: Path, identity: Identity) -> list[LedgerRow]:
+def read_rows(connection: sqlite3.Connection, path: Path, header: LedgerHeader) -> list[LedgerRow]:
     """All rows in order; LedgerError names the first one that does not fit the chain or the ledger."""
-    names = identity.columns
+    names = header.columns
     with mendable(path):
         stored = connection.execute(f"SELECT {', '.join(names)}, hash FROM releases ORDER BY seq").fetchall()
     rows: list[LedgerRow] = []
-    previous = identity.genesis
+    previous = header.genesis
     for number, (*values, hash_) in enumerate(stored, start=1):
         if values[0] != number or digest(previous, values) != hash_:
             raise LedgerError(
@@ -277,7 +277,7 @@ def read_rows(connection: sqlite3.Connection, path: Path, identity: Identity) ->
         except InputError as error:
             raise LedgerError(f"ledger {path} row {number}: {error}") from error
         row = LedgerRow(**dict(zip((*names, "hash"), (*values, hash_), strict=True)))
-        own = (identity.company, identity.delta, identity.adjacency, identity.adjacency, UNIT)
+        own = (header.company, header.delta, header.adjacency, header.adjacency, UNIT)
         if (row.company, row.delta, row.adjacency, row.event.adjacency, row.unit) != own:
             raise LedgerError(f"ledger {path} row {number} is not of this ledger {own}")
         rows.append(row)

@@ -6,7 +6,7 @@ from ..errors import InputError, LedgerError
 from .accounting import largest
 from .composition import Run, fitting
 from .events import Event, GaussianEvent, check_event
-from .ledger_file import Identity, LedgerCopy, runs_of
+from .ledger_file import LedgerCopy, LedgerHeader, runs_of
 
 
 def remaining(ledger: LedgerCopy, event: Event, ceiling: float, run: str = "") -> int:
@@ -16,7 +16,7 @@ def remaining(ledger: LedgerCopy, event: Event, ceiling: float, run: str = "") -
         InputError: the event does not say how many values it is of.
         LedgerError: its adjacency is not the ledger's.
     """
-    check_composes(ledger.identity, event)
+    check_composes(ledger.header, event)
     named = runs_of(ledger.rows)
     begun = named.pop(run, None)
     if begun is None:
@@ -29,8 +29,8 @@ def remaining(ledger: LedgerCopy, event: Event, ceiling: float, run: str = "") -
     return largest(fits, begun.terms.releases - begun.made)
 
 
-def check_composes(own: Identity, event: Event) -> Event:
-    """The event, if a ledger of this identity can hold it; raises as `remaining` does."""
+def check_composes(own: LedgerHeader, event: Event) -> Event:
+    """The event, if a ledger of this header can hold it; raises as `remaining` does."""
     if isinstance(check_event(event), GaussianEvent) and event.values == 0:
         raise InputError("event", event.to_json(), "must say its dimension: version 1 is of real numbers")
     if event.adjacency != own.adjacency:

@@ -29,15 +29,15 @@ from .ledger_file import (
     MOST_UNSEEN,
     SCHEMA_VERSION,
     WAIT_SECONDS,
-    Identity,
     LedgerCopy,
+    LedgerHeader,
     LedgerRow,
     check_file,
     check_integrity,
     check_seen,
     digest,
     mendable,
-    read_identity,
+    read_header,
     read_rows,
 )
 
@@ -74,7 +74,7 @@ class Witness(Protocol):
 class LedgerStore:
     """Append-only rows of one (company, delta, adjacency, composition)."""
 
-    def __init__(self, path: Path, wanted: Identity, witness: Witness | None = None) -> None:
+    def __init__(self, path: Path, wanted: LedgerHeader, witness: Witness | None = None) -> None:
         """Open the file, or create it as `wanted`. The order of a composition is that of the file. What a witness has
         seen is not made anew: a ledger that is gone is refused."""
         self.path = path
@@ -93,8 +93,8 @@ class LedgerStore:
             self._connection = _connect(path)
         try:
             with mendable(path):
-                self.identity = read_identity(self._connection, path)
-            found = self.identity
+                self.header = read_header(self._connection, path)
+            found = self.header
             # Ledgers of before there was a choice have the one rule that holds for them.
             rule = wanted.composition if found.pinned else found.composition
             if found != replace(wanted, composition=rule, order=found.order, version=found.version):
@@ -113,17 +113,17 @@ class LedgerStore:
         """All rows in order; LedgerError names the first one that does not fit the chain or what was seen of it."""
         # Seen first: rows that others add meanwhile make the ledger longer, never shorter.
         seen = None if self._witness is None else self._witness.seen()
-        rows = read_rows(self._connection, self.path, self.identity)
+        rows = read_rows(self._connection, self.path, self.header)
         if self._witness is not None and seen is not None:
             if len(rows) - seen[0] > MOST_UNSEEN and self._witness.seen() != seen:
                 return self.rows()  # others are adding rows
-            check_seen(LedgerCopy(self.path, self.identity, tuple(rows)), *seen)
+            check_seen(LedgerCopy(self.path, self.header, tuple(rows)), *seen)
         return rows
 
     def append(self, row: LedgerRow, rows: Sequence[LedgerRow]) -> None:
         """Add `row` after `rows`; `seq` and `hash` are set here. Call within the `transaction()` that read those."""
         row = replace(row, seq=len(rows) + 1)
-        values = [getattr(row, name) for name in self.identity.columns]
+        values = [getattr(row, name) for name in self.header.columns]
         values[EVENT_COLUMN] = row.event.to_json()
         places = ", ".join("?" * (len(values) + 1))
         with mendable(self.path):
@@ -133,7 +133,7 @@ class LedgerStore:
     def head(self, rows: Sequence[LedgerRow] | None = None) -> str:
         """The hash that stands for all rows so far."""
         rows = self.rows() if rows is None else rows
-        return LedgerCopy(self.path, self.identity, tuple(rows)).head
+        return LedgerCopy(self.path, self.header, tuple(rows)).head
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -165,14 +165,14 @@ class LedgerStore:
         self._connection.close()
 
 
-def _create(path: Path, identity: Identity) -> None:
+def _create(path: Path, header: LedgerHeader) -> None:
     """Build the ledger under another name, then link it: an empty file at `path` is always damage."""
     if os.path.lexists(f"{path}-wal"):
         raise LedgerError(
             f"ledger {path} is gone but its write-ahead log {path}-wal is there and may hold charges: "
             "restore both from a backup"
         )
-    values = (identity.company, identity.delta, identity.adjacency, identity.composition, identity.order)
+    values = (header.company, header.delta, header.adjacency, header.composition, header.order)
     # Another process may be first; then its ledger counts.
     with suppress(FileExistsError), creating(path, mode=OWNER_ONLY) as draft:
         try:

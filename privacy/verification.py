@@ -25,7 +25,7 @@ from ..errors import InputError, LedgerError
 from .accounting import epsilon
 from .composition import RUNS, Run, Terms, composition, share
 from .events import EpochGaussian, Event, GaussianSteps, TruncatedGaussianSteps
-from .ledger_file import Identity, LedgerRow, Runs, add_row, runs_of
+from .ledger_file import LedgerHeader, LedgerRow, Runs, add_row, runs_of
 
 _INDEPENDENT_ROWS = 4
 # The PRV accountant's own interval is +- this wide, or wider where that would take more than so many cells of
@@ -70,10 +70,10 @@ class Verification:
         return "; ".join([text, *(f"row {check.seq}: {check.says}" for check in self.checks)])
 
 
-def verify_rows(path: Path, identity: Identity, rows: Sequence[LedgerRow]) -> Verification:
+def verify_rows(path: Path, header: LedgerHeader, rows: Sequence[LedgerRow]) -> Verification:
     """Recompute all figures of a ledger; LedgerError names the first row that is wrong."""
-    rule = composition(identity.composition, identity.delta, identity.order)
-    rules: list[Rule] = [rule.epsilon] if identity.pinned else [_list_rule(identity.delta), rule.epsilon]
+    rule = composition(header.composition, header.delta, header.order)
+    rules: list[Rule] = [rule.epsilon] if header.pinned else [_list_rule(header.delta), rule.epsilon]
     runs: Runs = {}
     # By each of the rules that may have written the row.
     before, of_old = [0.0] * len(rules), 0
@@ -104,7 +104,7 @@ def verify_rows(path: Path, identity: Identity, rows: Sequence[LedgerRow]) -> Ve
         before, of_old = after, of_old + (len(rules) > 1)
     # The independent accountant is slow: a few rows, evenly spaced, and the last, on which all others bear.
     chosen = sorted({math.ceil(len(rows) * (n + 1) / _INDEPENDENT_ROWS) for n in range(_INDEPENDENT_ROWS)})
-    checks = tuple(check_row(path, identity, rows[:seq], seq <= of_old) for seq in chosen if seq > 0)
+    checks = tuple(check_row(path, header, rows[:seq], seq <= of_old) for seq in chosen if seq > 0)
     return Verification(len(rows), rule.accountants(list(runs.values())), str(rule), checks)
 
 
@@ -118,15 +118,15 @@ def _close(stored: float, computed: float) -> bool:
     return math.isclose(stored, computed, rel_tol=1e-3, abs_tol=1e-6)
 
 
-def check_row(path: Path, identity: Identity, rows: Sequence[LedgerRow], of_old: bool = False) -> Check:
+def check_row(path: Path, header: LedgerHeader, rows: Sequence[LedgerRow], of_old: bool = False) -> Check:
     """Hold the last of `rows` between the independent bounds; `of_old`: its figure is that of the list."""
     last, events = rows[-1], [row.event for row in rows]
-    if identity.composition == RUNS:
-        lower, upper, says = _bounds_by_run(list(runs_of(rows).values()), identity.delta)
-    elif of_old or identity.order is None:
-        lower, upper, says = independent_bounds(events, identity.delta)
+    if header.composition == RUNS:
+        lower, upper, says = _bounds_by_run(list(runs_of(rows).values()), header.delta)
+    elif of_old or header.order is None:
+        lower, upper, says = independent_bounds(events, header.delta)
     else:
-        lower, upper, says = _bounds_of_filter(events, identity.delta, identity.order)
+        lower, upper, says = _bounds_of_filter(events, header.delta, header.order)
     low = -math.inf if lower is None else lower * (1 - _SLACK) - _LITTLE
     high = math.inf if upper is None else upper * (1 + _SLACK) + _LITTLE
     if not low <= last.epsilon_after <= high:

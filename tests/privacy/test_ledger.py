@@ -163,7 +163,7 @@ def test_the_filter_charges_release_by_release(path: Path) -> None:
     """Closed form: the divergence of the subsampled Gaussian at the filter's order, times the steps, converted."""
     with opened(path, rule=RENYI) as ledger:
         charges = [charge(ledger, n) for n in range(4)]
-        order = ledger._store.identity.order
+        order = ledger._store.header.order
         assert order is not None
         accountant = RdpAccountant([order])
         accountant.compose(EVENT.times(4).dp_event())
@@ -174,7 +174,7 @@ def test_the_filter_charges_release_by_release(path: Path) -> None:
         assert f"Renyi filter at order {order:g}" in str(ledger.spent())
         ledger.verify()
     with opened(path, ceiling=1.0, rule=RENYI) as again:
-        assert again._store.identity.order == order
+        assert again._store.header.order == order
     with pytest.raises(LedgerError, match="by composition 'renyi'"):
         opened(path, rule=RUNS)
 

@@ -131,7 +131,7 @@ def test_adjacency_is_fixed_at_creation(path: Path) -> None:
         ledger.verify()
     with pytest.raises(LedgerError, match="fixed when a ledger is created"):
         opened(path)
-    assert read_ledger(path).identity.adjacency == REPLACE_ONE
+    assert read_ledger(path).header.adjacency == REPLACE_ONE
     with pytest.raises(InputError, match=r"^adjacency="):
         opened(path, "swap two examples")
 
@@ -171,7 +171,7 @@ def test_a_ledger_of_version_1_is_read_verified_and_continued(path: Path) -> Non
         assert old.epsilon == RenyiFilter(DELTA, order_for(8.0, DELTA)).epsilon(
             [Run(Terms(event, 1), 1) for event in read_ledger(path).events[:2]]
         )
-    assert read_ledger(path).identity.version == 1
+    assert read_ledger(path).header.version == 1
     with pytest.raises(LedgerError, match="fixed when a ledger is created"):
         opened(path, REPLACE_ONE)
 
@@ -196,7 +196,7 @@ def test_a_ledger_of_version_2_is_read_verified_and_continued(path: Path) -> Non
         charge(ledger, 2, GAUSSIAN)
         assert ledger.verify().rows == 3
     found = read_ledger(path)
-    assert (found.identity.version, found.identity.composition) == (2, RENYI)
+    assert (found.header.version, found.header.composition) == (2, RENYI)
     assert found.spent.epsilon == found.rows[-1].epsilon_after
 
 
@@ -234,7 +234,7 @@ def test_reading_changes_and_creates_nothing(path: Path) -> None:
     assert list(before) == [path.name]
     path.chmod(0o400)
     copy = read_ledger(path)
-    assert (copy.identity.company, copy.identity.delta, copy.head) == ("acme", DELTA, head)
+    assert (copy.header.company, copy.header.delta, copy.head) == ("acme", DELTA, head)
     assert content(path) == before
 
 
