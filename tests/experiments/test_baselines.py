@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fedblocks.blocks import Schedule
 from fedblocks.experiments.baselines.diffusion_blocks import PublishedViT
 from fedblocks.experiments.baselines.end_to_end import PlainViT
 from fedblocks.experiments.baselines.forward_forward import ForwardForward, overlaid
-from fedblocks.experiments.baselines.training import Split, accuracy, fit, moved
+from fedblocks.experiments.baselines.training import Fitted, Split, accuracy, fit, moved
 from fedblocks.experiments.bench import block_memory, block_quality, block_step
 from fedblocks.experiments.bench.image_sets import SETS, ImageSet
 from fedblocks.experiments.memory import SavedForBackward, allocator_peak, training_memory
@@ -165,7 +167,34 @@ def test_block_memory_keeps_its_bars_by_accounting_and_by_the_allocator() -> Non
     assert whole["measured"] == pytest.approx(whole["total"], rel=0.25)
 
 
-def test_block_step_is_timed_against_a_plain_one() -> None:
+def test_block_step_is_timed_against_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a ratio the other way round, and a job that takes no step, or one of other layers."""
+    stepped: list[int] = []
+
+    def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        stepped.append(sum(p.numel() for p in parameters if p.grad is not None and p.dim() == 2))
+
+    def timed(jobs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+        assert list(jobs) == ["block", "plain"]
+        for job in jobs.values():
+            job()
+        return {"block": 0.3, "plain": 0.2}
+
+    monkeypatch.setattr(block_step, "median_seconds", timed)
+    hook = register_optimizer_step_post_hook(count)
+    try:
+        found = block_step.measure(repeats=2, batch_size=2, layers=3, compiled=False)
+    finally:
+        hook.remove()
+    assert (found["block_ms"], found["plain_ms"], found["ratio_to_plain"]) == (300, 200, 1.5)
+    assert found["compiled_ratio_to_block"] is None
+    block, plain = stepped
+    layer = 12 * 128**2  # attention's four and the MLP's eight squares
+    assert layer < plain < block < 3 * layer  # the block's own modulation comes on top, and no second layer
+
+
+def test_block_step_measures() -> None:
     found = block_step.measure(repeats=2, batch_size=2, layers=3, compiled=False)
     assert found["ratio_to_plain"] == pytest.approx(found["block_ms"] / found["plain_ms"], rel=0.02)
 
@@ -179,15 +208,50 @@ def test_block_quality_reports_every_key(monkeypatch: pytest.MonkeyPatch) -> Non
     found = block_quality.measure(seeds=2, others=True)
     for name in ("digits", "mnist"):
         for method in block_quality.METHODS | block_quality.OTHERS:
+            share = 20 * 2 * found[f"{name}_{method}"]  # of 20 test images with each of two seeds
+            assert share == pytest.approx(round(share), abs=40 * 5e-5)
             assert 0 <= found[f"{name}_{method}"] <= 1
             assert found[f"{name}_{method}_std"] >= 0
             assert found[f"{name}_{method}_seconds"] >= 0
             assert found[f"{name}_{method}_bytes"]["activations"] > 0
         assert len(found[f"{name}_accuracy_after_each_block"]) == 3
+        assert found[f"{name}_accuracy_after_each_block"][-1] == found[f"{name}_accuracy"]
         assert len(found[f"{name}_accuracy_follows_wrong_z"]) == 3
         ours, whole = (found[f"{name}_{m}_bytes"]["optimizer"] for m in ("accuracy", "as_published"))
         assert ours < whole
     assert found["worst_chain_drop"] >= 0
+
+
+def test_block_quality_averages_over_seeds_and_gives_the_worst_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By methods of known results. Would catch a best block for the last, a mean of sets, a deviation of n - 1."""
+    chains = {0: [0.5, 0.9, 0.7], 1: [0.2, 0.4, 0.5]}
+    steps: dict[str, list[int]] = {}
+
+    def method(name: str, seconds: float) -> block_quality.Method:
+        def run(data: ImageSet, schedule: Schedule, seed: int) -> block_quality.Trained:
+            steps.setdefault(name, []).append(schedule.steps)
+            chain = chains[seed] if name == "ours" else [0.25]
+            probes = {"follows_wrong_z": [seed, 0.0, 0.5]} if name == "ours" else {}
+            return block_quality.Trained(chain, Fitted(seconds * (seed + 1), {"activations": 7}), probes)
+
+        return run
+
+    methods = {"accuracy": method("ours", 6.0), "end_to_end": method("plain", 4.0)}
+    monkeypatch.setattr(block_quality, "METHODS", methods)
+    monkeypatch.setattr(block_quality, "OTHERS", {block_quality.SAME_TIME: method("same time", 1.0)})
+    monkeypatch.setattr(block_quality, "SETS", {"digits": lambda: None})
+    schedule = Schedule(steps=10, batch_size=8, learning_rate=1e-3)
+    monkeypatch.setattr(block_quality, "SCHEDULES", {"digits": schedule})
+    found = block_quality.measure(seeds=2, others=True, sets=("digits",))
+    assert (found["digits_accuracy"], found["digits_accuracy_std"]) == (0.6, 0.1)
+    assert found["digits_accuracy_seconds"] == 9.0
+    assert found["digits_accuracy_bytes"] == {"activations": 7}
+    assert found["digits_accuracy_after_each_block"] == [0.35, 0.65, 0.6]
+    assert found["digits_accuracy_follows_wrong_z"] == [0.5, 0.0, 0.5]
+    assert (found["digits_end_to_end"], found["digits_end_to_end_std"]) == (0.25, 0.0)
+    assert found["worst_chain_drop"] == 20.0
+    assert found["digits_steps_per_layer"] == 10
+    assert steps == {"ours": [10, 10], "plain": [10, 10], "same time": [15, 15]}
 
 
 def small_split() -> Split:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,34 +166,56 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     ]
 
 
+# Where a process kills itself: module and name of what is called for the nth time, and the round that is then saved.
+MOMENTS = {
+    "charged, not trained": ("client.app", "train_block", 8, 1),
+    "summed, no metrics": ("server.run_folder", "RunFolder.append_metrics", 3, 1),
+    "metrics, no checkpoint": ("server.checkpoint", "Checkpoint.save", 3, 2),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_counts(
-    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path
+    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path, moment: str
 ) -> None:
-    """SIGKILL at some moments of a real process; every update that may have left is on the ledger."""
+    """SIGKILL in a real process, at the moments between which something could be lost or done twice.
+
+    Every training that has begun is on its company's ledger.
+    """
+    module, name, nth, saved = MOMENTS[moment]
     whole, result = finished
     run = prepare(small, tmp_path / "run")
     code = (
-        "import sys, torch; torch.set_num_threads(1)\n"
+        "import importlib, os, signal, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from fedblocks.server.run_folder import RunFolder\n"
         "from fedblocks.experiments.simulation.simulate import simulate\n"
-        "simulate(RunFolder.existing(Path(sys.argv[1])), lambda row: print(row['round'], flush=True))\n"
+        f"owner, *path, name = [importlib.import_module('fedblocks.{module}'), *{name.split('.')!r}]\n"
+        "for part in path: owner = getattr(owner, part)\n"
+        "original, calls = getattr(owner, name), []\n"
+        "def counted(*given, **named):\n"
+        "    calls.append(None)\n"
+        f"    if len(calls) == {nth}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return original(*given, **named)\n"
+        "setattr(owner, name, counted)\n"
+        "simulate(RunFolder.existing(Path(sys.argv[1])))\n"
     )
-    for delay in (0.02, 0.15):
-        process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        rounds = Checkpoint.load(run.checkpoints).round
-        for home in run.companies.iterdir():
-            with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
-                assert len(ledger.rows()) >= rounds
+    done = subprocess.run([sys.executable, "-c", code, str(run.path)], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert Checkpoint.load(run.checkpoints).round == saved
+    charged = []
+    for home in run.companies.iterdir():
+        with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:
+            charged.append(len(ledger.rows()))
+    if moment == "charged, not trained":
+        assert min(charged) >= 1
+        assert sum(charged) >= nth
+    else:
+        assert charged == [len(run.metrics()) if moment == "summed, no metrics" else saved + 1] * 5
     assert simulate(run)["accuracy"] == result["accuracy"]
     assert final_digest(run) == final_digest(whole)
     assert epsilon_by_company(run) == result["epsilon"]
+    assert [row["round"] for row in run.metrics()] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("phase", ["keys", "train", "confirm", "unmask"])

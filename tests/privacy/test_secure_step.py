@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from scipy import stats
 from support.coordinating import Coordinator
 from torch import nn
 
-from fedblocks.blocks import build_model
+from fedblocks.blocks import build_model, digest, merge
+from fedblocks.client import app as client_app
 from fedblocks.client.company import Company
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.client.training import train_block
@@ -29,6 +31,7 @@ from fedblocks.privacy.randomness import Randomness
 from fedblocks.privacy.secure_step import SecureStep
 from fedblocks.protocol.messages import refused
 from fedblocks.protocol.release import block_size, mean_update, release_event, secure_step
+from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import Plan, Settings, load_settings, validated
 
@@ -126,9 +129,6 @@ def test_a_session_that_opens_with_fewer_shares_of_noise_is_refused(small: Setti
 
 def test_a_companys_own_release_is_noised_by_its_share(run: RunFolder) -> None:
     """The same company, twice: what differs is noise of variance total / (companies - tolerated)."""
-    from fedblocks.blocks import build_model, merge
-    from fedblocks.server.checkpoint import Checkpoint
-
     wide = run.plan().secure_aggregation.model_copy(update={"bits": 32})
     plan = run.plan().model_copy(update={"noise_multiplier": 50.0, "secure_aggregation": wide})
     home = run.companies / "company-0"
@@ -144,7 +144,12 @@ def test_a_companys_own_release_is_noised_by_its_share(run: RunFolder) -> None:
     noise = secure_step(plan, size, 5).noise
     difference = noise.decode_sum(one - two) * noise.scale
     assert np.std(difference) == pytest.approx(math.sqrt(2 * noise.variance_total / 4), rel=0.1)
-    assert np.isfinite(mean_update(plan, one, 5, 5)).all()
+    rate = plan.training.local_learning_rate / plan.training.expected_batch_size
+    mean = mean_update(plan, one, 5, 4)
+    assert mean == pytest.approx(-rate / 4 * noise.decode_sum(one), rel=1e-12)
+    assert np.std(mean) == pytest.approx(
+        rate / 4 * math.sqrt(noise.variance_total / 4) / noise.scale, rel=0.1
+    )
 
 
 def test_a_sum_with_too_few_shares_is_never_opened(small: Settings, tmp_path: Path) -> None:
@@ -162,13 +167,29 @@ def test_a_sum_with_too_few_shares_is_never_opened(small: Settings, tmp_path: Pa
     assert all(len(row["survivors"]) == 5 for row in rows if row["status"] == "done")
 
 
-def test_without_noise_the_twin_of_a_run_moves_as_in_local_mode(small: Settings, tmp_path: Path) -> None:
-    """The reference run has no shares to add; it falls back to plain sums."""
-    run = prepare(shared(small), tmp_path / "run")
-    simulate(run)
-    twin = prepare_reference(run)
-    assert not twin.plan().secure_step
-    assert simulate(twin)["rounds_done"] == 4
+def test_without_noise_the_twin_of_a_run_moves_as_in_local_mode(
+    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference run has no shares to add; it falls back to plain sums, bit for bit those of local mode.
+
+    A release's randomness depends on the whole plan, the mode included; here both have the same.
+    """
+    monkeypatch.setattr(
+        client_app, "release_labels", lambda plan, session, *_: (session.round, session.label)
+    )
+    twin = prepare_reference(prepare(shared(small), tmp_path / "run"))
+    plan = twin.plan()
+    assert not plan.secure_step
+    local = RunFolder(Path(shutil.copytree(twin.path, tmp_path / "local")))
+    local.write_settings(twin.settings(), plan.model_copy(update={"mode": "local"}))
+    ends = []
+    for each in (twin, local):
+        start = Checkpoint.load(each.checkpoints).model
+        assert simulate(each)["rounds_done"] == 4
+        end = Checkpoint.load(each.checkpoints).model
+        assert all(digest(a) != digest(b) for a, b in zip(start.blocks, end.blocks, strict=True))
+        ends.append(digest(end.shared, *end.blocks))
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize(
@@ -186,11 +207,20 @@ def test_by_default_no_company_shares_noise() -> None:
     assert not Policy.model_fields["allow_shared_noise"].default
 
 
-def test_a_session_below_the_plans_threshold_is_refused(run: RunFolder) -> None:
-    plan = run.plan()
-    assert plan.threshold(5) == 5
-    assert plan.model_copy(update={"dropouts": 2}).threshold(5) == 3
-    assert plan.model_copy(update={"mode": "local"}).threshold(5) is None
+@pytest.mark.parametrize(
+    ("companies", "dropouts", "colluders"), [(5, 0, 1), (5, 2, 1), (12, 3, 2), (40, 7, 0)]
+)
+def test_a_sum_is_opened_only_with_as_many_shares_as_its_noise_counts_on(
+    run: RunFolder, companies: int, dropouts: int, colluders: int
+) -> None:
+    """Would catch a threshold one too low: the honest shares of the fewest who may be summed carry all the noise."""
+    plan = run.plan().model_copy(update={"dropouts": dropouts, "colluders": colluders})
+    threshold = plan.threshold(companies)
+    assert threshold == companies - dropouts
+    noise = secure_step(plan, 500, companies).noise
+    share = noise.variance_total / (companies - noise.tolerated)
+    assert (threshold - colluders) * share >= noise.variance_total > (threshold - 1 - colluders) * share
+    assert plan.model_copy(update={"mode": "local"}).threshold(companies) is None
 
 
 @pytest.mark.parametrize(

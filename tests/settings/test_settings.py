@@ -21,12 +21,30 @@ from fedblocks.server.stream import ServiceSettings
 from fedblocks.settings import load_settings, preset_names, validated
 
 
-def test_presets_load_and_the_defaults_follow_the_design() -> None:
-    assert "digits" in preset_names()
-    settings = load_settings("digits")
-    assert settings.privacy.epsilon == 8
-    assert settings.noise.P_mean >= 1.0  # every block must read its input
-    assert settings.total_steps == settings.training.rounds * settings.training.local_steps
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_its_defaults_follow_the_design(name: str) -> None:
+    """Would catch a preset that no longer loads, trains the input side, or gives up a guarantee by default."""
+    settings = load_settings(name)
+    p, t = settings.privacy, settings.training
+    assert (p.epsilon, p.mode, p.i_accept_no_dp) == (8, "local", False)
+    assert p.delta <= 1e-5
+    assert (t.assignment, t.interface, t.local_steps) == ("sequential", False, 1)
+    assert settings.secure_aggregation.minimum_cohort >= 3
+    assert settings.companies.dropout.rate == 0
+    if settings.model.family in ("vit", "ar-lm", "recurrent-lm", "masked-lm"):
+        assert settings.noise.P_mean >= 1.0  # every block must read its input
+    assert settings.total_steps == t.rounds
+
+
+def test_the_first_presets_are_there() -> None:
+    expected = {"digits", "ar-text", "masked-text", "recurrent-text", "dit-digits", "forecast-series"}
+    assert expected <= set(preset_names())
+
+
+@pytest.mark.parametrize(("assignment", "steps"), [("sequential", 12), ("parallel", 12), ("all", 36)])
+def test_the_steps_of_a_company_are_counted_over_blocks_and_rounds(assignment: str, steps: int) -> None:
+    overrides = ["training.rounds=4", "training.local_steps=3", f"training.assignment={assignment}"]
+    assert load_settings("digits", overrides).total_steps == steps
 
 
 def test_overrides_are_typed_nested_and_last_wins() -> None:

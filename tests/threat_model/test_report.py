@@ -440,22 +440,35 @@ def test_a_family_without_an_attack_says_so(finished: RunFolder, tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("metric", "shown", "changed"),
+    ("metric", "value", "step", "shown", "changed", "judged"),
     [
-        (Metric("crps", False, "number"), "CRPS 0.0312", "−0.0104"),
-        (Metric("frechet_distance", False, "number"), "Fréchet distance 39.8", "−12.5"),
-        (Metric("some_new_score", True, "number"), "Some new score 1240", "+1.00"),
+        (Metric("crps", False, "number"), 0.0312, -0.0104, "CRPS 0.0312", "−0.0104", "better"),
+        (Metric("crps", False, "number"), 0.0312, 0.0104, "CRPS 0.0312", "+0.0104", "worse"),
+        (
+            Metric("frechet_distance", False, "number"),
+            39.83,
+            -12.49,
+            "Fréchet distance 39.8",
+            "−12.5",
+            "better",
+        ),
+        (Metric("some_new_score", True, "number"), 1240.4, 1.0, "Some new score 1240", "+1.00", "alike"),
+        (Metric("some_new_score", True, "number"), 1240.4, -100.0, "Some new score 1240", "−100", "worse"),
+        (Metric("accuracy", True, "share"), 0.6, 0.006, "Accuracy 60.0%", "+0.6", "better"),
+        (Metric("accuracy", True, "share"), 0.6, -0.004, "Accuracy 60.0%", "−0.4", "alike"),
+        (Metric("bits_per_token", False, "bits"), 2.5, 0.02, "Bits per token 2.50", "+0.02", "alike"),
+        (Metric("bits_per_token", False, "bits"), 2.5, 0.03, "Bits per token 2.50", "+0.03", "worse"),
     ],
 )
-def test_every_metric_has_words_and_digits(metric: Metric, shown: str, changed: str) -> None:
-    """Would catch exponents, lost digits and an unknown metric that has no name."""
+def test_every_metric_has_words_digits_and_a_direction(
+    metric: Metric, value: float, step: float, shown: str, changed: str, judged: str
+) -> None:
+    """Would catch exponents, lost digits, a metric without a name, and a change judged the wrong way or too soon."""
     m = Measure(metric)
-    value, step = {"crps": (0.0312, -0.0104), "frechet_distance": (39.83, -12.49)}.get(
-        metric.name, (1240.4, 1.0)
-    )
     assert f"{m.title} {m.show(value)}" == shown
     assert m.change(step) == changed
-    assert m.noticeably_better(value, value + step) != m.noticeably_worse(value, value + step) or step == 1.0
+    assert m.noticeably_better(value, value + step) == (judged == "better")
+    assert m.noticeably_worse(value, value + step) == (judged == "worse")
 
 
 def test_an_unaudited_run_says_how_to_audit_it(finished: RunFolder, browser: Browser) -> None:
