@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Features, GaussianDenoiser
-from .noise import Partition
+from .information import posterior_entropy
+from .noise import NoiseLaw, Partition
 from .preconditioning import Preconditioning
 
 
@@ -35,6 +36,10 @@ class EmbeddedDenoiser(GaussianDenoiser):
         super().__init__(partition, preconditioning, features)
         # Fixed, and of unit norm by construction: the interface between the blocks, which no block may move.
         self.register_buffer("table", F.normalize(table, dim=1))
+
+    @classmethod
+    def information(cls, law: NoiseLaw, classes: int | None) -> tuple[list[float], list[float]] | None:
+        return None if classes is None else posterior_entropy(law, classes)
 
     def clean(self, targets: Tensor) -> Tensor:
         return self.table[targets]

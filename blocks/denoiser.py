@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .groups import Group, groups_of
-from .noise import Partition, Source
+from .noise import LogNormalNoise, NoiseLaw, Partition, Source
 from .preconditioning import Preconditioning
 from .sampler import sample_chain
+from .settings import NoiseSettings
 from .transformer import Block
 
 Features = Literal["raw", "prefix"]
@@ -41,11 +42,20 @@ class Draw:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a family's predictions are judged; the name is that of the field."""
+    """How a family's predictions are judged.
+
+    `name` is the field's, as in metrics.jsonl; `title` is how a report writes it, if not as the name's words.
+    """
 
     name: str
     higher_is_better: bool
     unit: Literal["share", "bits", "number"]
+    title: str = ""
+
+    @property
+    def words(self) -> str:
+        """The name within a sentence."""
+        return self.title or self.name.replace("_", " ")
 
 
 class Denoiser(nn.Module, ABC):
@@ -71,6 +81,24 @@ class Denoiser(nn.Module, ABC):
         self.features = features
 
     # What a family defines.
+
+    @classmethod
+    @abstractmethod
+    def noise_law(cls, noise: NoiseSettings) -> NoiseLaw:
+        """The law of noise levels, of which every block owns an interval."""
+
+    @classmethod
+    def noise_options(cls, noise: NoiseSettings) -> dict[str, Any]:
+        """What the network is built with because of its noise, besides the partition."""
+        return {}
+
+    @classmethod
+    def information(cls, law: NoiseLaw, classes: int | None) -> tuple[list[float], list[float]] | None:
+        """(levels, nats unknown at each), where there is a closed form of what is to be learnt at which level.
+
+        `classes`: how many values a target may take; none: real values.
+        """
+        return None
 
     @abstractmethod
     def embed(self, block: int, inputs: Tensor) -> Tensor:
@@ -211,6 +239,16 @@ class GaussianDenoiser(Denoiser):
     def __init__(self, partition: Partition, preconditioning: Preconditioning, features: Features) -> None:
         super().__init__(partition, features)
         self.preconditioning = preconditioning
+
+    @classmethod
+    def noise_law(cls, noise: NoiseSettings) -> NoiseLaw:
+        return LogNormalNoise(
+            P_mean=noise.P_mean, P_std=noise.P_std, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max
+        )
+
+    @classmethod
+    def noise_options(cls, noise: NoiseSettings) -> dict[str, Any]:
+        return {"preconditioning": Preconditioning(sigma_data=noise.sigma_data)}
 
     def draw(self, block: int, targets: Tensor, source: Source) -> Draw:
         sigma = self.partition.sample(block, len(targets), source)

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .denoiser import Denoiser, Draw, over
-from .noise import Partition, Source
+from .noise import MaskingRate, NoiseLaw, Partition, Source
+from .settings import NoiseSettings
 
 _AT_ONCE = 256
 _NEVER = -1e9  # log-probability of what is known not to be; finite, so that 0 * _NEVER is a number
@@ -34,6 +35,10 @@ class MaskedDenoiser(Denoiser):
         super().__init__(partition)
         self.vocabulary = vocabulary
         self.mask = vocabulary
+
+    @classmethod
+    def noise_law(cls, noise: NoiseSettings) -> NoiseLaw:
+        return MaskingRate(rate_min=noise.rate_min)
 
     def clean(self, targets: Tensor) -> Tensor:
         return targets

@@ -1,10 +1,10 @@
-"""The settings of a model and of the noise that its blocks denoise; pydantic alone, so that no loader is needed."""
+"""What the settings of every model family share, and those of the noise that blocks denoise; pydantic alone."""
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -17,7 +17,8 @@ def require(holds: bool, field: str, value: object, rule: str) -> None:
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Built at first use: the model families are looked up then, not when settings are imported.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -28,13 +29,30 @@ class Part(BaseModel):
         return {key: None if value == "none" else value for key, value in raw.items()}
 
 
+class DataKind(Part):
+    """Shapes of one example; `classes` is the number of values a whole-number field may take, none: real."""
+
+    inputs: tuple[int, ...]
+    input_classes: int | None = None
+    targets: tuple[int, ...]
+    target_classes: int | None = None
+
+
 class TransformerSettings(Part):
     """What all families share: `layers` layers cut into `blocks` blocks of `layers / blocks`.
 
     `features`: "raw", every block reads the clean input through its own embedding alone; "prefix", it also
     reads what the blocks before it, frozen, have made of that input.
+
+    A family derives from one of the classes below, which say what data it reads, and narrows `family` to its name.
     """
 
+    # What reads the data (see `client/data`).
+    connector: ClassVar[str]
+    # Where examples have a class, by which they can be dealt to companies; none: their order is that of time or text.
+    label_side: ClassVar[Literal["inputs", "targets"] | None] = None
+
+    family: str
     hidden_size: int = Field(32, ge=4, le=8192)
     layers: int = Field(6, ge=1, le=256)
     blocks: int = Field(3, ge=1, le=64)
@@ -53,69 +71,56 @@ class TransformerSettings(Part):
         """The examples that this model reads."""
         raise NotImplementedError
 
+    @property
+    def data_words(self) -> str:
+        """These examples in the words of a report."""
+        raise NotImplementedError
 
-class DataKind(Part):
-    """Shapes of one example; `classes` is the number of values a whole-number field may take, none: real."""
-
-    inputs: tuple[int, ...]
-    input_classes: int | None = None
-    targets: tuple[int, ...]
-    target_classes: int | None = None
+    def network_options(self) -> dict[str, Any]:
+        """What the family's network is built with, besides its noise."""
+        return self.model_dump(exclude={"family", "blocks"})
 
 
-class _ImageSettings(TransformerSettings):
+class ImageSettings(TransformerSettings):
+    """Images (channels, image_size, image_size) in [0, 1] and their classes; `label_side` says which is the input."""
+
+    connector: ClassVar[str] = "images"
+
     image_size: int = Field(8, ge=2, le=512)
     channels: int = Field(1, ge=1, le=16)
     patch_size: int = Field(2, ge=1)
     classes: int = Field(10, ge=2)
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _whole_patches(self) -> Self:
         require(
             self.image_size % self.patch_size == 0, "patch_size", self.patch_size, "must divide image_size"
         )
         return self
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        return (self.channels, self.image_size, self.image_size)
-
-
-class ViTSettings(_ImageSettings):
-    """Image classifier: images in, label out."""
-
-    family: Literal["vit"] = "vit"
-    initializer_range: float = Field(0.02, gt=0, le=1, description="deviation of the weights at first")
-
-    @model_validator(mode="after")
-    def _table(self) -> Self:
-        require(self.classes <= self.hidden_size, "classes", self.classes, "must not exceed hidden_size")
-        return self
+    def kind(self) -> DataKind:
+        image = (self.channels, self.image_size, self.image_size)
+        if self.label_side == "targets":
+            return DataKind(inputs=image, input_classes=None, targets=(), target_classes=self.classes)
+        return DataKind(inputs=(), input_classes=self.classes, targets=image, target_classes=None)
 
     @property
-    def kind(self) -> DataKind:
-        return DataKind(inputs=self.image_shape, input_classes=None, targets=(), target_classes=self.classes)
+    def data_words(self) -> str:
+        return f"{self.image_size} × {self.image_size} images in {self.classes} classes"
 
 
-class DiTSettings(_ImageSettings):
-    """Class-conditional image generator: class in, image out."""
-
-    family: Literal["dit"] = "dit"
-
-    @property
-    def kind(self) -> DataKind:
-        return DataKind(inputs=(), input_classes=self.classes, targets=self.image_shape, target_classes=None)
-
-
-class _TextSettings(TransformerSettings):
+class TextSettings(TransformerSettings):
     """`tokenizer`: ascii (97 characters), text8 (27), bytes (256), or a tokenizer.json on disk."""
+
+    connector: ClassVar[str] = "text"
 
     sequence_length: int = Field(64, ge=2, le=65536)
     tokenizer: str = "ascii"
     vocabulary: int = Field(97, ge=2, le=1_000_000)
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _known_vocabulary(self) -> Self:
         size = {"ascii": 97, "text8": 27, "bytes": 256}.get(self.tokenizer, self.vocabulary)
         rule = f"the {self.tokenizer} tokenizer has {size} tokens"
         require(self.vocabulary == size, "vocabulary", self.vocabulary, rule)
@@ -130,43 +135,22 @@ class _TextSettings(TransformerSettings):
             inputs=tokens, input_classes=self.vocabulary, targets=tokens, target_classes=self.vocabulary
         )
 
+    @property
+    def data_words(self) -> str:
+        return f"sequences of {self.sequence_length} tokens out of {self.vocabulary}"
 
-class ARLanguageModelSettings(_TextSettings):
-    """Autoregressive language model in the style of Llama."""
-
-    family: Literal["ar-lm"] = "ar-lm"
-
-
-class MaskedLanguageModelSettings(_TextSettings):
-    """Masked-diffusion language model."""
-
-    family: Literal["masked-lm"] = "masked-lm"
+    def network_options(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"family", "blocks", "tokenizer", "sequence_length"})
 
 
-class RecurrentLanguageModelSettings(_TextSettings):
-    """Looped language model: one block of prelude, core and coda, whose core stands for many layers."""
+class SeriesSettings(TransformerSettings):
+    """Time series: the last `context_length` values of each channel, and the `horizon` values after them."""
 
-    family: Literal["recurrent-lm"] = "recurrent-lm"
-    blocks: int = Field(1, ge=1, le=1)
-    recurrences: int = Field(4, ge=1, le=128)
+    connector: ClassVar[str] = "series"
 
-
-class ForecasterSettings(TransformerSettings):
-    """Probabilistic forecaster: the last `context_length` values in, `horizon` values out, per channel."""
-
-    family: Literal["forecaster"] = "forecaster"
     context_length: int = Field(96, ge=2, le=65536)
     horizon: int = Field(24, ge=1, le=8192)
     channels: int = Field(1, ge=1, le=4096)
-    patch_size: int = Field(8, ge=1)
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        for name, length in (("context_length", self.context_length), ("horizon", self.horizon)):
-            require(
-                length % self.patch_size == 0, "patch_size", self.patch_size, f"must divide {name}={length}"
-            )
-        return self
 
     @property
     def kind(self) -> DataKind:
@@ -175,19 +159,9 @@ class ForecasterSettings(TransformerSettings):
             targets=(self.channels, self.horizon), target_classes=None,
         )  # fmt: skip
 
-
-ModelSettings = Annotated[
-    ViTSettings
-    | DiTSettings
-    | ARLanguageModelSettings
-    | MaskedLanguageModelSettings
-    | RecurrentLanguageModelSettings
-    | ForecasterSettings,
-    Field(discriminator="family"),
-]
-
-
-FAMILY_NAMES = ("vit", "dit", "ar-lm", "masked-lm", "recurrent-lm", "forecaster")
+    @property
+    def data_words(self) -> str:
+        return f"{self.horizon} values ahead from the last {self.context_length}"
 
 
 class NoiseSettings(Part):

@@ -29,8 +29,9 @@ from .. import atomic_file
 from ..errors import InputError, RunError
 from .build import Absent, build_model
 from .denoiser import Denoiser
+from .families import ModelSettings
 from .objective import BlockObjective
-from .settings import ModelSettings, NoiseSettings
+from .settings import NoiseSettings
 from .state import check_part, merge
 from .training import BlockTrainer, OnStep, Schedule
 from .transformer import Block

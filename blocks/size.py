@@ -7,7 +7,8 @@ from functools import lru_cache
 import torch
 
 from .build import build_model
-from .settings import ModelSettings, NoiseSettings
+from .families import ModelSettings
+from .settings import NoiseSettings
 
 # A family lays out its layers anew every so many: the looped model has a prelude of a quarter.
 _PERIOD = 4

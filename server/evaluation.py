@@ -9,7 +9,7 @@ import torch
 
 from ..blocks import Denoiser
 from ..blocks.examples import Examples
-from ..settings import ModelSettings
+from ..blocks.families import ModelSettings
 
 
 @dataclass(frozen=True)

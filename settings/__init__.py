@@ -4,18 +4,11 @@
 `simulation` is everything that decides a run on one machine; `load` reads presets and TOML files.
 """
 
+from ..blocks.families import ModelSettings
 from ..blocks.settings import (
-    FAMILY_NAMES,
-    ARLanguageModelSettings,
     DataKind,
-    DiTSettings,
-    ForecasterSettings,
-    MaskedLanguageModelSettings,
-    ModelSettings,
     NoiseSettings,
-    RecurrentLanguageModelSettings,
     TransformerSettings,
-    ViTSettings,
 )
 from .load import load_settings, parsed_toml, preset_names, read_text, validated, validated_json
 from .plan import Plan
@@ -34,33 +27,26 @@ from .simulation import (
 from .training import PretrainingSettings, TrainingSettings
 
 __all__ = [
-    "ARLanguageModelSettings",
     "AuditSettings",
     "CompanySettings",
     "DataKind",
     "DataSettings",
     "DataSource",
-    "DiTSettings",
     "DropoutSettings",
-    "FAMILY_NAMES",
-    "ForecasterSettings",
     "InfluenceSettings",
     "LEAST_NOISE",
     "MOST_COMPANIES",
     "MOST_NOISE",
-    "MaskedLanguageModelSettings",
     "ModelSettings",
     "NoiseSettings",
     "Plan",
     "PretrainingSettings",
     "PrivacySettings",
-    "RecurrentLanguageModelSettings",
     "SecureAggregationSettings",
     "Settings",
     "TrainingSettings",
     "TransformerSettings",
     "Transport",
-    "ViTSettings",
     "groups_of",
     "load_settings",
     "parsed_toml",

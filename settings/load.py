@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ..blocks.settings import FAMILY_NAMES
+from ..blocks.families import family_names
 from ..errors import InputError
 from .simulation import Settings
 
@@ -76,12 +76,17 @@ def validated_json(kind: type[T], text: str) -> T:
 
 
 def _readable(error: ValidationError) -> InputError:
+    families = family_names()
     first = error.errors(include_url=False)[0]
     # A union's tag is no field: model.vit.layers is model.layers.
-    field = ".".join(str(part) for part in first["loc"] if part not in FAMILY_NAMES)
+    field = ".".join(str(part) for part in first["loc"] if part not in families)
     if first["type"] == "rule":
         broken = first["ctx"]
         return InputError(f"{field}.{broken['field']}".lstrip("."), broken["value"], broken["rule"])
+    if first["type"] == "union_tag_invalid":
+        found = first["ctx"]
+        tag = f"{field}.{found['discriminator'].strip(chr(39))}".lstrip(".")
+        return InputError(tag, found["tag"], f"expected one of {found['expected_tags'].replace(chr(39), '')}")
     rule = {"extra_forbidden": "unknown field"}.get(
         first["type"], first["msg"][:1].lower() + first["msg"][1:]
     )

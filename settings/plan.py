@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..blocks.settings import ModelSettings, NoiseSettings, Part, require
+from ..blocks.families import ModelSettings
+from ..blocks.settings import NoiseSettings, Part, require
 from .privacy import LEAST_NOISE, MOST_COMPANIES, MOST_NOISE, SecureAggregationSettings, check_mechanism
 from .training import TrainingSettings
 

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ..blocks.settings import ModelSettings, NoiseSettings, Part, ViTSettings, require
+from ..blocks.families import ModelSettings, family
+from ..blocks.settings import NoiseSettings, Part, require
 from .privacy import PrivacySettings, SecureAggregationSettings, check_mechanism
 from .training import PretrainingSettings, TrainingSettings
 
@@ -83,7 +84,7 @@ class Settings(Part):
     seed: int = Field(0, ge=0, lt=2**57)  # a pretrained block's own is 64 times that
     device: str = "cpu"
     workers: int = Field(2, ge=1, le=256, description="companies simulated at once, a core each")
-    model: ModelSettings = ViTSettings()
+    model: ModelSettings = Field(default_factory=lambda: family("vit").settings.model_validate({}))
     noise: NoiseSettings = NoiseSettings()
     data: DataSettings = DataSettings()
     pretraining: PretrainingSettings = PretrainingSettings()

@@ -12,6 +12,7 @@ import torch
 from .. import atomic_file
 from ..blocks import BlockObjective, build_model, merge
 from ..blocks.examples import Examples
+from ..blocks.families import family, family_names
 from ..blocks.families.vit import ViTClassifier
 from ..errors import InputError
 from ..server.assignment import assign
@@ -32,8 +33,10 @@ def audit_run(
     settings, plan = run.settings(), run.plan()
     chosen = validated(AuditSettings, settings.audit.model_dump() | overrides)
     checkpoint = Checkpoint.load(run.checkpoints)
-    if plan.model.family != "vit":
-        raise InputError("model.family", plan.model.family, "only the image classifier is attacked yet")
+    problem = family(plan.model.family).problem
+    if problem is None:
+        attacked = ", ".join(name for name in family_names() if family(name).problem)
+        raise InputError("model.family", plan.model.family, f"there is no attack yet but on {attacked}")
     homes = sorted(run.companies.iterdir())
     last = assign(max(checkpoint.round, 1), tuple(home.name for home in homes), plan)[-1]
     block = chosen.block
@@ -47,7 +50,7 @@ def audit_run(
     # One core: its matrices are small, and a second thread only waits.
     torch.set_num_threads(1)
     result = audit_block(
-        cast(ViTClassifier, model),
+        cast(ViTClassifier, model),  # as the problem says
         block,
         private=(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts])),
         public=Examples.load(run.path / "public_train.npz").inputs,

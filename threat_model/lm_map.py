@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import LogNormalNoise
-from ..blocks.families.vit import patches_of
+from ..blocks.patches import patches_of
 from .attack_budget import AttackBudget
 from .gradients import BlockGradient, Unknowns
 from .prior import ImagePrior

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 
-from ..blocks.families.vit import images_of
+from ..blocks.patches import images_of
 from .gradients import BlockGradient
 from .views import Observation
 

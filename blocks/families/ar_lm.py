@@ -12,7 +12,7 @@ cross-entropy is an exact negative log-likelihood.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,15 @@ from ..denoiser import Features, Metric
 from ..noise import Partition
 from ..preconditioning import Preconditioning
 from ..sampler import run_chain
+from ..settings import TextSettings
 from ..transformer import Block, KeysValues, Layer, NoiseEmbedding, Shape
+from . import Family
+
+
+class ARLanguageModelSettings(TextSettings):
+    """Autoregressive language model in the style of Llama."""
+
+    family: Literal["ar-lm"] = "ar-lm"
 
 
 class TextBlock(Block):
@@ -178,3 +186,11 @@ def generate(
         text.read(token)
         found = torch.cat([found, token], dim=1)
     return found
+
+
+FAMILY = Family(
+    title="autoregressive language model",
+    settings=ARLanguageModelSettings,
+    network=ARLanguageModel,
+    small={"sequence_length": 5, "hidden_size": 12},
+)

@@ -8,7 +8,7 @@ within its own interval of sigma, and a sampling step runs one block only.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,25 @@ from ...errors import InputError
 from ..denoiser import Features, GaussianDenoiser, Metric
 from ..frechet import classifier_on
 from ..noise import Partition
+from ..patches import images_of, patches_of, placed, positions
 from ..preconditioning import Preconditioning
 from ..sampler import sample_chain
+from ..settings import ImageSettings
 from ..transformer import Block, NoiseEmbedding, Shape
-from .vit import images_of, patches_of, placed, positions
+from . import Family
 
 # x -> (x - CENTRE) SCALE brings pixels in [0, 1] near mean 0 and deviation 0.5: scanned digits have mean 0.3
 # and 0.37, photographs 0.47 and 0.25. A statistic of the data would let one example move all the others.
 CENTRE, SCALE = 0.4, 1.5
 _AT_ONCE = 512
+
+
+class DiTSettings(ImageSettings):
+    """Class-conditional image generator: class in, image out."""
+
+    label_side = "inputs"
+
+    family: Literal["dit"] = "dit"
 
 
 class DiT(GaussianDenoiser):
@@ -36,7 +46,7 @@ class DiT(GaussianDenoiser):
     images = sample_chain(model, labels, like, generator)[-1].clamp(0, 1)
     """
 
-    metric: ClassVar[Metric] = Metric("frechet_distance", False, "number")
+    metric: ClassVar[Metric] = Metric("frechet_distance", False, "number", "Fréchet distance")
     metric_by_example = False
     steps_per_block = 6
 
@@ -122,3 +132,11 @@ class DiT(GaussianDenoiser):
         """z of the variance of noisy images, which at the first of few levels the images still add to."""
         total = math.hypot(level, self.preconditioning.sigma_data)
         return total * torch.randn(shape, generator=generator, device=generator.device)
+
+
+FAMILY = Family(
+    title="image generator (DiT)",
+    settings=DiTSettings,
+    network=DiT,
+    small={"image_size": 6, "patch_size": 3, "classes": 7},
+)

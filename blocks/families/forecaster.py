@@ -12,24 +12,43 @@ the series' own units.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..denoiser import Features, GaussianDenoiser, Metric
 from ..forecast_metrics import crps
 from ..noise import Partition
+from ..patches import placed, positions
 from ..preconditioning import Preconditioning
 from ..sampler import sample_chain
+from ..series import location_and_scale, normalise
+from ..settings import SeriesSettings, require
 from ..transformer import Block, NoiseEmbedding, Shape
-from .vit import placed, positions
+from . import Family
+
+
+class ForecasterSettings(SeriesSettings):
+    """Probabilistic forecaster: the last `context_length` values in, `horizon` values out, per channel."""
+
+    family: Literal["forecaster"] = "forecaster"
+    patch_size: int = Field(8, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        for name, length in (("context_length", self.context_length), ("horizon", self.horizon)):
+            require(
+                length % self.patch_size == 0, "patch_size", self.patch_size, f"must divide {name}={length}"
+            )
+        return self
 
 
 class Forecaster(GaussianDenoiser):
     """Past (N, C, context_length) and future (N, C, horizon), both normalised by their context."""
 
-    metric: ClassVar[Metric] = Metric("crps", False, "number")
+    metric: ClassVar[Metric] = Metric("crps", False, "number", "CRPS")
     metric_by_example = False
 
     def __init__(
@@ -128,20 +147,6 @@ def forecast(
     return location[:, None] + scale[:, None] * future
 
 
-def normalise(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """inputs (N, C, T) and targets (N, C, H) less the inputs' mean, by their deviation; and the deviation."""
-    location, scale = location_and_scale(inputs)
-    unit = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (inputs - location) / unit, (targets - location) / unit, scale
-
-
-def location_and_scale(context: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel, (N, C, T) -> (N, C, 1) each; deviation 0 where it is constant."""
-    constant = context.amax(dim=-1, keepdim=True) == context.amin(dim=-1, keepdim=True)
-    location = torch.where(constant, context[..., :1], context.mean(dim=-1, keepdim=True))
-    return location, context.std(dim=-1, keepdim=True).masked_fill(constant, 0)
-
-
 def patches_of(series: Tensor, patch_size: int) -> Tensor:
     """(N, C, T) -> (N, T/p, C p)."""
     n, c, t = series.shape
@@ -154,3 +159,11 @@ def series_of(patches: Tensor, channels: int) -> Tensor:
     n, count, width = patches.shape
     cut = patches.reshape(n, count, channels, width // channels).transpose(1, 2)  # (N, C, T/p, p)
     return cut.reshape(n, channels, count * width // channels)
+
+
+FAMILY = Family(
+    title="forecaster",
+    settings=ForecasterSettings,
+    network=Forecaster,
+    small={"context_length": 9, "horizon": 3, "patch_size": 3},
+)

@@ -6,7 +6,7 @@ target, and all that a block may read of it are the tokens that z shows.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -14,7 +14,15 @@ from ...errors import InputError
 from ..denoiser import Features, Metric
 from ..masked import MaskedDenoiser
 from ..noise import Partition
+from ..settings import TextSettings
 from ..transformer import Block, NoiseEmbedding, Shape
+from . import Family
+
+
+class MaskedLanguageModelSettings(TextSettings):
+    """Masked-diffusion language model."""
+
+    family: Literal["masked-lm"] = "masked-lm"
 
 
 class MaskedLanguageModel(MaskedDenoiser):
@@ -68,3 +76,11 @@ class MaskedLanguageModel(MaskedDenoiser):
         own = part.interface
         _, out = part(context, own["token"](z), own["noise"](level))
         return self.known(own["head"](own["norm"](out)), z)
+
+
+FAMILY = Family(
+    title="masked language model",
+    settings=MaskedLanguageModelSettings,
+    network=MaskedLanguageModel,
+    small={"sequence_length": 5, "hidden_size": 12},
+)

@@ -8,10 +8,24 @@ denoising steps down the noise levels, each from the estimate of the one before.
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import Field
+
 from ..denoiser import Features
 from ..noise import Partition
 from ..preconditioning import Preconditioning
+from ..settings import TextSettings
+from . import Family
 from .ar_lm import ARLanguageModel
+
+
+class RecurrentLanguageModelSettings(TextSettings):
+    """Looped language model: one block of prelude, core and coda, whose core stands for many layers."""
+
+    family: Literal["recurrent-lm"] = "recurrent-lm"
+    blocks: int = Field(1, ge=1, le=1)
+    recurrences: int = Field(4, ge=1, le=128)
 
 
 class RecurrentLanguageModel(ARLanguageModel):
@@ -46,3 +60,11 @@ class RecurrentLanguageModel(ARLanguageModel):
             prelude=layers // 4,
         )
         self.steps_per_block = recurrences
+
+
+FAMILY = Family(
+    title="recurrent language model",
+    settings=RecurrentLanguageModelSettings,
+    network=RecurrentLanguageModel,
+    small={"sequence_length": 5, "hidden_size": 12},
+)

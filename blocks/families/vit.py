@@ -7,16 +7,34 @@ patches stay clean. Label embeddings have unit norm in training and at inference
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..categorical_denoiser import EmbeddedDenoiser
 from ..denoiser import Features, Metric
 from ..noise import Partition
+from ..patches import patches_of, placed, positions
 from ..preconditioning import Preconditioning
+from ..settings import ImageSettings, require
 from ..transformer import Block, NoiseEmbedding, Shape, initialise
+from . import Family
+
+
+class ViTSettings(ImageSettings):
+    """Image classifier: images in, label out."""
+
+    label_side = "targets"
+
+    family: Literal["vit"] = "vit"
+    initializer_range: float = Field(0.02, gt=0, le=1, description="deviation of the weights at first")
+
+    @model_validator(mode="after")
+    def _table_fits(self) -> Self:
+        require(self.classes <= self.hidden_size, "classes", self.classes, "must not exceed hidden_size")
+        return self
 
 
 class ViTClassifier(EmbeddedDenoiser):
@@ -79,32 +97,10 @@ class ViTClassifier(EmbeddedDenoiser):
         return (prediction.argmax(dim=1) == targets).float()
 
 
-def positions(count: int, hidden_size: int) -> nn.Embedding:
-    """Learned positions; an Embedding rather than a bare parameter, so that it has per-example gradients."""
-    table = nn.Embedding(count, hidden_size)
-    nn.init.normal_(table.weight, std=0.02)
-    return table
-
-
-def placed(position: nn.Module, inputs: Tensor) -> Tensor:
-    """All of a position table for each example: (N, T, D)."""
-    assert isinstance(position, nn.Embedding)
-    every = torch.arange(position.num_embeddings, device=inputs.device)
-    rows: Tensor = position(every.expand(len(inputs), -1))
-    return rows
-
-
-def patches_of(images: Tensor, patch_size: int) -> Tensor:
-    """(N, C, H, W) -> (N, T, C p^2), row by row."""
-    n, c, h, w = images.shape
-    p = patch_size
-    cut = images.reshape(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)  # (N, H/p, W/p, C, p, p)
-    return cut.reshape(n, (h // p) * (w // p), c * p * p)
-
-
-def images_of(patches: Tensor, shape: torch.Size, patch_size: int) -> Tensor:
-    """The inverse of `patches_of`: (N, T, C p^2) and (C, H, W) -> (N, C, H, W)."""
-    c, h, w = shape
-    p = patch_size
-    cut = patches.reshape(len(patches), h // p, w // p, c, p, p)
-    return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(patches), c, h, w)  # (N, C, H/p, p, W/p, p)
+FAMILY = Family(
+    title="image classifier (ViT)",
+    settings=ViTSettings,
+    network=ViTClassifier,
+    problem="patch-classification",
+    small={"image_size": 6, "patch_size": 3, "classes": 7},
+)

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...blocks.settings import ImageSettings
 from ...errors import InputError
-from ...settings import DataSource, DiTSettings, ViTSettings
+from ...settings import DataSource
 from .image_files import is_image_file, read_image_file, training_files
-
-ImageSettings = ViTSettings | DiTSettings
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

@@ -21,9 +21,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...blocks.families.forecaster import normalise
+from ...blocks.series import normalise
+from ...blocks.settings import SeriesSettings
 from ...errors import InputError
-from ...settings import DataSource, ForecasterSettings
+from ...settings import DataSource
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ _ETT_DAYS = 20 * 30
 
 
 def load_series(
-    field: str, source: DataSource, model: ForecasterSettings, part: Part = "all"
+    field: str, source: DataSource, model: SeriesSettings, part: Part = "all"
 ) -> tuple[Tensor, Tensor]:
     """inputs (N, C, context_length) and targets (N, C, horizon), float32, normalised by their context.
 
@@ -85,7 +86,7 @@ def _windows(series: Values, length: int, stride: int) -> Values:
     return np.array(every.transpose(1, 0, 2))  # a copy: the view is read-only
 
 
-def _read(field: str, source: DataSource, model: ForecasterSettings) -> list[Values]:
+def _read(field: str, source: DataSource, model: SeriesSettings) -> list[Values]:
     """The series, (C, T) each: the columns are its channels, or with one channel every one is a series."""
     if source.source in BUILT_IN:
         table = BUILT_IN[source.source]()

@@ -20,16 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...blocks.settings import TextSettings
 from ...errors import InputError
-from ...settings import (
-    ARLanguageModelSettings,
-    DataSource,
-    MaskedLanguageModelSettings,
-    RecurrentLanguageModelSettings,
-)
+from ...settings import DataSource
 from .tokenizer import Tokenizer
-
-TextSettings = ARLanguageModelSettings | MaskedLanguageModelSettings | RecurrentLanguageModelSettings
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 _PIECE = 1 << 24  # characters read at once

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...blocks.families.vit import patches_of, placed, positions
 from ...blocks.noise import LogNormalNoise, Partition, Seeded
+from ...blocks.patches import patches_of, placed, positions
 from ...blocks.preconditioning import Preconditioning
 from ...blocks.transformer import Layer, NoiseEmbedding, Shape, initialise
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...blocks.families.vit import patches_of, placed, positions
+from ...blocks.patches import patches_of, placed, positions
 from ...blocks.transformer import Layer, Shape, initialise
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...blocks import Denoiser, Schedule, build_model
-from ...blocks.families.forecaster import patches_of
-from ...blocks.families.vit import placed, positions
+from ...blocks.families.forecaster import ForecasterSettings, patches_of
+from ...blocks.patches import placed, positions
 from ...blocks.transformer import Layer, Shape
-from ...settings import ForecasterSettings, NoiseSettings
+from ...settings import NoiseSettings
 
 QUANTILES = 39  # odd, so that the median is one of them
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...blocks import Schedule
+from ...blocks.families.ar_lm import ARLanguageModelSettings
+from ...blocks.families.recurrent_lm import RecurrentLanguageModelSettings
 from ...blocks.training import optimizer_of
 from ...blocks.transformer import Layer, Shape
-from ...settings import ARLanguageModelSettings, RecurrentLanguageModelSettings
 
 LanguageSettings = ARLanguageModelSettings | RecurrentLanguageModelSettings
 

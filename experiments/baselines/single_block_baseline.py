@@ -7,7 +7,9 @@ learn every noise level, and every sampling step runs all of them.
 from __future__ import annotations
 
 from ...blocks import Denoiser, build_model
-from ...settings import DiTSettings, MaskedLanguageModelSettings, NoiseSettings
+from ...blocks.families.dit import DiTSettings
+from ...blocks.families.masked_lm import MaskedLanguageModelSettings
+from ...settings import NoiseSettings
 
 
 def end_to_end(model: DiTSettings | MaskedLanguageModelSettings, noise: NoiseSettings) -> Denoiser:

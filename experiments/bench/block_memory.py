@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ...blocks import BlockObjective, Schedule, build_model
+from ...blocks.families.vit import ViTSettings
 from ...blocks.training import BlockTrainer
-from ...settings import NoiseSettings, ViTSettings
+from ...settings import NoiseSettings
 from ..baselines.end_to_end import PlainViT
 from ..memory import allocator_peak, training_memory
 

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from ...blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain
+from ...blocks.families.vit import ViTSettings
 from ...blocks.noise import Seeded
 from ...blocks.training import BlockTrainer
-from ...settings import NoiseSettings, ViTSettings
+from ...settings import NoiseSettings
 from ..baselines.diffusion_blocks import PublishedViT
 from ..baselines.end_to_end import PlainViT
 from ..baselines.forward_forward import ForwardForward

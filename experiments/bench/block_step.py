@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...blocks import BlockObjective, Schedule, build_model
+from ...blocks.families.vit import ViTSettings
 from ...blocks.training import BlockTrainer, optimizer_of
-from ...settings import NoiseSettings, ViTSettings
+from ...settings import NoiseSettings
 from ..baselines.end_to_end import PlainViT
 from .interleaved_timing import median_seconds
 

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ...blocks.examples import Examples
+from ...blocks.families import ModelSettings
 from ...errors import InputError
-from ...settings import CompanySettings, DiTSettings, ModelSettings, ViTSettings
+from ...settings import CompanySettings
 
 SMALLEST_PART = 10
 _MOST_DRAWS = 11
@@ -24,8 +25,8 @@ def deal(
     if len(private) < companies.count * SMALLEST_PART:
         rule = f"{len(private)} examples are too few to deal out"
         raise InputError("companies.count", companies.count, rule)
-    if isinstance(model, ViTSettings | DiTSettings):
-        labels = private.targets if isinstance(model, ViTSettings) else private.inputs
+    if model.label_side is not None:
+        labels = private.targets if model.label_side == "targets" else private.inputs
         return _by_label(labels.numpy(), companies.count, companies.alpha, seed)
     return list(np.array_split(np.arange(len(private), dtype=np.int64), companies.count))
 

@@ -32,7 +32,7 @@ from ...protocol.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save
 from ...protocol.release import block_size, release_event, with_fewest_bits
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
-from ...settings import DiTSettings, Plan, Settings, ViTSettings, validated
+from ...settings import Plan, Settings, validated
 from .partition import deal
 
 PUBLIC_TEST_SHARE = 0.2
@@ -85,7 +85,7 @@ def _holding_out(settings: Settings) -> np.random.Generator | None:
     Texts and series are held out from their end: drawn at random, a held-out future would stand in the past of a
     training window.
     """
-    ordered = not isinstance(settings.model, ViTSettings | DiTSettings)
+    ordered = settings.model.label_side is None
     return None if ordered else np.random.default_rng([settings.seed, 1])
 
 

@@ -26,11 +26,10 @@ from fedblocks.blocks import (
     split,
     train,
 )
-from fedblocks.blocks.families.vit import ViTClassifier
+from fedblocks.blocks.families.vit import ViTClassifier, ViTSettings
 from fedblocks.blocks.information import LossCurve, posterior_entropy
 from fedblocks.blocks.noise import Seeded
 from fedblocks.errors import RunError
-from fedblocks.settings import ViTSettings
 
 
 def model(blocks: int = 3, seed: int = 0, **options: int) -> ViTClassifier:

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from fedblocks.blocks import Denoiser, build_model, diagnose, metric_of, sample_chain
 from fedblocks.blocks.denoiser import GaussianDenoiser, Metric
 from fedblocks.blocks.diagnostics import BINS
+from fedblocks.blocks.families import ModelSettings
+from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
+from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.blocks.noise import LogNormalNoise, Partition, Seeded
 from fedblocks.blocks.preconditioning import Preconditioning
 from fedblocks.errors import InputError
-from fedblocks.settings import ARLanguageModelSettings, ModelSettings, NoiseSettings, ViTSettings
+from fedblocks.settings import NoiseSettings
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "layers": 2, "blocks": 2, "heads": 2}
 VIT = ViTSettings(patch_size=4, **SIZES)

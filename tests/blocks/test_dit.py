@@ -13,9 +13,9 @@ from torch import Tensor
 from fedblocks.blocks import BlockObjective, LogNormalNoise, Partition, Schedule, sample_chain, train
 from fedblocks.blocks.denoiser import Draw
 from fedblocks.blocks.families.dit import DiT
-from fedblocks.blocks.families.vit import images_of, patches_of
 from fedblocks.blocks.frechet import classifier_on, frechet_distance
 from fedblocks.blocks.noise import Seeded
+from fedblocks.blocks.patches import images_of, patches_of
 from fedblocks.errors import InputError
 
 

@@ -11,7 +11,13 @@ from support.places import draws_of, only
 from torch import Tensor
 
 from fedblocks.blocks import BlockObjective, Schedule, build_model, sample_chain, train
-from fedblocks.blocks.families.forecaster import Forecaster, forecast, patches_of, series_of
+from fedblocks.blocks.families.forecaster import (
+    Forecaster,
+    ForecasterSettings,
+    forecast,
+    patches_of,
+    series_of,
+)
 from fedblocks.blocks.forecast_metrics import crps, mase, seasonal_naive
 from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.state import block_parameters, flatten
@@ -22,7 +28,7 @@ from fedblocks.experiments.baselines.forecasting import (
     uncut,
 )
 from fedblocks.privacy.clipping import PerExampleClipping, lowered
-from fedblocks.settings import ForecasterSettings, NoiseSettings
+from fedblocks.settings import NoiseSettings
 
 SMALL = ForecasterSettings(
     context_length=16, horizon=8, patch_size=4, channels=2, hidden_size=16, layers=4, blocks=2, heads=2

@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch
 
 from fedblocks.blocks import BlockObjective, build_model, sample_chain
-from fedblocks.blocks.families.recurrent_lm import RecurrentLanguageModel
+from fedblocks.blocks.families.recurrent_lm import RecurrentLanguageModel, RecurrentLanguageModelSettings
 from fedblocks.blocks.noise import Seeded
-from fedblocks.settings import NoiseSettings, RecurrentLanguageModelSettings
+from fedblocks.settings import NoiseSettings
 
 SETTINGS = RecurrentLanguageModelSettings(hidden_size=16, layers=8, heads=2, recurrences=3, sequence_length=8)
 

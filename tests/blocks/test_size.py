@@ -12,21 +12,13 @@ import torch
 from support.private_training import FAMILIES
 
 from fedblocks.blocks import build_model
-from fedblocks.blocks.build import FAMILIES as REGISTERED
 from fedblocks.blocks.examples import Examples
+from fedblocks.blocks.families import ModelSettings, family_names
 from fedblocks.blocks.size import parameters_of
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.errors import PrivacyError
 from fedblocks.experiments.simulation.preparation import write_home
-from fedblocks.settings import (
-    ModelSettings,
-    NoiseSettings,
-    Plan,
-    Settings,
-    load_settings,
-    preset_names,
-    validated,
-)
+from fedblocks.settings import NoiseSettings, Plan, Settings, load_settings, preset_names, validated
 
 
 def settings_of(family: str, **changes: Any) -> ModelSettings:
@@ -35,7 +27,7 @@ def settings_of(family: str, **changes: Any) -> ModelSettings:
 
 
 def test_all_families_are_looked_at() -> None:
-    assert set(FAMILIES) == set(REGISTERED)
+    assert set(FAMILIES) == set(family_names())
 
 
 # Every depth up to three periods of layers, and each other setting that moves a size.

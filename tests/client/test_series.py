@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import torch
 
+from fedblocks.blocks.families.forecaster import ForecasterSettings
 from fedblocks.client.data import load_examples
 from fedblocks.client.data.series import BUILT_IN, Part, load_series
 from fedblocks.errors import InputError
-from fedblocks.settings import DataSource, ForecasterSettings
+from fedblocks.settings import DataSource
 
 SMALL = ForecasterSettings(context_length=8, horizon=4, patch_size=4, channels=2)
 ONE = SMALL.model_copy(update={"channels": 1})

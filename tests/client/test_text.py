@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
 from fedblocks.client.data import load_examples
 from fedblocks.client.data.text import load_text
 from fedblocks.client.data.tokenizer import CHARACTERS, Tokenizer
 from fedblocks.errors import InputError
-from fedblocks.settings import ARLanguageModelSettings, DataSource
+from fedblocks.settings import DataSource
 
 FIELD = "data.private.source"
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fedblocks.blocks import Schedule
+from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
+from fedblocks.blocks.families.recurrent_lm import RecurrentLanguageModelSettings
 from fedblocks.experiments.baselines.language import Llama, LoopedLlama, train_end_to_end
-from fedblocks.settings import ARLanguageModelSettings, RecurrentLanguageModelSettings
 
 LENGTH = 8
 PLAIN = ARLanguageModelSettings(hidden_size=16, layers=6, heads=2, sequence_length=LENGTH)

@@ -20,6 +20,7 @@ from fedblocks.blocks import (
     split,
 )
 from fedblocks.blocks.build import Absent
+from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.single_block_training import Job, train_in_processes, train_single_block
 from fedblocks.blocks.training import BlockTrainer
@@ -28,7 +29,7 @@ from fedblocks.experiments.memory import training_memory
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.settings import NoiseSettings, ViTSettings, load_settings
+from fedblocks.settings import NoiseSettings, load_settings
 
 MODEL = ViTSettings(hidden_size=16, layers=6, blocks=3, heads=2, patch_size=4)
 NOISE = NoiseSettings()

@@ -18,20 +18,16 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from fedblocks.blocks import BlockObjective, Metric, build_model, diagnose, merge
 from fedblocks.blocks.examples import Examples
-from fedblocks.blocks.families.vit import ViTClassifier
+from fedblocks.blocks.families import family
+from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
+from fedblocks.blocks.families.dit import DiTSettings
+from fedblocks.blocks.families.vit import ViTClassifier, ViTSettings
 from fedblocks.errors import RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import (
-    ARLanguageModelSettings,
-    DiTSettings,
-    DropoutSettings,
-    PrivacySettings,
-    Settings,
-    ViTSettings,
-)
+from fedblocks.settings import DropoutSettings, PrivacySettings, Settings
 from fedblocks.threat_model.attack_budget import AttackBudget
 from fedblocks.threat_model.audit import AuditDesign, audit_block
 from fedblocks.threat_model.metrics import psnr
@@ -442,10 +438,10 @@ def test_a_family_without_an_attack_says_so(finished: RunFolder, tmp_path: Path,
 @pytest.mark.parametrize(
     ("metric", "value", "step", "shown", "changed", "judged"),
     [
-        (Metric("crps", False, "number"), 0.0312, -0.0104, "CRPS 0.0312", "−0.0104", "better"),
-        (Metric("crps", False, "number"), 0.0312, 0.0104, "CRPS 0.0312", "+0.0104", "worse"),
+        (family("forecaster").network.metric, 0.0312, -0.0104, "CRPS 0.0312", "−0.0104", "better"),
+        (family("forecaster").network.metric, 0.0312, 0.0104, "CRPS 0.0312", "+0.0104", "worse"),
         (
-            Metric("frechet_distance", False, "number"),
+            family("dit").network.metric,
             39.83,
             -12.49,
             "Fréchet distance 39.8",

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
+from ...blocks.families import ModelSettings, family
 from ...errors import RunError
 from ...server.run_folder import RunFolder
-from ...settings import ModelSettings
 from ..attack_budget import AttackBudget
 from ..metrics import Score, psnr
 from ..verdicts import TITLES, Verdict
@@ -26,7 +26,6 @@ METRICS = {
     "reidentification": "re-identified",
 }
 SHARES = ("label", "reidentification")
-_ATTACKED = ("vit",)
 # condition -> (in a sentence, in a table's head or a narrow drawing, beside the pictures)
 _CONDITIONS = {
     "control": ("Control: noise taken away", "control", "Rebuilt with the noise taken away (control)"),
@@ -137,7 +136,7 @@ class Audited:
 
 def attackable(model: ModelSettings) -> bool:
     """Whether there is an attack on this family at all."""
-    return model.family in _ATTACKED
+    return family(model.family).problem is not None
 
 
 def read_audit(run: RunFolder) -> Audited | None:

@@ -6,20 +6,11 @@ import math
 from dataclasses import dataclass
 
 from ...blocks import Metric
-from ...settings import DiTSettings, ForecasterSettings, ModelSettings, ViTSettings
+from ...blocks.families import ModelSettings, family
 
-_NAMES = {"crps": "CRPS", "frechet_distance": "Fréchet distance"}
 # What counts as no change, and as forgetting: in shares of the examples, else in shares of the value itself.
 _NOTICEABLE = {"share": 0.005, "bits": 0.01, "number": 0.01}
 _FORGETTING = 0.05
-_KINDS = {
-    "vit": "image classifier (ViT)",
-    "dit": "image generator (DiT)",
-    "ar-lm": "autoregressive language model",
-    "masked-lm": "masked language model",
-    "recurrent-lm": "recurrent language model",
-    "forecaster": "forecaster",
-}
 
 
 @dataclass(frozen=True)
@@ -31,7 +22,7 @@ class Measure:
     @property
     def words(self) -> str:
         """The name within a sentence."""
-        return _NAMES.get(self.metric.name, self.metric.name.replace("_", " "))
+        return self.metric.words
 
     @property
     def title(self) -> str:
@@ -98,10 +89,4 @@ class ModelWords:
 
 
 def model_words(model: ModelSettings) -> ModelWords:
-    if isinstance(model, ViTSettings | DiTSettings):
-        data = f"{model.image_size} × {model.image_size} images in {model.classes} classes"
-    elif isinstance(model, ForecasterSettings):
-        data = f"{model.horizon} values ahead from the last {model.context_length}"
-    else:
-        data = f"sequences of {model.sequence_length} tokens out of {model.vocabulary}"
-    return ModelWords(_KINDS[model.family], data)
+    return ModelWords(family(model.family).title, model.data_words)

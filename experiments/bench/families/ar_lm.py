@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, sample_chain, train
-from ....settings import ARLanguageModelSettings, NoiseSettings
+from ....blocks.families.ar_lm import ARLanguageModelSettings
+from ....settings import NoiseSettings
 from ...baselines.language import Llama, train_end_to_end
 from .summary import summary
 from .topics import Part, topics

@@ -14,9 +14,10 @@ import torch
 
 from ....blocks import Denoiser, Schedule, sample_chain
 from ....blocks.examples import Examples
+from ....blocks.families.dit import DiTSettings
 from ....blocks.frechet import FrechetDistance, classifier_on
 from ....client.data import load_examples
-from ....settings import DataSource, DiTSettings, NoiseSettings
+from ....settings import DataSource, NoiseSettings
 from .summary import uncut_row
 
 MODEL = DiTSettings(patch_size=4, hidden_size=64, layers=6, blocks=3)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ....blocks import Denoiser, Schedule
 from ....blocks.examples import Examples
+from ....blocks.families.masked_lm import MaskedLanguageModelSettings
 from ....blocks.masked import MaskedDenoiser
 from ....client.data import load_examples
-from ....settings import DataSource, MaskedLanguageModelSettings, NoiseSettings
+from ....settings import DataSource, NoiseSettings
 from .summary import uncut_row
 
 MODEL = MaskedLanguageModelSettings(hidden_size=64, layers=6, blocks=3, sequence_length=64)

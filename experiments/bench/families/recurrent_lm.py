@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ....blocks import BlockObjective, Schedule, build_model, train
-from ....settings import NoiseSettings, RecurrentLanguageModelSettings
+from ....blocks.families.recurrent_lm import RecurrentLanguageModelSettings
+from ....settings import NoiseSettings
 from ...baselines.language import Llama, LoopedLlama, train_end_to_end
 from .ar_lm import bits, chain_bits
 from .summary import summary

@@ -12,7 +12,9 @@ import torch
 from ....blocks import BlockObjective, Denoiser, Schedule, build_model, train
 from ....blocks.build import metric_of
 from ....blocks.examples import Examples
-from ....settings import DiTSettings, MaskedLanguageModelSettings, NoiseSettings
+from ....blocks.families.dit import DiTSettings
+from ....blocks.families.masked_lm import MaskedLanguageModelSettings
+from ....settings import NoiseSettings
 from ...baselines.single_block_baseline import end_to_end, shallow
 
 

@@ -10,8 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ....blocks.families.ar_lm import ARLanguageModelSettings
+from ....blocks.families.recurrent_lm import RecurrentLanguageModelSettings
 from ....client.data import load_examples
-from ....settings import ARLanguageModelSettings, DataSource, RecurrentLanguageModelSettings
+from ....settings import DataSource
 
 HELD_OUT = 512
 

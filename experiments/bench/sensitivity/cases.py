@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from ....blocks.families import family_names
 from ....privacy.clipping import Clipping
 from .arrangements import ARRANGEMENTS, ORDERS
-from .families import FAMILIES, SCALES, family_examples
+from .families import SCALES, family_examples
 from .last_bit import READERS, last_bit
 from .neighbours import PLACES, movement
 from .sums import LAYERS, handing
@@ -97,7 +98,7 @@ def family_cases(full: bool) -> list[Case]:
             lambda f=family, c=clipping, h=half: pairs(f, c, h),  # type: ignore[misc]
             4.0,
         )
-        for family in FAMILIES
+        for family in family_names()
         for clipping, half in ways
     ]
 

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from ....blocks import BlockObjective, Denoiser, build_model
 from ....blocks.denoiser import Draw
-from ....settings import DataKind, ModelSettings, NoiseSettings
+from ....blocks.families import family
+from ....blocks.masked import MaskedDenoiser
+from ....settings import DataKind, NoiseSettings
 from .neighbours import Examples
 
-_COMMON = {"layers": 2, "blocks": 1, "heads": 2, "hidden_size": 10}
-# Widths that no vector length divides.
-FAMILIES: dict[str, dict[str, object]] = {
-    "vit": {"image_size": 6, "patch_size": 3, "classes": 7},
-    "dit": {"image_size": 6, "patch_size": 3, "classes": 7},
-    "ar-lm": {"sequence_length": 5, "hidden_size": 12},
-    "masked-lm": {"sequence_length": 5, "hidden_size": 12},
-    "recurrent-lm": {"sequence_length": 5, "hidden_size": 12},
-    "forecaster": {"context_length": 9, "horizon": 3, "patch_size": 3},
-}
 SCALES = (1.0, 30.0)
-_SETTINGS: TypeAdapter[ModelSettings] = TypeAdapter(ModelSettings)
 
 
 def family_examples(
-    family: str, count: int, *, scale: float, draws: int, interface: bool, half: bool = False
+    name: str, count: int, *, scale: float, draws: int, interface: bool, half: bool = False
 ) -> Examples:
     """`count` examples, each with noise draws of its own that stay the same in every sum; `half`: in bfloat16."""
-    settings = settings_of(family)
+    settings = family(name).small_settings()
     torch.manual_seed(0)
     model = build_model(settings, NoiseSettings())
     block = model.freeze_all_but(0, interface).train()
@@ -40,7 +30,7 @@ def family_examples(
     g = torch.Generator().manual_seed(1)
     inputs, targets = values_of(settings.kind, count, g)
     level = model.partition.levels(0, torch.rand(count * draws, generator=g).double(), trained=True).float()
-    noise = torch.rand if family == "masked-lm" else torch.randn
+    noise = torch.rand if isinstance(model, MaskedDenoiser) else torch.randn
     shape = _noise_shape(model, targets[:1])
     drawn = noise(count * draws, *shape, generator=g)
     objective = BlockObjective()
@@ -53,11 +43,6 @@ def family_examples(
             return objective.at(model, 0, context, repeated, Draw(level[rows], drawn[rows]))
 
     return Examples(block, losses, draws)
-
-
-def settings_of(family: str) -> ModelSettings:
-    """A small model of one block."""
-    return _SETTINGS.validate_python({"family": family, **_COMMON, **FAMILIES[family]})
 
 
 def values_of(kind: DataKind, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from ....client.training import train_block
 from ....privacy.accounting import epsilon
 from ....privacy.randomness import Randomness
 from ....protocol.release import codec, release_event
-from ....settings import DataKind, Plan
+from ....settings import DataKind, NoiseSettings, Plan
 from .last_bit import READERS, Reader, aimed
 
 RELEASED = (("linear 7 to 9", 65), ("attention 5 by 33", 65), ("linear 64 to 16", 4), ("linear 256 to 1", 11))
@@ -69,6 +69,10 @@ class LastBitDenoiser(Denoiser):
         self.blocks = nn.ModuleList([_Block(reader)])
         self.output, self.value, self.spacing = 0, 0.0, 1.0
         self.seen: dict[int, Tensor] | None = None
+
+    @classmethod
+    def noise_law(cls, noise: NoiseSettings) -> LogNormalNoise:
+        return LogNormalNoise()
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         return inputs[:, None]
