@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
+from ..blocks.families import family
 from ..errors import FedblocksError, InputError, ProtocolError, RunError
 from ..glibc_malloc import keep_freed_memory
 from ..settings import Transport, load_settings, preset_names
@@ -178,7 +179,8 @@ def simulate(
     for key, value in _readable(result):
         table.add_row(key, value)
     people.print(table)
-    people.print(f"Next: fedblocks audit {escape(_short(run.path))}")
+    attacked = family(result["family"]).problem is not None
+    people.print(f"Next: fedblocks {'audit' if attacked else 'report'} {escape(_short(run.path))}")
 
 
 @app.command()
