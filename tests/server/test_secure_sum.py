@@ -98,7 +98,7 @@ def wrong_session(record: RecordDict, phase: str) -> RecordDict:
     if phase == KEYS:
         return KeysReply(replace(KeysReply.from_record(record).advert, **other)).to_record()  # type: ignore[arg-type]
     if phase == CONFIRM:
-        bent = replace(ConfirmReply.from_record(record).confirmation, **other)  # type: ignore[arg-type]
+        bent = replace(ConfirmReply.from_record(record).confirmation, **other)
         return ConfirmReply(bent).to_record()
     return UnmaskReply(replace(UnmaskReply.from_record(record).shares, **other)).to_record()  # type: ignore[arg-type]
 
