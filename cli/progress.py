@@ -30,6 +30,7 @@ from ..experiments.simulation.pretraining import pretrain
 from ..experiments.simulation.reference import prepare_reference
 from ..experiments.simulation.simulate import simulate
 from ..experiments.simulation.threads import one_core
+from ..server.events import Event, RoundFinished, RunFinished, RunStarted
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
 from ..settings import Settings, Transport
@@ -136,12 +137,17 @@ def _simulate(
     metric = metric_of(settings.model)
     task = progress.add_task(title, total=settings.training.rounds, note="")
 
-    def on_round(row: dict[str, Any]) -> None:
-        quality = row.get("quality", {}).get("heldout")
-        note = f"{metric.name} {quality[-1]:.4g}" if quality else ""
-        progress.update(task, completed=row["round"], note=note)
+    def show(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            progress.update(task, completed=event.done)
+        if isinstance(event, RoundFinished):
+            quality = event.row.get("quality", {}).get("heldout")
+            note = f"{metric.name} {quality[-1]:.4g}" if quality else ""
+            progress.update(task, completed=event.round, note=note)
+        if isinstance(event, RunFinished):
+            progress.update(task, completed=event.rounds)
 
-    return simulate(run, on_round, transport=transport)
+    return simulate(run, [show], transport=transport)
 
 
 def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Console) -> dict[str, Any]:

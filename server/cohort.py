@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
@@ -17,16 +17,6 @@ from ..protocol.messages import JOIN, JoinReply, JoinRequest, refused
 from ..settings import Plan
 
 Reply = TypeVar("Reply")
-
-
-@dataclass
-class Absences:
-    """Why companies are missing from a round: company -> (phase, code); `no_reply` where nothing came."""
-
-    why: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    def note(self, company: str, phase: str, code: str) -> None:
-        self.why.setdefault(company, (phase, code))
 
 
 @dataclass(frozen=True)
@@ -50,15 +40,18 @@ class Cohort:
         group: str,
         requests: Mapping[str, RecordDict],
         parse: Callable[[RecordDict], Reply],
-        absences: Absences,
-    ) -> dict[str, Reply]:
-        """One phase: a message to each named company, and the well-formed answers by company."""
+    ) -> tuple[dict[str, Reply], dict[str, str]]:
+        """One phase: a message to each named company. The well-formed answers, and the failures' codes, by company.
+
+        A code is the refusal's own, that of a malformed answer, or `no_reply` where nothing came.
+        """
         names = {self.nodes[company]: company for company in requests}
         messages = [
             Message(record, self.nodes[company], phase, group_id=group, ttl=self.timeout)
             for company, record in requests.items()
         ]
         answers: dict[str, Reply] = {}
+        failures: dict[str, str] = {}
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
             company = names.get(reply.metadata.src_node_id)
             if company is None or company in answers:
@@ -66,11 +59,11 @@ class Cohort:
             try:
                 answers[company] = parse(_answer(reply))
             except FedblocksError as error:
-                absences.note(company, phase, error.code)
+                failures.setdefault(company, error.code)
         for company in requests:
             if company not in answers:
-                absences.note(company, phase, "no_reply")
-        return answers
+                failures.setdefault(company, "no_reply")
+        return answers, failures
 
 
 def join(

@@ -34,6 +34,7 @@ from fedblocks.protocol.identity import save_roster
 from fedblocks.protocol.release import block_size, codec, mechanism
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
+from fedblocks.server.events import Event, RoundFinished
 from fedblocks.server.grid import InProcessGrid
 from fedblocks.server.optimizer import BlockOptimizer
 from fedblocks.server.run_folder import RunFolder
@@ -124,13 +125,13 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
     class StopAfterOne(Exception):
         pass
 
-    def stop(row: dict[str, Any]) -> None:
-        if row["round"] == 1:
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == 1:
             raise StopAfterOne
 
     grid = InProcessGrid(app, settings.companies.count, {"run-dir": str(run.path)})
     with pytest.raises(StopAfterOne):
-        coordinate(grid, run, stop)
+        coordinate(grid, run, [stop])
     after = Checkpoint.load(run.checkpoints, 1).model
     found = flatten([after.blocks[0][name] for name in names])
     # Noise lies on a grid, so a mean can be exactly 0; Adam's first step would magnify what rounding makes of it.
@@ -149,12 +150,12 @@ def test_an_interrupted_run_resumes_to_the_same_result(
     """Would catch lost optimiser state, repeated randomness, doubled metrics or a double charge."""
     run = prepare(small, tmp_path / "run")
 
-    def interrupt(row: dict[str, Any]) -> None:
-        if row["round"] == stop_at:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(run, interrupt)
+        simulate(run, [interrupt])
     resumed = simulate(RunFolder.existing(run.path))
     whole, result = finished
     assert final_digest(run) == final_digest(whole)
@@ -294,12 +295,12 @@ def test_noise_that_the_epsilon_does_not_pay_for_is_refused_before_anything_is_w
 def test_a_torn_last_line_of_metrics_does_not_stop_a_resume(small: Settings, tmp_path: Path) -> None:
     run = prepare(small, tmp_path / "run")
 
-    def interrupt(row: dict[str, Any]) -> None:
-        if row["round"] == 2:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(run, interrupt)
+        simulate(run, [interrupt])
     with run.metrics_file.open("a") as file:
         file.write('{"round": 3, "blo')
     assert simulate(run)["rounds_done"] == 4
