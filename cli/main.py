@@ -21,8 +21,9 @@ from rich.table import Table
 from .. import __version__
 from ..blocks.families import family
 from ..errors import FedblocksError, InputError, ProtocolError, RunError
+from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
-from ..settings import Transport, load_settings, preset_names
+from ..settings import Transport
 from .bench import bench
 from .identity import identity
 from .ledger import account, ledger
