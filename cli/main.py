@@ -22,9 +22,10 @@ from rich.table import Table
 from .. import __version__
 from ..blocks.families import family
 from ..errors import InputError, ProtocolError, RunError
+from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
-from ..settings import Transport, load_settings, preset_names
+from ..settings import Transport
 from .bench import bench
 from .data import data
 from .failures import failure_of

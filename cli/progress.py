@@ -33,7 +33,7 @@ from ..experiments.simulation.threads import one_core
 from ..server.events import Event, RoundFinished, RunFinished, RunStarted
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
-from ..settings import Settings, Transport
+from ..settings import RunSettings, SimulationSettings, Transport
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -55,7 +55,7 @@ def progress_on(console: Console) -> Iterator[Progress]:
 
 
 @one_core()
-def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> RunFolder:
+def prepare_with_progress(settings: SimulationSettings, runs: Path, console: Console) -> RunFolder:
     """Check the inputs, then prepare a new run under `runs`."""
     inputs = read_inputs(settings)
     with progress_on(console) as progress:
@@ -72,7 +72,7 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
 
 @one_core()
 def pretrain_with_progress(
-    settings: Settings, folder: Path, console: Console, *, block: int | None, processes: int
+    settings: RunSettings, folder: Path, console: Console, *, block: int | None, processes: int
 ) -> dict[str, Any]:
     """Train blocks of a model folder; interrupted, the same call goes on where it stopped."""
     tasks: dict[int, TaskID] = {}

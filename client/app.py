@@ -112,7 +112,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     company.policy.check(plan)
     member = company.member()
     model = model_of(plan, company.policy.device, 0)
-    terms = run_terms(plan, block_size(model, 0, plan))  # all blocks have one shape
+    terms = run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
     # A sum has at least so many companies; more are rehearsed for when they are known.
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
     rehearse(plan, 0, fewest, company.policy)
@@ -184,7 +184,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     for b, state in request.states.items():
         check_part(model, state, b)
     merge(model, shared_state, *request.states.values())
-    if session.length != block_size(model, request.block, plan):
+    if session.length != block_size(model, request.block, plan.training):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     terms = run_terms(plan, session.length, companies)

@@ -59,7 +59,7 @@ def train_block(
 
     # Accounting is no business of a thread that flushes: what needs it is made out here.
     if plan.secure_step:
-        step = secure_step(plan, block_size(model, block, plan), companies)
+        step = secure_step(plan, block_size(model, block, plan.training), companies)
 
         def shared() -> npt.NDArray[np.uint32]:
             at_once = examples_at_once(model, block, plan, policy)

@@ -15,8 +15,8 @@ from typing import Any
 from ..server.events import Subscriber
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
-from ..settings import load_settings
 from ..threat_model.auditing import audit_run
+from .presets import load_settings
 from .simulation.preparation import new_run, prepare
 from .simulation.simulate import simulate as continue_run
 from .simulation.threads import one_core

@@ -41,18 +41,8 @@ class SecureStep:
 
     @property
     def event(self) -> SharedSkellamSteps:
-        """What every company's ledger is charged: the noise that honest companies have put into the sum."""
-        noise = self.noise
-        return SharedSkellamSteps(
-            sampling_rate=self.sampling_rate,
-            steps=1,
-            l2=noise.l2,
-            l1=noise.l1,
-            variance=noise.variance_total,
-            beta=BETA,
-            shares=noise.companies - noise.tolerated,
-            colluders=self.colluders,
-        )
+        """What every company's ledger is charged."""
+        return step_event(self.noise, self.sampling_rate, self.colluders)
 
     def encode(
         self, block: nn.Module, losses: Losses, *, examples: int, randomness: Randomness
@@ -73,3 +63,17 @@ class SecureStep:
             )
         bounded = clip_to_norm(clipped.vector, self.largest_sum)
         return self.noise.encode(bounded.cpu().numpy(), randomness)
+
+
+def step_event(noise: SkellamNoise, sampling_rate: float, colluders: int) -> SharedSkellamSteps:
+    """What a step costs: the noise that honest companies have put into the sum."""
+    return SharedSkellamSteps(
+        sampling_rate=sampling_rate,
+        steps=1,
+        l2=noise.l2,
+        l1=noise.l1,
+        variance=noise.variance_total,
+        beta=BETA,
+        shares=noise.companies - noise.tolerated,
+        colluders=colluders,
+    )

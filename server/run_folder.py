@@ -1,7 +1,8 @@
 """The folder of one run: what it is, what happened, what it produced.
 
 runs/<id>/
-    settings.toml      the resolved settings
+    settings.toml      the resolved settings of the coordinator
+    simulation.toml    in a simulation, the rest of its settings
     plan.json          what was offered to the companies
     roster.toml        whose signatures the coordinator takes
     evaluation/        public and, in a simulation, held-out private examples
@@ -20,13 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from .. import atomic_file
-from ..errors import InputError, RunError
+from ..errors import RunError
 from ..privacy.secure_aggregation import Roster
 from ..protocol.identity import ROSTER_FILE, load_roster
-from ..settings import Plan, Settings, load_settings, validated_json
+from ..settings import (
+    Plan,
+    RunSettings,
+    read_settings,
+    refuse_injected_failures,
+    validated_json,
+    write_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,7 @@ class RunFolder:
     def deployable(cls, path: Path) -> RunFolder:
         """As `existing`, for companies of their own, whose replies nobody is to lose on purpose."""
         run = cls.existing(path)
-        rate = run.settings().companies.dropout.rate
-        if rate > 0:
-            raise InputError("companies.dropout.rate", rate, "only `fedblocks simulate` injects failures")
+        refuse_injected_failures(run.path)
         return run
 
     @property
@@ -71,8 +75,8 @@ class RunFolder:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def settings(self) -> Settings:
-        return load_settings(str(self.path / "settings.toml"))
+    def settings(self) -> RunSettings:
+        return read_settings(self.path)
 
     def plan(self) -> Plan:
         return validated_json(Plan, (self.path / "plan.json").read_text("utf-8"))
@@ -80,12 +84,9 @@ class RunFolder:
     def roster(self) -> Roster:
         return load_roster(self.roster_file)
 
-    def write_settings(self, settings: Settings, plan: Plan) -> None:
+    def write_settings(self, settings: RunSettings, plan: Plan) -> None:
         atomic_file.write(self.path / "plan.json", plan.model_dump_json(indent=2).encode())
-        values = settings.model_dump(mode="json", exclude_none=True)
-        if settings.privacy.epsilon is None:
-            values["privacy"]["epsilon"] = "none"
-        atomic_file.write(self.path / "settings.toml", tomli_w.dumps(values).encode())
+        write_settings(self.path, settings)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rounds so far."""

@@ -18,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ..blocks.settings import Part, require
 from ..errors import InputError
+from .load import parsed_toml, read_text
 
 Range = tuple[float, float]
 Values = tuple[str, ...]
@@ -177,8 +178,6 @@ class SeriesContract(FileContract):
 
 def contract_file(path: str) -> dict[str, Any]:
     """The text of a contract. Raises: InputError naming the file."""
-    from .load import parsed_toml, read_text
-
     return parsed_toml("contract", path, read_text("contract", Path(path)))
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedblocks.settings import Settings, load_settings
+from fedblocks.experiments.presets import load_settings
+from fedblocks.settings import SimulationSettings
 
 torch.set_num_threads(1)
 
@@ -41,6 +42,6 @@ def private_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small(private_file: Path) -> Settings:
+def small(private_file: Path) -> SimulationSettings:
     """Five companies, two blocks of one layer, 200 private images."""
     return load_settings("digits", [*SMALL, f'data.private.source="{private_file}"'])

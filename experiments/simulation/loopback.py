@@ -21,6 +21,7 @@ from ...protocol.transport import OwnCertificate, PinnedCertificates
 from ...protocol.transport.certificates import COORDINATOR
 from ...server.run_folder import RunFolder
 from ...server.stream import AggregationService, StreamGrid
+from ...settings import read_simulation
 
 _GATHER = 60.0
 
@@ -28,7 +29,7 @@ _GATHER = 60.0
 @contextmanager
 def loopback_grid(run: RunFolder, app: App) -> Iterator[StreamGrid]:
     """The data plane of a prepared simulation, all its companies connected."""
-    settings = run.settings()
+    settings = read_simulation(run.path)
     names = [f"company-{i}" for i in range(settings.companies.count)]
     coordinator, companies = (
         OwnCertificate.create(COORDINATOR),

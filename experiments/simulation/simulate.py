@@ -20,7 +20,7 @@ from ...server.events import Subscriber
 from ...server.grid import InProcessGrid
 from ...server.run_folder import RunFolder
 from ...server.run_lock import exclusive
-from ...settings import Transport
+from ...settings import Transport, read_simulation
 from .dropout import LossyGrid
 from .loopback import loopback_grid
 
@@ -40,7 +40,7 @@ def simulate(
 def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Transport) -> dict[str, Any]:
     started = time.perf_counter()
     with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
-        settings = run.settings()
+        settings = read_simulation(run.path)
         dropout = settings.companies.dropout
         coordinate(LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid, run, subscribers)
     result = summary(run)
@@ -52,7 +52,7 @@ def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Tran
 
 @contextmanager
 def _in_process(run: RunFolder) -> Iterator[Grid]:
-    settings = run.settings()
+    settings = read_simulation(run.path)
     run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
     grid = InProcessGrid(client_app, settings.companies.count, run_config, settings.workers)
     try:

@@ -13,7 +13,8 @@ from fedblocks.blocks.families import Family, family, family_names
 from fedblocks.blocks.settings import TransformerSettings
 from fedblocks.client.data import CONNECTORS
 from fedblocks.errors import InputError
-from fedblocks.settings import NoiseSettings, load_settings
+from fedblocks.experiments.presets import load_settings
+from fedblocks.settings import NoiseSettings
 
 
 def test_a_file_in_the_folder_is_a_family() -> None:

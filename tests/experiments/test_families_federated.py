@@ -11,11 +11,11 @@ import torch
 
 from fedblocks.blocks import build_model, digest
 from fedblocks.blocks.build import metric_of
+from fedblocks.experiments.presets import load_settings, preset_names
 from fedblocks.experiments.simulation.diagnosing import diagnose_run
 from fedblocks.experiments.simulation.preparation import prepare, read_inputs
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.settings import load_settings, preset_names
 from fedblocks.threat_model.report import write_report
 
 # The presets whose data every installation has.

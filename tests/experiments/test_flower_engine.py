@@ -20,7 +20,7 @@ from fedblocks.blocks import digest
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import epsilon_by_company, simulate, summary
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 ROOT = Path(fedblocks.__file__).parent
 BIN = Path(sys.executable).parent
@@ -49,7 +49,7 @@ def flower_home(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.skipif(" " in sys.prefix, reason="Flower's SuperLink cannot start from a path with a space")
 def test_flower_simulation_engine_gives_the_same_model(
-    small: Settings, tmp_path: Path, flower_home: dict[str, str]
+    small: SimulationSettings, tmp_path: Path, flower_home: dict[str, str]
 ) -> None:
     """Would catch state that lives in one process only, or results that depend on the transport."""
     runs = [prepare(small, tmp_path / name) for name in ("in-process", "engine")]
@@ -86,7 +86,7 @@ def listening() -> set[str]:
     return found & own
 
 
-def test_the_in_process_grid_listens_nowhere(small: Settings, tmp_path: Path) -> None:
+def test_the_in_process_grid_listens_nowhere(small: SimulationSettings, tmp_path: Path) -> None:
     """The embedded default must not open a server, of whatever library: asked after every round, of the kernel."""
     before = listening()
     server = grpc.server(ThreadPoolExecutor(1))

@@ -22,25 +22,26 @@ from fedblocks.blocks import digest
 from fedblocks.cli.main import app as cli
 from fedblocks.cli.progress import audit_with_progress, continue_with_progress
 from fedblocks.errors import InputError, RunError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.run_lock import exclusive
-from fedblocks.settings import Settings, load_settings
+from fedblocks.settings import SimulationSettings
 
 FB = (sys.executable, "-c", "from fedblocks.cli.main import main; main()")
 
 
 @pytest.fixture
-def run(small: Settings, tmp_path: Path) -> RunFolder:
+def run(small: SimulationSettings, tmp_path: Path) -> RunFolder:
     training = small.training.model_copy(update={"rounds": 3})
     return prepare(small.model_copy(update={"training": training}), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def done(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def done(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     training = small.training.model_copy(update={"rounds": 3})
     run = prepare(small.model_copy(update={"training": training}), tmp_path_factory.mktemp("done") / "run")
     simulate(run)
@@ -203,7 +204,9 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(
     assert simulate(run)["rounds_done"] == 3
 
 
-def test_injected_failures_are_refused_where_companies_are_real(small: Settings, tmp_path: Path) -> None:
+def test_injected_failures_are_refused_where_companies_are_real(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """Would catch a deployment that silently drops, or silently ignores, what the settings ask to be lost."""
     dropout = small.companies.dropout.model_copy(update={"rate": 0.25})
     settings = small.model_copy(update={"companies": small.companies.model_copy(update={"dropout": dropout})})

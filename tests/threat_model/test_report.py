@@ -27,7 +27,7 @@ from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import DropoutSettings, PrivacySettings, Settings
+from fedblocks.settings import DropoutSettings, PrivacySettings, SimulationSettings
 from fedblocks.threat_model.attack_budget import AttackBudget
 from fedblocks.threat_model.audit import AuditDesign, audit_block
 from fedblocks.threat_model.metrics import psnr
@@ -74,7 +74,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def finished(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A whole run in which companies drop out, its blocks diagnosed."""
     dropout = small.companies.model_copy(update={"dropout": DropoutSettings(rate=0.25, phase="train")})
     settings = small.model_copy(update={"companies": dropout})
@@ -256,7 +256,9 @@ def test_figures_agree_with_the_ledgers_and_the_metrics(finished: RunFolder, bro
     assert f"Absences\n{absent}\n{aborted} of 4 rounds aborted" in text
 
 
-def test_a_run_without_dp_opens_with_that(small: Settings, tmp_path: Path, browser: Browser) -> None:
+def test_a_run_without_dp_opens_with_that(
+    small: SimulationSettings, tmp_path: Path, browser: Browser
+) -> None:
     privacy = PrivacySettings(epsilon=None, i_accept_no_dp=True)
     training = small.training.model_copy(update={"rounds": 1})
     settings = small.model_copy(update={"privacy": privacy, "training": training})
@@ -549,7 +551,7 @@ def test_the_same_run_gives_the_same_page(audited: RunFolder) -> None:
     assert write_report(audited).read_bytes() == first
 
 
-def test_a_run_that_has_only_been_prepared_has_a_report(small: Settings, tmp_path: Path) -> None:
+def test_a_run_that_has_only_been_prepared_has_a_report(small: SimulationSettings, tmp_path: Path) -> None:
     run = prepare(small, tmp_path / "run")
     text = write_report(run).read_text("utf-8")
     assert "0 of 4 rounds have run so far" in text

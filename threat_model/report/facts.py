@@ -10,7 +10,7 @@ import numpy as np
 
 from ...blocks import metric_of
 from ...server.run_folder import RunFolder
-from ...settings import Plan, Settings
+from ...settings import Plan, RunSettings, SimulationSettings, is_simulation, read_simulation
 from .measures import Measure
 from .spending import Spending, read_spending
 
@@ -83,7 +83,8 @@ class Facts:
 
     run: str
     folder: str
-    settings: Settings
+    settings: RunSettings
+    simulation: SimulationSettings | None
     plan: Plan
     measure: Measure
     rounds_done: int
@@ -129,6 +130,7 @@ def read_facts(run: RunFolder) -> Facts:
         run=plan.run,
         folder=str(run.path),
         settings=settings,
+        simulation=read_simulation(run.path) if is_simulation(run.path) else None,
         plan=plan,
         measure=measure,
         rounds_done=rounds[-1]["round"] if rounds else 0,

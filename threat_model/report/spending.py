@@ -46,7 +46,9 @@ def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
 def planned(plan: Plan, companies: int) -> Guarantee:
     """What the whole plan costs a company whose ledger it is the first run of, in sums of so many `companies`."""
     # Only a model can tell a block's size.
-    whole = run_terms(plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan), companies).whole
+    whole = run_terms(
+        plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan.training), companies
+    ).whole
     return replace(
         guarantee([whole], plan.delta),
         epsilon=run_epsilon(whole, plan.delta),

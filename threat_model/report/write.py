@@ -92,7 +92,7 @@ def _context(
         "earlier": sum(s.other_releases for s in facts.spending),
         "losing": dict(facts.utility.losing_blocks()) if facts.utility else {},
         "simulated": run.companies.is_dir(),
-        "settings": list(_flat(facts.settings.model_dump(mode="json"))),
+        "settings": list(_flat((facts.simulation or facts.settings).model_dump(mode="json"))),
         "most_rows": figures.MOST_ROWS,
         "metric_names": METRICS,
         "shares": SHARES,

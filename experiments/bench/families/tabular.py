@@ -16,8 +16,8 @@ from ....blocks import BlockObjective, Schedule, build_model, train
 from ....blocks.examples import Examples
 from ....blocks.families.tabular import TabularSettings
 from ....client.data import load_examples
-from ....settings import load_settings
 from ...baselines.tabular import FTTransformer, accuracy, boosted_accuracy, train_classifier
+from ...presets import load_settings
 from .summary import summary
 
 OVERRIDES = ("model.layers=6", "noise.P_mean=1.0")
