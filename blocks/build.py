@@ -21,7 +21,7 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
     `only`: build this block and the shared part alone; all blocks have the same shape, so it is a network of
     one block put in its place among absent ones.
     """
-    network = family(model.family).network
+    network = family(model.family).network_of(model)
     options = model.network_options() | network.noise_options(noise)
     partition = partition_of(model, noise)
     if only is None:
@@ -36,12 +36,12 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
 
 def metric_of(model: ModelSettings) -> Metric:
     """What the family's predictions are judged by."""
-    return family(model.family).network.metric
+    return family(model.family).network_of(model).metric
 
 
 def partition_of(model: ModelSettings, noise: NoiseSettings) -> Partition:
     """The cut that the settings ask for."""
-    network, blocks, overlap = family(model.family).network, model.blocks, noise.overlap
+    network, blocks, overlap = family(model.family).network_of(model), model.blocks, noise.overlap
     law = network.noise_law(noise)
     if noise.edges is not None:
         informed = noise.partition == "equi-information"

@@ -30,10 +30,14 @@ class Part(BaseModel):
 
 
 class DataKind(Part):
-    """Shapes of one example; `classes` is the number of values a whole-number field may take, none: real."""
+    """Shapes of one example; `classes` is the number of values a whole-number field may take, none: real.
+
+    `categories`: the last columns of a row of real inputs are codes, each of so many values.
+    """
 
     inputs: tuple[int, ...]
     input_classes: int | None = None
+    categories: tuple[int, ...] = ()
     targets: tuple[int, ...]
     target_classes: int | None = None
 

@@ -84,7 +84,10 @@ def random_examples(kind: DataKind, count: int, source: CryptographicSource) -> 
     def values(shape: tuple[int, ...], classes: int | None) -> Tensor:
         return source.normal(count, *shape) if classes is None else source.integers(classes, count, *shape)
 
-    return Examples(values(kind.inputs, kind.input_classes), values(kind.targets, kind.target_classes))
+    inputs = values(kind.inputs, kind.input_classes)
+    for column, codes in enumerate(kind.categories, start=-len(kind.categories)):
+        inputs[:, column] = source.integers(codes, count)
+    return Examples(inputs, values(kind.targets, kind.target_classes))
 
 
 @contextmanager

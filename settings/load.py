@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..blocks.families import family_names
 from ..errors import InputError
+from .contract import settle
 from .simulation import Settings
 
 T = TypeVar("T", bound=BaseModel)
@@ -38,6 +39,7 @@ def load_settings(preset: str, overrides: Sequence[str] | Mapping[str, object] =
     values = overrides if isinstance(overrides, Mapping) else dict(map(_parsed_override, overrides))
     for key, value in values.items():
         _lay_over(raw, key, value)
+    settle(raw)
     return validated(Settings, raw)
 
 

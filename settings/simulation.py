@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ..blocks.families import ModelSettings, family
 from ..blocks.settings import NoiseSettings, Part, require
+from .contract import DataContract
 from .privacy import PrivacySettings, SecureAggregationSettings, check_mechanism
 from .training import PretrainingSettings, TrainingSettings
 
@@ -25,6 +26,7 @@ class DataSource(Part):
     source: str
     label: str = "label"
     columns: tuple[str, ...] | None = None
+    contract: DataContract | None = None
 
 
 class DataSettings(Part):

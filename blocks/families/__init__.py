@@ -9,7 +9,7 @@ and nothing else is to be edited: settings, commands, simulation, report and ben
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -33,16 +33,21 @@ class Family:
     """A model family: what it is called, what is set of it, and the network that is built from it.
 
     `settings` say which data the family reads (see `ImageSettings`, `TextSettings`, `SeriesSettings`), `network` how
-    it is judged. `problem` is what the leakage audit solves on its gradients, none where there is no attack on
-    the family yet; "patch-classification": the network is a `ViTClassifier`, or derives from it. `small` are settings
-    of a model that is built in milliseconds; the checks of per-example clipping take every family at this size.
+    it is judged; a family of several networks has a function of its settings there. `problem` is what the leakage
+    audit solves on its gradients, none where there is no attack on the family yet ("patch-classification": the
+    network is a `ViTClassifier`, or derives from it). `small` are settings of a model that is built in milliseconds,
+    for the checks of per-example clipping.
     """
 
     title: str
     settings: type[TransformerSettings]
-    network: type[Denoiser]
+    network: type[Denoiser] | Callable[[Any], type[Denoiser]]
     problem: Literal["patch-classification"] | None = None
     small: Mapping[str, object] = field(default_factory=dict)
+
+    def network_of(self, model: TransformerSettings) -> type[Denoiser]:
+        """The class of the network that these settings of the family ask for."""
+        return self.network if isinstance(self.network, type) else self.network(model)
 
     def small_settings(self) -> TransformerSettings:
         """One block of two layers; widths that no vector length divides."""

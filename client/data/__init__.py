@@ -7,15 +7,21 @@ A family's settings name their connector (see `blocks/settings.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from ...blocks.examples import Examples
 from ...blocks.families import ModelSettings
-from ...blocks.settings import ImageSettings, SeriesSettings, TextSettings
+from ...blocks.settings import ImageSettings, SeriesSettings, TextSettings, TransformerSettings
+from ...errors import InputError
 from ...settings import DataSource
+from ...settings.contract import ImageContract, SeriesContract, TableContract, TextContract
+from .findings import Findings
 from .images import load_images
 from .series import load_series
+from .tables import load_table
 from .text import load_text
+
+C = TypeVar("C", TableContract, ImageContract, TextContract, SeriesContract)
 
 __all__ = ["CONNECTORS", "Examples", "load_examples"]
 
@@ -23,6 +29,17 @@ __all__ = ["CONNECTORS", "Examples", "load_examples"]
 def load_examples(field: str, source: DataSource, model: ModelSettings, match_contrast: bool) -> Examples:
     """Read, check and bring to the model's size; `field` names the setting in errors."""
     return CONNECTORS[model.connector](field, source, model, match_contrast).check(field, model.kind)
+
+
+def contract_of(field: str, source: DataSource, kind: type[C]) -> C | None:
+    """The contract of this source, if it has one. Raises: InputError where it is one for other data."""
+    if source.contract is None or isinstance(source.contract, kind):
+        return source.contract
+    wanted = kind.model_fields["kind"].default
+    place = f"{field.removesuffix('.source')}.contract.kind"
+    raise InputError(
+        place, source.contract.kind, f"this model reads another kind of data, expected {wanted!r}"
+    )
 
 
 def _images(field: str, source: DataSource, model: ImageSettings, match_contrast: bool) -> Examples:
@@ -39,9 +56,18 @@ def _series(field: str, source: DataSource, model: SeriesSettings, match_contras
     return Examples(*load_series(field, source, model))
 
 
+def _tables(field: str, source: DataSource, model: TransformerSettings, match_contrast: bool) -> Examples:
+    contract = contract_of(field, source, TableContract)
+    if contract is None:
+        rule = "rows need a contract; `fedblocks data inspect` drafts one from a file"
+        raise InputError(field, source.source, rule)
+    return load_table(field, source.source, contract, Findings(source.source))
+
+
 # A connector takes the settings that name it.
 CONNECTORS: dict[str, Callable[[str, DataSource, Any, bool], Examples]] = {
     "images": _images,
     "text": _text,
     "series": _series,
+    "tables": _tables,
 }

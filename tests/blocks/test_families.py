@@ -30,8 +30,8 @@ def test_every_family_is_complete(name: str) -> None:
     assert settings.label_side is None or getattr(settings.kind, settings.label_side[:-1] + "_classes")
     assert found.title
     assert settings.data_words
-    assert found.network.metric.words
-    assert isinstance(build_model(settings, NoiseSettings()), found.network)
+    assert found.network_of(settings).metric.words
+    assert isinstance(build_model(settings, NoiseSettings()), found.network_of(settings))
 
 
 UNDER_ANOTHER_NAME = """

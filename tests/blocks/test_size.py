@@ -73,6 +73,7 @@ LARGE: dict[str, dict[str, Any]] = {
     "ar-lm": {"blocks": 4, "vocabulary": 10**6, "tokenizer": "mine.json"},
     "masked-lm": {"blocks": 1, "vocabulary": 10**6, "tokenizer": "mine.json"},
     "recurrent-lm": {"blocks": 1, "vocabulary": 10**6, "tokenizer": "mine.json"},
+    "tabular": {"blocks": 1, "numeric": 4096, "categories": [1_000_000] * 4096, "classes": 8192},
     "forecaster": {"blocks": 2, "context_length": 65536, "horizon": 8192, "patch_size": 1, "channels": 4096},
 }
 

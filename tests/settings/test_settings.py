@@ -31,7 +31,7 @@ def test_every_preset_loads_and_its_defaults_follow_the_design(name: str) -> Non
     assert (t.assignment, t.interface, t.local_steps) == ("sequential", False, 1)
     assert settings.secure_aggregation.minimum_cohort >= 3
     assert settings.companies.dropout.rate == 0
-    if settings.model.family in ("vit", "ar-lm", "recurrent-lm", "masked-lm"):
+    if settings.model.family in ("vit", "ar-lm", "recurrent-lm", "masked-lm", "tabular"):
         assert settings.noise.P_mean >= 1.0  # every block must read its input
     assert settings.total_steps == t.rounds
 

@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ar-lm": ("ar-text", _TEXT),
     "masked-lm": ("masked-text", _TEXT),
     "recurrent-lm": ("recurrent-text", ("sequence_length=12", "layers=4")),
+    "tabular": ("tabular-cancer", _DEEP),
     "forecaster": (
         "forecast-series",
         ("context_length=8", "horizon=4", "patch_size=4", *_DEEP),

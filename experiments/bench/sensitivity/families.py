@@ -48,6 +48,8 @@ def family_examples(
 def values_of(kind: DataKind, count: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random inputs and targets of this kind."""
     inputs = _values(count, kind.inputs, kind.input_classes, g)
+    for column, codes in enumerate(kind.categories, start=-len(kind.categories)):
+        inputs[:, column] = torch.randint(codes, (count,), generator=g)
     return inputs, inputs if _same(kind) else _values(count, kind.targets, kind.target_classes, g)
 
 

@@ -1,0 +1,34 @@
+"""What a reader found and did to a source, said rather than done in silence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Findings:
+    """`rows` lines of facts ("column age": "numbers, 17 to 90"), `notes` what was dropped, changed or looks odd.
+
+    Nothing of it enters training. It stays with its owner: in a simulation in the run's folder, at a company on the
+    company's own machine.
+    """
+
+    source: str
+    facts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def fact(self, name: str, value: object) -> None:
+        self.facts[name] = str(value)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def counted(count: int, thing: str) -> str:
+    """ "1 row", "3 rows"."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")

@@ -1,0 +1,286 @@
+"""Rows of a table, as a contract says what its columns mean.
+
+Numbers are scaled from the contract's range to [-1, 1], categories become codes. No statistic of the data enters:
+a mean or a largest value of the private rows would let one example change how all the others are read, which
+example-level privacy does not allow for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...blocks.examples import Examples
+from ...errors import InputError
+from ...settings.contract import TableContract
+from .findings import Findings, counted
+from .frames import CSV, batches_of_csv, inner_suffix, is_database, read_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows as numbers: inputs (n, columns), targets (n,), and which company each belongs to, if that is told."""
+
+    inputs: Rows
+    targets: npt.NDArray[np.float32]
+    companies: npt.NDArray[np.str_] | None
+
+
+def load_table(field: str, source: str, contract: TableContract, findings: Findings) -> Examples:
+    """inputs (N, numbers + categories) float32, targets (N,) int64 of classes or float32 in [-1, 1]."""
+    inputs, targets, _ = gathered(_pieces(field, source, contract, findings))
+    return _examples(field, source, inputs, targets, contract, findings)
+
+
+def load_by_company(
+    field: str, source: str, contract: TableContract, findings: Findings
+) -> tuple[Examples, list[npt.NDArray[np.int64]], list[str]]:
+    """As `load_table`; and by the column that the contract calls `company`, each company's rows and its name."""
+    inputs, targets, companies = gathered(_pieces(field, source, contract, findings))
+    assert companies is not None
+    names, whose = np.unique(companies, return_inverse=True)
+    examples = _examples(field, source, inputs, targets, contract, findings)
+    return examples, [np.flatnonzero(whose == i) for i in range(len(names))], [str(name) for name in names]
+
+
+def _examples(
+    field: str,
+    source: str,
+    inputs: Rows,
+    targets: npt.NDArray[np.float32],
+    contract: TableContract,
+    findings: Findings,
+) -> Examples:
+    findings.fact("rows", f"{len(inputs):,}")
+    if contract.labels is not None:
+        counts = np.bincount(targets.astype(np.int64), minlength=len(contract.labels))
+        shown = ", ".join(f"{label} {count:,}" for label, count in zip(contract.labels, counts, strict=True))
+        findings.fact("classes", shown)
+    if len(inputs) < contract.least_examples:
+        rule = f"{counted(len(inputs), 'row')} can be used, contract.least_examples={contract.least_examples}"
+        raise InputError(field, source, rule)
+    found = torch.from_numpy(targets)
+    return Examples(torch.from_numpy(inputs), found if contract.labels is None else found.long())
+
+
+def gathered(
+    pieces: Iterator[Piece],
+) -> tuple[Rows, npt.NDArray[np.float32], npt.NDArray[np.str_] | None]:
+    """All pieces in one array, each let go of as soon as it is copied, so that the peak is little more than one."""
+    held = list(pieces)
+    count = sum(len(piece.inputs) for piece in held)
+    width = held[0].inputs.shape[1] if held else 0
+    companies = None
+    if held and held[0].companies is not None:
+        companies = np.concatenate([piece.companies for piece in held if piece.companies is not None])
+    inputs, targets = np.empty((count, width), np.float32), np.empty(count, np.float32)
+    at = 0
+    for i in range(len(held)):
+        piece, held[i] = held[i], Piece(np.empty((0, 0), np.float32), np.empty(0, np.float32), None)
+        inputs[at : at + len(piece.inputs)] = piece.inputs
+        targets[at : at + len(piece.inputs)] = piece.targets
+        at += len(piece.inputs)
+    return inputs, targets, companies
+
+
+def _pieces(field: str, source: str, contract: TableContract, findings: Findings) -> Iterator[Piece]:
+    first = 1
+    for batch in _batches(field, source, contract):
+        yield _Reading(field, source, contract, findings, first).piece(batch)
+        first += batch.num_rows
+
+
+def _batches(field: str, source: str, contract: TableContract) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    columns = [contract.label, *contract.numeric, *contract.categories]
+    columns += [] if contract.company is None else [contract.company]
+    text = (
+        {contract.label, *contract.categories, contract.company}
+        if contract.labels
+        else {*contract.categories}
+    )
+    if source not in BUILT_IN and not is_database(source) and inner_suffix(Path(source)) in CSV:
+        types = {name: pa.string() if name in text else pa.float64() for name in columns}
+        yield from batches_of_csv(field, Path(source), contract, types)
+        return
+    frame = BUILT_IN[source]() if source in BUILT_IN else read_frame(field, source, contract)
+    for name in columns:
+        if name not in frame.columns:
+            raise InputError(
+                field, source, f"column {name!r} is missing; there are {_some(list(frame.columns))}"
+            )
+    yield from pa.Table.from_pandas(frame[columns], preserve_index=False).to_batches()
+
+
+def _some(names: list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+class _Reading:
+    """One batch by the contract; `first` is the number of its first row in the source, counted from 1."""
+
+    def __init__(
+        self, field: str, source: str, contract: TableContract, findings: Findings, first: int
+    ) -> None:
+        self.field, self.source, self.contract = field, source, contract
+        self.findings, self.first = findings, first
+
+    def piece(self, batch: pa.RecordBatch) -> Piece:
+        c = self.contract
+        keep = np.ones(batch.num_rows, dtype=bool)
+        columns: list[Rows] = []
+        marks: list[Rows] = []
+        for name, limits in c.numeric.items():
+            values = self._numbers(batch, name)
+            missing = np.isnan(values)
+            self._missing(name, missing, keep)
+            columns.append(self._scaled(name, values, limits))
+            marks.append(missing.astype(np.float32))
+        for name, known in c.categories.items():
+            columns.append(self._codes(batch, name, known, keep))
+        if c.missing == "mark":
+            columns += marks
+        targets = self._targets(batch, keep)
+        inputs = np.stack(columns, axis=1)
+        companies = None
+        if c.company is not None:
+            companies = np.array(self._text(batch, c.company), dtype=np.str_)[keep]
+        return Piece(inputs[keep], targets[keep], companies)
+
+    def _missing(self, name: str, missing: npt.NDArray[np.bool_], keep: npt.NDArray[np.bool_]) -> None:
+        """Refuse or leave out rows where the column holds nothing."""
+        if not missing.any():
+            return
+        if self.contract.missing == "refuse":
+            row = self.first + int(np.argmax(missing))
+            rule = 'an empty cell; fill it, or say missing = "drop" or "mark" in the contract'
+            raise InputError(self.field, f"row {row} of column {name!r}", rule)
+        if self.contract.missing == "drop":
+            keep &= ~missing
+            self.findings.note(f"rows are left out where column {name!r} is empty")
+
+    def _numbers(self, batch: pa.RecordBatch, name: str) -> npt.NDArray[np.float64]:
+        """NaN where a cell is empty. Raises: InputError with row and column where it is no number."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = batch.column(name)
+        if pa.types.is_boolean(column.type):
+            column = column.cast(pa.int8())
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        t = pa.types
+        if not any(
+            is_kind(column.type) for is_kind in (t.is_integer, t.is_floating, t.is_decimal, t.is_null)
+        ):
+            raise InputError(self.field, f"column {name!r}", f"expected numbers, found {column.type}")
+        values = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+        infinite = np.isinf(values)
+        if infinite.any():
+            row = self.first + int(np.argmax(infinite))
+            raise InputError(self.field, f"row {row} of column {name!r}", "expected finite numbers")
+        return np.asarray(values, dtype=np.float64)
+
+    def _scaled(self, name: str, values: npt.NDArray[np.float64], limits: tuple[float, float]) -> Rows:
+        low, high = limits
+        outside = int(((values < low) | (values > high)).sum())
+        if outside:
+            self.findings.note(f"values of {name!r} outside {low:g} to {high:g} are moved to that range")
+        values = np.clip(values, low, high)
+        if name in self.contract.logarithmic:
+            values, low, high = np.log(values), float(np.log(low)), float(np.log(high))
+        scaled = (values - low) * (2 / (high - low)) - 1
+        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+
+    def _text(self, batch: pa.RecordBatch, name: str) -> list[str | None]:
+        import pyarrow as pa
+
+        column = batch.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_floating(column.type):
+            return [None if v is None or v != v else f"{v:.17g}" for v in column.to_pylist()]
+        return [None if v is None else v.strip() for v in column.cast(pa.string()).to_pylist()]
+
+    def _index(self, batch: pa.RecordBatch, name: str, known: tuple[str, ...]) -> npt.NDArray[np.int64]:
+        """The place of each cell in `known`; -1 empty, -2 not among them."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = batch.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_floating(column.type):
+            column = pa.array(self._text(batch, name), pa.string())
+        text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        found = pc.fill_null(pc.index_in(text, pa.array(known)), -2).to_numpy(zero_copy_only=False)
+        empty = pc.or_kleene(pc.is_null(text), pc.equal(text, "")).to_numpy(zero_copy_only=False)
+        return np.where(empty.astype(bool), -1, found).astype(np.int64)
+
+    def _codes(
+        self, batch: pa.RecordBatch, name: str, known: tuple[str, ...], keep: npt.NDArray[np.bool_]
+    ) -> Rows:
+        codes = self._index(batch, name, known)
+        self._unknown(name, codes, known)
+        self._missing(name, codes < 0, keep)
+        return np.where(codes < 0, len(known) if self.contract.missing == "mark" else 0, codes).astype(
+            np.float32
+        )
+
+    def _unknown(self, name: str, codes: npt.NDArray[np.int64], known: tuple[str, ...]) -> None:
+        unknown = codes == -2
+        if not unknown.any():
+            return
+        if self.contract.missing == "refuse":
+            row = self.first + int(np.argmax(unknown))
+            rule = f"not one of the contract's {counted(len(known), 'value')}: {_some(list(known))}"
+            raise InputError(self.field, f"row {row} of column {name!r}", rule)
+        self.findings.note(f"values of {name!r} that the contract does not list count as empty")
+
+    def _targets(self, batch: pa.RecordBatch, keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        c = self.contract
+        if c.labels is not None:
+            codes = self._index(batch, c.label, c.labels)
+            self._unknown(c.label, codes, c.labels)
+            missing = codes < 0
+        else:
+            values = self._numbers(batch, c.label)
+            missing = np.isnan(values)
+        if missing.any() and c.missing == "refuse":
+            self._missing(c.label, missing, keep)
+        if missing.any():
+            keep &= ~missing
+            self.findings.note("rows without a label are left out")
+        if c.labels is not None:
+            return codes.astype(np.float32)
+        assert c.range is not None
+        return self._scaled(c.label, values, c.range)
+
+
+def _breast_cancer(private: bool) -> pd.DataFrame:
+    """Wisconsin's 569 rows of 30 numbers (scikit-learn): every ninth row is public, the others are private."""
+    from sklearn.datasets import load_breast_cancer
+
+    found = load_breast_cancer(as_frame=True)
+    frame = found.frame.assign(target=found.target.map({0: "malignant", 1: "benign"}))
+    mine = np.arange(len(frame)) % 9 != 0
+    return frame[mine if private else ~mine].reset_index(drop=True)
+
+
+BUILT_IN: dict[str, Callable[[], pd.DataFrame]] = {
+    "breast-cancer-public": lambda: _breast_cancer(False),
+    "breast-cancer-private": lambda: _breast_cancer(True),
+}

@@ -1,0 +1,222 @@
+"""The data contract: what a company's file means, written down by a person rather than guessed by a reader.
+
+    kind = "table"
+    label = "diagnosis"
+    labels = ["benign", "malignant"]
+    numeric = { radius = [5.0, 30.0] }
+
+`fedblocks data inspect FILE` drafts one. A contract holds no statistic of anybody's data: ranges and values that a
+column may take are those of the field it comes from, so that no example changes how another one is read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from ..blocks.settings import Part, require
+from ..errors import InputError
+
+Range = tuple[float, float]
+Values = tuple[str, ...]
+
+
+class _Contract(Part):
+    """What every kind has. `least_examples`: fewer are refused, since so few are hardly hidden by any noise."""
+
+    least_examples: int = Field(10, ge=1)
+
+    def model_fields_told(self) -> dict[str, object]:
+        """Fields of the model that the contract settles, by their names in `[model]`."""
+        return {}
+
+
+class FileContract(_Contract):
+    """How a table is written down. Excel, Parquet and Feather say so themselves.
+
+    `encoding` none: UTF-8, with or without a byte order mark. `sheet`: of an Excel file; none: the first.
+    `table` or `query`: of a database; see `client/data/frames.py`.
+    """
+
+    separator: Literal[",", ";", "\t", "|"] = ","
+    decimal: Literal[".", ","] = "."
+    encoding: str | None = None
+    sheet: str | None = None
+    table: str | None = None
+    query: str | None = None
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        require(self.decimal != self.separator, "decimal", self.decimal, "must not be the separator too")
+        require(
+            self.table is None or self.query is None, "query", self.query, "give table or query, not both"
+        )
+        return self
+
+
+class TableContract(FileContract):
+    """Rows for the tabular family.
+
+    `numeric`: each column with the range that its values may have, which is scaled to [-1, 1]; what lies outside is
+    moved to its end. `categories`: each column with its values, as text. `label` with `labels`, its classes in order,
+    or with `range`, that of a number. A column that is named nowhere is not read.
+
+    `logarithmic`: numeric columns whose logarithm is scaled instead, as fits amounts and counts.
+
+    `missing`: what to do with an empty cell, or a value of a category that is not listed: "refuse" it, "drop" its
+    row, or "mark" it: a number becomes the middle of its range and gets a column that says so, a category gets a
+    value of its own. A row without label is dropped unless missing = "refuse".
+    """
+
+    kind: Literal["table"] = "table"
+    label: str
+    labels: Values | None = None
+    range: Range | None = None
+    numeric: dict[str, Range] = Field(default_factory=dict)
+    logarithmic: Values = ()
+    categories: dict[str, Values] = Field(default_factory=dict)
+    missing: Literal["refuse", "drop", "mark"] = "refuse"
+    company: str | None = Field(None, description="the column that names the company, in a simulation")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        both = (self.labels is None) == (self.range is None)
+        require(not both, "labels", self.labels, "give labels for classes, or range for a number")
+        require(self.labels is None or len(self.labels) > 1, "labels", self.labels, "expected two or more")
+        require(len(self.numeric) + len(self.categories) > 0, "numeric", {}, "name the columns to read")
+        for name, (low, high) in self.numeric.items() | (
+            {self.label: self.range}.items() if self.range else set()
+        ):
+            require(low < high, f"numeric.{name}", (low, high), "expected [lowest, highest]")
+        for name in self.logarithmic:
+            require(name in self.numeric, "logarithmic", name, "is not among the numeric columns")
+            require(
+                self.numeric[name][0] > 0,
+                f"numeric.{name}",
+                self.numeric[name],
+                "a logarithm needs numbers above 0",
+            )
+        columns = [self.label, *self.numeric, *self.categories, *([self.company] if self.company else [])]
+        for name in columns:
+            require(columns.count(name) == 1, "label", name, "is named for two purposes")
+        for name, values in (self.categories | ({self.label: self.labels} if self.labels else {})).items():
+            require(
+                len(values) == len(set(values)) > 0,
+                f"categories.{name}",
+                values,
+                "names a value twice, or none",
+            )
+        return self
+
+    def model_fields_told(self) -> dict[str, object]:
+        marked = self.missing == "mark"
+        sizes = [len(values) + marked for values in self.categories.values()]
+        return {
+            "numeric": len(self.numeric),
+            "categories": [*sizes, *([2] * len(self.numeric) if marked else [])],
+            "classes": "none" if self.labels is None else len(self.labels),
+        }
+
+
+class ImageContract(FileContract):
+    """Labelled images: a folder a class, a table of paths or of pixels, a .npz file; or a .zip of a folder.
+
+    `labels`: the classes in order, as the folders are called or as the label column has them; none: folder names in
+    sorted order, which must be the same in public and private data. `path`: the column of a table that holds file
+    names relative to it; `image`: one that holds the bytes of image files. `fit`: how an image that is not square
+    becomes so. `broken`: what to do with a file that cannot be read.
+    """
+
+    kind: Literal["images"] = "images"
+    label: str = "label"
+    labels: Values | None = None
+    path: str | None = None
+    image: str | None = None
+    fit: Literal["refuse", "stretch", "crop", "pad"] = "refuse"
+    broken: Literal["refuse", "skip"] = "refuse"
+
+    def model_fields_told(self) -> dict[str, object]:
+        return {} if self.labels is None else {"classes": len(self.labels)}
+
+
+class TextContract(_Contract):
+    """`field`: of a line of JSON or a column, by its path ("body.text"). `across_documents`: whether a window of
+    tokens may hold the end of one document and the start of the next; if not, a document's last tokens that fill no
+    window are dropped."""
+
+    kind: Literal["text"] = "text"
+    field: str = "text"
+    encoding: str | None = None
+    across_documents: bool = True
+
+
+class SeriesContract(FileContract):
+    """Time series, one row a time.
+
+    `time`: the column of times, or several that make one when joined by a space; none: rows are in order and evenly
+    spaced. `channels`: columns of values; none: all numeric ones. `series`: the column that says whose row it is,
+    where a file holds several series. `order`: rows out of order are refused or sorted. `twice`: what to do with two
+    rows of one time. `step`: the time from row to row, as "1h"; what is missing in between is a gap, which no window
+    crosses; none: the most frequent one. `missing`: an empty cell is refused, or a gap.
+    """
+
+    kind: Literal["series"] = "series"
+    time: str | Values | None = None
+    channels: Values | None = None
+    series: str | None = None
+    order: Literal["refuse", "sort"] = "refuse"
+    twice: Literal["refuse", "first", "last", "mean"] = "refuse"
+    step: str | None = None
+    missing: Literal["refuse", "gap"] = "refuse"
+
+    def model_fields_told(self) -> dict[str, object]:
+        return {}
+
+
+def contract_file(path: str) -> dict[str, Any]:
+    """The text of a contract. Raises: InputError naming the file."""
+    from .load import parsed_toml, read_text
+
+    return parsed_toml("contract", path, read_text("contract", Path(path)))
+
+
+def settle(raw: dict[str, Any]) -> None:
+    """Put the contracts that settings name in their place, and into the model what they settle of it.
+
+    `data.contract` is for public and private data alike. A field of the model that the settings and a contract both
+    tell must be the same. Raises: InputError naming the file or the field.
+    """
+    data = raw.get("data")
+    if not isinstance(data, dict):
+        return
+    shared = data.pop("contract", None)
+    for side in ("public", "private"):
+        source = data.get(side)
+        if not isinstance(source, dict):
+            continue
+        found = source.get("contract", shared)
+        if found is None:
+            continue
+        source["contract"] = contract_file(found) if isinstance(found, str) else found
+        model = raw.setdefault("model", {})
+        if isinstance(model, dict):
+            _settle_model(model, source["contract"], f"data.{side}.contract")
+
+
+def _settle_model(model: dict[str, Any], raw: object, place: str) -> None:
+    try:
+        told = _CONTRACT.validate_python(raw).model_fields_told()
+    except ValidationError:
+        return  # the settings' own validation says what is wrong with it, by the field's whole name
+    for name, value in told.items():
+        if model.setdefault(name, value) != value:
+            raise InputError(f"model.{name}", model[name], f"{place} says {value}")
+
+
+DataContract = Annotated[
+    TableContract | ImageContract | TextContract | SeriesContract, Field(discriminator="kind")
+]
+"""A contract of any kind."""
+_CONTRACT: TypeAdapter[DataContract] = TypeAdapter(DataContract)
