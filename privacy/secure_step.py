@@ -1,10 +1,10 @@
-"""Secure steps: one DP-SGD step whose sum over companies is opened, and nothing else, under one common noise.
+"""Secure steps: one DP-SGD step of which only the sum over companies is opened, with one common noise.
 
-Every company adds a share of Skellam noise to its sum of clipped gradients, and all shares together are the noise
-of one (Agarwal, Kairouz, Liu 2021). That holds for sums of single steps only: a company that takes several steps
-before it sends must add its full noise to each, or its own later steps would read what nothing protects.
+Every company adds a share of Skellam noise to its sum of clipped gradients; all shares together are the noise of one
+release (Agarwal, Kairouz, Liu 2021). That holds for sums of single steps only: a company that takes several steps
+before it sends must add its full noise to each, since its later steps depend on its own earlier ones.
 
-Every company draws its own Poisson batch, so over all of them it is one, and the sampling is accounted.
+Every company draws its own Poisson batch; together they are one Poisson batch, so amplification is accounted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .sampling import PoissonSampling
 
 @dataclass(frozen=True, kw_only=True)
 class SecureStep:
-    """`noise` says how many companies share it, of whom it tolerates `colluders` and else missing ones; `largest_sum`
-    bounds the norm of one company's sum.
+    """`noise` says how many companies share it and how many it tolerates: `colluders`, the others as dropouts.
+    `largest_sum` bounds the norm of one company's sum.
 
-    A ball's projection moves no two sums apart, so bounding a company costs no privacy.
+    Projection on a ball increases no distance, so this bound costs no privacy.
     """
 
     sampling_rate: float
@@ -41,7 +41,7 @@ class SecureStep:
 
     @property
     def event(self) -> SharedSkellamSteps:
-        """What every company's ledger is charged."""
+        """What every company's ledger is charged; it counts the noise of honest companies only."""
         return step_event(self.noise, self.sampling_rate, self.colluders)
 
     def encode(

@@ -1,6 +1,6 @@
-"""From a plan to what its releases are: the mechanism, its event in a ledger, and the codec of the secure sum.
+"""From a plan to the mechanism of its releases, their event in a ledger, and the codec of the secure sum.
 
-Both sides compute it from the plan alone, so that what a company charges and encodes is what the coordinator decodes.
+Both sides compute these from the plan alone, so they agree on what is charged, encoded and decoded.
 """
 
 from __future__ import annotations
@@ -59,9 +59,13 @@ def sampling_of(training: TrainingSettings) -> Sampling:
 
 
 def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
-    """The step of one round of this plan for a block of `size` values, noised by `companies` together."""
+    """The step of one round of this plan for a block of `size` values, with noise from all `companies`.
+
+    Raises:
+        InputError: the plan's bits cannot hold the sum.
+    """
     t = plan.training
-    # The plan's clip bounds an update; what is sent is the sum before the learning rate and the divisor.
+    # The plan's clip bounds an update; what is sent is the sum without learning rate and divisor.
     largest = plan.company_clip * t.expected_batch_size / t.local_learning_rate
     return SecureStep(
         sampling_rate=t.sampling_rate,
@@ -91,8 +95,8 @@ def fewest_bits(privacy: MechanismSettings, noise_multiplier: float, size: int, 
     """Bits of the narrowest residues that hold shares of one noise, in blocks of `size` values; None: no fewer than
     there are.
 
-    A coordinate of a company's sum is held within the codec's limit. Sums of clipped gradients come nowhere near
-    eight clips in one coordinate: all of eight examples would have to point along it.
+    A coordinate of a company's sum is clamped to the codec's limit. The limit is at least eight clips, which sums of
+    clipped gradients do not reach: eight examples' gradients would have to lie along one coordinate.
     """
     for bits in range(16, 32):
         with suppress(InputError):
@@ -143,9 +147,10 @@ def event_of(
 
 
 def release_event(plan: Plan, size: int, companies: int | None = None) -> Event:
-    """What one release of a block of `size` values costs, whoever takes part.
+    """The ledger event of one release of a block of `size` values, whoever takes part.
 
-    With the number of `companies`, raises here what encoding would raise, when the ledger has been charged.
+    Raises:
+        InputError: with the number of `companies`, where encoding would fail after the ledger was charged.
     """
     if companies is not None and not plan.secure_step:
         codec(plan, companies)
@@ -153,7 +158,7 @@ def release_event(plan: Plan, size: int, companies: int | None = None) -> Event:
 
 
 def run_terms(plan: Plan, size: int, companies: int | None = None) -> Terms:
-    """What a run of this plan is pinned to in a company's ledger; arguments as for `release_event`."""
+    """The terms to which a company's ledger pins a run of this plan; arguments and errors as in `release_event`."""
     return Terms(release_event(plan, size, companies), plan.training.releases(plan.model.blocks))
 
 
@@ -169,14 +174,14 @@ def blocks_read(plan: Plan, block: int) -> range:
 
 
 def codec(plan: Plan, parties: int) -> FixedPoint:
-    """How updates become integers; the same on both sides."""
+    """The fixed-point codec of updates; InputError for a bound or number of parties that it cannot hold."""
     return FixedPoint(bound=plan.company_clip, parties=parties, bits=plan.bits)
 
 
 def mean_update(
     plan: Plan, residues: npt.NDArray[np.uint32], companies: int, survivors: int
 ) -> npt.NDArray[np.float64]:
-    """The survivors' mean update (P,) from the opened sum of what `companies` had agreed to give."""
+    """The survivors' mean update (P,) from the opened sum; `companies`: the size of the session's cohort."""
     if plan.secure_step:
         total = secure_step(plan, len(residues), companies).noise.decode_sum(residues)
         return -plan.training.local_learning_rate / plan.training.expected_batch_size / survivors * total

@@ -1,4 +1,4 @@
-"""Checkpoints: model and optimiser state after a round, written so that a crash leaves the last one whole."""
+"""Checkpoints: model and optimiser state after a round, written so that a crash keeps the last complete one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoint:
     optimizers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """A folder that appears whole; older ones go, but for round 0 and the last few."""
+        """Write the folder atomically; older ones are removed except round 0 and the last KEEP."""
         final = folder / f"round-{self.round:04d}"
         with atomic_file.creating_folder(final, replace=True) as draft:
             save_state(self.model, draft)
@@ -36,7 +36,11 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path, round_: int | None = None) -> Checkpoint:
-        """The given round, or the last one; RunError names what a checkpoint lacks of the files it was saved with."""
+        """The given round, or the last one.
+
+        Raises:
+            RunError: there is no such checkpoint, or names the file that it lacks.
+        """
         rounds = _rounds(folder)
         if not rounds or (round_ is not None and round_ not in rounds):
             raise RunError(f"{folder}: no checkpoint" + ("" if round_ is None else f" of round {round_}"))
@@ -44,10 +48,10 @@ class Checkpoint:
         path = folder / f"round-{chosen:04d}"
         try:
             model = load_state(path)
-            blocks = range(len(model.blocks)) if chosen else ()  # the public model has met no optimiser
+            blocks = range(len(model.blocks)) if chosen else ()  # the public model has no optimiser state
             optimizers = {b: read_part(path / f"optimizer-{b}.safetensors") for b in blocks}
         except RunError as error:
-            rule = "put it back, or remove this checkpoint's folder to go on from the one before it"
+            rule = "put it back, or remove this checkpoint's folder to continue from the one before it"
             raise RunError(f"{error}; {rule}") from None
         return cls(chosen, model, optimizers)
 

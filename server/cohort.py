@@ -1,4 +1,4 @@
-"""Who takes part: nodes become named companies, and each phase's replies are sorted by company."""
+"""The cohort of a run: maps Flower nodes to companies, and collects each phase's replies by company."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Reply = TypeVar("Reply")
 
 @dataclass(frozen=True)
 class Cohort:
-    """The companies of a run, fixed for its length: differencing two cohorts would isolate a company."""
+    """The companies of a run, which stay the same: the difference of two cohorts' sums could isolate one company."""
 
     grid: Grid
     nodes: Mapping[str, int]
@@ -71,15 +71,18 @@ def join(
 ) -> Cohort:
     """Offer the plan to every node; all must accept before anything is trained.
 
-    Waits up to `wait` seconds for `expected` nodes. A refusal stops the run at once, with node and code, and
-    so does a node whose channel key is not signed by a member of the coordinator's roster.
+    Waits up to `wait` seconds for `expected` nodes.
+
+    Raises:
+        ProtocolError: a node refuses the plan, or its channel key is not signed by a member of the roster.
+        RunError: too few nodes or replies, or a node claims another company's name.
     """
     nodes = wait_for_nodes(grid, expected, wait)
     request = JoinRequest(plan, shared)
     record, settings = request.to_record(), request.digest()
     timeout = plan.training.message_timeout
     messages = [Message(record, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
-    # Where the transport knows who is at the other end, nobody may answer under another name.
+    # Where the transport authenticates companies, a reply must name the authenticated one.
     authenticated: Mapping[int, str] = getattr(grid, "names", {})
     found: dict[str, int] = {}
     channels: dict[str, ChannelKey] = {}
@@ -103,7 +106,7 @@ def join(
 
 
 def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
-    """The nodes online, as soon as they are `expected`."""
+    """The nodes that are online, once there are `expected` of them; RunError after `wait` seconds."""
     deadline = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
-"""Server optimisers: how the companies' mean update moves a block (Reddi et al. 2021, FedOpt, algorithm 2).
+"""Server optimisers: apply the companies' mean update to a block (Reddi et al. 2021, FedOpt, algorithm 2).
 
-The mean update is the negative of a pseudo-gradient, which PyTorch's own optimisers then apply.
+The mean update is the negative of a pseudo-gradient, which PyTorch's optimisers then apply.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class BlockOptimizer:
         return self._vector.detach().clone()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on exactly, as flat tensors."""
+        """The optimiser's state, as flat tensors; after `load` it continues with the same bits."""
         held = self._optimizer.state.get(self._vector, {})
         return {name: torch.as_tensor(value).clone() for name, value in held.items() if value is not None}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.families import VARIANTS, Variant
 
 from fedblocks.experiments.presets import load_settings
 from fedblocks.settings import SimulationSettings
@@ -45,3 +46,10 @@ def private_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(private_file: Path) -> SimulationSettings:
     """Five companies, two blocks of one layer, 200 private images."""
     return load_settings("digits", [*SMALL, f'data.private.source="{private_file}"'])
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Every model family, with each kind of features that it takes."""
+    found: Variant = request.param
+    return found
