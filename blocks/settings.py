@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-
 MOST_BLOCKS = 64  # of a model, and so of the states that a message may carry
 
 
