@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+MOST_BLOCKS = 64  # of a model, and so of the states that a message may carry
+
 
 def require(holds: bool, field: str, value: object, rule: str) -> None:
     """Refuse the settings unless the rule holds; the complaint keeps field, value and rule apart (see `load`)."""
@@ -59,7 +61,7 @@ class TransformerSettings(Part):
     family: str
     hidden_size: int = Field(32, ge=4, le=8192)
     layers: int = Field(6, ge=1, le=256)
-    blocks: int = Field(3, ge=1, le=64)
+    blocks: int = Field(3, ge=1, le=MOST_BLOCKS)
     heads: int = Field(4, ge=1)
     mlp_ratio: float = Field(4.0, ge=0.25, le=16)
     features: Literal["raw", "prefix"] = "raw"

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from ..blocks.settings import MOST_BLOCKS
 from ..blocks.state import State, digest
 from ..blocks.state_bytes import from_bytes, to_bytes
 from ..errors import FedblocksError, ProtocolError
@@ -159,6 +160,10 @@ class TrainRequest:
         }
         block = _field(record, "block", int)
         held = _arrays(record)
+        if (
+            len(held) > MOST_BLOCKS
+        ):  # before any is read: a tensor takes ten times the room of what declares it
+            raise ProtocolError("malformed", f"more than {MOST_BLOCKS} block states")
         blocks = range(block - len(held) + 1, block + 1)
         if not held or set(held) != {f"block-{b}" for b in blocks}:
             raise ProtocolError("malformed", "the block states are not those up to the block to train")

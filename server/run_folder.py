@@ -19,7 +19,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .. import atomic_file
 from ..errors import RunError
@@ -29,10 +31,29 @@ from ..settings import (
     Plan,
     RunSettings,
     read_settings,
+    read_text,
     refuse_injected_failures,
     validated_json,
     write_settings,
 )
+
+
+class _Line(BaseModel):
+    """What is read of a line of metrics; that of the public model, round 0, has no more than its quality."""
+
+    model_config = ConfigDict(strict=True)
+
+    round: int = Field(ge=0)
+    status: str = ""
+    survivors: list[str] = []
+    absent: dict[str, tuple[str, str]] = {}
+    quality: dict[str, list[float]] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.round and not {"status", "survivors", "absent"} <= self.model_fields_set:
+            raise ValueError("a round says how it ended, and with whom")
+        return self
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,7 @@ class RunFolder:
         return read_settings(self.path)
 
     def plan(self) -> Plan:
-        return validated_json(Plan, (self.path / "plan.json").read_text("utf-8"))
+        return validated_json(Plan, read_text("plan", self.path / "plan.json"))
 
     def roster(self) -> Roster:
         return load_roster(self.roster_file)
@@ -89,15 +110,19 @@ class RunFolder:
         write_settings(self.path, settings)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rounds so far."""
+        """The rounds so far. Raises: RunError where a line is not what was appended."""
         if not self.metrics_file.is_file():
             return []
-        rows = []
-        for line in self.metrics_file.read_text("utf-8").splitlines():
+        rows: list[dict[str, Any]] = []
+        for line in self.metrics_file.read_bytes().splitlines(keepends=True):
             try:
+                _Line.model_validate_json(line)
                 rows.append(json.loads(line))
             except ValueError:
-                break  # a line torn by a crash; its round was not checkpointed and will be run again
+                if not line.endswith(b"\n"):
+                    break  # torn by a crash; its round was not checkpointed and will be run again
+                where = f"{self.metrics_file} line {len(rows) + 1}"
+                raise RunError(f"{where}: not a round's metrics; put the file back as it was") from None
         return rows
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -113,11 +138,16 @@ class RunFolder:
         atomic_file.write(self.metrics_file, text.encode())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of this run, or none if it has not been written."""
+        """A JSON file of this run, or none if it has not been written. Raises: RunError where it holds no object."""
         path = self.path / name
         if not path.is_file():
             return None
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        try:
+            value = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise RunError(f"{path}: not a whole JSON object; make it again, or remove it")
         return value
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:

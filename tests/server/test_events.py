@@ -19,7 +19,7 @@ from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.events import Event, RoundFinished, RunFinished, RunStarted
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 ROUNDS = 2
 SHOWN: list[tuple[str, int]] = [("start", 0), ("round", 0), ("round", 1), ("round", 2), ("end", 2)]
@@ -33,7 +33,7 @@ def short(event: Event) -> tuple[str, int]:
 
 
 @pytest.fixture(scope="module")
-def prepared(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def prepared(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     training = small.training.model_copy(update={"rounds": ROUNDS})
     return prepare(small.model_copy(update={"training": training}), tmp_path_factory.mktemp("made") / "run")
 
