@@ -88,6 +88,10 @@ class RunFolder:
     def companies(self) -> Path:
         return self.path / "companies"
 
+    def homes(self) -> list[Path]:
+        """The homes of simulated companies by name; whatever else lies among them is passed over."""
+        return sorted(home for home in self.companies.glob("*") if (home / "policy.toml").is_file())
+
     @property
     def roster_file(self) -> Path:
         return self.path / ROSTER_FILE

@@ -37,7 +37,7 @@ def audit_run(
     if problem is None:
         attacked = ", ".join(name for name in family_names() if family(name).problem)
         raise InputError("model.family", plan.model.family, f"there is no attack yet but on {attacked}")
-    homes = sorted(run.companies.iterdir())
+    homes = run.homes()
     last = assign(max(checkpoint.round, 1), tuple(home.name for home in homes), plan)[-1]
     block = chosen.block
     if block is None:

@@ -129,7 +129,7 @@ def plain_loop(
     model = build_model(settings.model, settings.noise)
     merge(model, public.model.shared, *public.model.blocks)
     objective = BlockObjective()
-    parts = [Examples.load(home / "data.npz") for home in sorted(run.companies.iterdir())]
+    parts = [Examples.load(home / "data.npz") for home in run.homes()]
     test_sets = [Examples.load(file) for file in sorted(run.evaluation.glob("*.npz"))]
     generator = torch.Generator().manual_seed(0)
     _evaluate(model, test_sets)

@@ -287,7 +287,7 @@ def introduce(run: RunFolder) -> None:
 
     Real companies make their own key and exchange the public halves out of band.
     """
-    homes = sorted(run.companies.iterdir())
+    homes = run.homes()
     members = {}
     for home in homes:
         identity = Identity.generate()

@@ -28,7 +28,7 @@ def _fill(twin: RunFolder, run: RunFolder) -> None:
     shutil.copytree(run.evaluation, twin.evaluation)
     public = Checkpoint.load(run.checkpoints, 0)
     public.save(twin.checkpoints)
-    for home in run.companies.iterdir():
+    for home in run.homes():
         own = twin.companies / home.name
         own.mkdir(mode=0o700)
         shutil.copy(home / "data.npz", own / "data.npz")

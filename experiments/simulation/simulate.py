@@ -106,7 +106,7 @@ def epsilon_by_company(run: RunFolder) -> dict[str, float | None]:
 
 def _spent(run: RunFolder) -> dict[str, Guarantee]:
     spent = {}
-    for home in sorted(run.companies.iterdir()):
+    for home in run.homes():
         company = Company(home, load_policy(home / "policy.toml"))
         with company.ledger() as ledger:
             spent[company.name] = ledger.spent()

@@ -6,9 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...blocks import metric_of
+from ...blocks.examples import Examples
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, is_simulation, read_simulation
 from .measures import Measure
@@ -176,10 +175,7 @@ def _points(rows: list[dict[str, Any]]) -> tuple[Point, ...]:
 
 def _examples(run: RunFolder, name: str) -> int:
     path = run.evaluation / f"{name}.npz"
-    if not path.is_file():
-        return 0
-    with np.load(path, allow_pickle=False) as file:
-        return len(file["targets"])
+    return len(Examples.load(path)) if path.is_file() else 0
 
 
 def _absence(row: dict[str, Any], company: str) -> Absence:

@@ -38,10 +38,9 @@ class Spending:
 
 def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
     """All ledgers in the run folder, which are those of simulated companies; none for a run without noise."""
-    if not plan.private or not run.companies.is_dir():
+    if not plan.private:
         return []
-    homes = sorted(home for home in run.companies.iterdir() if (home / "policy.toml").is_file())
-    return [_spending(Company(home, load_policy(home / "policy.toml")), plan) for home in homes]
+    return [_spending(Company(home, load_policy(home / "policy.toml")), plan) for home in run.homes()]
 
 
 def planned(plan: Plan, companies: int) -> Guarantee:
