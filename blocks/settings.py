@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -58,7 +58,9 @@ class TransformerSettings(Part):
     # Where examples have a class, by which they can be dealt to companies; none: their order is that of time or text.
     label_side: ClassVar[Literal["inputs", "targets"] | None] = None
 
-    family: str
+    if TYPE_CHECKING:
+        family: str  # each family's own field, a literal; its place among the others is that in a plan's digest
+
     hidden_size: int = Field(32, ge=4, le=8192)
     layers: int = Field(6, ge=1, le=256)
     blocks: int = Field(3, ge=1, le=MOST_BLOCKS)
@@ -154,6 +156,7 @@ class SeriesSettings(TransformerSettings):
 
     connector: ClassVar[str] = "series"
 
+    family: str
     context_length: int = Field(96, ge=2, le=65536)
     horizon: int = Field(24, ge=1, le=8192)
     channels: int = Field(1, ge=1, le=4096)

@@ -10,6 +10,7 @@ import torch
 from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.families import ModelSettings
+from ..errors import RunError
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,10 @@ class Evaluator:
 
     @classmethod
     def of(cls, folder: Path, seed: int, model: ModelSettings) -> Evaluator:
-        """The sets of a run folder, checked to be of the model's kind."""
+        """The sets of a run folder, all of the model's kind. Raises: RunError where the public one is gone."""
         files = sorted(folder.glob("*.npz"))
+        if not any(file.stem == "public" for file in files):
+            raise RunError(f"{folder / 'public.npz'} is missing; put it back from a copy")
         return cls({f.stem: Examples.load(f).check(f.name, model.kind) for f in files}, seed)
 
     def quality(self, model: Denoiser) -> dict[str, list[float]]:

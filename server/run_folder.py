@@ -136,8 +136,13 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def forget_metrics_after(self, round_: int) -> None:
-        """Drop lines of rounds that were not checkpointed; they will be run again."""
+        """Drop lines of rounds that were not checkpointed; they will be run again.
+
+        Raises: RunError where a line of a checkpointed round is gone, which no crash explains.
+        """
         kept = [row for row in self.metrics() if row["round"] <= round_]
+        if round_ and [row["round"] for row in kept] != list(range(round_ + 1)):
+            raise RunError(f"{self.metrics_file}: lacks rounds that were done; put it back from a copy")
         text = "".join(json.dumps(row) + "\n" for row in kept)
         atomic_file.write(self.metrics_file, text.encode())
 

@@ -14,6 +14,7 @@ from ...blocks.build import metric_of
 from ...client.app import app as client_app
 from ...client.company import Company
 from ...client.policy import load_policy
+from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
 from ...server.coordinator import coordinate
 from ...server.events import Subscriber
@@ -39,6 +40,9 @@ def simulate(
 
 def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Transport) -> dict[str, Any]:
     started = time.perf_counter()
+    heldout = run.evaluation / "heldout.npz"
+    if not heldout.is_file():
+        raise RunError(f"{heldout} is missing; put it back from a copy")
     with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
         settings = read_simulation(run.path)
         dropout = settings.companies.dropout
