@@ -79,7 +79,7 @@ class Event(ABC):
         """The event that `to_json` wrote; InputError for anything else, and for another class than `cls`."""
         try:
             values = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError("event", text, "must be a JSON object") from error
         if not isinstance(values, dict):
             raise InputError("event", text, "must be a JSON object")
