@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) ST
 CREATE TABLE IF NOT EXISTS counts (step TEXT PRIMARY KEY, times INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS ledger (one INTEGER PRIMARY KEY CHECK (one = 1), rows INTEGER, head TEXT) STRICT;
 """
-_SEEN = "SELECT rows, head FROM ledger"
+_SEEN = "SELECT rows, head FROM ledger WHERE rows >= 0 AND head IS NOT NULL"
 _LOST = b"lost"  # differs from every cohort, which is a JSON list
 
 

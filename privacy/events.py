@@ -86,7 +86,7 @@ class Event(ABC):
         """
         try:
             values = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError("event", text, "must be a JSON object") from error
         if not isinstance(values, dict):
             raise InputError("event", text, "must be a JSON object")

@@ -258,7 +258,8 @@ def read_header(connection: sqlite3.Connection, path: Path) -> LedgerHeader:
     adjacency = "adjacency" if version > 1 else f"'{ADD_REMOVE}'"
     rule = "composition, renyi_order" if version > 2 else f"'{RENYI}', NULL"
     stored = connection.execute(f"SELECT company, delta, {adjacency}, {rule} FROM ledger").fetchall()
-    if len(stored) != 1 or stored[0][2] not in ADJACENCIES or stored[0][3] not in COMPOSITIONS:
+    known = len(stored) == 1 and stored[0][2] in ADJACENCIES and stored[0][3] in COMPOSITIONS
+    if not known or not 0 < stored[0][1] < 1:
         raise LedgerError(f"ledger {path} does not say whose it is: restore it from a backup")
     company, delta, found, name, order = stored[0]
     if version <= 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,4 +58,6 @@ class Checkpoint:
 
 
 def _rounds(folder: Path) -> list[int]:
-    return sorted(int(p.name.removeprefix("round-")) for p in folder.glob("round-*"))
+    """Those that `save` named so; a copy that somebody has put beside them is none."""
+    found = (re.fullmatch(r"round-([0-9]{4,9})", path.name) for path in folder.glob("round-*"))
+    return sorted(int(name[1]) for name in found if name)

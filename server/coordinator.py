@@ -12,7 +12,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
-from ..blocks.state import ModelState, State
+from ..blocks.state import ModelState, State, check_part
 from ..errors import RunError
 from ..protocol.release import blocks_read
 from .assignment import Task, assign
@@ -54,6 +54,13 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
     run.forget_metrics_after(checkpoint.round)
     model = build_model(plan.model, plan.noise).to(settings.device)
     blocks = list(checkpoint.model.blocks)
+    # Companies would refuse any other state, one after the other, each in its own round.
+    try:
+        check_part(model, checkpoint.model.shared, None)
+        for b, block in enumerate(blocks):
+            check_part(model, block, b)
+    except RunError as error:
+        raise RunError(f"{run.checkpoints}: not the state of round {checkpoint.round} ({error})") from None
     merge(model, checkpoint.model.shared, *blocks)
     evaluator = Evaluator.of(run.evaluation, settings.seed, plan.model)
     names = [trainable(model, b, plan.training.interface) for b in range(len(blocks))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import RunError
 from ..settings import TrainingSettings
 
 
@@ -37,6 +38,15 @@ class BlockOptimizer:
         return {name: torch.as_tensor(value).clone() for name, value in held.items() if value is not None}
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned, or from nothing. Raises: RunError for anything else, which would fail, or
+        ruin the block, once companies have been charged."""
+        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(self._optimizer, torch.optim.Adam) else set()
+        if state and (
+            state.keys() != names
+            or any(v.shape != (() if name == "step" else self._vector.shape) for name, v in state.items())
+            or not all(v.dtype == torch.float32 and v.isfinite().all() for v in state.values())
+        ):
+            raise RunError("the checkpoint's optimiser state is not of this optimiser and block")
         self._optimizer.state.pop(self._vector, None)
         if state:
             self._optimizer.state[self._vector] = {name: value.clone() for name, value in state.items()}

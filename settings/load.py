@@ -41,6 +41,8 @@ def parsed_toml(field: str, path: str | Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(field, str(path), f"not valid TOML: {error}") from None
+    except RecursionError:
+        raise InputError(field, str(path), "not valid TOML: nested too deeply") from None
 
 
 def validated(kind: type[T], raw: object) -> T:

@@ -111,6 +111,13 @@ def steps_of_before(company: Company, tmp_path: Path) -> None:
     connection.close()
 
 
+def steps_without_a_count(company: Company, tmp_path: Path) -> None:
+    connection = sqlite3.connect(company.home / "steps.sqlite")
+    connection.execute("UPDATE ledger SET rows = NULL")
+    connection.commit()
+    connection.close()
+
+
 FAULTS = {
     deleted: "ledger.sqlite is missing: restore it",
     shortened: "has 2 rows, but 3 were charged here",
@@ -120,6 +127,7 @@ FAULTS = {
     of_another: "belongs to 'other'",
     steps_deleted: "steps.sqlite is missing",
     steps_of_before: "ledger accept",
+    steps_without_a_count: "says nothing of the ledger",
 }
 
 

@@ -9,16 +9,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fedblocks.blocks import digest
+from fedblocks.blocks.state import State
 from fedblocks.cli.main import app as cli
 from fedblocks.cli.progress import audit_with_progress, continue_with_progress
 from fedblocks.errors import InputError, RunError
@@ -177,6 +180,53 @@ def test_a_checkpoint_that_lacks_a_file_is_refused_by_name(finished: RunFolder, 
         assert state_of(finished.path) == before
         file.write_bytes(whole)
     Checkpoint.load(finished.checkpoints)
+
+
+def renamed(state: State) -> None:
+    state["other"] = state.popitem()[1]
+
+
+def lacking(state: State) -> None:
+    state.popitem()
+
+
+def of_another_shape(state: State) -> None:
+    name = max(state, key=lambda name: state[name].numel())
+    state[name] = state[name][:-1]
+
+
+def of_another_type(state: State) -> None:
+    name = max(state, key=lambda name: state[name].numel())
+    state[name] = state[name].double()
+
+
+def not_finite(state: State) -> None:
+    for tensor in state.values():
+        tensor.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("change", [renamed, lacking, of_another_shape, of_another_type, not_finite])
+@pytest.mark.parametrize("name", ["block-1", "shared", "optimizer-0"])
+def test_a_checkpoint_of_other_tensors_is_refused_before_anybody_is_charged(
+    finished: RunFolder, name: str, change: Callable[[State], None]
+) -> None:
+    """Would catch a state that every company refuses, and an optimiser that fails once all have been charged."""
+    file = finished.checkpoints / "round-0003" / f"{name}.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    state = load_file(file)
+    change(state)
+    save_file(state, file, metadata)
+    with pytest.raises(RunError, match=r"not the state of round 3|optimiser state"):
+        simulate(finished)
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(finished: RunFolder) -> None:
+    for name in ("round-0003.bak", "round-x", "round-0009 (copy)", "round-9"):
+        shutil.copytree(finished.checkpoints / "round-0003", finished.checkpoints / name)
+    assert Checkpoint.load(finished.checkpoints).round == 3
+    Checkpoint.load(finished.checkpoints, 3).save(finished.checkpoints)
+    assert (finished.checkpoints / "round-0003.bak").is_dir()
 
 
 def test_without_its_damaged_checkpoint_a_run_goes_on_from_the_one_before(finished: RunFolder) -> None:

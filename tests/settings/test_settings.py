@@ -98,6 +98,9 @@ def test_unknown_presets_and_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(InputError, match="not valid TOML"):
         load_settings(str(tmp_path / "bad.toml"))
+    (tmp_path / "bad.toml").write_text("name = " + "[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_settings(str(tmp_path / "bad.toml"))
 
 
 def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
