@@ -53,7 +53,8 @@ def _text(field: str, source: DataSource, model: TextSettings, match_contrast: b
 
 
 def _series(field: str, source: DataSource, model: SeriesSettings, match_contrast: bool) -> Examples:
-    return Examples(*load_series(field, source, model))
+    contract = contract_of(field, source, SeriesContract)
+    return Examples(*load_series(field, source, model, contract=contract))
 
 
 def _tables(field: str, source: DataSource, model: TransformerSettings, match_contrast: bool) -> Examples:
