@@ -146,11 +146,11 @@ class ImageContract(FileContract):
 class TextContract(_Contract):
     """Documents: a text file or a folder of them, JSON lines, Parquet, or a .zip of these.
 
-    `field`: of a line of JSON or a column, by its path ("body.text"). `encoding` none: UTF-8; a file that begins with a
-    byte order mark is read by that. `missing`: a line or row without text is refused, or dropped.
+    `field`: of a line of JSON or a column, by its path ("body.text"). `encoding` none: UTF-8; a file that begins
+    with a byte order mark is read by that. `missing`: a line or row without text is refused, or dropped.
 
-    `across_documents`: whether a window of tokens may hold the end of one document and the start of the next; if not,
-    a document's last tokens that fill no window are dropped.
+    `across_documents`: whether a window of tokens may hold the end of one document and the start of the next; if
+    not, a document's last tokens that fill no window are dropped.
     """
 
     kind: Literal["text"] = "text"
@@ -164,12 +164,13 @@ class SeriesContract(FileContract):
     """Time series, one row a time.
 
     `time`: the column of times, or several that make one when joined by a space ("Date" and "Time"); none: the one
-    that holds times, and if there is none, rows are in order and evenly spaced. `day_first`: of dates such as 03/04/2024;
-    none: found from a row that has but one meaning, and refused where there is no such row. `unit`: of times that are
-    numbers, since 1970. `zone`: in which clocks were read that tell no offset ("Europe/Berlin"), and by which days begin.
+    that holds times, and if there is none, rows are in order and evenly spaced. `day_first`: of dates such as
+    03/04/2024; none: found from a row that has but one meaning, and refused where there is no such row. `unit`: of
+    times that are numbers, since 1970. `zone`: of clocks that tell no offset ("Europe/Berlin"), and of days.
 
-    `channels`: columns of values; none: all numeric ones. `series`: the column that says whose row it is, where a file
-    holds several series. `order`: rows out of order are refused or sorted. `twice`: what to do with two rows of one time.
+    `channels`: columns of values; none: all numeric ones. `series`: the column that says whose row it is, where a
+    file holds several series. `order`: rows out of order are refused or sorted. `twice`: what to do with two rows
+    of one time.
 
     `step`: the time from row to row: "15min", "1h", "1d", "1w", "1month", "1year", "weekday" (Monday to Friday), or
     "row", whatever the times say; none: the most frequent one. What is missing in between is a gap, which no window

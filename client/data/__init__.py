@@ -48,7 +48,7 @@ def _images(field: str, source: DataSource, model: ImageSettings, match_contrast
 
 
 def _text(field: str, source: DataSource, model: TextSettings, match_contrast: bool) -> Examples:
-    tokens = load_text(field, source, model)
+    tokens = load_text(field, source, model, contract_of(field, source, TextContract))
     return Examples(tokens, tokens)
 
 

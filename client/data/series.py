@@ -71,12 +71,16 @@ def load_series(
     if not found:
         longest = counted(max(short, default=0), "step")
         rule = f"no stretch of context_length + horizon = {length} steps ({part}); the longest is {longest}"
-        help_ = "shorten model.context_length, or fill gaps" if len(every) > 1 else "shorten model.context_length"
+        help_ = (
+            "shorten model.context_length, or fill gaps" if len(every) > 1 else "shorten model.context_length"
+        )
         raise InputError(field, source.source, f"{rule}: {help_}")
     if short:
         findings.note(
             f"{counted(len(short), 'stretch')} between gaps, of together {counted(sum(short), 'row')}, "
-            f"are shorter than context_length + horizon = {length} and give no example".replace("stretchs", "stretches")
+            f"are shorter than context_length + horizon = {length} and give no example".replace(
+                "stretchs", "stretches"
+            )
         )
     windows = torch.cat(found)  # (N, C, context_length + horizon) float64
     pair = windows.split([model.context_length, model.horizon], dim=2)
@@ -86,7 +90,9 @@ def load_series(
     least = least.clamp(min=0.0 if contract is None else contract.resolution)
     kept = (scale > least).flatten(1).all(dim=1)
     if not kept.any():
-        raise InputError(field, source.source, "every context is constant, or varies by no more than rounding")
+        raise InputError(
+            field, source.source, "every context is constant, or varies by no more than rounding"
+        )
     if not kept.all():
         lost = f"{int((~kept).sum()):,} of {len(kept):,} windows"
         findings.note(f"{lost} are left out: their context is constant but for rounding")
@@ -151,7 +157,9 @@ def _read(
         when = span(series)
         if when is not None:
             findings.fact("times", when)
-    findings.fact("channels", ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else ""))
+    findings.fact(
+        "channels", ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    )
     findings.fact("series", f"{len(series):,}, of {sum(s.values.shape[1] for s in series):,} rows")
     if len(names) == model.channels:
         return series

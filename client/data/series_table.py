@@ -55,9 +55,7 @@ class Series:
         """Some of the rows."""
         times = None if self.times is None else replace(self.times, instants=self.times.instants[chosen])
         wall = None if self.wall is None else self.wall[chosen]
-        return Series(
-            self.name, self.values[:, chosen], self.first[chosen], self.rows[chosen], times, wall
-        )
+        return Series(self.name, self.values[:, chosen], self.first[chosen], self.rows[chosen], times, wall)
 
 
 @dataclass(frozen=True)
@@ -69,16 +67,16 @@ class Read:
     step: Step | None = None
 
 
-def read_series(
-    field: str, source: DataSource, contract: SeriesContract | None, findings: Findings
-) -> Read:
+def read_series(field: str, source: DataSource, contract: SeriesContract | None, findings: Findings) -> Read:
     """All series of a table. Raises: InputError naming the source, the row or column, and what would mend it."""
     wrong: Wrong = partial(InputError, field, source.source)
     frame = _frame(field, source.source, contract, findings)
     names = None if source.columns is None else list(source.columns)
     if contract is not None:
         if names is not None and contract.channels is not None and tuple(names) != contract.channels:
-            findings.note(f"{field.removesuffix('.source')}.columns is not used: the contract names the channels")
+            findings.note(
+                f"{field.removesuffix('.source')}.columns is not used: the contract names the channels"
+            )
         names = None if contract.channels is None else list(contract.channels)
     told = contract or SeriesContract()
     for name in (*told.times, *([told.series] if told.series else [])):
@@ -112,14 +110,18 @@ def _frame(field: str, source: str, contract: SeriesContract | None, findings: F
     frame = read_frame(field, source, contract or SeriesContract())
     odd = [name for name in frame.columns if ";" in name or "\t" in name]
     if odd:
-        rule = f"column {odd[0]!r} holds a separator in its name; say separator = \";\" or another in a contract"
+        rule = (
+            f'column {odd[0]!r} holds a separator in its name; say separator = ";" or another in a contract'
+        )
         raise InputError(field, source, rule)
     if isinstance(frame.index, pd.DatetimeIndex):  # a table whose index has no name
         frame = frame.reset_index(names="time")
     if len(frame) == 0:
         raise InputError(field, source, "no rows")
     ett = re.fullmatch(r"ETT([hm])[12]\.csv", path.name)
-    if ett and contract is None:  # Zhou et al. 2021 (Informer): an hour or a quarter a row, of which 20 months are used
+    if (
+        ett and contract is None
+    ):  # Zhou et al. 2021 (Informer): an hour or a quarter a row, of which 20 months are used
         frame = frame.iloc[: _ETT_DAYS * (24 if ett[1] == "h" else 96)]
         findings.note("of ETT, the 20 months are used that the literature uses")
     return frame
@@ -237,7 +239,9 @@ def _by_name(
         times, wall = when, None
         if times is not None:
             times = replace(times, instants=times.instants[own])
-            if contract.order == "sort":  # before a zone is applied, which goes by the order of an hour's two rows
+            if (
+                contract.order == "sort"
+            ):  # before a zone is applied, which goes by the order of an hour's two rows
                 own = own[np.argsort(times.instants, kind="stable")]
                 times = replace(times, instants=when.instants[own]) if when is not None else None
         if times is not None:
@@ -254,7 +258,9 @@ def _in_order(
     apart = np.diff(series.times.instants)
     if (apart < 0).any():
         at = int(np.argmax(apart < 0)) + 1
-        rule = f"rows must be in time order, row {series.rows[at]} of {column} is earlier than the one before it"
+        rule = (
+            f"rows must be in time order, row {series.rows[at]} of {column} is earlier than the one before it"
+        )
         help_ = 'say order = "sort" in a contract, or zone = "Europe/Berlin" where clocks were put back'
         raise wrong(f"{rule}; {help_}")
     if not (apart == 0).any():
@@ -262,8 +268,12 @@ def _in_order(
     same = np.concatenate([[False], apart == 0])
     if contract.twice == "refuse":
         row = series.rows[int(np.argmax(same))]
-        rule = f"rows must be in time order, and row {row} of {column} has the time of the one before it again"
-        help_ = 'twice = "first", "last" or "mean", zone = "Europe/Berlin" for an hour twice in autumn, or series'
+        rule = (
+            f"rows must be in time order, and row {row} of {column} has the time of the one before it again"
+        )
+        help_ = (
+            'twice = "first", "last" or "mean", zone = "Europe/Berlin" for an hour twice in autumn, or series'
+        )
         raise wrong(f"{rule}; say in a contract {help_}")
     findings.note(f"of rows with the same time, {_KEPT[contract.twice]}")
     begins = np.flatnonzero(~same)
@@ -299,7 +309,9 @@ def _found_step(series: list[Series], findings: Findings) -> Step | None:
     step = steps.found([one.wall for one in told if one.wall is not None], any(_counted(one) for one in told))
     if step is None or step.by_the_clock:
         return step
-    return steps.found([one.times.instants for one in told if one.times is not None], any(map(_counted, told)))
+    return steps.found(
+        [one.times.instants for one in told if one.times is not None], any(map(_counted, told))
+    )
 
 
 def _counted(series: Series) -> bool:
@@ -324,7 +336,7 @@ def _resampled(series: Series, step: Step, how: str, findings: Findings) -> Seri
 
 
 def _apart(series: Series, step: Step | None, findings: Findings, wrong: Wrong) -> Series:
-    """Mark the rows that do not follow the one before by one step. Raises: InputError naming one between two steps."""
+    """Mark the rows that are not one step after the one before. Raises: InputError naming one between two steps."""
     if step is None or series.times is None:
         _note_gaps(series, findings)
         return series

@@ -28,7 +28,9 @@ class Step:
     def __str__(self) -> str:
         if self.unit == "us":
             whole = [name for name, one in _MICROSECONDS.items() if self.size % one == 0]
-            return f"{self.size // _MICROSECONDS[whole[-1]]}{whole[-1]}" if whole else f"{self.size / 10**6:g}s"
+            return (
+                f"{self.size // _MICROSECONDS[whole[-1]]}{whole[-1]}" if whole else f"{self.size / 10**6:g}s"
+            )
         if self.unit == "month":
             name = "year" if self.size % 12 == 0 else "quarter" if self.size % 3 == 0 else "month"
             return f"{self.size // _MONTHS[name]}{name}"
@@ -36,7 +38,7 @@ class Step:
 
     @property
     def by_the_clock(self) -> bool:
-        """Whether it follows the clock on the wall: days, which daylight saving makes longer or shorter, and longer."""
+        """Whether it goes by local days, which daylight saving makes longer or shorter."""
         return self.unit in ("month", "weekday") or (self.unit == "us" and self.size % _DAY == 0)
 
     def between(self, ticks: Ticks) -> npt.NDArray[np.float64]:
@@ -51,7 +53,9 @@ class Step:
             days, within = np.divmod(ticks, _DAY)
             dates = days.astype("datetime64[D]")
             apart = np.busday_count(dates[:-1], dates[1:]).astype(np.int64)
-            return _whole(apart, 1, (np.diff(within) == 0) & np.is_busday(dates[1:]) & np.is_busday(dates[:-1]))
+            return _whole(
+                apart, 1, (np.diff(within) == 0) & np.is_busday(dates[1:]) & np.is_busday(dates[:-1])
+            )
         return _whole(np.diff(ticks), self.size, np.ones(len(ticks) - 1, dtype=bool))
 
     def bins(self, ticks: Ticks) -> Ticks:

@@ -162,8 +162,14 @@ def _instant(m: re.Match[str], day_first: bool) -> int:
         year, month, day = m["year4"], 3 * int(m["quarter"]) - 2, 1
     else:
         name = m["name"] or m["name3"]
-        year, month, day = m["year2"] or m["year3"], _MONTHS.index(name[:3].lower()) + 1, m["day2"] or m["day3"] or 1
-    full = int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= 69 else 2000)  # as strptime's %y
+        year, month, day = (
+            m["year2"] or m["year3"],
+            _MONTHS.index(name[:3].lower()) + 1,
+            m["day2"] or m["day3"] or 1,
+        )
+    full = (
+        int(year) if len(year) == 4 else int(year) + (1900 if int(year) >= 69 else 2000)
+    )  # as strptime's %y
     hour = int(m["hour"] or 0)
     if m["half"] is not None:
         if not 1 <= hour <= 12:
