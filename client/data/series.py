@@ -26,7 +26,8 @@ from ...settings import DataSource
 from ...settings.contract import SeriesContract
 from .findings import Findings, counted
 from .frames import is_database
-from .series_table import Series, Values, read_series, span
+from .series_order import Mask, Series, Values, span
+from .series_table import read_series
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,12 +77,8 @@ def load_series(
         )
         raise InputError(field, source.source, f"{rule}: {help_}")
     if short:
-        findings.note(
-            f"{counted(len(short), 'stretch')} between gaps, of together {counted(sum(short), 'row')}, "
-            f"are shorter than context_length + horizon = {length} and give no example".replace(
-                "stretchs", "stretches"
-            )
-        )
+        rows = f"{counted(sum(short), 'row')} in {len(short):,} stretches between gaps"
+        findings.note(f"{rows} give no example: each is shorter than context_length + horizon = {length}")
     windows = torch.cat(found)  # (N, C, context_length + horizon) float64
     pair = windows.split([model.context_length, model.horizon], dim=2)
     inputs, targets, scale = normalise(*pair)
@@ -115,10 +112,10 @@ def _cut(series: Series, part: Part) -> Series:
 
 def stretches(series: Series) -> Iterator[Values]:
     """(C, T) -> its parts without a missing value or a gap."""
-    whole = np.isfinite(series.values).all(axis=0)
+    whole: Mask = np.all(np.isfinite(series.values), axis=0)
     joined = whole[1:] & whole[:-1] & ~series.first[1:]  # with the row before
-    begins = np.flatnonzero(whole & ~np.concatenate([[False], joined]))
-    ends = np.flatnonzero(whole & ~np.concatenate([joined, [False]])) + 1
+    begins = np.flatnonzero(whole & ~np.append(False, joined))
+    ends = np.flatnonzero(whole & ~np.append(joined, False)) + 1
     for begin, end in zip(begins, ends, strict=True):
         yield series.values[:, begin:end]
 
@@ -140,8 +137,7 @@ def _read(
             if name not in table.columns:
                 raise InputError(f"{field}.columns", name, "no such column")
         values = table[names].to_numpy(dtype=np.float64).T
-        rows = np.arange(1, len(table) + 1)
-        series = [Series("", values, np.zeros(len(table), dtype=bool), rows)]
+        series = [Series("", values, np.zeros(len(table), dtype=bool), np.arange(1, len(table) + 1))]
         if contract is not None:
             findings.note("a built-in set is read without the contract")
     else:

@@ -14,48 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ...errors import InputError
 from ...settings import DataSource
-from ...settings.contract import SeriesContract
+from ...settings.contract import FileContract, SeriesContract
 from . import steps
 from .findings import Findings, counted
 from .frames import CSV, SUFFIXES, inner_suffix, is_database, read_frame
+from .series_order import Series, Values, apart, found_step, in_order, note_gaps, resampled
 from .steps import Step
-from .times import Ticks, Times, Wrong, columns_of_times, empty_times, local, read_times, shown
+from .times import Times, Wrong, columns_of_times, empty_times, local, read_times
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Values = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 _ETT_DAYS = 20 * 30
 _DECIMAL_COMMA = re.compile(r"[-+]?[\d.]*\d,\d+")
-
-
-@dataclass(frozen=True)
-class Series:
-    """`values` (C, T), NaN where one is missing; `first` (T,): a row that does not follow the one before by one step.
-
-    `times` (T,) by the clock, none where the rows tell no time; `rows` (T,): their numbers in the table, from 1.
-    """
-
-    name: str
-    values: Values
-    first: Mask
-    rows: Ticks
-    times: Times | None = None
-    wall: Ticks | None = None
-
-    def channel(self, index: int) -> Series:
-        return replace(self, values=self.values[index : index + 1])
-
-    def at(self, chosen: npt.NDArray[np.int64] | slice) -> Series:
-        """Some of the rows."""
-        times = None if self.times is None else replace(self.times, instants=self.times.instants[chosen])
-        wall = None if self.wall is None else self.wall[chosen]
-        return Series(self.name, self.values[:, chosen], self.first[chosen], self.rows[chosen], times, wall)
 
 
 @dataclass(frozen=True)
@@ -69,8 +43,15 @@ class Read:
 
 def read_series(field: str, source: DataSource, contract: SeriesContract | None, findings: Findings) -> Read:
     """All series of a table. Raises: InputError naming the source, the row or column, and what would mend it."""
+    frame = read_rows(field, source.source, contract, findings)
+    return series_of(field, source, frame, contract, findings)
+
+
+def series_of(
+    field: str, source: DataSource, frame: pd.DataFrame, contract: SeriesContract | None, findings: Findings
+) -> Read:
+    """As `read_series`, of a table that was read before."""
     wrong: Wrong = partial(InputError, field, source.source)
-    frame = _frame(field, source.source, contract, findings)
     names = None if source.columns is None else list(source.columns)
     if contract is not None:
         if names is not None and contract.channels is not None and tuple(names) != contract.channels:
@@ -88,42 +69,43 @@ def read_series(field: str, source: DataSource, contract: SeriesContract | None,
     values = _values(frame, names, told, findings, wrong)
     when = read_times(wrong, frame, times, told, findings) if times else None
     series = [
-        _in_order(one, told, " and ".join(map(repr, times)), findings, wrong)
+        in_order(one, told, " and ".join(map(repr, times)), findings, wrong)
         for one in _by_name(frame, values, when, told, wrong)
     ]
     if when is None:
         findings.note("no column of times: rows are taken as in order and evenly spaced")
         return Read(series, names)
-    step = steps.told(told.step) if told.step is not None else _found_step(series, findings)
+    step = found_step(series) if told.step is None else steps.told(told.step)
+    if when.counted and told.step not in (None, "row"):
+        raise wrong(f'{" and ".join(map(repr, times))} holds plain numbers; say unit = "s" in a contract')
     if step is not None and told.resample is not None:
-        series = [_resampled(one, step, told.resample, findings) for one in series]
-    series = [_apart(one, step, findings, wrong) for one in series]
+        series = [resampled(one, step, told.resample, findings) for one in series]
+    elif step is not None:
+        series = [apart(one, step, wrong) for one in series]
+    note_gaps(series, findings)
     return Read(series, names, step)
 
 
-def _frame(field: str, source: str, contract: SeriesContract | None, findings: Findings) -> pd.DataFrame:
+def read_rows(field: str, source: str, contract: FileContract | None, findings: Findings) -> pd.DataFrame:
+    """The rows of a table. Raises: InputError where it is none, or its columns are not told apart."""
     import pandas as pd
 
     path = Path(source)
     if not is_database(source) and path.is_file() and inner_suffix(path) not in (*SUFFIXES, *CSV):
         raise InputError(field, source, f"expected a table: {', '.join(SUFFIXES)}")
-    frame = read_frame(field, source, contract or SeriesContract())
+    frame = read_frame(field, source, contract or FileContract())
     odd = [name for name in frame.columns if ";" in name or "\t" in name]
     if odd:
-        rule = (
-            f'column {odd[0]!r} holds a separator in its name; say separator = ";" or another in a contract'
-        )
-        raise InputError(field, source, rule)
+        rule = f"column {odd[0]!r} holds a separator in its name"
+        raise InputError(field, source, f'{rule}; say which it is, as separator = ";", in a contract')
     if isinstance(frame.index, pd.DatetimeIndex):  # a table whose index has no name
         frame = frame.reset_index(names="time")
     if len(frame) == 0:
         raise InputError(field, source, "no rows")
     ett = re.fullmatch(r"ETT([hm])[12]\.csv", path.name)
-    if (
-        ett and contract is None
-    ):  # Zhou et al. 2021 (Informer): an hour or a quarter a row, of which 20 months are used
+    if ett and contract is None:  # Zhou et al. 2021 (Informer): an hour or a quarter of one a row
         frame = frame.iloc[: _ETT_DAYS * (24 if ett[1] == "h" else 96)]
-        findings.note("of ETT, the 20 months are used that the literature uses")
+        findings.note("of ETT, the first 20 months are used, as in the literature")
     return frame
 
 
@@ -197,6 +179,8 @@ def _without_empty(
         raise wrong(f'row {row} of column {name!r} is empty; fill it, or say missing = "gap" in a contract')
     if empty.any():
         findings.note(f"{counted(int(empty.sum()), 'row')} without a time, or a series, left out")
+    if empty.all():
+        raise wrong(f"no row holds {' and '.join(map(repr, columns))}")
     return frame[~empty]
 
 
@@ -247,124 +231,3 @@ def _by_name(
         if times is not None:
             times, wall = local(wrong, times, rows[own], contract.zone)
         yield Series(name, values[own].T, np.zeros(len(own), dtype=bool), rows[own], times, wall)
-
-
-def _in_order(
-    series: Series, contract: SeriesContract, column: str, findings: Findings, wrong: Wrong
-) -> Series:
-    """In time order, each time once. Raises: InputError naming the row that is not."""
-    if series.times is None:
-        return series
-    apart = np.diff(series.times.instants)
-    if (apart < 0).any():
-        at = int(np.argmax(apart < 0)) + 1
-        rule = (
-            f"rows must be in time order, row {series.rows[at]} of {column} is earlier than the one before it"
-        )
-        help_ = 'say order = "sort" in a contract, or zone = "Europe/Berlin" where clocks were put back'
-        raise wrong(f"{rule}; {help_}")
-    if not (apart == 0).any():
-        return series
-    same = np.concatenate([[False], apart == 0])
-    if contract.twice == "refuse":
-        row = series.rows[int(np.argmax(same))]
-        rule = (
-            f"rows must be in time order, and row {row} of {column} has the time of the one before it again"
-        )
-        help_ = (
-            'twice = "first", "last" or "mean", zone = "Europe/Berlin" for an hour twice in autumn, or series'
-        )
-        raise wrong(f"{rule}; say in a contract {help_}")
-    findings.note(f"of rows with the same time, {_KEPT[contract.twice]}")
-    begins = np.flatnonzero(~same)
-    if contract.twice == "mean":
-        return replace(series.at(begins), values=_reduced(series.values, begins, "mean"))
-    ends = np.concatenate([begins[1:], [len(same)]]) - 1
-    return series.at(begins if contract.twice == "first" else ends)
-
-
-_KEPT = {"first": "the first is kept", "last": "the last is kept", "mean": "the mean is taken"}
-
-
-def _reduced(values: Values, begins: npt.NDArray[np.int64], how: str) -> Values:
-    """(C, T) -> (C, G): runs of rows that begin at `begins`, each as one; NaN only where all of a run is missing."""
-    if how in ("first", "last"):
-        import pandas as pd
-
-        run = np.zeros(values.shape[1], np.int64)
-        run[begins[1:]] = 1
-        grouped = pd.DataFrame(values.T).groupby(np.cumsum(run))
-        return np.asarray((grouped.first() if how == "first" else grouped.last()).to_numpy().T)
-    there = np.isfinite(values)
-    number = np.add.reduceat(there, begins, axis=1, dtype=np.float64)
-    total = np.add.reduceat(np.where(there, values, 0.0), begins, axis=1)
-    with np.errstate(invalid="ignore"):
-        found: Values = np.where(number > 0, total / (number if how == "mean" else 1.0), np.nan)
-    return found
-
-
-def _found_step(series: list[Series], findings: Findings) -> Step | None:
-    """By the clock on the wall where a step is a day or longer, and the zone is known."""
-    told = [one for one in series if one.times is not None and one.wall is not None]
-    step = steps.found([one.wall for one in told if one.wall is not None], any(_counted(one) for one in told))
-    if step is None or step.by_the_clock:
-        return step
-    return steps.found(
-        [one.times.instants for one in told if one.times is not None], any(map(_counted, told))
-    )
-
-
-def _counted(series: Series) -> bool:
-    return series.times is not None and series.times.counted
-
-
-def _ticks(series: Series, step: Step) -> Ticks:
-    assert series.times is not None
-    assert series.wall is not None
-    return series.wall if step.by_the_clock else series.times.instants
-
-
-def _resampled(series: Series, step: Step, how: str, findings: Findings) -> Series:
-    """One value a step, of the rows that fall into it; a step without a row is a gap."""
-    ticks = _ticks(series, step)
-    bins = step.bins(ticks)
-    begins = np.flatnonzero(np.concatenate([[True], np.diff(bins) != 0]))
-    findings.note(f"rows are brought to one a {step}: {how} of those that fall into it")
-    rows = replace(series.at(begins), values=_reduced(series.values, begins, how))
-    first = np.concatenate([[True], np.diff(bins[begins]) != 1])
-    return replace(rows, first=first, times=None)
-
-
-def _apart(series: Series, step: Step | None, findings: Findings, wrong: Wrong) -> Series:
-    """Mark the rows that are not one step after the one before. Raises: InputError naming one between two steps."""
-    if step is None or series.times is None:
-        _note_gaps(series, findings)
-        return series
-    apart = step.between(_ticks(series, step))
-    off = ~np.isfinite(apart)
-    if off.any():
-        at = int(np.argmax(off)) + 1
-        rule = f"row {series.rows[at]} is no whole number of steps ({step}) after the one before it"
-        rule += f", nor are {int(off.sum()) - 1:,} other rows" if off.sum() > 1 else ""
-        raise wrong(f'{rule}; say step (as "1h", or "row"), or resample = "mean", or zone, in a contract')
-    first = np.concatenate([[True], apart != 1])
-    found = replace(series, first=first)
-    _note_gaps(found, findings, int((apart[apart > 1] - 1).sum()))
-    return found
-
-
-def _note_gaps(series: Series, findings: Findings, lost: int = 0) -> None:
-    gaps = int(series.first[1:].sum())
-    if gaps:
-        whose = f" of series {series.name!r}" if series.name else ""
-        steps_ = f" ({counted(lost, 'step')} without a row)" if lost else ""
-        findings.note(f"{counted(gaps, 'gap')} between rows{whose}{steps_}; no window crosses one")
-
-
-def span(series: list[Series]) -> str | None:
-    """From the first to the last time."""
-    told = [(one.wall, _counted(one)) for one in series if one.wall is not None and len(one.wall)]
-    if not told:
-        return None
-    first, last = min(int(wall[0]) for wall, _ in told), max(int(wall[-1]) for wall, _ in told)
-    return f"{shown(first, told[0][1])} to {shown(last, told[0][1])}"

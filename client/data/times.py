@@ -67,7 +67,10 @@ def columns_of_times(frame: pd.DataFrame) -> list[tuple[str, ...]]:
 def read_times(
     wrong: Wrong, frame: pd.DataFrame, names: tuple[str, ...], contract: SeriesContract, findings: Findings
 ) -> Times:
-    """The time of every row; none may be empty. Raises: InputError with the row where a cell is no time."""
+    """The time of every row, none of which may be empty. The index of `frame` has the rows' numbers, for errors.
+
+    Raises: InputError with the row where a cell is no time.
+    """
     import pandas as pd
 
     shown = " and ".join(repr(name) for name in names)
@@ -89,7 +92,7 @@ def read_times(
         plain = column.dt.tz_convert("UTC").dt.tz_localize(None) if aware else column
         return Times(plain.to_numpy(dtype="datetime64[us]").astype(np.int64), aware=aware)
     cells = [" ".join(parts) for parts in zip(*(_text(frame[name]) for name in names), strict=True)]
-    return _from_text(wrong, shown, cells, contract, findings)
+    return _from_text(wrong, shown, dict(zip(frame.index, cells, strict=True)), contract, findings)
 
 
 def empty_times(frame: pd.DataFrame, names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
@@ -102,37 +105,39 @@ def empty_times(frame: pd.DataFrame, names: tuple[str, ...]) -> npt.NDArray[np.b
 
 
 def _from_text(
-    wrong: Wrong, shown: str, cells: list[str], contract: SeriesContract, findings: Findings
+    wrong: Wrong, shown: str, cells: dict[int, str], contract: SeriesContract, findings: Findings
 ) -> Times:
-    found = [_FORM.fullmatch(cell) for cell in cells]
-    for row, match in enumerate(found, start=1):
+    matches: dict[int, re.Match[str]] = {}
+    for row, cell in cells.items():
+        match = _FORM.fullmatch(cell)
         if match is None:
             rule = "is no time that can be read; write it as 2024-01-31 12:00"
-            if _ONLY_CLOCK.fullmatch(cells[row - 1]):
+            if _ONLY_CLOCK.fullmatch(cell):
                 rule = 'is a time of day without a date; name both columns, as time = ["Date", "Time"]'
             raise wrong(f"row {row} of column {shown} {rule}")
-    matches = [match for match in found if match is not None]
-    aware = np.array([match["offset"] is not None for match in matches])
-    if aware.any() and not aware.all():
-        row = int(np.argmax(aware != aware[0])) + 1
-        rule = f"{'has an' if aware[row - 1] else 'has no'} offset from UTC, unlike the rows before it"
+        matches[row] = match
+    aware = {row: match["offset"] is not None for row, match in matches.items()}
+    all_aware = all(aware.values())
+    if any(aware.values()) and not all_aware:
+        row = next(row for row, one in aware.items() if one != next(iter(aware.values())))
+        rule = f"{'has an' if aware[row] else 'has no'} offset from UTC, unlike the rows before it"
         raise wrong(f"row {row} of column {shown} {rule}")
     day_first = _day_first(wrong, shown, matches, contract, findings)
     instants = np.empty(len(cells), np.int64)
-    for i, match in enumerate(matches):
+    for i, (row, match) in enumerate(matches.items()):
         try:
             instants[i] = _instant(match, day_first)
         except (ValueError, OverflowError):
             rule = "is no time: there is no such day or hour"
-            raise wrong(f"row {i + 1} of column {shown} {rule}") from None
-    return Times(instants, aware=bool(aware.any()))
+            raise wrong(f"row {row} of column {shown} {rule}") from None
+    return Times(instants, aware=all_aware)
 
 
 def _day_first(
-    wrong: Wrong, shown: str, matches: list[re.Match[str]], contract: SeriesContract, findings: Findings
+    wrong: Wrong, shown: str, matches: dict[int, re.Match[str]], contract: SeriesContract, findings: Findings
 ) -> bool:
     """Whether 03/04/2024 is in April: as told, or as the rows say that have but one meaning."""
-    pairs = [(row, m) for row, m in enumerate(matches, start=1) if m["first"] is not None]
+    pairs = [(row, m) for row, m in matches.items() if m["first"] is not None]
     if contract.day_first is not None or not pairs:
         return bool(contract.day_first)
     days = [row for row, m in pairs if int(m["first"]) > 12]
