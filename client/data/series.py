@@ -145,8 +145,7 @@ def _read(
             raise InputError(field, source.source, f"no such file; built-in sets: {', '.join(BUILT_IN)}")
         found = read_series(field, source, contract, findings)
         series, names = found.series, found.names
-        named = source.columns if contract is None else contract.channels
-        if named is None and (not names or len(names) != model.channels):
+        if not found.named and (not names or len(names) != model.channels):
             rule = f"model.channels={model.channels}; name the columns to use"
             raise InputError(field, f"{len(names)} numeric columns", rule)
         findings.fact("step", found.step or "one row")

@@ -112,7 +112,7 @@ def _counted(series: Series) -> bool:
     return series.times is not None and series.times.counted
 
 
-def _ticks(series: Series, step: Step) -> Ticks:
+def ticks(series: Series, step: Step) -> Ticks:
     assert series.times is not None
     assert series.wall is not None
     return series.wall if step.by_the_clock else series.times.instants
@@ -120,7 +120,7 @@ def _ticks(series: Series, step: Step) -> Ticks:
 
 def resampled(series: Series, step: Step, how: str, findings: Findings) -> Series:
     """One value a step, of the rows that fall into it; a step without a row is a gap."""
-    bins = step.bins(_ticks(series, step))
+    bins = step.bins(ticks(series, step))
     begins = np.flatnonzero(np.append(True, np.diff(bins) != 0))
     findings.note(f"rows are brought to one a {step}: the {how} of those that fall into it")
     rows = replace(series.at(begins), values=_reduced(series.values, begins, how))
@@ -129,7 +129,7 @@ def resampled(series: Series, step: Step, how: str, findings: Findings) -> Serie
 
 def apart(series: Series, step: Step, wrong: Wrong) -> Series:
     """Mark the rows that are not one step after the one before. Raises: InputError naming one between two steps."""
-    count = step.between(_ticks(series, step))
+    count = step.between(ticks(series, step))
     off = ~np.isfinite(count)
     if off.any():
         row, others = series.rows[int(np.argmax(off)) + 1], int(off.sum()) - 1

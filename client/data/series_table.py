@@ -34,10 +34,11 @@ _DECIMAL_COMMA = re.compile(r"[-+]?[\d.]*\d,\d+")
 
 @dataclass(frozen=True)
 class Read:
-    """`names`: the columns of values. `step`: none where no column tells the time."""
+    """`names`: the columns of values, `named` by someone. `step`: none where no column tells the time."""
 
     series: list[Series]
     names: list[str]
+    named: bool = False
     step: Step | None = None
 
 
@@ -52,13 +53,8 @@ def series_of(
 ) -> Read:
     """As `read_series`, of a table that was read before."""
     wrong: Wrong = partial(InputError, field, source.source)
-    names = None if source.columns is None else list(source.columns)
-    if contract is not None:
-        if names is not None and contract.channels is not None and tuple(names) != contract.channels:
-            findings.note(
-                f"{field.removesuffix('.source')}.columns is not used: the contract names the channels"
-            )
-        names = None if contract.channels is None else list(contract.channels)
+    names = _told_channels(field, source, frame, contract, findings)
+    named = names is not None
     told = contract or SeriesContract()
     for name in (*told.times, *([told.series] if told.series else [])):
         if name not in frame.columns:
@@ -74,7 +70,7 @@ def series_of(
     ]
     if when is None:
         findings.note("no column of times: rows are taken as in order and evenly spaced")
-        return Read(series, names)
+        return Read(series, names, named)
     step = found_step(series) if told.step is None else steps.told(told.step)
     if when.counted and told.step not in (None, "row"):
         raise wrong(f'{" and ".join(map(repr, times))} holds plain numbers; say unit = "s" in a contract')
@@ -83,11 +79,26 @@ def series_of(
     elif step is not None:
         series = [apart(one, step, wrong) for one in series]
     note_gaps(series, findings)
-    return Read(series, names, step)
+    return Read(series, names, named, step)
+
+
+def _told_channels(
+    field: str, source: DataSource, frame: pd.DataFrame, contract: SeriesContract | None, findings: Findings
+) -> list[str] | None:
+    """The contract's; else those of the settings, which may be of another source."""
+    names = None if source.columns is None else list(source.columns)
+    if contract is None or names is None:
+        return names if contract is None or contract.channels is None else list(contract.channels)
+    if contract.channels is None and any(name in frame.columns for name in names):
+        return names
+    chosen = None if contract.channels is None else list(contract.channels)
+    if chosen != names:
+        findings.note(f"{field.removesuffix('.source')}.columns is not used: the contract says what is read")
+    return chosen
 
 
 def read_rows(field: str, source: str, contract: FileContract | None, findings: Findings) -> pd.DataFrame:
-    """The rows of a table. Raises: InputError where it is none, or its columns are not told apart."""
+    """The rows of a table, numbered from 1. Raises: InputError where they cannot be told apart."""
     import pandas as pd
 
     path = Path(source)
@@ -106,7 +117,7 @@ def read_rows(field: str, source: str, contract: FileContract | None, findings: 
     if ett and contract is None:  # Zhou et al. 2021 (Informer): an hour or a quarter of one a row
         frame = frame.iloc[: _ETT_DAYS * (24 if ett[1] == "h" else 96)]
         findings.note("of ETT, the first 20 months are used, as in the literature")
-    return frame
+    return frame.set_axis(pd.RangeIndex(1, len(frame) + 1))
 
 
 def _likely_times(
@@ -167,14 +178,11 @@ def _why_text(column: pd.Series[object]) -> str:
 def _without_empty(
     frame: pd.DataFrame, times: tuple[str, ...], contract: SeriesContract, findings: Findings, wrong: Wrong
 ) -> pd.DataFrame:
-    """Rows numbered from 1; those without a time or a series refused, or left out where the contract allows gaps."""
-    import pandas as pd
-
-    frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1))
+    """Rows without a time or a series refused, or left out where the contract allows gaps."""
     columns = (*times, *([contract.series] if contract.series else []))
     empty = empty_times(frame, columns)
     if empty.any() and contract.missing == "refuse":
-        row = int(np.argmax(empty)) + 1
+        row = int(frame.index[np.argmax(empty)])
         name = next(n for n in columns if empty_times(frame.loc[[row]], (n,))[0])
         raise wrong(f'row {row} of column {name!r} is empty; fill it, or say missing = "gap" in a contract')
     if empty.any():
