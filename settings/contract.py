@@ -11,8 +11,10 @@ column may take are those of the field it comes from, so that no example changes
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
@@ -143,37 +145,85 @@ class ImageContract(FileContract):
 
 
 class TextContract(_Contract):
-    """`field`: of a line of JSON or a column, by its path ("body.text"). `across_documents`: whether a window of
-    tokens may hold the end of one document and the start of the next; if not, a document's last tokens that fill no
-    window are dropped."""
+    """Documents: a text file or a folder of them, JSON lines, Parquet, or a .zip of these.
+
+    `field`: of a line of JSON or a column, by its path ("body.text"). `encoding` none: UTF-8; a file that begins
+    with a byte order mark is read by that. `missing`: a line or row without text is refused, or dropped.
+
+    `across_documents`: whether a window of tokens may hold the end of one document and the start of the next; if
+    not, a document's last tokens that fill no window are dropped.
+    """
 
     kind: Literal["text"] = "text"
     field: str = "text"
     encoding: str | None = None
-    across_documents: bool = True
+    missing: Literal["refuse", "drop"] = "refuse"
+    across_documents: bool = False
 
 
 class SeriesContract(FileContract):
     """Time series, one row a time.
 
-    `time`: the column of times, or several that make one when joined by a space; none: rows are in order and evenly
-    spaced. `channels`: columns of values; none: all numeric ones. `series`: the column that says whose row it is,
-    where a file holds several series. `order`: rows out of order are refused or sorted. `twice`: what to do with two
-    rows of one time. `step`: the time from row to row, as "1h"; what is missing in between is a gap, which no window
-    crosses; none: the most frequent one. `missing`: an empty cell is refused, or a gap.
+    `time`: the column of times, or several that make one when joined by a space ("Date" and "Time"); none: the one
+    that holds times, and if there is none, rows are in order and evenly spaced. `day_first`: of dates such as
+    03/04/2024; none: found from a row that has but one meaning, and refused where there is no such row. `unit`: of
+    times that are numbers, since 1970. `zone`: of clocks that tell no offset ("Europe/Berlin"), and of days.
+
+    `channels`: columns of values; none: all numeric ones. `series`: the column that says whose row it is, where a
+    file holds several series. `order`: rows out of order are refused or sorted. `twice`: what to do with two rows
+    of one time.
+
+    `step`: the time from row to row: "15min", "1h", "1d", "1w", "1month", "1year", "weekday" (Monday to Friday), or
+    "row", whatever the times say; none: the most frequent one. What is missing in between is a gap, which no window
+    crosses. `resample`: rows at any times are brought to one a step, each of the rows that fall into it.
+
+    `missing`: an empty cell is refused, or a gap. `resolution`: differences as small as this are rounding; a context
+    that varies by no more is left out, as is one that is constant.
     """
 
     kind: Literal["series"] = "series"
     time: str | Values | None = None
+    day_first: bool | None = None
+    unit: Literal["s", "ms", "us", "ns"] | None = None
+    zone: str | None = None
     channels: Values | None = None
     series: str | None = None
     order: Literal["refuse", "sort"] = "refuse"
     twice: Literal["refuse", "first", "last", "mean"] = "refuse"
     step: str | None = None
+    resample: Literal["mean", "sum", "first", "last"] | None = None
     missing: Literal["refuse", "gap"] = "refuse"
+    resolution: float = Field(0.0, ge=0)
 
-    def model_fields_told(self) -> dict[str, object]:
-        return {}
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.step is not None:
+            require(STEP.fullmatch(self.step) is not None, "step", self.step, f"expected {STEP_FORMS}")
+        grid = self.step is not None and self.step not in ("row", "weekday")
+        require(self.resample is None or grid, "resample", self.resample, "needs a step, as 1h or 1month")
+        if self.zone is not None:
+            require(_is_zone(self.zone), "zone", self.zone, "no such time zone; expected as Europe/Berlin")
+        named = [*self.times, *(self.channels or ()), *([self.series] if self.series else [])]
+        for name in named:
+            require(named.count(name) == 1, "channels", name, "is named for two purposes")
+        return self
+
+    @property
+    def times(self) -> Values:
+        """The columns that together tell the time."""
+        return (self.time,) if isinstance(self.time, str) else self.time or ()
+
+
+STEP = re.compile(r"row|weekday|([1-9]\d*)?(s|min|h|d|w|month|quarter|year)")
+STEP_FORMS = "15min, 1h, 1d, 1w, 1month, 1quarter, 1year, weekday or row"
+
+
+def _is_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return False
+    return True
 
 
 def contract_file(path: str) -> dict[str, Any]:

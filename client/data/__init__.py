@@ -48,12 +48,13 @@ def _images(field: str, source: DataSource, model: ImageSettings, match_contrast
 
 
 def _text(field: str, source: DataSource, model: TextSettings, match_contrast: bool) -> Examples:
-    tokens = load_text(field, source, model)
+    tokens = load_text(field, source, model, contract_of(field, source, TextContract))
     return Examples(tokens, tokens)
 
 
 def _series(field: str, source: DataSource, model: SeriesSettings, match_contrast: bool) -> Examples:
-    return Examples(*load_series(field, source, model))
+    contract = contract_of(field, source, SeriesContract)
+    return Examples(*load_series(field, source, model, contract=contract))
 
 
 def _tables(field: str, source: DataSource, model: TransformerSettings, match_contrast: bool) -> Examples:

@@ -182,14 +182,15 @@ def first_lines(field: str, path: Path, encoding: str | None, most: int = 200) -
 
 def separator_of(lines: list[str]) -> str:
     """The separator that cuts most lines into the same number of fields, more than one; a comma where none does."""
-    best, fields = ",", 1
+    best, cut = ",", (1, 0)
     for separator in (",", ";", "\t", "|"):
         counts = Counter(line.count(separator) + 1 for line in lines if line.strip())
         if not counts:
             continue
+        # Among as many fields the one that cuts more lines: decimal commas cut all but the line of names.
         common, times = counts.most_common(1)[0]
-        if common > fields and times >= 0.8 * counts.total():
-            best, fields = separator, common
+        if (common, times) > cut and common > 1 and times >= 0.8 * counts.total():
+            best, cut = separator, (common, times)
     return best
 
 

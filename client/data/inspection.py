@@ -46,7 +46,7 @@ class Inspection:
 def inspect_table(source: str, table: str | None = None) -> Inspection:
     """A table's columns, and a contract for the tabular family. Raises: InputError where it is no readable table."""
     findings = Findings(source)
-    written = _how_it_is_written(source, table, findings)
+    written = how_it_is_written(source, table, findings)
     frame = BUILT_IN[source]() if source in BUILT_IN else read_frame("source", source, written)
     if len(frame) == 0:
         raise InputError("source", source, "no rows")
@@ -64,10 +64,10 @@ def inspect_table(source: str, table: str | None = None) -> Inspection:
         findings.note("no column is left to read; name some in the contract")
     else:
         example = _example(source, TableContract.model_validate(raw), frame)
-    return Inspection(findings, _text(raw, findings), example)
+    return Inspection(findings, contract_text(raw, findings), example)
 
 
-def _how_it_is_written(source: str, table: str | None, findings: Findings) -> FileContract:
+def how_it_is_written(source: str, table: str | None, findings: Findings) -> FileContract:
     """Separator, decimal sign and encoding, looked at rather than assumed."""
     if is_database(source):
         return FileContract(table=table)
@@ -233,7 +233,7 @@ def _example(source: str, contract: TableContract, frame: pd.DataFrame) -> dict[
     return shown | {contract.label: f"{row[contract.label]} -> {found.targets[0].item():.3g}"}
 
 
-def _text(raw: dict[str, Any], findings: Findings) -> str:
+def contract_text(raw: dict[str, Any], findings: Findings) -> str:
     """TOML, with the notes above it."""
     notes = [f"# - {note}" for note in findings.notes]
     head = [

@@ -1,20 +1,14 @@
 """Text from a built-in source or the company's own disk, cut into windows of tokens.
 
-Read from disk: a text file; text8 or its .zip; .jsonl and .parquet with a `text` field (OpenWebText dumps); a
-folder of any of these, and of the news.en-* shards of the 1-billion-word benchmark, one sentence a line.
+Documents stay apart: a window holds tokens of one of them, unless the contract says `across_documents`. So what
+example-level privacy protects, a window, is of one document, and no document is another one's context.
 """
 
 from __future__ import annotations
 
-import ast
-import io
-import json
-import sys
-import sysconfig
-import zipfile
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -23,144 +17,108 @@ from torch import Tensor
 from ...blocks.settings import TextSettings
 from ...errors import InputError
 from ...settings import DataSource
-from .tokenizer import Tokenizer
+from ...settings.contract import TextContract
+from .documents import documents
+from .findings import Findings, counted
+from .tokenizer import CHARACTERS, Tokenizer, Tokens
 
-SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
-_PIECE = 1 << 24  # characters read at once
+_DIGEST_BYTES = 16
 
 
-def load_text(field: str, source: DataSource, model: TextSettings) -> Tensor:
-    """(N, sequence_length) int64: the text in order, in windows that do not overlap; the rest is dropped."""
+@dataclass
+class _Seen:
+    """What has been read: `short` documents fill no window, `rest` tokens at a document's end do not."""
+
+    documents: int = 0
+    characters: int = 0
+    tokens: int = 0
+    short: int = 0
+    rest: int = 0
+    copies: int = 0
+    digests: set[bytes] = field(default_factory=set)
+
+
+def load_text(
+    field: str,
+    source: DataSource,
+    model: TextSettings,
+    contract: TextContract | None = None,
+    findings: Findings | None = None,
+) -> Tensor:
+    """(N, sequence_length) int64: the text in order, in windows that do not overlap.
+
+    The last tokens of a document that fill no window are dropped, as is a document shorter than one.
+    """
+    findings = findings or Findings(source.source)
     tokenizer = Tokenizer.of("model.tokenizer", model.tokenizer)
     if tokenizer.vocabulary > model.vocabulary:
         rule = f"{model.tokenizer} has {tokenizer.vocabulary} tokens"
         raise InputError("model.vocabulary", model.vocabulary, rule)
-    tokens = np.concatenate(
-        [np.empty(0, dtype=np.int64), *map(tokenizer.encode, _pieces(field, source.source))]
+    told, seen, length = contract or TextContract(), _Seen(), model.sequence_length
+    every = _tokens(field, source.source, told, tokenizer, seen, findings)
+    if told.across_documents:
+        every = iter((np.concatenate([np.empty(0, dtype=np.int64), *every]),))
+    kept = []
+    for tokens in every:
+        whole = len(tokens) // length * length
+        seen.short += whole == 0
+        seen.rest += len(tokens) - whole if whole else 0
+        kept.append(tokens[:whole])
+    found = np.concatenate([np.empty(0, dtype=np.int64), *kept]).reshape(-1, length)
+    _say(findings, seen, found, model)
+    if len(found) == 0:
+        raise InputError(field, source.source, _too_short(seen, length, told))
+    if contract is not None and len(found) < contract.least_examples:
+        rule = f"{counted(len(found), 'window')} of {length} tokens"
+        raise InputError(field, source.source, f"{rule}, contract.least_examples={contract.least_examples}")
+    return torch.from_numpy(found)
+
+
+def _tokens(
+    field: str, source: str, contract: TextContract, tokenizer: Tokenizer, seen: _Seen, findings: Findings
+) -> Iterator[Tokens]:
+    """Those of one document after another."""
+    for document in documents(field, source, contract, findings):
+        digest, parts = hashlib.blake2b(digest_size=_DIGEST_BYTES), [np.empty(0, dtype=np.int64)]
+        for piece in document:
+            digest.update(piece.encode("utf-8", "surrogatepass"))
+            seen.characters += len(piece)
+            parts.append(tokenizer.encode(piece))
+        seen.documents += 1
+        seen.copies += digest.digest() in seen.digests
+        seen.digests.add(digest.digest())
+        tokens = parts[1] if len(parts) == 2 else np.concatenate(parts)
+        seen.tokens += len(tokens)
+        yield tokens
+
+
+def _say(findings: Findings, seen: _Seen, found: Tokens, model: TextSettings) -> None:
+    findings.fact("documents", f"{seen.documents:,}, of {seen.characters:,} characters")
+    findings.fact("tokens", f"{seen.tokens:,} of the {model.tokenizer} tokenizer")
+    findings.fact("examples", f"{len(found):,} windows of {model.sequence_length} tokens")
+    if seen.copies:
+        findings.note(
+            f"{counted(seen.copies, 'document')} copied from others; each copy counts as other examples"
+        )
+    if seen.short and len(found):
+        findings.note(
+            f"{counted(seen.short, 'document')} shorter than a window of {model.sequence_length} left out"
+        )
+    if seen.rest:
+        findings.note(
+            f"{counted(seen.rest, 'token')} at the ends of documents fill no window and are left out"
+        )
+    unknown = int((found == len(CHARACTERS["ascii"])).sum()) if model.tokenizer == "ascii" else 0
+    if unknown:
+        findings.note(
+            f"{counted(unknown, 'character')} that ASCII does not have read as one and the same token"
+        )
+
+
+def _too_short(seen: _Seen, length: int, contract: TextContract) -> str:
+    if seen.documents <= 1 or contract.across_documents:
+        return f"{seen.tokens} tokens do not fill a window of {length}; shorten model.sequence_length"
+    rule = (
+        f"none of {seen.documents:,} documents, of together {seen.tokens} tokens, fills a window of {length}"
     )
-    windows, length = len(tokens) // model.sequence_length, model.sequence_length
-    if not windows:
-        raise InputError(field, source.source, f"{len(tokens)} tokens do not fill a window of {length}")
-    return torch.from_numpy(tokens[: windows * length]).view(windows, length)
-
-
-def _pieces(field: str, source: str) -> Iterator[str]:
-    """The text in pieces of bounded size; documents end with a newline."""
-    if source in BUILT_IN:
-        yield BUILT_IN[source]()
-        return
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _is_text(p))
-        if not files:
-            raise InputError(field, source, f"no {', '.join(SUFFIXES)} or news.en-* files here")
-    elif path.is_file():
-        files = [path]
-    else:
-        known = ", ".join(BUILT_IN)
-        raise InputError(field, source, f"no such file or folder; built-in texts: {known}")
-    for file in files:
-        try:
-            yield from _read(field, file)
-        except UnicodeDecodeError as error:
-            raise InputError(field, str(file), f"not UTF-8 (byte {error.start})") from None
-        except OSError as error:
-            raise InputError(field, str(file), f"not readable ({type(error).__name__})") from None
-
-
-def _is_text(file: Path) -> bool:
-    return file.suffix in SUFFIXES or file.name.startswith("news.en")
-
-
-def _read(field: str, file: Path) -> Iterator[str]:
-    if file.suffix == ".parquet":
-        yield from _read_parquet(field, file)
-    elif file.suffix == ".jsonl":
-        yield from _read_jsonl(field, file)
-    elif file.suffix == ".zip":
-        yield from _read_zip(field, file)
-    else:
-        with file.open(encoding="utf-8") as opened:
-            yield from _whole(opened)
-
-
-def _whole(opened: io.TextIOWrapper) -> Iterator[str]:
-    piece = ""
-    while read := opened.read(_PIECE):
-        piece = read
-        yield piece
-    if piece and not piece.endswith("\n"):
-        yield "\n"
-
-
-def _read_zip(field: str, file: Path) -> Iterator[str]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for name in sorted(archive.namelist()):
-                with archive.open(name) as raw:
-                    yield from _whole(io.TextIOWrapper(raw, encoding="utf-8"))
-    except zipfile.BadZipFile:
-        raise InputError(field, str(file), "not a readable .zip file") from None
-
-
-def _read_jsonl(field: str, file: Path) -> Iterator[str]:
-    with file.open(encoding="utf-8") as opened:
-        for number, line in enumerate(opened, start=1):
-            try:
-                text = json.loads(line)["text"].encode("utf-8").decode("utf-8")
-            except (ValueError, KeyError, TypeError, AttributeError):
-                rule = f'line {number}: expected {{"text": "..."}}'
-                raise InputError(field, str(file), rule) from None
-            yield f"{text}\n"
-
-
-def _read_parquet(field: str, file: Path) -> Iterator[str]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(file) as table:
-            if "text" not in table.schema_arrow.names:
-                raise InputError(field, str(file), "column 'text' is missing")
-            for batch in table.iter_batches(columns=["text"]):
-                rows = batch.column(0).to_pylist()
-                if not all(isinstance(row, str) for row in rows):
-                    raise InputError(field, str(file), "expected text in every row of column 'text'")
-                yield "".join(f"{row}\n" for row in rows)
-    except ArrowException as error:
-        raise InputError(field, str(file), f"not a readable .parquet file ({type(error).__name__})") from None
-
-
-def _topics() -> str:
-    """The language reference that every Python ships for its `help()`: nearly half a million characters."""
-    from pydoc_data import topics
-
-    return "\n".join(topics.topics[key] for key in sorted(topics.topics))
-
-
-@cache
-def _docstrings() -> str:
-    """The docstrings of this Python's standard library, by module name: 1.7 million characters."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    names = sorted(n for n in sys.stdlib_module_names if n not in ("test", "idlelib", "pydoc_data"))
-    found: list[str] = []
-    for name in names:
-        for file in (root / f"{name}.py", *sorted((root / name).rglob("*.py"))):
-            if file.is_file() and "test" not in file.relative_to(root).parts:
-                found += _docstrings_of(file)
-    return "\n".join(found)
-
-
-def _docstrings_of(file: Path) -> Iterator[str]:
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # templates and code of other versions lie there too
-        return
-    for node in ast.walk(tree):
-        text = ast.get_docstring(node) if isinstance(node, documented) else None
-        if text:
-            yield f"{text}\n"
-
-
-BUILT_IN: dict[str, Callable[[], str]] = {"python-topics": _topics, "python-docstrings": _docstrings}
+    return f"{rule}; shorten model.sequence_length, or say across_documents = true in a contract"

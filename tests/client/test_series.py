@@ -111,8 +111,8 @@ def test_ett_is_split_by_its_months(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        (lambda t: t.assign(a=t.a.where(t.index != 7)), r"row 7 of column 'a'.*finite"),
-        (lambda t: t.assign(b=np.where(t.index == 3, np.inf, t.b)), r"row 3 of column 'b'.*finite"),
+        (lambda t: t.assign(a=t.a.where(t.index != 7)), r"row 8 of column 'a'.*finite"),
+        (lambda t: t.assign(b=np.where(t.index == 3, np.inf, t.b)), r"row 4 of column 'b'.*finite"),
         (lambda t: t.assign(a=np.where(t.index == 3, "none", t.a.astype(str))), r"'a'.*expected numbers"),
         (lambda t: t[:11], r"context_length \+ horizon = 12"),
         (lambda t: t[::-1], "time order"),

@@ -1,0 +1,231 @@
+"""Documents of a source of text, each in pieces of bounded size, so that a text of any length fits.
+
+A file of text is one document, as are a line of JSON and a row of a table. Shards of sentences (news.en-* of the
+1-billion-word benchmark) go on from file to file and are one document together.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+from collections.abc import Iterator
+from typing import IO, Any
+
+from ...errors import InputError
+from ...settings.contract import TextContract
+from .built_in_texts import BUILT_IN
+from .findings import Findings, counted
+from .text_files import LINES, Bomb, File, files_of
+
+_PIECE = 1 << 24  # characters read at once
+_MARK = "\ufeff"  # also where files with a mark each were joined
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+
+Pieces = Iterator[str]
+
+
+def documents(field: str, source: str, contract: TextContract, findings: Findings) -> Iterator[Pieces]:
+    """Each to be read before the next one is asked for; it ends with a newline.
+
+    Raises: InputError naming the file, and the line or the byte, of what cannot be read.
+    """
+    if source in BUILT_IN:
+        yield iter((BUILT_IN[source](),))
+        return
+    try:
+        b"".decode(contract.encoding or "utf-8")
+    except (LookupError, UnicodeError):
+        raise InputError("contract.encoding", contract.encoding, "no such encoding of text") from None
+    files = files_of(field, source, list(BUILT_IN), findings)
+    findings.fact("files", f"{len(files):,}")
+    readers = [_Reader(field, file, contract, findings) for file in files]
+    at = 0
+    while at < len(files):
+        shards = at
+        while shards < len(files) and files[shards].is_shard:
+            shards += 1
+        if shards > at:
+            yield (piece for reader in readers[at:shards] for piece in reader.plain())
+            at = shards
+        else:
+            yield from readers[at].documents()
+            at += 1
+    empty = sum(reader.empty for reader in readers)
+    if empty:
+        findings.note(f"{counted(empty, 'document')} without text left out")
+
+
+class _Reader:
+    """One file. `empty`: how many of its lines or rows have no text."""
+
+    def __init__(self, field: str, file: File, contract: TextContract, findings: Findings) -> None:
+        self.field, self.file, self.contract, self.findings = field, file, contract, findings
+        self.empty = 0
+
+    def documents(self) -> Iterator[Pieces]:
+        if self.file.suffix == ".parquet":
+            yield from self._rows()
+        elif self.file.suffix in LINES:
+            yield from self._json_lines()
+        else:
+            yield self.plain()
+
+    def wrong(self, rule: str) -> InputError:
+        return InputError(self.field, self.file.shown, f"{self.file.within}{rule}")
+
+    def plain(self) -> Pieces:
+        """The text as it stands. A NUL is refused: it tells of UTF-16, or of no text."""
+        piece, before = "", 0
+        with _Opened(self) as (raw, encoding):
+            text = io.TextIOWrapper(raw, encoding=encoding)  # line ends of every system become \n
+            while read := text.read(_PIECE):
+                piece = read
+                if "\0" in piece:
+                    place = f"character {before + piece.index(chr(0)):,}"
+                    raise self.wrong(
+                        f"holds a NUL ({place}): no text, or an encoding to be named in a contract"
+                    )
+                before += len(piece)
+                yield piece
+        if piece and not piece.endswith("\n"):
+            yield "\n"
+
+    def _json_lines(self) -> Iterator[Pieces]:
+        with _Opened(self) as (raw, encoding):
+            for number, line in enumerate(io.TextIOWrapper(raw, encoding=encoding), start=1):
+                if line.strip():
+                    text = self._text(f"line {number}", self._object(number, line.lstrip(_MARK)))
+                    if text is not None:
+                        yield iter((f"{text}\n",))
+
+    def _object(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            found = json.loads(line)
+        except RecursionError:
+            raise self.wrong(f"line {number} is nested too deeply") from None
+        except ValueError as error:
+            at = f" (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
+            raise self.wrong(f"line {number} is not JSON{at}; expected one object a line") from None
+        if not isinstance(found, dict):
+            raise self.wrong(f"line {number} is no JSON object; expected one a line")
+        return found
+
+    def _rows(self) -> Iterator[Pieces]:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        path, row = self.contract.field, 0
+        try:
+            with self.file.open() as raw, ParquetFile(raw) as table:
+                names = table.schema_arrow.names
+                column = path if path in names else path.split(".")[0]
+                if column not in names:
+                    there = ", ".join(names[:12])
+                    raise self.wrong(f"column {column!r} is missing; name the field in a contract: {there}")
+                for batch in table.iter_batches(columns=[column]):
+                    for found in batch.column(0).to_pylist():
+                        row += 1
+                        text = self._text(f"row {row}", {column: found})
+                        if text is not None:
+                            yield iter((f"{text}\n",))
+        except (ArrowException, OSError, ValueError) as error:
+            rule = f"not a readable .parquet file ({type(error).__name__})"
+            raise self.wrong(rule) from None
+
+    def _text(self, place: str, record: dict[str, Any]) -> str | None:
+        """The text of a line or row; none where there is none and the contract drops it."""
+        field = self.contract.field
+        found = by_path(record, field)
+        if found is None:
+            if self.contract.missing == "drop":
+                self.empty += 1
+                return None
+            rule = f'no text in field {field!r}; name the field, or say missing = "drop", in a contract'
+            raise self.wrong(f"{place}: {rule}")
+        if not isinstance(found, str):
+            raise self.wrong(f"{place}: field {field!r} is no text")
+        if "\0" in found:
+            raise self.wrong(f"{place}: field {field!r} holds a NUL")
+        try:
+            found.encode("utf-8")
+        except UnicodeEncodeError:
+            raise self.wrong(f"{place}: field {field!r} holds half a character (a lone surrogate)") from None
+        return found
+
+
+class _Opened:
+    """A file's bytes and its encoding, by its byte order mark if it has one; errors of reading become ours."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader, self._file = reader, reader.file
+        self._encoding = reader.contract.encoding or "utf-8"
+        self._raw: IO[bytes] | None = None
+
+    def __enter__(self) -> tuple[IO[bytes], str]:
+        try:
+            with self._file.open() as raw:
+                head = raw.read(4)
+            marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), None)
+            self._encoding = marked or self._encoding
+            self._raw = self._file.open()
+        except Exception as error:
+            raise self._ours(error) from None
+        if marked not in (None, "utf-8-sig"):
+            note = f"{self._file.name} is read as {self._encoding.upper()}, as its byte order mark says"
+            self._reader.findings.note(note)
+        return self._raw, self._encoding
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._raw is not None:
+            self._raw.close()
+        if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError):
+            raise self._ours(error) from None
+
+    def _ours(self, error: Exception) -> InputError:
+        wrong = self._reader.wrong
+        if isinstance(error, UnicodeError):
+            name = "UTF-8" if self._encoding in ("utf-8", "utf-8-sig") else self._encoding
+            return wrong(f"not {name} {self._where()}; name the encoding in a contract")
+        if isinstance(error, Bomb):
+            return wrong(str(error))
+        if isinstance(error, OSError) and error.strerror:
+            return wrong(f"not readable ({error.strerror})")
+        if isinstance(error, NotImplementedError):
+            return wrong("is packed in a way that is not read; pack it anew")
+        return wrong(f"is damaged ({type(error).__module__}.{type(error).__name__}); get it anew")
+
+    def _where(self) -> str:
+        """Byte and line of what is not of the encoding, counted in a second reading."""
+        name = self._encoding.replace("utf-8-sig", "utf-8")  # whose decoder does not count the mark
+        decoder = codecs.getincrementaldecoder(name)()
+        before, lines = 0, 1
+        with self._file.open() as raw:
+            while True:
+                chunk = raw.read(1 << 20)
+                kept = len(decoder.getstate()[0])
+                try:
+                    lines += decoder.decode(chunk, final=not chunk).count("\n")
+                except UnicodeDecodeError as error:
+                    lines += error.object[: error.start].decode(name, "ignore").count("\n")
+                    return f"(byte {before - kept + error.start}) in line {lines}"
+                except UnicodeError:
+                    return "(byte 0)"
+                if not chunk:
+                    return "at its end"
+                before += len(chunk)
+
+
+def by_path(record: dict[str, Any], path: str) -> object:
+    """`{"body": {"text": ...}}` by "body.text"; none where there is nothing. A name may itself hold a point."""
+    if path in record:
+        return record[path]
+    parts = path.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        inner = record.get(".".join(parts[:count]))
+        if isinstance(inner, dict):
+            return by_path(inner, ".".join(parts[count:]))
+    return None
