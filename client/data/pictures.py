@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -20,7 +22,7 @@ from ...settings.contract import ImageContract
 from .findings import Findings, counted
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Transpose
 
 Pixels = npt.NDArray[np.float32]
 
@@ -29,7 +31,7 @@ SUFFIXES = (
     ".pbm", ".pnm", ".avif", ".jp2",
 )  # fmt: skip
 # No format that runs a program (EPS) or fetches anything.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 MOST_NAMED = 3
@@ -110,19 +112,54 @@ def picture(file: IO[bytes], target: Target, tally: Tally) -> Pixels:
     """(channels, size, size) float32 in [0, 1]. Raises: Unreadable; Unfit."""
     from PIL import Image
 
+    opened, done, turn = _loaded(file, target.channels)
+    image = _levels(opened, target)
+    if turn is not None:
+        image = image.transpose(turn)
+    size = image.size
+    image = _square(image, target).resize((target.size, target.size), Image.Resampling.BOX)
+    values = np.asarray(image)
+    if image.mode != "F":
+        values = values.astype(np.float64) / 255
+    pixels = values.astype(np.float32)
+    # (S, S) or (S, S, 3) -> (channels, S, S)
+    pixels = (
+        pixels.transpose(2, 0, 1) if pixels.ndim == 3 else np.repeat(pixels[None], target.channels, axis=0)
+    )
+    tally.changed.update(done)
+    tally.sizes[size] += 1
+    return pixels
+
+
+def _loaded(file: IO[bytes], channels: int) -> tuple[Image, list[str], Transpose | None]:
+    """An image in memory, what reading it changes, and how it is still to be turned. Raises: Unreadable."""
+    _refuse_stand_ins(file)
+    with reading(), look(file) as opened:
+        done = changes(opened, channels)
+        opened.load()
+        return opened, done, _turns().get(orientation(opened))  # Pillow has turned a TIFF already
+
+
+def look(file: IO[bytes]) -> Image:
+    """The header of an image; its pixels are not read yet."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Whatever Pillow raises is Unreadable, and what it would print of damaged data is not printed."""
+    from PIL import Image
+
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # what Pillow would print of a damaged EXIF block, or of a large image
+        warnings.simplefilter("ignore")
         try:
-            _refuse_stand_ins(file)
-            return _picture(file, target, tally)
-        except (Unreadable, Unfit):
-            raise
+            yield
         except Image.DecompressionBombError:
-            raise Unreadable(
-                f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, as no photo has"
-            ) from None
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+            raise Unreadable(f"has more than {most:,} pixels; make it smaller") from None
         except Exception as error:  # Pillow's readers raise many kinds
             raise Unreadable(_reason(error)) from None
 
@@ -148,31 +185,6 @@ def _reason(error: Exception) -> str:
     return "damaged or cut off"
 
 
-def _picture(file: IO[bytes], target: Target, tally: Tally) -> Pixels:
-    from PIL import Image
-
-    with Image.open(file, formats=FORMATS) as opened:
-        done = changes(opened, target.channels)
-        opened.load()
-        turn = _turns().get(orientation(opened))  # Pillow has turned a TIFF already
-        image = _levels(opened, target)
-    if turn is not None:
-        image = image.transpose(turn)
-    size = image.size
-    image = _square(image, target).resize((target.size, target.size), Image.Resampling.BOX)
-    values = np.asarray(image)
-    if image.mode != "F":
-        values = values.astype(np.float64) / 255
-    pixels = values.astype(np.float32)
-    # (S, S) or (S, S, 3) -> (channels, S, S)
-    pixels = (
-        pixels.transpose(2, 0, 1) if pixels.ndim == 3 else np.repeat(pixels[None], target.channels, axis=0)
-    )
-    tally.changed.update(done)
-    tally.sizes[size] += 1
-    return pixels
-
-
 def changes(opened: Image, channels: int) -> list[str]:
     """What reading this image changes of it beside its size; before its pixels are loaded."""
     done = []
@@ -190,7 +202,7 @@ def changes(opened: Image, channels: int) -> list[str]:
         done.append("transparent parts are laid on the contract's background")
     if mode in ("P", "PA"):
         done.append("colours are taken from its palette")
-    elif mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+    elif mode in ("CMYK", "YCbCr"):
         done.append(f"converted from {mode}, without a colour profile")
     grey = mode in ("1", "L", "LA", "La") or is_deep(mode)
     if channels == 1 and not grey:
@@ -214,7 +226,7 @@ def orientation(opened: Image) -> int:
     return found if found in _turns() else 1
 
 
-def _turns() -> dict[object, Image.Transpose]:
+def _turns() -> dict[object, Transpose]:
     from PIL.Image import Transpose
 
     return {
@@ -229,6 +241,8 @@ def _levels(opened: Image, target: Target) -> Image:
 
     if is_deep(opened.mode):
         return Image.fromarray(_deep(opened, target.bits))
+    if opened.mode in ("LAB", "HSV"):
+        raise Unfit(f"colours of mode {opened.mode} are not read; save it as RGB")
     image: Image.Image = opened
     if image.has_transparency_data:
         image = image.convert("RGBA")
