@@ -59,7 +59,9 @@ class TransformerSettings(Part):
     label_side: ClassVar[Literal["inputs", "targets"] | None] = None
 
     if TYPE_CHECKING:
-        family: str  # each family's own field, a literal; its place among the others is that in a plan's digest
+        family: (
+            str  # each family's own field, a literal; its place among the others is that in a plan's digest
+        )
 
     hidden_size: int = Field(32, ge=4, le=8192)
     layers: int = Field(6, ge=1, le=256)

@@ -58,6 +58,10 @@ def progress_on(console: Console) -> Iterator[Progress]:
 def prepare_with_progress(settings: SimulationSettings, runs: Path, console: Console) -> RunFolder:
     """Check the inputs, then prepare a new run under `runs`."""
     inputs = read_inputs(settings)
+    for side, findings in inputs.findings.items():
+        for note in findings.notes:
+            text = f"[yellow]{side} data:[/] {escape(note)}"
+            console.print(text, highlight=False, soft_wrap=True)
     with progress_on(console) as progress:
         task = progress.add_task(
             "Public pretraining", total=settings.pretraining.steps * settings.model.blocks, note=""

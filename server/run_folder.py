@@ -5,6 +5,7 @@ runs/<id>/
     simulation.toml    in a simulation, the rest of its settings
     plan.json          what was offered to the companies
     roster.toml        whose signatures the coordinator takes
+    data.json          in a simulation, what was found in the data, and done to them
     evaluation/        public and, in a simulation, held-out private examples
     checkpoints/       round-0000 is the public model
     metrics.jsonl      one line a round

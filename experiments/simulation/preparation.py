@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from ...blocks.size import parameters_of
 from ...blocks.state import check_part
 from ...client.company import Company
 from ...client.data import load_examples
+from ...client.data.class_labels import check_same
+from ...client.data.findings import Findings
 from ...client.policy import LARGEST_MODEL, Policy
 from ...errors import InputError, RunError
 from ...privacy.accounting import calibrate, releases_within
@@ -48,28 +51,37 @@ class Inputs:
     public_test: Examples
     companies: list[Examples]
     heldout: Examples
+    findings: dict[str, Findings]  # of "public" and "private" data
 
 
 def read_inputs(settings: SimulationSettings) -> Inputs:
     """Load, check and deal the data; the same settings give the same parts."""
     rng = _holding_out(settings)
-    public_train, public_test = read_public(settings, rng)
+    findings = {
+        "public": Findings(settings.data.public.source),
+        "private": Findings(settings.data.private.source),
+    }
+    public_train, public_test = read_public(settings, rng, findings["public"])
     contrast = settings.data.match_contrast
-    private = load_examples("data.private.source", settings.data.private, settings.model, contrast)
+    field = "data.private.source"
+    private = load_examples(field, settings.data.private, settings.model, contrast, findings["private"])
+    check_same(findings["public"], findings["private"], field)
     companies, heldout = [], []
     for part in deal(private, settings.model, settings.companies, settings.seed):
         kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
         companies.append(private[kept])
         heldout.append(out)
     out = _spread(np.concatenate(heldout), settings.data.test_examples)
-    return Inputs(public_train, public_test, companies, private[out])
+    return Inputs(public_train, public_test, companies, private[out], findings)
 
 
-def read_public(settings: RunSettings, rng: np.random.Generator | None = None) -> tuple[Examples, Examples]:
+def read_public(
+    settings: RunSettings, rng: np.random.Generator | None = None, findings: Findings | None = None
+) -> tuple[Examples, Examples]:
     """The public examples, (train, test), as in `read_inputs`."""
     check_device(settings.device)
     contrast = settings.data.match_contrast
-    public = load_examples("data.public.source", settings.data.public, settings.model, contrast)
+    public = load_examples("data.public.source", settings.data.public, settings.model, contrast, findings)
     rng = rng or _holding_out(settings)
     train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, rng)
     if len(test) == 0:
@@ -194,6 +206,10 @@ def prepare(
         inputs.public_test.save(_made(run.evaluation) / "public.npz")
         inputs.heldout.save(run.evaluation / "heldout.npz")
         inputs.public_train.save(run.path / "public_train.npz")
+        found = {side: findings.to_json() for side, findings in inputs.findings.items()}
+        atomic_file.write(
+            run.path / "data.json", json.dumps(found, indent=2).encode(), mode=atomic_file.OWNER_ONLY
+        )
         for i, data in enumerate(inputs.companies):
             write_home(run.companies / f"company-{i}", f"company-{i}", settings, data)
         introduce(run)
