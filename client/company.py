@@ -75,7 +75,7 @@ class Company:
         run_dir, partition = context.run_config.get("run-dir"), context.node_config.get("partition-id")
         if not run_dir or partition is None:
             raise InputError("company-home", home, "not set in this node's configuration")
-        simulated = Path(str(run_dir)) / COMPANIES / f"company-{partition}"
+        simulated = simulated_home(Path(str(run_dir)) / COMPANIES, int(partition))
         return cls(simulated, load_policy(simulated / "policy.toml"))
 
     @classmethod
@@ -209,6 +209,13 @@ class _LogFile(logging.FileHandler):
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
+
+
+def simulated_home(companies: Path, partition: int) -> Path:
+    """The home of a simulated company: `company-<partition>`, or where companies have names, by their order."""
+    numbered = companies / f"company-{partition}"
+    named = sorted(home for home in companies.glob("*") if (home / "policy.toml").is_file())
+    return numbered if numbered.is_dir() or partition >= len(named) else named[partition]
 
 
 class _Lines(logging.Formatter):

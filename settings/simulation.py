@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,10 +13,30 @@ from .run import CohortSettings, DataSource, PublicDataSettings, RunSettings
 Transport = Literal["grid", "grpc"]
 
 
+CompanyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class PrivateSource(DataSource):
+    """One source that is dealt out to the companies, or in `sources` each company's own, by the company's name.
+
+    With `sources` the companies are theirs (`companies.count` follows), and `source` is not read.
+    """
+
+    source: str = ""
+    sources: dict[CompanyName, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        require(
+            bool(self.source or self.sources), "source", self.source, "name a source, or sources by company"
+        )
+        return self
+
+
 class DataSettings(PublicDataSettings):
     """Public data for the coordinator, private data to be dealt to the companies."""
 
-    private: DataSource = DataSource(source="mnist-5k")
+    private: PrivateSource = PrivateSource(source="mnist-5k")
 
 
 class DropoutSettings(Part):
@@ -50,6 +70,21 @@ class SimulationSettings(RunSettings):
     companies: CompanySettings = CompanySettings()
     workers: int = Field(2, ge=1, le=256, description="companies simulated at once, a core each")
     audit: AuditSettings = AuditSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts_sources(cls, raw: Any) -> Any:
+        """Companies that bring data of their own are as many as their sources."""
+        try:
+            count = len(raw["data"]["private"]["sources"])
+        except (KeyError, TypeError):
+            return raw
+        companies = raw.get("companies", {})
+        return (
+            raw | {"companies": companies | {"count": count}}
+            if count and isinstance(companies, dict)
+            else raw
+        )
 
     @model_validator(mode="after")
     def _audits(self) -> Self:

@@ -61,7 +61,9 @@ def measure(
                     found["public"].append(result[f"{metric}_public_model"])
                     for name, noise_multiplier in (("central", noise_of(settings)), ("without_noise", 0.0)):
                         found[name].append(
-                            central(settings, run, inputs.companies, inputs.heldout, noise_multiplier)
+                            central(
+                                settings, run, [*inputs.companies.values()], inputs.heldout, noise_multiplier
+                            )
                         )
                         on_progress(f"seed {seed} {name}: {found[name][-1]:.4f}")
     mean = {name: statistics.mean(values) for name, values in found.items()}

@@ -15,6 +15,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from ...client.agent import Agent, App
+from ...client.company import simulated_home
 from ...client.endpoint import Endpoint, EndpointSettings
 from ...errors import RunError
 from ...protocol.transport import OwnCertificate, PinnedCertificates
@@ -30,7 +31,8 @@ _GATHER = 60.0
 def loopback_grid(run: RunFolder, app: App) -> Iterator[StreamGrid]:
     """The data plane of a prepared simulation, all its companies connected."""
     settings = read_simulation(run.path)
-    names = [f"company-{i}" for i in range(settings.companies.count)]
+    homes = run.companies
+    names = [simulated_home(homes, partition).name for partition in range(settings.companies.count)]
     coordinator, companies = (
         OwnCertificate.create(COORDINATOR),
         {name: OwnCertificate.create(name) for name in names},

@@ -22,7 +22,6 @@ from ...blocks.size import parameters_of
 from ...blocks.state import check_part
 from ...client.company import Company
 from ...client.data import load_examples
-from ...client.data.class_labels import check_same
 from ...client.data.findings import Findings
 from ...client.policy import LARGEST_MODEL, Policy
 from ...errors import InputError, RunError
@@ -36,7 +35,7 @@ from ...protocol.release import block_size, default_company_clip, event_of, fewe
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, write_simulation
-from .partition import deal
+from .private_data import read_private
 
 PUBLIC_TEST_SHARE = 0.2
 
@@ -49,27 +48,21 @@ class Inputs:
 
     public_train: Examples
     public_test: Examples
-    companies: list[Examples]
+    companies: dict[str, Examples]  # by name
     heldout: Examples
-    findings: dict[str, Findings]  # of "public" and "private" data
+    findings: dict[str, Findings]  # by source: "public", and "private" or the companies' names
 
 
 def read_inputs(settings: SimulationSettings) -> Inputs:
     """Load, check and deal the data; the same settings give the same parts."""
     rng = _holding_out(settings)
-    findings = {
-        "public": Findings(settings.data.public.source),
-        "private": Findings(settings.data.private.source),
-    }
+    findings = {"public": Findings(settings.data.public.source)}
     public_train, public_test = read_public(settings, rng, findings["public"])
-    contrast = settings.data.match_contrast
-    field = "data.private.source"
-    private = load_examples(field, settings.data.private, settings.model, contrast, findings["private"])
-    check_same(findings["public"], findings["private"], field)
-    companies, heldout = [], []
-    for part in deal(private, settings.model, settings.companies, settings.seed):
+    private, parts = read_private(settings, findings)
+    companies, heldout = {}, []
+    for name, part in parts.items():
         kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
-        companies.append(private[kept])
+        companies[name] = private[kept]
         heldout.append(out)
     out = _spread(np.concatenate(heldout), settings.data.test_examples)
     return Inputs(public_train, public_test, companies, private[out], findings)
@@ -210,8 +203,8 @@ def prepare(
         atomic_file.write(
             run.path / "data.json", json.dumps(found, indent=2).encode(), mode=atomic_file.OWNER_ONLY
         )
-        for i, data in enumerate(inputs.companies):
-            write_home(run.companies / f"company-{i}", f"company-{i}", settings, data)
+        for name, data in inputs.companies.items():
+            write_home(run.companies / name, name, settings, data)
         introduce(run)
     return RunFolder(folder.resolve())
 
