@@ -20,6 +20,7 @@ from fedblocks.blocks import digest
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import epsilon_by_company, simulate, summary
 from fedblocks.server.checkpoint import Checkpoint
+from fedblocks.server.events import Event, RoundFinished
 from fedblocks.settings import SimulationSettings
 
 ROOT = Path(fedblocks.__file__).parent
@@ -95,5 +96,10 @@ def test_the_in_process_grid_listens_nowhere(small: SimulationSettings, tmp_path
     assert len(listening() - before) == 1
     server.stop(None).wait()
     seen = []
-    simulate(prepare(small, tmp_path / "run"), lambda row: seen.append(listening() - before))
+
+    def look(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            seen.append(listening() - before)
+
+    simulate(prepare(small, tmp_path / "run"), [look])
     assert seen == [set()] * 5
