@@ -33,13 +33,13 @@ def arrays_of(field: str, path: Path) -> tuple[Array, Array]:
         raise InputError(field, str(path), rule if images.dtype == bool else rule.partition(";")[0])
     if 0 in images.shape[1:]:
         raise InputError(field, str(path), f"no pixels: images have the shape {images.shape}")
+    found = f"found {images.shape} and {labels.shape}"
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
         images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4 or labels.ndim != 1:
         rule = "expected images (N, H, W) or (N, C, H, W) and labels (N,)"
-        found = f"found {images.shape} and {labels.shape}"
         raise InputError(field, str(path), f"{rule}, {found}")
     return images, labels
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from ...settings.contract import FileContract
 from .class_labels import clean, in_order
-from .findings import Findings
+from .findings import Findings, counted
 from .frames import read_frame
 from .image_folders import is_picture
 from .inspection import LABELS, MOST_VALUES
@@ -43,7 +43,7 @@ def drafted_table(source: str, written: FileContract, findings: Findings) -> dic
         pixels = len(others) - 1
         raw["channels"] = 1 if round(pixels**0.5) ** 2 == pixels else 3
     elif len(others) > 1:
-        findings.note(f"not read: {len(others) - 1} other columns")
+        findings.note(f"not read: {counted(len(others) - 1, 'other column')}")
     return raw
 
 

@@ -219,7 +219,9 @@ def _unit_range(
     Told by the type, not by the largest value found: one bright example would rescale all the others.
     """
     # A float32 is kept: its double would be the same number.
-    values = images.astype(np.float32 if images.dtype == np.float32 else np.float64, copy=False)
+    values: npt.NDArray[np.floating] = images.astype(
+        np.float32 if images.dtype == np.float32 else np.float64, copy=False
+    )
     low, high = float(values.min()), float(values.max())
     whole = np.issubdtype(images.dtype, np.integer)
     limit = 2 ** (contract.bits or 8) - 1 if whole else 1
@@ -233,4 +235,5 @@ def _unit_range(
             )
             rule = f"{rule}; {how}"
         raise InputError(field, source, rule)
-    return values / limit
+    scaled: npt.NDArray[np.floating] = values / limit
+    return scaled

@@ -45,6 +45,8 @@ def picture(file: IO[bytes], target: Target, tally: Tally) -> Pixels:
     from PIL import Image
 
     opened, done, turn = _loaded(file, target.channels)
+    if is_transparent(opened):
+        done.append(f"transparent parts are laid on {target.background}")
     image = _levels(opened, target)
     if turn is not None:
         image = image.transpose(turn)
@@ -66,6 +68,10 @@ def picture(file: IO[bytes], target: Target, tally: Tally) -> Pixels:
 def _loaded(file: IO[bytes], channels: int) -> tuple[Image, list[str], Transpose | None]:
     """An image in memory, what reading it changes, and how it is still to be turned. Raises: Unreadable."""
     _refuse_stand_ins(file)
+    with reading(), look(file) as opened:
+        if opened.format == "PNG":
+            opened.verify()  # its checksums, which loading does not compare
+    file.seek(0)
     with reading(), look(file) as opened:
         done = changes(opened, channels)
         opened.load()
@@ -109,7 +115,7 @@ def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "of no format that is read"
+        return "of no format that is read, or damaged at its beginning"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:
@@ -130,8 +136,6 @@ def changes(opened: Image, channels: int) -> list[str]:
         done.append("scaled from more than 8 bits a pixel")
     elif depth:
         done.append("read with 8 of its 16 bits a colour")
-    if opened.has_transparency_data:
-        done.append("transparent parts are laid on the contract's background")
     if mode in ("P", "PA"):
         done.append("colours are taken from its palette")
     elif mode in ("CMYK", "YCbCr"):
@@ -147,6 +151,14 @@ def changes(opened: Image, channels: int) -> list[str]:
 def is_deep(mode: str) -> bool:
     """Whether a pixel of this mode has more than 8 bits."""
     return mode.startswith(("I", "F"))
+
+
+def is_transparent(opened: Image) -> bool:
+    """Whether any pixel of a loaded image of 8 bits is."""
+    if is_deep(opened.mode) or not opened.has_transparency_data:
+        return False
+    darkest, _ = opened.convert("RGBA").getchannel("A").getextrema()
+    return darkest != 255
 
 
 def orientation(opened: Image) -> int:
@@ -176,10 +188,9 @@ def _levels(opened: Image, target: Target) -> Image:
     if opened.mode in ("LAB", "HSV"):
         raise Unfit(f"colours of mode {opened.mode} are not read; save it as RGB")
     image: Image.Image = opened
-    if image.has_transparency_data:
+    if is_transparent(opened):
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
-            image = Image.alpha_composite(Image.new("RGBA", image.size, target.background), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, target.background), image)
     return image.convert("L" if target.channels == 1 else "RGB")
 
 
@@ -201,7 +212,8 @@ def _deep(opened: Image, bits: int | None) -> Pixels:
         raise Unfit("holds whole numbers of 32 bits; say in a contract how many of them are used: bits = 16")
     if values.min() < 0 or values.max() > 2**bits - 1:
         raise Unfit(f"holds values outside the 0 to {2**bits - 1} of {bits} bits")
-    return (values / (2**bits - 1)).astype(np.float32)
+    scaled: Pixels = (values / (2**bits - 1)).astype(np.float32)
+    return scaled
 
 
 def _square(image: Image, target: Target) -> Image:
