@@ -189,9 +189,14 @@ def first_lines(field: str, path: Path, encoding: str | None, most: int = 200) -
 
 
 def separator_of(lines: list[str]) -> str:
-    """The separator that cuts most lines into the same number of fields, more than one; a comma where none does."""
+    """The separator that cuts most lines into the same number of fields, more than one; a comma where none does.
+
+    One that the first line lacks is none: names stand there, in which no decimal comma does.
+    """
     best, cut = ",", (1, 0)
     for separator in (",", ";", "\t", "|"):
+        if not lines or separator not in lines[0]:
+            continue
         counts = Counter(line.count(separator) + 1 for line in lines if line.strip())
         if not counts:
             continue

@@ -21,21 +21,27 @@ _MOST_GROWTH, _LARGE = 500, 1 << 28
 
 def read_npz(field: str, path: Path, contract: ImageContract, findings: Findings) -> tuple[Array, Labels]:
     """Images (N, C, H, W) in their own range and labels (N,). Raises: InputError with what is wrong."""
+    images, labels = arrays_of(field, path)
+    return images, of_values(field, str(path), labels, contract, findings, lambda i: f"image {i + 1}")
+
+
+def arrays_of(field: str, path: Path) -> tuple[Array, Array]:
+    """Images (N, C, H, W) and labels (N,) as they are stored."""
     images, labels = _arrays(field, path)
     if images.dtype.kind not in "iuf":
         rule = f"images are of type {images.dtype}, expected whole numbers or floats; save them as uint8, 0 and 255"
         raise InputError(field, str(path), rule if images.dtype == bool else rule.partition(";")[0])
     if 0 in images.shape[1:]:
         raise InputError(field, str(path), f"no pixels: images have the shape {images.shape}")
+    found = f"found {images.shape} and {labels.shape}"
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
         images = images.transpose(0, 3, 1, 2)
     if images.ndim != 4 or labels.ndim != 1:
         rule = "expected images (N, H, W) or (N, C, H, W) and labels (N,)"
-        found = f"found {images.shape} and {labels.shape}"
         raise InputError(field, str(path), f"{rule}, {found}")
-    return images, of_values(field, str(path), labels, contract, findings, lambda i: f"image {i + 1}")
+    return images, labels
 
 
 def _arrays(field: str, path: Path) -> tuple[Array, Array]:

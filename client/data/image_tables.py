@@ -49,12 +49,12 @@ def _refuse_what_is_no_pixel(field: str, source: str, pixels: pd.DataFrame) -> N
         column = pixels[name]
         if pd.api.types.is_bool_dtype(column):
             raise InputError(field, source, f"expected numbers in every column, column {name!r} is boolean")
-        if column.isna().any():
-            row = int(np.argmax(column.isna().to_numpy())) + 1
-            raise InputError(field, source, f"row {row} of column {name!r} is empty, expected a pixel")
         if not pd.api.types.is_numeric_dtype(column):
             how = 'name it in a contract: path = "..." where it holds file names, image = "..." the bytes of files'
             raise InputError(field, source, f"expected numbers in every column, {name!r} holds none; {how}")
+        if column.isna().any():
+            row = int(np.argmax(column.isna().to_numpy())) + 1
+            raise InputError(field, source, f"row {row} of column {name!r} is empty, expected a pixel")
 
 
 def read_files(

@@ -23,7 +23,8 @@ from .image_arrays import read_npz
 from .image_files import is_image_file, read_image_file, training_files
 from .image_folders import File, classes_of, listing
 from .image_tables import read_files, read_pixels
-from .pictures import Pixels, Tally, Target, Unfit, Unreadable, not_square, picture, report_sizes
+from .image_tally import Tally, Target, report_sizes
+from .pictures import Pixels, Unfit, Unreadable, not_square, picture
 
 Arrays = tuple[npt.NDArray[np.generic], Labels]
 
@@ -109,39 +110,53 @@ def read_arrays(
 ) -> Arrays:
     """(N, C, H, W) images in their own range and (N,) labels; image files are brought to the target at once."""
     path = Path(source)
-    files = contract.path is not None or contract.image is not None
-    if source in BUILT_IN:
-        images, numbers = BUILT_IN[source]()
-    elif is_database(source) or (path.is_file() and is_table(path)):
-        if not files:
+    if is_database(source) or (path.is_file() and is_table(path)):
+        if contract.path is None and contract.image is None:
             return read_pixels(field, source, contract, target.channels, findings)
-        return _pictures(
-            field, source, read_files(field, source, contract, findings), target, contract, findings
-        )
-    elif (path.is_dir() and not training_files(path)) or (path.is_file() and path.suffix.lower() == ".zip"):
-        with listing(field, path) as found:
-            by_class = classes_of(field, path, found, findings)
-            labels = of_folders(field, source, list(by_class), classes, contract, findings)
-            rows = ((file, labels[name]) for name, inside in by_class.items() for file in inside)
-            arrays = _pictures(field, source, rows, target, contract, findings)
-        for name, label in labels.items():
-            if label not in arrays[1]:
-                raise InputError(field, source, f"class folder {name!r} holds no image that can be read")
-        return arrays
-    elif path.is_dir():
+        rows = read_files(field, source, contract, findings)
+        return _pictures(field, source, rows, target, contract, findings)
+    if is_tree(path) and source not in BUILT_IN:
+        return _tree(field, path, target, classes, contract, findings)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return read_npz(field, path, contract, findings)
+    images, numbers = built_in_or_set(field, source)
+    return images, of_values(field, source, numbers, contract, findings, lambda i: f"image {i + 1}")
+
+
+def is_tree(path: Path) -> bool:
+    """Whether it is a folder of class folders, or a .zip of one."""
+    return (path.is_dir() and not training_files(path)) or (path.is_file() and path.suffix.lower() == ".zip")
+
+
+def built_in_or_set(field: str, source: str) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """A built-in set, or CIFAR's or MNIST's files: images (N, C, H, W) and the numbers of their classes (N,)."""
+    path = Path(source)
+    if source in BUILT_IN:
+        return BUILT_IN[source]()
+    if path.is_dir():
         parts = [read_image_file(field, file) for file in training_files(path)]
-        images, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
-    elif not path.is_file():
+        return np.concatenate([images for images, _ in parts]), np.concatenate([found for _, found in parts])
+    if not path.is_file():
         known = ", ".join(BUILT_IN)
         raise InputError(field, source, f"no such file or folder; built-in sets: {known}")
-    elif path.suffix.lower() == ".npz":
-        return read_npz(field, path, contract, findings)
-    elif is_image_file(path):
-        images, numbers = read_image_file(field, path)
-    else:
-        rule = "expected a folder of class folders or a .zip of it, a table, .npz, CIFAR or MNIST files"
-        raise InputError(field, source, rule)
-    return images, of_values(field, source, numbers, contract, findings, lambda i: f"image {i + 1}")
+    if is_image_file(path):
+        return read_image_file(field, path)
+    rule = "expected a folder of class folders or a .zip of it, a table, .npz, CIFAR or MNIST files"
+    raise InputError(field, source, rule)
+
+
+def _tree(
+    field: str, path: Path, target: Target, classes: int, contract: ImageContract, findings: Findings
+) -> Arrays:
+    with listing(field, path) as found:
+        by_class = classes_of(field, path, found, findings)
+        labels = of_folders(field, str(path), list(by_class), classes, contract, findings)
+        rows = ((file, labels[name]) for name, inside in by_class.items() for file in inside)
+        images, numbers = _pictures(field, str(path), rows, target, contract, findings)
+    for name, label in labels.items():
+        if label not in numbers:
+            raise InputError(field, str(path), f"class folder {name!r} holds no image that can be read")
+    return images, numbers
 
 
 def _pictures(
@@ -203,10 +218,10 @@ def _unit_range(
 
     Told by the type, not by the largest value found: one bright example would rescale all the others.
     """
-    if isinstance(images, np.ndarray) and images.dtype == np.float32:
-        values: npt.NDArray[np.floating] = images
-    else:
-        values = images.astype(np.float64)
+    # A float32 is kept: its double would be the same number.
+    values: npt.NDArray[np.floating] = images.astype(
+        np.float32 if images.dtype == np.float32 else np.float64, copy=False
+    )
     low, high = float(values.min()), float(values.max())
     whole = np.issubdtype(images.dtype, np.integer)
     limit = 2 ** (contract.bits or 8) - 1 if whole else 1
@@ -220,4 +235,5 @@ def _unit_range(
             )
             rule = f"{rule}; {how}"
         raise InputError(field, source, rule)
-    return values / limit
+    scaled: npt.NDArray[np.floating] = values / limit
+    return scaled

@@ -11,8 +11,9 @@ import numpy as np
 from ...errors import InputError
 from ...settings import DataSource
 from ...settings.contract import SeriesContract
+from .draft import Inspection, contract_text
 from .findings import Findings, counted
-from .inspection import Inspection, contract_text, how_it_is_written
+from .inspection import how_it_is_written
 from .series import BUILT_IN, stretches
 from .series_order import Series, found_step, span, ticks
 from .series_table import Read, read_rows, series_of

@@ -8,18 +8,14 @@ depends on this one image alone, and every step that changes what a person would
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ...blocks.settings import ImageSettings
-from ...settings.contract import ImageContract
-from .findings import Findings, counted
+from .image_tally import Tally, Target
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
@@ -34,7 +30,6 @@ SUFFIXES = (
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
-MOST_NAMED = 3
 
 
 class Unreadable(Exception):
@@ -45,74 +40,13 @@ class Unfit(Exception):
     """An image that the contract does not say how to read."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """What an image is to become: (channels, size, size) in [0, 1]."""
-
-    size: int
-    channels: int
-    fit: Literal["refuse", "stretch", "crop", "pad"] = "refuse"
-    background: Literal["white", "black"] = "white"
-    bits: int | None = None
-
-    @classmethod
-    def of(cls, model: ImageSettings, contract: ImageContract) -> Target:
-        return cls(
-            size=model.image_size,
-            channels=model.channels,
-            fit=contract.fit,
-            background=contract.background,
-            bits=contract.bits,
-        )
-
-
-@dataclass
-class Tally:
-    """What was done to how many images, how large they were, and which could not be read."""
-
-    changed: Counter[str] = field(default_factory=Counter)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    broken: list[str] = field(default_factory=list)
-
-    def report(self, findings: Findings, target: Target) -> None:
-        for text, count in self.changed.items():
-            findings.note(f"{counted(count, 'image')}: {text}")
-        report_sizes(self.sizes, target, findings)
-        if self.broken:
-            named = ", ".join(self.broken[:MOST_NAMED])
-            more = f" and {len(self.broken) - MOST_NAMED:,} more" if len(self.broken) > MOST_NAMED else ""
-            findings.note(
-                f"left out, since not readable: {counted(len(self.broken), 'image')} ({named}{more})"
-            )
-
-
-def report_sizes(sizes: Counter[tuple[int, int]], target: Target, findings: Findings) -> None:
-    """Which sizes there were (width, height), and what becomes of those that are not the model's."""
-    if not sizes:
-        return
-    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    shown = [f"{w}x{h}" for w, h in dict.fromkeys((ordered[0], ordered[-1]))]
-    findings.fact("sizes", " to ".join(shown))
-    wanted = (target.size, target.size)
-    oblong = sum(count for (w, h), count in sizes.items() if w != h)
-    verbs = {"crop": "cropped to their middle", "pad": f"padded with {target.background}"}
-    if oblong:
-        how = verbs.get(target.fit, "stretched")
-        findings.note(f"{counted(oblong, 'image')}: not square, {how}")
-    other = sum(count for size, count in sizes.items() if size != wanted)
-    if other:
-        others = [size for size in ordered if size != wanted]
-        shown = [f"{w}x{h}" for w, h in dict.fromkeys((others[0], others[-1]))]
-        findings.note(
-            f"{counted(other, 'image')}: resized from {' to '.join(shown)} to {target.size}x{target.size}"
-        )
-
-
 def picture(file: IO[bytes], target: Target, tally: Tally) -> Pixels:
     """(channels, size, size) float32 in [0, 1]. Raises: Unreadable; Unfit."""
     from PIL import Image
 
     opened, done, turn = _loaded(file, target.channels)
+    if is_transparent(opened):
+        done.append(f"transparent parts are laid on {target.background}")
     image = _levels(opened, target)
     if turn is not None:
         image = image.transpose(turn)
@@ -134,6 +68,10 @@ def picture(file: IO[bytes], target: Target, tally: Tally) -> Pixels:
 def _loaded(file: IO[bytes], channels: int) -> tuple[Image, list[str], Transpose | None]:
     """An image in memory, what reading it changes, and how it is still to be turned. Raises: Unreadable."""
     _refuse_stand_ins(file)
+    with reading(), look(file) as opened:
+        if opened.format == "PNG":
+            opened.verify()  # its checksums, which loading does not compare
+    file.seek(0)
     with reading(), look(file) as opened:
         done = changes(opened, channels)
         opened.load()
@@ -177,7 +115,7 @@ def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "of no format that is read"
+        return "of no format that is read, or damaged at its beginning"
     if isinstance(error, MemoryError):
         return "needs more memory than there is"
     if isinstance(error, OSError) and error.strerror:
@@ -198,8 +136,6 @@ def changes(opened: Image, channels: int) -> list[str]:
         done.append("scaled from more than 8 bits a pixel")
     elif depth:
         done.append("read with 8 of its 16 bits a colour")
-    if opened.has_transparency_data:
-        done.append("transparent parts are laid on the contract's background")
     if mode in ("P", "PA"):
         done.append("colours are taken from its palette")
     elif mode in ("CMYK", "YCbCr"):
@@ -215,6 +151,14 @@ def changes(opened: Image, channels: int) -> list[str]:
 def is_deep(mode: str) -> bool:
     """Whether a pixel of this mode has more than 8 bits."""
     return mode.startswith(("I", "F"))
+
+
+def is_transparent(opened: Image) -> bool:
+    """Whether any pixel of a loaded image of 8 bits is."""
+    if is_deep(opened.mode) or not opened.has_transparency_data:
+        return False
+    darkest, _ = opened.convert("RGBA").getchannel("A").getextrema()
+    return darkest != 255
 
 
 def orientation(opened: Image) -> int:
@@ -244,10 +188,9 @@ def _levels(opened: Image, target: Target) -> Image:
     if opened.mode in ("LAB", "HSV"):
         raise Unfit(f"colours of mode {opened.mode} are not read; save it as RGB")
     image: Image.Image = opened
-    if image.has_transparency_data:
+    if is_transparent(opened):
         image = image.convert("RGBA")
-        if image.getextrema()[3] != (255, 255):
-            image = Image.alpha_composite(Image.new("RGBA", image.size, target.background), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, target.background), image)
     return image.convert("L" if target.channels == 1 else "RGB")
 
 
@@ -263,13 +206,14 @@ def _deep(opened: Image, bits: int | None) -> Pixels:
     own = {"PPM": 16, "PNG": 16}.get(opened.format or "") or (16 if opened.mode.startswith("I;16") else None)
     tags = getattr(opened, "tag_v2", {})
     if own is not None and tags.get(_BITS_PER_SAMPLE):
-        own = int(tags[_BITS_PER_SAMPLE][0])
+        own = int(next(iter(tags[_BITS_PER_SAMPLE])))
     bits = bits or own
     if bits is None:
         raise Unfit("holds whole numbers of 32 bits; say in a contract how many of them are used: bits = 16")
     if values.min() < 0 or values.max() > 2**bits - 1:
         raise Unfit(f"holds values outside the 0 to {2**bits - 1} of {bits} bits")
-    return (values / (2**bits - 1)).astype(np.float32)
+    scaled: Pixels = (values / (2**bits - 1)).astype(np.float32)
+    return scaled
 
 
 def _square(image: Image, target: Target) -> Image:
