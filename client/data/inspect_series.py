@@ -91,6 +91,7 @@ def _whose(frame: pd.DataFrame, raw: dict[str, Any], findings: Findings) -> dict
     import pandas as pd
 
     times = _as_tuple(raw.get("time"))
+    frame = frame.drop_duplicates()  # which would hide that a column tells rows of one time apart
     if not times or not frame.duplicated(list(times)).any():
         return {}
     for name in frame.columns:
