@@ -110,6 +110,7 @@ class _Reader:
         except ValueError as error:
             at = f" (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
             cut = "" if line.endswith("\n") else ", and the file ends in it: perhaps it was cut short"
+            cut = ", not an array" if line.startswith("[") else cut
             raise self.wrong(f"line {number} is not JSON{at}; expected one object a line{cut}") from None
         if not isinstance(found, dict):
             raise self.wrong(f"line {number} is no JSON object; expected one a line")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,23 @@ def test_from_a_file_with_gaps_to_a_finished_private_run(tmp_path: Path) -> None
     assert found["rounds_done"] == 2
     assert len(found["epsilon"]) == 6
     assert all(0 < epsilon <= 8 for epsilon in found["epsilon"].values())
+
+
+def test_decimals_of_a_database_are_numbers(tmp_path: Path) -> None:
+    t = pd.DataFrame(
+        {"t": pd.date_range("2024-01-01", periods=40, freq="D"), "v": [Decimal(i % 7) for i in range(40)]}
+    )
+    t.to_parquet(tmp_path / "t.parquet")
+    contract, said = drafted(tmp_path / "t.parquet")
+    assert contract.channels == ("v",)
+    assert said.facts["v"] == "0 to 6"
+
+
+def test_a_date_of_two_meanings_is_drafted_by_what_is_even(tmp_path: Path) -> None:
+    hours = pd.date_range("2024-01-01", periods=72, freq="h")
+    for form, first in (("%m/%d/%Y %I:%M %p", False), ("%d/%m/%Y %H:%M", True)):
+        pd.DataFrame({"t": hours.strftime(form), "v": range(72)}).to_csv(tmp_path / "t.csv", index=False)
+        contract, said = drafted(tmp_path / "t.csv")
+        assert contract.day_first is first
+        assert said.facts["step"] == "1h"
+        assert any("you must check" in note for note in said.notes)

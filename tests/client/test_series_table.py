@@ -276,3 +276,14 @@ def test_every_format_of_a_table_gives_the_same_series(tmp_path: Path) -> None:
         found = read(str(tmp_path / name))
         assert values(found) == [list(range(100))], name
         assert str(found.step) == "1h", name
+
+
+def test_what_is_no_file_of_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    for source, complaint in (
+        (tmp_path, "is a folder; name one file"), (tmp_path / "a.png", "expected a table"),
+        (tmp_path / ("x" * 999), "not readable"), (tmp_path / "none.csv", "built-in sets: pedestrians"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=complaint) as caught:
+            read(str(source))
+        assert len(str(caught.value).splitlines()) == 1
