@@ -37,8 +37,8 @@ def documents(field: str, source: str, contract: TextContract, findings: Finding
         yield iter((BUILT_IN[source](),))
         return
     try:
-        b"".decode(contract.encoding or "utf-8")
-    except (LookupError, UnicodeError):
+        io.TextIOWrapper(io.BytesIO(), encoding=contract.encoding)
+    except LookupError:
         raise InputError("contract.encoding", contract.encoding, "no such encoding of text") from None
     files = files_of(field, source, list(BUILT_IN), findings)
     findings.fact("files", f"{len(files):,}")
@@ -109,7 +109,9 @@ class _Reader:
             raise self.wrong(f"line {number} is nested too deeply") from None
         except ValueError as error:
             at = f" (character {error.pos + 1})" if isinstance(error, json.JSONDecodeError) else ""
-            raise self.wrong(f"line {number} is not JSON{at}; expected one object a line") from None
+            cut = "" if line.endswith("\n") else ", and the file ends in it: perhaps it was cut short"
+            cut = ", not an array" if line.startswith("[") else cut
+            raise self.wrong(f"line {number} is not JSON{at}; expected one object a line{cut}") from None
         if not isinstance(found, dict):
             raise self.wrong(f"line {number} is no JSON object; expected one a line")
         return found

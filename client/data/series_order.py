@@ -53,8 +53,8 @@ def in_order(
         rule = (
             f"rows must be in time order, row {series.rows[at]} of {column} is earlier than the one before it"
         )
-        help_ = 'say order = "sort" in a contract, or zone = "Europe/Berlin" where clocks were put back'
-        raise wrong(f"{rule}; {help_}")
+        help_ = 'order = "sort", series where several stand in one table, or zone where clocks were put back'
+        raise wrong(f"{rule}; say in a contract {help_}")
     if not (later == 0).any():
         return series
     same = np.concatenate([[False], later == 0])

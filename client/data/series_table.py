@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from ...errors import InputError
 from ...settings import DataSource
 from ...settings.contract import FileContract, SeriesContract
 from . import steps
+from .built_in_series import BUILT_IN
 from .findings import Findings, counted
 from .frames import CSV, SUFFIXES, inner_suffix, is_database, read_frame
 from .series_order import Series, Values, apart, found_step, in_order, note_gaps, resampled
@@ -60,7 +61,9 @@ def series_of(
         if name not in frame.columns:
             raise wrong(f"column {name!r} is missing; there are {', '.join(map(repr, frame.columns[:12]))}")
     times = told.times or _likely_times(frame, names, told, findings)
-    names = _channels(field, frame, names, {*times, *([told.series] if told.series else [])}, source, wrong)
+    by_contract = contract is not None and contract.channels is not None
+    place = f"{field.removesuffix('.source')}.contract.channels" if by_contract else f"{field}.columns"
+    names = _channels(place, frame, names, {*times, *([told.series] if told.series else [])}, told, wrong)
     frame = _without_empty(frame, times, told, findings, wrong)
     values = _values(frame, names, told, findings, wrong)
     when = read_times(wrong, frame, times, told, findings) if times else None
@@ -102,8 +105,7 @@ def read_rows(field: str, source: str, contract: FileContract | None, findings: 
     import pandas as pd
 
     path = Path(source)
-    if not is_database(source) and path.is_file() and inner_suffix(path) not in (*SUFFIXES, *CSV):
-        raise InputError(field, source, f"expected a table: {', '.join(SUFFIXES)}")
+    check_file(field, source)
     frame = read_frame(field, source, contract or FileContract())
     odd = [name for name in frame.columns if ";" in name or "\t" in name]
     if odd:
@@ -118,6 +120,22 @@ def read_rows(field: str, source: str, contract: FileContract | None, findings: 
         frame = frame.iloc[: _ETT_DAYS * (24 if ett[1] == "h" else 96)]
         findings.note("of ETT, the first 20 months are used, as in the literature")
     return frame.set_axis(pd.RangeIndex(1, len(frame) + 1))
+
+
+def check_file(field: str, source: str) -> None:
+    """Raises: InputError where there is no file of a table by this name."""
+    path = Path(source)
+    if is_database(source):
+        return
+    try:
+        if path.is_dir():
+            raise InputError(field, str(path), "is a folder; name one file of it")
+        if not path.is_file():
+            raise InputError(field, str(path), f"no such file; built-in sets: {', '.join(BUILT_IN)}")
+    except OSError as error:
+        raise InputError(field, str(path), f"not readable ({error.strerror})") from None
+    if inner_suffix(path) not in (*SUFFIXES, *CSV):
+        raise InputError(field, str(path), f"expected a table: {', '.join(SUFFIXES)}")
 
 
 def _likely_times(
@@ -135,44 +153,47 @@ def _likely_times(
 
 
 def _channels(
-    field: str,
+    place: str,
     frame: pd.DataFrame,
     names: list[str] | None,
     others: set[str],
-    source: DataSource,
+    told: SeriesContract,
     wrong: Wrong,
 ) -> list[str]:
-    """The columns named, else all but those that tell times or series; each must hold numbers."""
-    by_columns = f"{field}.columns" if source.columns is not None else field
+    """The columns named, at `place`, else all but those that tell times or series; each must hold numbers."""
     spare = {name for found in columns_of_times(frame) for name in found} if names is None else set()
     for name in names or ():
         if name not in frame.columns:
-            raise InputError(by_columns, name, "no such column")
+            raise InputError(place, name, "no such column")
     chosen = [name for name in frame.columns if name not in others | spare] if names is None else names
     for name in chosen:
-        if not _is_number(frame[name]):
-            rule = f"expected numbers in this column{_why_text(frame[name])}"
+        if not is_number(frame[name]):
+            rule = f"expected numbers in this column{_why_text(frame[name], told)}"
             if names is None:
                 raise wrong(f"column {name!r}: {rule}; name the columns of values as channels in a contract")
-            raise InputError(by_columns, name, rule)
+            raise InputError(place, name, rule)
     return list(chosen)
 
 
-def _is_number(column: pd.Series[object]) -> bool:
+def is_number(column: pd.Series[Any]) -> bool:
+    """Whether it holds numbers, or nothing."""
     import pandas as pd
 
-    empty = column.isna().all()
-    return bool(
-        pd.api.types.is_numeric_dtype(column)
-        or (empty and column.dtype == object)
-        or pd.api.types.infer_dtype(column, skipna=True) == "decimal"
-    )
+    empty = column.dtype == object and column.isna().all()
+    decimal = pd.api.types.infer_dtype(column, skipna=True) == "decimal"
+    return bool(pd.api.types.is_numeric_dtype(column) or empty or decimal)
 
 
-def _why_text(column: pd.Series[object]) -> str:
+def _why_text(column: pd.Series[Any], told: SeriesContract) -> str:
     cells = [cell for cell in column if isinstance(cell, str)][:1000]
     commas = sum(_DECIMAL_COMMA.fullmatch(cell.strip()) is not None for cell in cells)
-    return ' (it has decimal commas: say decimal = ",")' if cells and commas > 0.5 * len(cells) else ""
+    if not cells or commas <= 0.5 * len(cells):
+        return ""
+    if told.decimal == ",":
+        return " (perhaps it has points between thousands: write numbers without)"
+    if told.separator == ",":
+        return " (it has decimal commas: save it with semicolons between columns, or with decimal points)"
+    return ' (it has decimal commas: say decimal = ",")'
 
 
 def _without_empty(

@@ -47,7 +47,8 @@ class Step:
             return np.ones(max(len(ticks) - 1, 0))
         if self.unit == "month":
             index, within = _in_months(ticks)
-            same = (np.diff(within) == 0) | (_at_end(ticks)[1:] & _at_end(ticks)[:-1])
+            ends = _at_end(ticks)
+            same = (np.diff(within) == 0) | (ends[1:] & ends[:-1] & (np.diff(ticks % _DAY) == 0))
             return _whole(np.diff(index), self.size, same)
         if self.unit == "weekday":
             days, within = np.divmod(ticks, _DAY)

@@ -61,7 +61,7 @@ def columns_of_times(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     clocks = [name for name, kind in kinds.items() if kind == "clock"]
     if len(dates) == 1 and len(clocks) == 1:
         return [(dates[0], clocks[0])]
-    return [(name,) for name, kind in kinds.items() if kind in ("date", "time")]
+    return [(name,) for wanted in ("time", "date") for name, kind in kinds.items() if kind == wanted]
 
 
 def read_times(
@@ -180,11 +180,12 @@ def _instant(m: re.Match[str], day_first: bool) -> int:
         if not 1 <= hour <= 12:
             raise ValueError
         hour = hour % 12 + (12 if m["half"] in "pP" else 0)
+    midnight = hour == 24 and not any(int(m[name] or 0) for name in ("minute", "seconds", "part"))
     when = datetime(
-        full, month, int(day), hour, int(m["minute"] or 0), int(m["seconds"] or 0),
+        full, month, int(day), 0 if midnight else hour, int(m["minute"] or 0), int(m["seconds"] or 0),
         int((m["part"] or "0").ljust(6, "0")[:6]), tzinfo=_zone(m["offset"]),
     )  # fmt: skip
-    return (when - _EPOCH) // timedelta(microseconds=1)
+    return (when - _EPOCH + timedelta(days=midnight)) // timedelta(microseconds=1)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -15,17 +15,43 @@ from hypothesis import strategies as st
 
 from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
 from fedblocks.client.data import load_examples
+from fedblocks.client.data.findings import Findings
 from fedblocks.client.data.text import load_text
 from fedblocks.client.data.tokenizer import CHARACTERS, Tokenizer
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
+from fedblocks.settings.contract import SeriesContract, TextContract
 
 FIELD = "data.private.source"
 
 
-def load(path: Path | str, **options: object) -> torch.Tensor:
+def load(
+    path: Path | str,
+    contract: TextContract | None = None,
+    findings: Findings | None = None,
+    **options: object,
+) -> torch.Tensor:
     settings = ARLanguageModelSettings.model_validate({"sequence_length": 8} | options)
-    return load_text(FIELD, DataSource(source=str(path)), settings)
+    return load_text(FIELD, DataSource(source=str(path)), settings, contract, findings)
+
+
+def written(folder: Path, kind: str, documents: list[str]) -> str:
+    """The same documents in a folder, as JSON lines, as a table or in an archive."""
+    if kind == "jsonl":
+        text = "".join(json.dumps({"text": d}) + "\n" for d in documents)
+        (folder / "a.jsonl").write_text(text, "utf-8")
+    elif kind == "parquet":
+        pd.DataFrame({"text": documents}).to_parquet(folder / "a.parquet")
+    elif kind == "zip":
+        with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+            for i, document in enumerate(documents):
+                archive.writestr(f"in/{i}.md", document)
+    else:
+        (folder / "folder").mkdir()
+        for i, document in enumerate(documents):
+            (folder / "folder" / f"{i}.rst").write_text(document, "utf-8")
+        return str(folder / "folder")
+    return str(folder / f"a.{kind}")
 
 
 def read(windows: torch.Tensor, name: str = "ascii") -> str:
@@ -114,8 +140,51 @@ def test_all_formats_hold_the_same_windows(tmp_path: Path) -> None:
     reference = load(tmp_path / "a.txt")
     assert reference.shape == (len(text) // 8, 8)
     assert read(reference) == text[: len(text) // 8 * 8]
-    for other in ("folder", "lm1b", "a.jsonl", "a.parquet", "a.zip"):
+    for other in ("lm1b", "a.zip"):
         assert torch.equal(load(tmp_path / other), reference), other
+    for other in ("folder", "a.jsonl", "a.parquet"):
+        across = TextContract(across_documents=True)
+        assert torch.equal(load(tmp_path / other, across), reference), other
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "parquet", "zip"])
+def test_documents_stay_apart(kind: str, tmp_path: Path) -> None:
+    """Would catch a window that holds two people's texts, and a document that goes in silence."""
+    documents = ["a" * 20, "b" * 7, "c" * 6, "d" * 16, "d" * 16]
+    source = written(tmp_path, kind, documents)
+    said = Findings("t")
+    windows = load(source, findings=said)
+    assert [read(window) for window in windows] == ["aaaaaaaa", "aaaaaaaa", "bbbbbbb\n", *["dddddddd"] * 4]
+    assert said.facts["documents"] == "5, of 70 characters"
+    notes = "\n".join(said.notes)
+    assert "1 document copied from others" in notes
+    assert "1 document shorter than a window of 8 left out" in notes
+    assert "7 tokens at the ends of documents" in notes  # 5 of a, 1 of each d
+    together = load(source, TextContract(across_documents=True, least_examples=1))
+    assert read(together) == "".join(f"{d}\n" for d in documents)[: 8 * len(together)]
+    assert len(together) == 70 // 8
+
+
+def test_texts_that_are_all_too_short_are_refused_with_what_helps(tmp_path: Path) -> None:
+    source = written(tmp_path, "jsonl", ["abc", "def", "ghi"])
+    with pytest.raises(InputError, match=r"none of 3 documents.*across_documents = true"):
+        load(source)
+    assert len(load(source, TextContract(across_documents=True, least_examples=1))) == 1
+    with pytest.raises(InputError, match=r"1 window of 8 tokens, contract\.least_examples=10"):
+        load(source, TextContract(across_documents=True))
+
+
+def test_a_contract_of_other_data_is_refused(tmp_path: Path) -> None:
+    source = DataSource(source=written(tmp_path, "jsonl", ["abc" * 9]), contract=SeriesContract())
+    with pytest.raises(InputError, match=r"data\.private\.contract\.kind"):
+        load_examples(FIELD, source, ARLanguageModelSettings(), False)
+
+
+def test_characters_that_the_tokenizer_does_not_tell_apart_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("größer als zuvor", "utf-8")
+    said = Findings("t")
+    load(tmp_path / "a.txt", findings=said)
+    assert "2 characters that ASCII does not have read as one and the same token" in said.notes
 
 
 def test_built_in_texts_differ_and_are_the_same_every_time() -> None:
