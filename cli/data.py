@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
+
+
+class DataKindName(StrEnum):
+    TABLE = "table"
+    IMAGES = "images"
+    TEXT = "text"
+    SERIES = "series"
+
 
 people = Console(stderr=True)
 data = typer.Typer(no_args_is_help=True, help="Look at data before it is used.")
@@ -26,16 +35,17 @@ def group() -> None:
 def inspect(
     source: Annotated[str, typer.Argument(help="a file, a folder, a database's URL or a built-in set")],
     write: Annotated[Path | None, typer.Option("--write", help="write the drafted contract here")] = None,
+    kind: Annotated[DataKindName | None, typer.Option(help="what it is, if it does not show")] = None,
     table: Annotated[str | None, typer.Option(help="the table of a database")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Print what is in a source, what looks odd, and a contract drafted from it. Nothing leaves this machine."""
     from .. import atomic_file
-    from ..client.data.inspection import inspect_table
+    from ..client.data.looking import inspect_source
 
     if write is not None and write.exists():
         raise InputError("--write", str(write), "exists already; name another file, or remove it")
-    found = inspect_table(source, table)
+    found = inspect_source(source, None if kind is None else kind.value, table)
     if write is not None:
         atomic_file.write(write, found.draft.encode())
     if as_json:
@@ -48,7 +58,7 @@ def inspect(
     for note in found.findings.notes:
         people.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
     if found.example:
-        people.print("The first row becomes:")
+        people.print("The first example becomes:")
         for name, value in found.example.items():
             people.print(f"  {escape(name)}: {escape(value)}", highlight=False)
     if write is None:

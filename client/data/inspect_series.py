@@ -17,7 +17,7 @@ from .findings import Findings, counted
 from .inspection import how_it_is_written
 from .series import stretches
 from .series_order import Series, found_step, span, ticks
-from .series_table import Read, check_file, read_rows, series_of
+from .series_table import Read, check_file, is_number, read_rows, series_of
 from .times import Times, columns_of_times, empty_times, read_times
 
 if TYPE_CHECKING:

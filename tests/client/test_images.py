@@ -23,8 +23,9 @@ from fedblocks.client.data import load_examples
 from fedblocks.client.data.class_labels import check_same
 from fedblocks.client.data.findings import Findings
 from fedblocks.errors import InputError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import read_inputs
-from fedblocks.settings import DataSource, load_settings
+from fedblocks.settings import DataSource
 from fedblocks.settings.contract import ImageContract
 
 GREY = ViTSettings(classes=4, hidden_size=32)
@@ -446,7 +447,7 @@ def test_class_sets_that_differ_are_refused_and_mended_by_one_contract(tmp_path:
     (tmp_path / "c.toml").write_text('kind = "images"\nlabels = ["bird", "cat", "dog"]\n')
     settings = load_settings("digits", [*sources, f"data.contract={tmp_path / 'c.toml'}", "model.classes=3"])
     inputs = read_inputs(settings)
-    assert set(torch.cat([part.targets for part in inputs.companies]).tolist()) == {1, 2}
+    assert set(torch.cat([part.targets for part in inputs.companies.values()]).tolist()) == {1, 2}
     assert inputs.findings["private"].classes == {"cat": 1, "dog": 2}
     json.dumps([found.to_json() for found in inputs.findings.values()])
 
