@@ -16,9 +16,11 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families.vit import ViTSettings
+from fedblocks.cli.progress import prepare_with_progress
 from fedblocks.client.data import load_examples
 from fedblocks.client.data.class_labels import check_same
 from fedblocks.client.data.findings import Findings
@@ -652,3 +654,23 @@ def test_no_image_changes_how_another_one_is_read(tmp_path: Path) -> None:
     plain = load(root)
     Image.fromarray(np.full((30, 30), 65535, np.uint16)).save(root / "dog" / "z.png")
     assert torch.equal(load(root).inputs[:-1], plain.inputs)
+
+
+def test_what_was_done_to_the_data_is_printed_and_kept(tmp_path: Path) -> None:
+    """Would catch findings that are made and dropped, or that others on the machine may read."""
+    folders = [tmp_path / "public", tmp_path / "private"]
+    for folder in folders:
+        for file in tree(folder, ("cat", "dog"), 40).glob("*/0.png"):
+            noise(16).save(file)
+    changes = [f"data.public.source={folders[0]}", f"data.private.source={folders[1]}", "companies.count=3"]
+    changes += ["pretraining.steps=1", "companies.alpha=100", "model.classes=2"]
+    shown = io.StringIO()
+    run = prepare_with_progress(load_settings("digits", changes), tmp_path / "runs", Console(file=shown))
+    kept = run.read_json("data.json")
+    assert kept is not None
+    for side in ("public", "private"):
+        note = "2 images: resized from 16x16 to 8x8"
+        assert f"{side} data: {note}" in shown.getvalue()
+        assert note in kept[side]["notes"]
+        assert kept[side]["classes"] == {"cat": 0, "dog": 1}
+    assert (run.path / "data.json").stat().st_mode & 0o077 == 0
