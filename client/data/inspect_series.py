@@ -146,12 +146,13 @@ def _order(frame: pd.DataFrame, raw: dict[str, Any], source: str, findings: Find
         when = read[found["day_first"]]
         which = "day" if found["day_first"] else "month"
         findings.note(f"dates have two meanings: this draft takes the {which} first, which you must check")
-    whose = rows[raw["series"]].to_numpy() if "series" in raw else np.zeros(len(rows), dtype=int)
-    later = backwards = 0
-    for one in dict.fromkeys(whose.tolist()):
-        apart = np.diff(when.instants[whose == one])
-        backwards += int((apart < 0).sum())
-        later += len(apart) + 1 - len(np.unique(when.instants[whose == one]))
+    whose = (
+        rows.groupby(raw["series"]).ngroup().to_numpy() if "series" in raw else np.zeros(len(rows), dtype=int)
+    )
+    by_series = np.argsort(whose, kind="stable")
+    same = np.diff(whose[by_series]) == 0
+    backwards = int((same & (np.diff(when.instants[by_series]) < 0)).sum())
+    later = len(rows) - len(np.unique(np.stack([whose, when.instants]), axis=1).T)
     if backwards:
         findings.note(f"{counted(backwards, 'row')} earlier than the one before; this draft sorts them")
         found["order"] = "sort"

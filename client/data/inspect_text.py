@@ -46,7 +46,7 @@ def _look(source: str, contract: TextContract, findings: Findings) -> dict[str, 
     """Facts of the documents; the first window of the first that fills one, and its tokens."""
     lengths: list[int] = []
     digests: set[bytes] = set()
-    copies = strange = longest = 0
+    whole = copies = strange = longest = 0
     example: dict[str, str] = {}
     tokenizer = Tokenizer.of("tokenizer", "ascii")
     for document in documents("source", source, contract, findings):
@@ -61,15 +61,15 @@ def _look(source: str, contract: TextContract, findings: Findings) -> dict[str, 
             length += len(piece)
             strange += 0 if piece.isascii() else sum(ord(character) > 127 for character in piece)
             longest = max(longest, max(map(len, piece.split("\n"))))
-            if sum(lengths) + length >= MOST:
+            if whole + length >= MOST:
                 break
         lengths.append(length)
+        whole += length
         copies += digest.digest() in digests
         digests.add(digest.digest())
-        if sum(lengths) >= MOST:
+        if whole >= MOST:
             findings.note(f"only the first {MOST:,} characters are looked at")
             break
-    whole = sum(lengths)
     findings.fact("documents", f"{len(lengths):,}")
     findings.fact("characters", f"{whole:,}")
     if whole == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta, timezone
+from datetime import date, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +39,7 @@ _CLOCK = r"""(?P<hour>\d{1,2})(?::(?P<minute>\d{2})(?::(?P<seconds>\d{2})(?:[.,]
     (?:\s*(?P<half>[ap])\.?m\.?)?"""
 _OFFSET = r"(?P<offset>Z|UTC|[-+]\d{2}:?\d{2}|[-+]\d{2})"
 _FORM = re.compile(rf"{_DATE}(?:(?:T|,?\s+){_CLOCK}\s*{_OFFSET}?)?", re.VERBOSE | re.IGNORECASE)
+_LOOKED_AT = 1000  # cells, to tell what a column of text holds
 _ONLY_CLOCK = re.compile(rf"(?=\d{{1,2}}:){_CLOCK}", re.VERBOSE | re.IGNORECASE)
 
 
@@ -180,23 +181,24 @@ def _instant(m: re.Match[str], day_first: bool) -> int:
         if not 1 <= hour <= 12:
             raise ValueError
         hour = hour % 12 + (12 if m["half"] in "pP" else 0)
-    midnight = hour == 24 and not any(int(m[name] or 0) for name in ("minute", "seconds", "part"))
-    when = datetime(
-        full, month, int(day), 0 if midnight else hour, int(m["minute"] or 0), int(m["seconds"] or 0),
-        int((m["part"] or "0").ljust(6, "0")[:6]), tzinfo=_zone(m["offset"]),
-    )  # fmt: skip
-    return (when - _EPOCH + timedelta(days=midnight)) // timedelta(microseconds=1)
+    minute, seconds = int(m["minute"] or 0), int(m["seconds"] or 0)
+    part = int((m["part"] or "0").ljust(6, "0")[:6])
+    if not (minute < 60 and seconds < 60 and (hour < 24 or (hour == 24 and minute == seconds == part == 0))):
+        raise ValueError
+    whole = (date(full, month, int(day)).toordinal() - _EPOCH.toordinal()) * 86400
+    return (whole + hour * 3600 + minute * 60 + seconds - _ahead(m["offset"])) * 10**6 + part
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1)
 
 
-def _zone(offset: str | None) -> timezone:
+def _ahead(offset: str | None) -> int:
+    """Seconds ahead of UTC."""
     if offset is None or offset.upper() in ("Z", "UTC"):
-        return UTC
+        return 0
     digits = offset[1:].replace(":", "").ljust(4, "0")
-    ahead = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
-    return timezone(-ahead if offset[0] == "-" else ahead)
+    seconds = int(digits[:2]) * 3600 + int(digits[2:]) * 60
+    return -seconds if offset[0] == "-" else seconds
 
 
 def _text(column: pd.Series[Any]) -> list[str]:
@@ -212,10 +214,11 @@ def _text(column: pd.Series[Any]) -> list[str]:
 
 
 def _kind(column: pd.Series[Any]) -> str | None:
-    """Of a column of times: "date", "time" of a date, or "clock", the time of a day."""
+    """Of a column of times: "date", "time" of a date, or "clock", of a day. Of text, the first cells tell."""
     import pandas as pd
 
     cells = column.dropna()
+    cells = cells if pd.api.types.is_datetime64_any_dtype(cells) else cells[:_LOOKED_AT]
     if len(cells) == 0 or pd.api.types.is_numeric_dtype(cells):
         return None
     if pd.api.types.is_datetime64_any_dtype(cells):
@@ -272,4 +275,4 @@ def local(wrong: Wrong, times: Times, rows: Ticks, zone: str | None) -> tuple[Ti
 
 def shown(ticks: int, counted: bool) -> str:
     """A time as people write it."""
-    return str(ticks) if counted else str(_EPOCH.replace(tzinfo=None) + timedelta(microseconds=int(ticks)))
+    return str(ticks) if counted else str(_EPOCH + timedelta(microseconds=int(ticks)))
