@@ -105,8 +105,11 @@ def _draft(path: Path, mode: int) -> Iterator[Path]:
 
 
 def _remove_folder(folder: Path) -> None:
-    if os.path.lexists(folder):
+    """What lies there, folder or not; of a link the link alone."""
+    if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,7 @@
     FedblocksError
     ├── InputError            what the user gave cannot be used; nothing was written (exit code 2)
     ├── RunError              a run folder is missing, incomplete or already finished (exit code 2)
+    │   └── DamagedFile       a file that fedblocks wrote is not whole any more
     ├── PrivacyError          a guarantee would be broken
     │   ├── BudgetExceeded    a release would pass the company's epsilon ceiling
     │   ├── LedgerError       the ledger is damaged or does not fit the run
@@ -35,6 +36,12 @@ class RunError(FedblocksError):
     """A run folder is missing, incomplete or not in a state for what was asked."""
 
     code = "bad_run"
+
+
+class DamagedFile(RunError):
+    """A file that fedblocks wrote is not whole any more; a company tells nobody that it was this fault."""
+
+    code = "internal"
 
 
 class PrivacyError(FedblocksError):

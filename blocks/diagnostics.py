@@ -1,9 +1,9 @@
-"""What each block does: does it add to the chain, read its input, or merely copy z?
+"""Diagnosis of each block: does it improve the chain, does it use its input, or does it only copy z?
 
-A chain's quality alone hides blocks that have learnt to copy their noisy target (see `categorical_denoiser`). So
-every block is asked, in the units of the family's metric, how good it is in the chain, without z, with the inputs
-of other examples, and how often it believes a z that was made from a wrong target; and where in its noise
-interval (arXiv 2506.14202, section 3.3) its loss and its gradients lie.
+A chain's quality does not show blocks that have learnt to copy their noisy target (see `categorical_denoiser`). So
+each block is measured, in the family's metric, in the chain, without z, and with the inputs of other examples; and
+how often its prediction follows a z that was made from a wrong target. Its loss and gradient norm are measured over
+its noise interval (arXiv 2506.14202, section 3.3).
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class NoiseBin:
 
 @dataclass(frozen=True)
 class BlockDiagnosis:
-    """One block. `in_chain` is in the family's metric; the rest is asked of single examples at `level`.
+    """One block. `in_chain` is in the family's metric; the others are measured on single examples at `level`.
 
-    by_example        whether that is the metric itself; else the family's score
-    in_chain          after this block in the sampling chain
-    with_z            z made from the example's own target
-    without_z         z of no information: what the block gets from its input alone
-    inputs_shuffled   z from the own target, input of another example; none where the block reads no input
-    follows_wrong_z   z from another example's target: share of predictions that are that wrong target, or,
-                      where targets are real, are nearer to it than to the right one
-    by_noise          bins of equal mass over the interval it owns, from the highest noise down
+    by_example        whether these are in the metric too; else in the family's score
+    in_chain          quality after this block in the sampling chain
+    with_z            with z made from the example's own target
+    without_z         with z of no information: what the block infers from its input only
+    inputs_shuffled   with z from the own target and another example's input; none where the block has no input
+    follows_wrong_z   with z from another example's target: share of predictions that are this wrong target, or,
+                      for real-valued targets, are nearer to it than to the right one
+    by_noise          bins of equal mass over the block's interval, from the highest noise down
     """
 
     block: int
@@ -68,6 +68,9 @@ def diagnose(
     """One diagnosis a block; inputs (N, ...), targets (N, ...), N >= 2, on the model's device.
 
     The chain's qualities are those of `Denoiser.chain_quality` at the generator's seed.
+
+    Raises:
+        InputError: there are fewer than 2 examples.
     """
     if len(targets) < 2:
         raise InputError(
@@ -119,7 +122,7 @@ def _diagnosis(
 
 
 def _exchange(n: int, generator: torch.Generator) -> Tensor:
-    """Another example for each, (N,): a random cycle, since neighbours in a set may be alike."""
+    """Another example for each, (N,): a random cycle, since neighbours in a data set may be similar."""
     order = torch.randperm(n, generator=generator)
     other = torch.empty_like(order)
     other[order] = order.roll(1)
@@ -175,7 +178,7 @@ def _loss_and_gradient(
 
 @contextmanager
 def _training(model: Denoiser, block: int) -> Iterator[list[Tensor]]:
-    """The block's parameters, open to gradients for as long as this lasts; all others are not."""
+    """The block's parameters, which require gradients meanwhile; all others do not."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     try:
         yield list(model.freeze_all_but(block).parameters())

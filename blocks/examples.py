@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import atomic_file
-from ..errors import InputError
+from ..errors import DamagedFile, InputError
 from .settings import DataKind
+
+
+def _damaged(path: Path, error: Exception) -> DamagedFile:
+    return DamagedFile(
+        f"{path}: not a whole file of examples ({type(error).__name__}); put it back from a copy"
+    )
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,16 @@ class Examples:
 
     @classmethod
     def load(cls, path: Path) -> Examples:
-        """Read back what `save` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return cls(torch.from_numpy(file["inputs"]), torch.from_numpy(file["targets"]))
+        """Read back what `save` wrote. Raises: DamagedFile where the file is damaged or of another kind."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(torch.from_numpy(file["inputs"]), torch.from_numpy(file["targets"]))
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise _damaged(path, error) from None
+        except (ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+            raise _damaged(path, error) from None
 
     def check(self, field: str, kind: DataKind) -> Examples:
         """Refuse what is not of this kind: shapes, types, classes out of range, values not finite."""

@@ -1,8 +1,8 @@
-"""Frechet distance of two sets of images (Heusel et al. 2017, arXiv 1706.08500), the measure of a generator.
+"""Frechet distance of two sets of images (Heusel et al. 2017, arXiv 1706.08500), the metric of an image generator.
 
-Theirs compares features of a network trained on ImageNet. Here the features are those of a small classifier
-trained on given public images, the same on every machine and in every run, so that distances of one set of
-images compare with each other; they do not compare with published FID.
+FID compares features of a network trained on ImageNet. Here the features are those of a small classifier trained on
+given public images, the same in every run, so that distances are comparable for one set of public images; they are
+not comparable with published FID.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STEPS, _BATCH = 200, 128
 
 @dataclass(frozen=True)
 class FrechetDistance:
-    """Distance on the penultimate features of a fixed classifier, each of unit deviation on its images.
+    """Distance on the penultimate features of a fixed classifier, scaled to unit deviation on its images.
 
     distance = classifier_on(images, labels)     # takes seconds
     distance(generated, heldout)                 # 0 for identical sets
@@ -35,7 +35,7 @@ class FrechetDistance:
 
 @lru_cache(maxsize=4)
 def classifier_on(images: Tensor, labels: Tensor) -> FrechetDistance:
-    """Train the classifier: images (N, C, S, S) in [0, 1], labels (N,). Kept for the same two tensors."""
+    """Train the classifier: images (N, C, S, S) in [0, 1], labels (N,). Cached for the same two tensors."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         body = nn.Sequential(

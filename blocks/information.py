@@ -1,4 +1,4 @@
-"""How much a noise level leaves to learn: what an equi-information partition cuts into equal shares."""
+"""The uncertainty about the target at each noise level, which an equi-information partition divides equally."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .noise import NoiseLaw
 
 LEVELS = 64
 _SAMPLES = 4000
-# Beyond this many classes a sample of them stands for all: the curve's shape hardly changes.
+# Of more classes than this a sample is used: the curve's shape hardly changes.
 _CLASSES = 1024
 
 
@@ -24,7 +24,7 @@ def level_grid(law: NoiseLaw) -> list[float]:
 def posterior_entropy(law: NoiseLaw, classes: int) -> tuple[list[float], list[float]]:
     """(levels, H(y | z)) in nats for z = e_y + sigma eps, y uniform, e orthonormal; by Monte Carlo.
 
-    The dimensions that no embedding uses hold noise alone and drop out of the posterior.
+    Dimensions that no embedding uses contain only noise and do not affect the posterior.
     """
     k = min(classes, _CLASSES)
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +64,7 @@ class LossCurve:
         self._weight.index_add_(0, index, torch.ones(len(index), dtype=torch.float64))
 
     def points(self) -> tuple[list[float], list[float]]:
-        """(levels, loss) of the bins that have been seen, levels rising; needs at least two."""
+        """(levels, loss) of the bins that have values, levels increasing; there must be at least two."""
         seen = self._weight > 0
         loss = self._total[seen] / self._weight[seen]
         return [v for v, s in zip(self.levels, seen.tolist(), strict=True) if s], loss.tolist()

@@ -1,12 +1,12 @@
-"""Masked diffusion (MD4, Shi et al. 2024, arXiv 2406.04329): a masking rate in the place of sigma.
+"""Masked diffusion (MD4, Shi et al. 2024, arXiv 2406.04329): a masking rate in place of sigma.
 
-A token is masked where its u, uniform on [0, 1], is below the rate t = 1 - alpha, so a lower rate unmasks and
-never masks anew. With linear alpha the negative log-likelihood a token is bounded by
+A token is masked where its u, uniform on [0, 1], is below the rate t = 1 - alpha, so a lower rate only unmasks.
+With linear alpha the negative log-likelihood a token is bounded by
 
     E_t  1/t * E_z  mean over tokens of  [z = MASK] * -log p(y | z),      t uniform on [0, 1],
 
-each t by the block that owns it (arXiv 2506.14202, section 4.3: edges at equal steps of alpha). The blocks
-hand tokens to each other, so how a token is embedded is a matter of each block alone.
+each t with the block whose interval has it (arXiv 2506.14202, section 4.3: edges at equal steps of alpha). Blocks
+pass tokens to each other, so every block has its own token embedding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .noise import MaskingRate, NoiseLaw, Partition, Source
 from .settings import NoiseSettings
 
 _AT_ONCE = 256
-_NEVER = -1e9  # log-probability of what is known not to be; finite, so that 0 * _NEVER is a number
+_NEVER = -1e9  # log-probability of an impossible token; finite, so that 0 * _NEVER is not NaN
 
 
 class MaskedDenoiser(Denoiser):
@@ -51,7 +51,7 @@ class MaskedDenoiser(Denoiser):
         return clean.masked_fill(draw.noise < over(draw.level, clean), self.mask)
 
     def known(self, logits: Tensor, z: Tensor) -> Tensor:
-        """Logits (N, T, V) that are certain of every token which z shows."""
+        """Logits (N, T, V) that are certain of every unmasked token of z."""
         shown = z.clamp(max=self.vocabulary - 1)
         certain = torch.full_like(logits, _NEVER).scatter_(-1, shown[..., None], 0.0)
         return torch.where((z == self.mask)[..., None], logits, certain)
@@ -60,16 +60,16 @@ class MaskedDenoiser(Denoiser):
         return prediction.argmax(dim=-1)
 
     def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, mean over all T tokens; those that z shows are certain and add nothing."""
+        """Cross-entropy, mean over all T tokens; unmasked tokens are certain and add nothing."""
         each = F.cross_entropy(prediction.flatten(0, -2), targets.flatten(), reduction="none")
         return each.view(len(targets), -1).mean(dim=1)
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        """Bits a token of one prediction; the bound on the likelihood needs all rates: see `bits`."""
+        """Bits a token at one masking rate; the bound on the likelihood needs all rates: see `bits`."""
         return self.loss(prediction, targets) / math.log(2)
 
     def weight(self, level: Tensor, kind: Literal["unit", "edm"]) -> Tensor:
-        """1/rate, the bound's own; a masking rate knows no other."""
+        """1/rate, the weight of the bound, for every `kind`."""
         return 1 / level
 
     def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
@@ -78,7 +78,7 @@ class MaskedDenoiser(Denoiser):
     def advance(
         self, z: Tensor, prediction: Tensor, level: float, to: float, generator: torch.Generator
     ) -> Tensor:
-        """Ancestral unmasking: each masked token is drawn with probability 1 - to/level, and then stays."""
+        """Ancestral sampling: each masked token is drawn with probability 1 - to/level, and then stays."""
         u = torch.rand(z.shape, generator=generator, device=generator.device).to(z.device)
         cumulative = prediction.softmax(dim=-1).cumsum(dim=-1)
         v = torch.rand(z.shape, generator=generator, device=generator.device).to(z.device)
@@ -95,13 +95,13 @@ class MaskedDenoiser(Denoiser):
     def bits(self, targets: Tensor, generator: torch.Generator, draws: int = 8) -> Tensor:
         """Upper bound on the bits a token of each example, after each block: (B, N).
 
-        After block b: blocks 0 to b in their own intervals and block b in all later ones too. `draws` rates
-        an example and interval, one in each of as many strata. Divided by the same average of 1/t [z = MASK],
-        which is 1 in expectation: a ratio estimate, in which the number of tokens masked by chance cancels.
+        After block b: blocks 0 to b in their own intervals, and block b also in all later ones. `draws` rates for
+        each example and interval, one in each of as many strata. Divided by the same average of 1/t [z = MASK], which
+        is 1 in expectation: a ratio estimate, with less variance from the random number of masked tokens.
         """
         blocks, n = self.partition.blocks, len(targets)
         found = torch.zeros(blocks, n, device=targets.device)
-        # The rates below the law's lowest, where all but nothing is masked, are the last block's too.
+        # Rates below the law's lowest, at which almost nothing is masked, are also the last block's.
         edges = (*self.partition.edges[:-1], 0.0)
         for owner in range(blocks):
             low, high = edges[owner + 1], edges[owner]
@@ -109,17 +109,17 @@ class MaskedDenoiser(Denoiser):
             masked = 0.0
             for stratum in range(draws):
                 u = torch.rand(n, generator=generator, device=generator.device)
-                # 1 - u lies in (0, 1]: a rate of zero has no weight.
+                # 1 - u is in (0, 1]: a rate of zero has no weight 1/rate.
                 rate = low + (high - low) * (stratum + 1 - u) / draws
                 noise = torch.rand(targets.shape, generator=generator, device=generator.device)
                 draw = Draw(rate, noise).to(targets.device)
                 z = self.corrupt(targets, draw)
-                shown = (z == self.mask).float().mean(dim=1)
-                masked += float((shown / draw.level).mean()) / draws
+                share = (z == self.mask).float().mean(dim=1)
+                masked += float((share / draw.level).mean()) / draws
                 for b in range(owner + 1):
                     prediction = self.predict(b, z, draw.level, self.context(b, targets))
                     cost[b] += self.score(prediction, targets) / draw.level / draws
             cost = (high - low) * cost / masked
-            # Blocks after the owner do not change what it costs: it has an interval of its own.
+            # Later blocks do not change the cost of this interval.
             found += torch.cat([cost[: owner + 1], cost[owner].expand(blocks - owner - 1, n)])
         return found

@@ -1,8 +1,8 @@
 """Noise levels and their partition into one interval per block.
 
-DiffusionBlocks (arXiv 2506.14202), section 3.3: a law of noise levels on [low, high] is cut into intervals,
-one a block. Block 0 holds the network's first layers and owns the highest noise, where sampling starts. A
-level is sigma where the noise is Gaussian, and the masking rate where tokens are masked.
+DiffusionBlocks (arXiv 2506.14202), section 3.3: a law of noise levels on [low, high] is divided into one interval per
+block. Block 0 has the network's first layers and the highest noise, where sampling starts. A level is sigma for
+Gaussian noise, and the masking rate for masked tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STANDARD_NORMAL = NormalDist()
 
 
 class Source(Protocol):
-    """Where the noise of training comes from: independent draws, each of them used once."""
+    """A source of training noise: independent draws, each used once."""
 
     def uniform(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Uniform on [0, 1)."""
@@ -62,8 +62,11 @@ class NoiseLaw(Protocol):
 class LogNormalNoise:
     """log sigma ~ N(P_mean, P_std^2), used on [sigma_min, sigma_max].
 
-    The paper takes P_mean=-1.2. The default here is higher: below sigma of about 0.5 a noisy unit-norm
-    label embedding already tells the label, and a block trained there copies it instead of reading its input.
+    The paper uses P_mean=-1.2. The default here is higher: below a sigma of about 0.5 a noisy unit-norm label
+    embedding already reveals the label, and a block trained there copies it instead of using its input.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     P_mean: float = 1.0
@@ -98,7 +101,11 @@ class LogNormalNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingRate:
-    """The share of masked tokens, uniform on [rate_min, 1]: alpha = 1 - rate in MD4 (Shi et al. 2024)."""
+    """The share of masked tokens, uniform on [rate_min, 1]: alpha = 1 - rate in MD4 (Shi et al. 2024).
+
+    Raises:
+        InputError: rate_min is not in (0, 1).
+    """
 
     rate_min: float = 1e-3
 
@@ -123,13 +130,16 @@ class MaskingRate:
 
 @dataclass(frozen=True)
 class Partition:
-    """B noise intervals, one per block; `edges` has B+1 values, falling from the law's high to its low.
+    """B noise intervals, one per block; `edges` has B+1 values, decreasing from the law's high to its low.
 
     Levels are drawn from the law truncated to the block's interval, or log-uniformly (`within`).
 
     partition = Partition.equi_probability(LogNormalNoise(), blocks=3)
     sigma = partition.sample(0, 128, source)        # (128,), the highest noise
-    partition.block_of(sigma)                       # all 0, but for the overlap
+    partition.block_of(sigma)                       # all 0, except in the overlap
+
+    Raises:
+        InputError: the edges are not decreasing from the law's high to its low, or the overlap is not in [0, 1).
     """
 
     law: NoiseLaw
@@ -157,7 +167,7 @@ class Partition:
     def uniform(
         cls, law: NoiseLaw, blocks: int, overlap: float = 0.05, *, scale: Literal["log", "linear"] = "log"
     ) -> Partition:
-        """Edges at equal distances; the paper says linear in section 3.3 and logarithmic in its appendix."""
+        """Edges at equal distances; linear in the paper's section 3.3, logarithmic in its appendix."""
         if scale == "log":
             ratio = law.low / law.high
             inner = [law.high * ratio ** (i / blocks) for i in range(1, blocks)]
@@ -174,18 +184,17 @@ class Partition:
         uncertainty: Sequence[float],
         overlap: float = 0.05,
     ) -> Partition:
-        """Edges where the uncertainty about the target falls by equal shares, log-uniform within.
+        """Edges at which the uncertainty about the target decreases by equal shares; log-uniform within intervals.
 
-        `uncertainty[i]` at `levels[i]`, levels rising, is the posterior entropy H(target | z) or a measured
+        `uncertainty[i]` at `levels[i]`, levels increasing, is the posterior entropy H(target | z) or a measured
         loss. As in the time warping of Dieleman et al. 2022 (arXiv 2211.15089, section 4.2).
         """
-        u = (
-            torch.as_tensor(uncertainty, dtype=torch.float64).cummax(0).values
-        )  # noise makes it fall here and there
+        # Made monotone: a measured loss is noisy.
+        u = torch.as_tensor(uncertainty, dtype=torch.float64).cummax(0).values
         log_levels = torch.as_tensor(levels, dtype=torch.float64).log()
         even = (log_levels - log_levels[0]) / (log_levels[-1] - log_levels[0])
         rise = u - u[0]
-        # A grain of the uniform partition keeps every interval open where the curve is flat.
+        # A small share of the uniform partition, so that no interval is empty where the curve is flat.
         share = 0.95 * rise / rise[-1] + 0.05 * even if rise[-1] > 0 else even
         inner = []
         for i in range(1, blocks):
@@ -199,17 +208,17 @@ class Partition:
         return len(self.edges) - 1
 
     def interval(self, block: int) -> tuple[float, float]:
-        """(low, high) that block owns at inference; the intervals of all blocks tile the range."""
+        """The block's interval (low, high) at inference; the intervals of all blocks cover the range."""
         return self.edges[block + 1], self.edges[block]
 
     def training_interval(self, block: int) -> tuple[float, float]:
-        """The owned interval grown by `overlap` of its log width at both ends, kept within the range."""
+        """The block's interval extended by `overlap` of its log width at both ends, within the range."""
         low, high = self.interval(block)
         growth = (high / low) ** self.overlap
         return max(low / growth, self.law.low), min(high * growth, self.law.high)
 
     def block_of(self, level: Tensor) -> Tensor:
-        """Owner of each noise level: (N,) float -> (N,) long in [0, B)."""
+        """The block of each noise level: (N,) float -> (N,) long in [0, B)."""
         inner = torch.tensor(self.edges[1:-1], dtype=level.dtype, device=level.device)
         return (level[:, None] < inner).sum(dim=1)
 
@@ -229,8 +238,8 @@ class Partition:
     def midpoints(self, steps_per_block: int = 1) -> list[tuple[int, float]]:
         """(block, level) of every inference step, from the highest noise down.
 
-        Each step sits at the middle of its share of the block's mass. Steps at the edges would make the last
-        block run at the lowest level, where c_out vanishes and the block does nothing.
+        Each step is at the middle of its share of the block's mass. With steps at the edges the last block would run
+        at the lowest level, where c_out vanishes and the block has no effect.
         """
         u = 1 - (torch.arange(steps_per_block, dtype=torch.float64) + 0.5) / steps_per_block
         return [(b, float(level)) for b in range(self.blocks) for level in self.levels(b, u)]

@@ -1,4 +1,4 @@
-"""The loss of one block alone (arXiv 2506.14202, equation 8)."""
+"""The loss of a single block (arXiv 2506.14202, equation 8)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from .noise import Partition
 
 
 class Chained(Protocol):
-    """What sampling asks of a `Denoiser`, which says what each of these is."""
+    """The part of a `Denoiser` that sampling uses; documented there."""
 
     partition: Partition
     steps_per_block: int
@@ -42,9 +42,9 @@ def sample_chain(
     steps_per_block: int | None = None,
     draws: int = 1,
 ) -> list[Tensor]:
-    """The prediction after each block, in order; the last one is the model's answer.
+    """The prediction after each block, in order; the last one is the model's prediction.
 
-    inputs (N, ...); `like` has the targets' shape, which is all that is read of it. `draws` chains an input,
+    inputs (N, ...); of `like` only the shape is used, which is that of the targets. `draws` chains for each input,
     side by side in the predictions (N draws, ...).
     """
     return _of_inputs(model, inputs, like, generator, steps_per_block, draws)[0]
@@ -58,7 +58,7 @@ def generate(
     generator: torch.Generator,
     steps_per_block: int | None = None,
 ) -> Tensor:
-    """A sample of the clean target, (N, ...): the chain, and from its last level one step to no noise."""
+    """A sample of the clean target, (N, ...): the chain, and one step from its last level to no noise."""
     return _of_inputs(model, inputs, like, generator, steps_per_block)[1]
 
 
@@ -84,10 +84,9 @@ def run_chain(
     generator: torch.Generator,
     steps_per_block: int | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """The chain of a `predict(block, z, level)`: the prediction after each block, and z at no noise.
+    """The chain with `predict(block, z, level)`: the prediction after each block, and z without noise.
 
-    `shape` is that of z. The grid lies at the middle of the intervals' shares (see `Partition.midpoints`), so
-    that no block runs where it cannot act.
+    `shape` is that of z. The levels are those of `Partition.midpoints`, at which every block has an effect.
     """
     grid = model.partition.midpoints(steps_per_block or model.steps_per_block)
     z = model.prior(shape, grid[0][1], generator).to(model.device)

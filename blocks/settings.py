@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+MOST_BLOCKS = 64  # of a model, and so of the states that a message may carry
 
 
 def require(holds: bool, field: str, value: object, rule: str) -> None:
@@ -56,10 +58,14 @@ class TransformerSettings(Part):
     # Where examples have a class, by which they can be dealt to companies; none: their order is that of time or text.
     label_side: ClassVar[Literal["inputs", "targets"] | None] = None
 
-    family: str
+    if TYPE_CHECKING:
+        family: (
+            str  # each family's own field, a literal; its place among the others is that in a plan's digest
+        )
+
     hidden_size: int = Field(32, ge=4, le=8192)
     layers: int = Field(6, ge=1, le=256)
-    blocks: int = Field(3, ge=1, le=64)
+    blocks: int = Field(3, ge=1, le=MOST_BLOCKS)
     heads: int = Field(4, ge=1)
     mlp_ratio: float = Field(4.0, ge=0.25, le=16)
     features: Literal["raw", "prefix"] = "raw"
@@ -152,6 +158,7 @@ class SeriesSettings(TransformerSettings):
 
     connector: ClassVar[str] = "series"
 
+    family: str
     context_length: int = Field(96, ge=2, le=65536)
     horizon: int = Field(24, ge=1, le=8192)
     channels: int = Field(1, ge=1, le=4096)

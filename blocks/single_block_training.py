@@ -1,10 +1,10 @@
-"""Training one block with nothing of the others in memory, from a folder of block states (see `state`).
+"""Training one block without the others in memory, from a folder of block states (see `state`).
 
-The block's file and the shared part are all that is read. With prefix features the blocks before it are
-streamed, one in memory at a time, to compute once what they make of the training inputs; a "stacked" block
-starts from the weights of the one before it. What a resume needs (block, optimiser, schedule, generator, step)
-is checkpointed in one file, so that an interrupted training ends in the same bits as one that ran through. A
-trained block's file names the job that trained it, and is not trained by the same job again.
+Only the block's file and the shared part are read. With prefix features the blocks before it are streamed, one in
+memory at a time, to compute their features of the training inputs once; a "stacked" block starts from the weights of
+the one before it. The state for a resume (block, optimiser, schedule, generator, step) is checkpointed in one file,
+so that an interrupted training ends in the same bits as one without interruption. A trained block's file names the
+job that trained it, and the same job does not train it again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TRAINED_BY = "trained_by"
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What decides the result, but for the data: two trainings of equal jobs end in the same bits."""
+    """All that determines the result, except the data: two trainings with equal jobs end in the same bits."""
 
     model: ModelSettings
     noise: NoiseSettings
@@ -51,7 +51,7 @@ class Job:
     seed: int = 0
 
     def record(self, block: int) -> dict[str, Any]:
-        """As plain values, kept with a checkpoint, so that it is not resumed by another job."""
+        """As plain values; stored with a checkpoint, so that no other job resumes it."""
         model, noise = self.model.model_dump(mode="json"), self.noise.model_dump(mode="json")
         return asdict(self) | {"model": model, "noise": noise, "block": block}
 
@@ -73,7 +73,11 @@ def train_single_block(
     """Train block-<block>.safetensors of `folder` in place, from its last checkpoint if there is one.
 
     inputs (N, ...), targets (N, ...) on the CPU. The noise partition is that of the settings throughout.
-    Nothing is done where the job has already trained the block.
+    Does nothing if the job has trained the block already.
+
+    Raises:
+        InputError: there is no such block.
+        RunError: a file is missing, does not fit the model, or is a checkpoint of another job.
     """
     if not 0 <= block < job.model.blocks:
         raise InputError("block", block, f"expected 0 to {job.model.blocks - 1}")
@@ -111,7 +115,7 @@ def train_single_block(
 
 
 def trained_by(folder: Path, block: int) -> str | None:
-    """Digest of the job that trained the block's file; none if it holds initial weights, or is not there."""
+    """Digest of the job that trained the block's file; None if it has initial weights, or does not exist."""
     if not _file(folder, block).is_file():
         return None
     with safe_open(_file(folder, block), "pt") as file:
@@ -130,7 +134,10 @@ def train_in_processes(
 ) -> None:
     """`train_single_block` for several blocks at once, each in a process; the same result as one after another.
 
-    For the same bits the calling process must compute with as many threads as a worker: its share of them.
+    For the same bits a single process must compute with as many threads as a worker has here.
+
+    Raises:
+        InputError: the blocks depend on each other (prefix features, or schedule "stacked").
     """
     if len(blocks) > 1:
         if job.model.features == "prefix":
@@ -151,7 +158,7 @@ def train_in_processes(
 
 @torch.no_grad()
 def streamed_features(model: Denoiser, folder: Path, block: int, inputs: Tensor) -> Tensor:
-    """What the blocks before `block` make of the inputs, (N, Tc, D), each of them in memory by itself."""
+    """The features of the inputs after the blocks before `block`, (N, Tc, D); one block in memory at a time."""
     made: Tensor | None = None
     for b in range(block):
         part = copy.deepcopy(model.blocks[block])
@@ -194,7 +201,7 @@ def _own(model: Denoiser) -> dict[str, Tensor]:
 def _resume(path: Path, model: Denoiser, trainer: BlockTrainer, generator: torch.Generator, job: Job) -> None:
     saved = torch.load(path, weights_only=True)
     if saved["job"] != job.record(trainer.block):
-        raise RunError(f"{path}: is of a training with other settings; delete it to start anew")
+        raise RunError(f"{path}: is of a training with other settings; delete it to start again")
     merge(model, saved["block"])
     trainer.load(saved["trainer"])
     generator.set_state(saved["generator"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -83,7 +84,8 @@ def block_parameters(block: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def digest(*parts: State) -> bytes:
     """SHA-256 over names, shapes, types and bytes of the tensors, in sorted order."""
     h = hashlib.sha256()
-    for name, tensor in sorted(item for part in parts for item in part.items()):
+    # By name alone: two parts that share a name, which only a sender can make, have no order of tensors.
+    for name, tensor in sorted((item for part in parts for item in part.items()), key=itemgetter(0)):
         header = f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|"
         h.update(len(header).to_bytes(4, "big") + header.encode())
         # As bytes: NumPy does not have every type.

@@ -1,7 +1,7 @@
-"""Training on data that may be seen whole: public pretraining, and the same loop for one block alone.
+"""Training on public data, without privacy: pretraining of all blocks, and the trainer of a single block.
 
-A block's gradient ends at its own parameters, so every block has an optimiser of its own, and blocks may be
-trained together, in random order, one after another, or in processes of their own (see `single_block_training`).
+A block's loss has gradients for its own parameters only, so every block has its own optimiser, and blocks may be
+trained together, in random order, one after another, or in separate processes (see `single_block_training`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Schedule:
     compile: bool = False
 
     def order(self, blocks: int, generator: torch.Generator) -> Iterator[int]:
-        """The block of every step; each block comes `steps` times ("random": on average)."""
+        """The block of every step; each block has `steps` steps ("random": on average)."""
         if self.schedule in ("sequential", "stacked"):
             yield from (b for b in range(blocks) for _ in range(self.steps))
         elif self.schedule == "random":
@@ -51,7 +51,7 @@ class Schedule:
 
 
 def optimizer_of(parameters: Iterable[nn.Parameter], schedule: Schedule) -> tuple[AdamW, OneCycleLR]:
-    """The recipe of every training here, that of the baselines too: AdamW, warm-up, cosine."""
+    """Optimiser and learning rate of every training here, the baselines' included: AdamW, warm-up, cosine."""
     decay = schedule.weight_decay
     optimizer = AdamW(parameters, schedule.learning_rate, weight_decay=decay, betas=(0.9, 0.99), fused=True)
     steps = max(2, schedule.steps + 1)
@@ -59,7 +59,7 @@ def optimizer_of(parameters: Iterable[nn.Parameter], schedule: Schedule) -> tupl
 
 
 class BlockTrainer:
-    """AdamW with warm-up and cosine on one block; the state of everything that a resume needs.
+    """AdamW with warm-up and cosine on one block, with the state that a resume needs.
 
     trainer = BlockTrainer(model, 0, schedule)
     losses = trainer.step(inputs, targets, objective, generator)      # (N draws,)
@@ -109,7 +109,7 @@ class BlockTrainer:
         return draw.level, losses.detach() / model.weight(draw.level, objective.weight)
 
     def finish(self) -> None:
-        """Put the moving average, where there is one, in the block's place."""
+        """Replace the block's weights by their moving average, if there is one."""
         if self.average is not None:
             with torch.no_grad():
                 for name, p in self.part.named_parameters():
@@ -128,7 +128,8 @@ class BlockTrainer:
 
 
 def follow(average: dict[str, Tensor], network: nn.Module, ema: float, taken: int) -> None:
-    """Move the average of a network's weights after its `taken`-th step; a short run must forget its start."""
+    """Update the moving average of a network's weights after its `taken`-th step."""
+    # Less decay at first, so that a short run forgets its initial weights.
     decay = min(ema, (1 + taken) / (10 + taken))
     for name, p in network.named_parameters():
         average[name].lerp_(p.detach(), 1 - decay)
@@ -147,11 +148,11 @@ def train(
 ) -> None:
     """Train all blocks in place; inputs (N, ...), targets (N, ...) on the model's device.
 
-    Each step draws one batch with replacement. `refit_every`: cut the noise range anew, at equal shares of
-    the measured loss curve, after every so many steps of the first half of the training.
+    Each step draws one batch with replacement. `refit_every`: after every so many steps of the first half of the
+    training, the noise range is divided again, at equal shares of the measured loss curve.
 
-    "stacked" is progressive stacking (Gong et al. 2019, ICML) block by block: a block that reads what the
-    blocks before it have made has the same work to do, and starts from what the last of them has learnt.
+    "stacked" is progressive stacking (Gong et al. 2019, ICML) block by block: a block that uses the features of the
+    blocks before it has a similar task, so it starts from the weights of the last of them.
     """
     trainers = [BlockTrainer(model, b, schedule) for b in range(model.partition.blocks)]
     curve = LossCurve(model.partition.law)
@@ -174,7 +175,7 @@ def train(
 
 
 def refitted(partition: Partition, curve: LossCurve) -> Partition:
-    """The same range cut at equal shares of the measured loss curve."""
+    """The same range, divided at equal shares of the measured loss curve."""
     levels, loss = curve.points()
     law = partition.law
     levels = [law.low, *levels[1:-1], law.high]

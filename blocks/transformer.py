@@ -1,11 +1,10 @@
-"""The transformer that every family is cut from: a clean stream and a noisy one through the same layers.
+"""The transformer of every family: a clean and a noisy stream through the same layers.
 
 The clean input (image patches, past text, past values) runs through the layers as an ordinary pre-norm
-transformer and never sees the noisy tokens. The noisy tokens z read it at every layer and are modulated by
-the noise level (adaLN, Peebles & Xie 2023). So what a block knows of the clean input depends on no noise
-draw: several draws share one pass over it, a later block may take it over as features, and a causal clean
-stream can be cached while sampling. For text this is the paper's concatenation of clean and noisy sequence
-under a mask (arXiv 2506.14202, section 4.4).
+transformer and never attends to the noisy tokens. The noisy tokens z attend to it at every layer and are modulated
+by the noise level (adaLN, Peebles & Xie 2023). So the clean stream does not depend on the noise draw: several draws
+share one pass over it, a later block may use it as features, and a causal clean stream can be cached while sampling.
+For text this is the paper's concatenation of clean and noisy sequence under a mask (arXiv 2506.14202, section 4.4).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ KeysValues = tuple[Tensor, Tensor]  # each (N, H, T, d_head)
 class Shape:
     """Sizes of a layer. `style` "vit": LayerNorm, GELU, learned positions; "llama": RMSNorm, SwiGLU, RoPE.
 
-    `causal`: the clean stream is causal, and the noisy token at t reads the clean ones before t and itself.
+    `causal`: the clean stream is causal, and the noisy token at t attends to the clean ones before t and to itself.
     """
 
     hidden_size: int
@@ -121,7 +120,7 @@ class Layer(nn.Module):
         return clean, z
 
     def clean(self, x: Tensor) -> Tensor:
-        """The clean stream alone, (N, T, D)."""
+        """The clean stream without a noisy one, (N, T, D)."""
         x = x + self._attend(*self._heads(self._norm(x)), causal=self.shape.causal)
         out: Tensor = x + self.mlp(self._norm(x))
         return out
@@ -170,12 +169,12 @@ class Layer(nn.Module):
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:
-    """Linear weights from N(0, std^2) and biases zero, but for layers that start at zero on purpose.
+    """Linear weights from N(0, std^2) and biases zero, except layers that are initialised to zero.
 
-    PyTorch's own start is 2.5 times as wide at width 128; it cost a vision transformer 3 points on digits.
+    PyTorch's default is 2.5 times as wide at width 128; it cost a vision transformer 3 points on digits.
     """
     for part in module.modules():
-        # A model without memory has no values to look at, or to start from.
+        # A model on the meta device has no values.
         if isinstance(part, nn.Linear) and not part.weight.is_meta and part.weight.any():
             nn.init.normal_(part.weight, std=std)
             if part.bias is not None:
@@ -183,16 +182,16 @@ def initialise(module: nn.Module, std: float = 0.02) -> None:
 
 
 def _past_and_self(t: int, device: torch.device) -> Tensor:
-    """(T, 2 T): the noisy token at t sees clean tokens before t, and of the noisy ones itself alone."""
+    """(T, 2 T): the noisy token at t attends to clean tokens before t, and of the noisy ones only to itself."""
     past = torch.ones(t, t, dtype=torch.bool, device=device).tril(-1)
     return torch.cat([past, torch.eye(t, dtype=torch.bool, device=device)], dim=1)
 
 
 class Block(GroupedModule):
-    """Consecutive layers that own one noise interval, with an interface of their own.
+    """Consecutive layers of one noise interval, with their own interface.
 
     `interface` holds what a family needs around the layers: input embeddings, noise embedding, readout. Every
-    block has its own copy, since copies that all blocks train together are pulled apart by their losses.
+    block has its own copy: in a shared one the gradients of the blocks' losses conflict.
     """
 
     def __init__(self, interface: nn.ModuleDict, layers: int, shape: Shape) -> None:
@@ -217,7 +216,7 @@ class Block(GroupedModule):
         return clean, z
 
     def features(self, clean: Tensor) -> Tensor:
-        """What the block makes of the clean input, normalised for the next block: (N, Tc, D)."""
+        """The block's features of the clean input, normalised for the next block: (N, Tc, D)."""
         for layer in self.layers:
             assert isinstance(layer, Layer)
             clean = layer.clean(clean)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..experiments.presets import load_settings
 from ..privacy.accounting import at, calibrate, finite, guarantee, releases_within
 from ..privacy.adversaries import seen_by_company
 from ..privacy.composition import (
@@ -35,7 +36,7 @@ from ..privacy.events import (
 from ..privacy.ledger_file import LedgerCopy
 from ..privacy.ledger_room import remaining
 from ..server.run_folder import RunFolder
-from ..settings import Settings, load_settings
+from ..settings import RunSettings
 from .ledger_tables import plain_guarantee, read_own
 
 
@@ -124,7 +125,7 @@ def planned(
     noise, name = None, ""
     if preset is not None:
         more = [] if rounds is None else [f"training.rounds={rounds}"]
-        settings = load_settings(preset, [*overrides, *more])
+        settings: RunSettings = load_settings(preset, [*overrides, *more])
     else:
         if overrides:
             raise InputError("--set", overrides[0], "needs a preset; a run keeps its own settings")
@@ -150,26 +151,21 @@ def planned(
     return Planned(release_at, noise, rounds, a_round, privacy.delta, goal, name)
 
 
-def _release_at(settings: Settings) -> Callable[[float], Event]:
+def _release_at(settings: RunSettings) -> Callable[[float], Event]:
     """One release of these settings by its noise."""
     # What integer noise costs, and what floating point does, goes by a block's size, which only a model can tell.
-    from ..blocks import block_parameters, build_model
+    from ..blocks import build_model
     from ..experiments.simulation.preparation import make_plan
-    from ..protocol.release import block_size, dp_sgd, release_event
+    from ..protocol.release import block_size, event_of
 
-    if settings.privacy.mode == "local":
-        block = build_model(settings.model, settings.noise, 0).freeze_all_but(0, settings.training.interface)
-        size, quantile = sum(p.numel() for _, p in block_parameters(block)), settings.privacy.clip_quantile
-        return lambda noise: dp_sgd(settings.training, noise, clip_quantile=quantile).event(size)
-    model = build_model(settings.model, settings.noise)
-    plan = make_plan(settings, model, "account")
-    size = block_size(model, 0, plan)
-
-    def release(noise: float) -> Event:
-        noised = plan.model_copy(update={"noise_multiplier": noise})
-        return release_event(noised, size, settings.smallest_group)
-
-    return release
+    training, privacy = settings.training, settings.privacy
+    shared = privacy.mode == "secure_step"
+    model = build_model(settings.model, settings.noise, None if shared else 0)
+    size = block_size(model, 0, training)
+    # Of shares of one noise, refuses what a run would be refused for.
+    sums = make_plan(settings, model, "account").secure_aggregation if shared else settings.secure_aggregation
+    bits, companies = sums.width(shared), settings.smallest_group if shared else None
+    return lambda noise: event_of(training, privacy, noise, size, bits=bits, companies=companies)
 
 
 def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:

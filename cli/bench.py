@@ -59,6 +59,18 @@ def block_quality(
     show(measure(seeds, others, on_progress=_say), as_json)
 
 
+@bench.command("data")
+def data(
+    megabytes: Annotated[int, typer.Option(min=1, help="of the CSV that is read")] = 1000,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time and memory of reading a large CSV, against pandas' pyarrow engine."""
+    from ..experiments.bench.data import measure
+
+    show(measure(megabytes, repeats, on_progress=_say), as_json)
+
+
 @bench.command("families")
 def families(
     seeds: Seeds = 3,

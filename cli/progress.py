@@ -30,9 +30,10 @@ from ..experiments.simulation.pretraining import pretrain
 from ..experiments.simulation.reference import prepare_reference
 from ..experiments.simulation.simulate import simulate
 from ..experiments.simulation.threads import one_core
+from ..server.events import Event, RoundFinished, RunFinished, RunStarted
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
-from ..settings import Settings, Transport
+from ..settings import RunSettings, SimulationSettings, Transport
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -54,9 +55,13 @@ def progress_on(console: Console) -> Iterator[Progress]:
 
 
 @one_core()
-def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> RunFolder:
+def prepare_with_progress(settings: SimulationSettings, runs: Path, console: Console) -> RunFolder:
     """Check the inputs, then prepare a new run under `runs`."""
     inputs = read_inputs(settings)
+    for side, findings in inputs.findings.items():
+        for note in findings.notes:
+            text = f"[yellow]{side} data:[/] {escape(note)}"
+            console.print(text, highlight=False, soft_wrap=True)
     with progress_on(console) as progress:
         task = progress.add_task(
             "Public pretraining", total=settings.pretraining.steps * settings.model.blocks, note=""
@@ -71,7 +76,7 @@ def prepare_with_progress(settings: Settings, runs: Path, console: Console) -> R
 
 @one_core()
 def pretrain_with_progress(
-    settings: Settings, folder: Path, console: Console, *, block: int | None, processes: int
+    settings: RunSettings, folder: Path, console: Console, *, block: int | None, processes: int
 ) -> dict[str, Any]:
     """Train blocks of a model folder; interrupted, the same call goes on where it stopped."""
     tasks: dict[int, TaskID] = {}
@@ -136,12 +141,17 @@ def _simulate(
     metric = metric_of(settings.model)
     task = progress.add_task(title, total=settings.training.rounds, note="")
 
-    def on_round(row: dict[str, Any]) -> None:
-        quality = row.get("quality", {}).get("heldout")
-        note = f"{metric.name} {quality[-1]:.4g}" if quality else ""
-        progress.update(task, completed=row["round"], note=note)
+    def show(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            progress.update(task, completed=event.done)
+        if isinstance(event, RoundFinished):
+            quality = event.row.get("quality", {}).get("heldout")
+            note = f"{metric.name} {quality[-1]:.4g}" if quality else ""
+            progress.update(task, completed=event.round, note=note)
+        if isinstance(event, RunFinished):
+            progress.update(task, completed=event.rounds)
 
-    return simulate(run, on_round, transport=transport)
+    return simulate(run, [show], transport=transport)
 
 
 def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Console) -> dict[str, Any]:

@@ -90,17 +90,19 @@ def serve(
 
 def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
     from ..server.coordinator import coordinate
+    from ..server.events import Event, RoundFinished
     from ..server.stream import StreamGrid
 
     service = settings.service(folder, prepared.plan().run)
     service.start(settings.listen)
     people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
 
-    def say(row: dict[str, Any]) -> None:
-        people.print(f"round {row['round']}: {row.get('status', 'public model')}", highlight=False)
+    def say(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            people.print(f"round {event.round}: {event.row.get('status', 'public model')}", highlight=False)
 
     try:
-        coordinate(StreamGrid(service), prepared, say, wait=settings.gather)
+        coordinate(StreamGrid(service), prepared, [say], wait=settings.gather)
     finally:
         service.close()
     if as_json:

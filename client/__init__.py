@@ -1,7 +1,7 @@
-"""The company's side: the Flower ClientApp and what it stands on.
+"""The company's side: the Flower ClientApp and its parts.
 
-`company` is its home folder, `policy` its own rules, `replay_guard` the steps that it takes once,
-`data` its connectors, `training` what it does with one block, in passes of the size that `batches` finds,
-`rehearsal` the same before it is charged, `app` the handlers of the messages in `protocol`,
-`agent` answers over the data plane, where `endpoint` says.
+`company` is its home folder, `policy` its own rules, `replay_guard` records the steps that it takes only once,
+`data` has its connectors, `training` trains one block, in passes of the size that `batches` finds, `rehearsal` tries
+that before it is charged, `app` has the handlers of the messages in `protocol`, `agent` answers over the data plane
+at the address in `endpoint`.
 """

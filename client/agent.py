@@ -1,7 +1,7 @@
-"""The company's end of the data plane: it dials the coordinator and answers what comes down the stream.
+"""The company's end of the data plane: it connects to the coordinator and answers the requests of the stream.
 
-The requests are Flower messages and the handlers are the ClientApp's own: what a company checks and refuses does not
-depend on the way a message took. One message is answered at a time. Only records and fixed codes go up.
+Requests are Flower messages, handled by the ClientApp: what a company checks and refuses does not depend on the
+transport. One message is answered at a time. Only records and fixed codes are sent.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0
 
 
 class Agent:
-    """Answers one coordinator's requests until the run is over; without `run`, whichever run that is.
+    """Answers one coordinator's requests until the run is over; without `run`, of any run.
 
-    `wait`: seconds to be connected for the first time, if shorter than the company's own patience.
+    `wait`: seconds in which to connect for the first time, if shorter than the company's own patience.
 
     agent = Agent(Endpoint.of(home), app, context, run="digits-1")
     code = agent.serve()      # "done", or why it stopped
@@ -73,7 +73,7 @@ class Agent:
         stamp_messages()
 
     def serve(self) -> str:
-        """Dial, answer, and dial again whenever the stream breaks; returns the code that ended it."""
+        """Connect, answer, and connect again when the stream breaks; returns the code that ended it."""
         delay = _FIRST_DELAY
         self._heard = time.monotonic()
         while not self._stopped.is_set():
@@ -86,13 +86,13 @@ class Agent:
                 delay = _FIRST_DELAY
             if time.monotonic() - self._heard > self._patience:
                 return "unreachable"
-            # All companies lose a restarted coordinator at once; they should not come back at once.
+            # When a coordinator restarts, all companies lose it at once; they should not all connect at once again.
             self._stopped.wait(delay * random.uniform(0.5, 1.5))
             delay = min(2 * delay, _LONGEST_DELAY)
         return "stopped"
 
     def stop(self) -> None:
-        """Leave, from another thread; a message in hand is still worked on but its answer stays here."""
+        """Stop, from another thread; the current message is still handled but its answer is not sent."""
         self._stopped.set()
         if self._call is not None:
             self._call.cancel()
@@ -106,7 +106,7 @@ class Agent:
         channel = grpc.secure_channel(self._endpoint.settings.address, credentials, options)
         connected = False
         try:
-            # `_drained` ends with the call: gRPC reads it in a thread of its own.
+            # gRPC reads `_drained` in another thread, until the call ends.
             call = DataPlaneStub(channel).Exchange(_drained(outgoing))
             self._call = call
             if self._stopped.is_set():
@@ -137,7 +137,7 @@ class Agent:
         return self._endpoint.settings.largest_message_mb << 20
 
     def _answer(self, message: Incoming) -> bytes:
-        """What the handler says, or a refusal's code; nothing that is raised here may leave as a text."""
+        """The handler's reply, or a refusal's code; no exception's text may leave."""
         try:
             if message.kind == STREAM:
                 raise ProtocolError("wrong_phase", "a stream within a stream")

@@ -1,10 +1,10 @@
-"""When an answer leaves, if the company fixes it: after a whole number of durations, whatever the work took.
+"""Fixed answer times, if the company sets them: an answer leaves after a whole number of durations.
 
-How long a training takes can depend on the examples (caches, subnormal numbers, allocations), and how long a join
-takes on what the ledger holds and how much of it is left. Whoever waits for the answer sees that. With
-`answer_seconds` in the policy the answer leaves exactly one duration after the message was taken. Work that takes
-longer is not sent: the answer is then the code "late", at the end of the duration in which it was done, so that all
-there is to see is in how many durations that was.
+The time that training takes can depend on the examples (caches, subnormal numbers, allocations), and that of a join
+on the ledger's rows and remaining budget. The recipient of the answer sees this time. With `answer_seconds` in the
+policy the answer leaves exactly one duration after the message was received. If the work takes longer its result is
+not sent: the answer is the code "late", at the end of the duration in which the work was done, so that only the
+number of durations is visible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..protocol.messages import refusal
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds that never go back, and waiting for some of them."""
+    """A monotonic clock, and a function that waits."""
 
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -31,9 +31,9 @@ class Clock:
 def timed(
     work: Callable[[], RecordDict], seconds: float | None, clock: Clock = Clock()
 ) -> tuple[RecordDict, int]:
-    """What `work` returns, `seconds` after the call, and in how many durations it was done.
+    """The result of `work`, `seconds` after the call, and the number of durations that it took.
 
-    `work` does not raise. Without `seconds` its record is returned at once.
+    `work` must not raise. Without `seconds` its record is returned at once.
     """
     taken = clock.now()
     record = work()

@@ -49,7 +49,7 @@ from .training import model_of, train_block
 
 
 class CompanyApp(ClientApp):
-    """Flower's router, but a message that nobody handles is answered with a code: Flower would send a text."""
+    """Flower's router, but a message without a handler is answered with a code: Flower would send a text."""
 
     def __call__(self, message: Message, context: Context) -> Message:
         try:
@@ -78,12 +78,12 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
                 company.check_files()
                 return handler(message, context, company)
             except Exception as error:
-                with suppress(OSError):  # a log that cannot be written must not let the text out
+                with suppress(OSError):  # the text of an error in logging must not be sent either
                     company.log(f"refused {kind}", error=error)
                 return refusal(error)
 
-        # A training reads the examples, a join all that was spent; what the others do follows from messages alone.
-        # The answer is made afterwards: Flower stamps a message with its time.
+        # The time of a training depends on the examples, that of a join on the ledger; of the others on messages
+        # only. The answer is made after the wait: Flower stores a message's time in it.
         seconds = company.policy.answer_seconds if kind in (JOIN, TRAIN) else None
         answered, durations = timed(record, seconds)
         if durations > 1:
@@ -103,7 +103,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     try:
         return _join(request, context, company)
     except Exception as error:
-        # Which check refused tells that those before it did not: what the company has spent may be among them.
+        # One code for all: which check refused would reveal that those before it passed, the budget's among them.
         raise PrivacyError(f"the plan is refused: {error}") from error
 
 
@@ -112,8 +112,8 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     company.policy.check(plan)
     member = company.member()
     model = model_of(plan, company.policy.device, 0)
-    terms = run_terms(plan, block_size(model, 0, plan))  # all blocks have one shape
-    # A sum has at least so many companies; more are rehearsed for when they are known.
+    terms = run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
+    # The smallest cohort of a sum; larger ones are rehearsed when they are known.
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
     rehearse(plan, 0, fewest, company.policy)
     check_part(model, request.shared, None)
@@ -131,7 +131,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
             "public": channel.public,
         }
     )
-    # A session that is still open is of what was joined before: nothing of it may be answered under another plan.
+    # A session that is still open belongs to the run that was joined before: nothing of it may be answered any more.
     context.state.pop("session", None)
     company.log(f"joined run {plan.run}")
     return JoinReply(company.name, channel.signed(member, plan.run, joined)).to_record()
@@ -145,11 +145,11 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     plan = _plan(context, company)
     session, joined = request.session, _stored(context, "run", "joined")
     if session.run != plan.run or session.settings_digest != joined:
-        raise ProtocolError("bad_session", "the session is not of the run that was joined")
+        raise ProtocolError("bad_session", "the session is not of the joined run")
     if session.bits != plan.bits or not 1 <= session.round <= plan.training.rounds:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
-        raise ProtocolError("low_threshold", "fewer companies than the shares of noise are made for")
+        raise ProtocolError("low_threshold", "fewer companies than the plan's shares of noise need")
     channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
     party = CompanySession.start(
         session, company.member(), channel, request.channels, company.policy.minimum_cohort, plan.colluders
@@ -170,8 +170,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     session = party.session
     if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
         raise ProtocolError("wrong_session", "the session is for another block")
-    # Everything that can be refused is refused here. Once the ledger is charged, no outcome may depend on
-    # the data but the masked update itself.
+    # Everything that can be refused is refused before the ledger is charged. Afterwards only the masked update may
+    # depend on the data.
     companies = len(session.cohort)
     rehearse(plan, request.block, companies, company.policy)
     model = model_of(plan, company.policy.device, request.block)
@@ -184,7 +184,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     for b, state in request.states.items():
         check_part(model, state, b)
     merge(model, shared_state, *request.states.values())
-    if session.length != block_size(model, request.block, plan):
+    if session.length != block_size(model, request.block, plan.training):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     terms = run_terms(plan, session.length, companies)
@@ -206,7 +206,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
 @app.query("confirm")
 @guarded
 def confirm(message: Message, context: Context, company: Company) -> RecordDict:
-    """Put this company's name to one set of survivors, if its own rules allow the set."""
+    """Sign one set of survivors, if the company's own rules allow the set."""
     request = ConfirmRequest.from_record(message.content)
     _, party = _joined(context, company)
     confirmation = party.confirm(request.survivors)
@@ -218,7 +218,7 @@ def confirm(message: Message, context: Context, company: Company) -> RecordDict:
 @app.query("unmask")
 @guarded
 def unmask(message: Message, context: Context, company: Company) -> RecordDict:
-    """Release the shares that open this round's sum, once, for the set that enough survivors have signed."""
+    """Send the shares that open this round's sum, once, for the set that enough survivors have signed."""
     request = UnmaskRequest.from_record(message.content)
     _, party = _joined(context, company)
     shares = party.unmask(request.confirmations)
@@ -241,7 +241,7 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         return StreamReply(agent.serve(), agent.answered).to_record()
 
 
-# What no bit of a release depends on. Whatever is not named here, and so any setting that is new, enters the noise.
+# Fields on which no bit of a release depends. All others, and so every new one, enter the label of the noise.
 _PLAN_BESIDE: dict[str, Any] = {
     "run": True,
     "delta": True,
@@ -261,10 +261,10 @@ _POLICY_BESIDE = {
 def release_labels(
     plan: Plan, session: Session, block: bytes, shared: bytes, data: Examples, policy: Policy
 ) -> tuple[str | int, ...]:
-    """All that a seeded release depends on: if any of it differs, so does the noise.
+    """Everything that a seeded release depends on: if any of it differs, so does the noise.
 
-    And nothing else, so that two simulations which differ in what they log, or in their length, agree where they
-    release the same. `block` is the digest of the states received, `shared` that of the shared state.
+    And nothing else, so that two simulations which differ only in logging or length make the same releases. `block`
+    is the digest of the received states, `shared` that of the shared state.
     """
     terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=_POLICY_BESIDE))
     parts = (block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
@@ -273,7 +273,7 @@ def release_labels(
 
 
 def _plan(context: Context, company: Company) -> Plan:
-    """What was joined, if the company's rules, which may have changed since, still allow it."""
+    """The joined plan, if the company's rules, which may have changed since, still allow it."""
     value = _record(context, "run").get("plan")
     if not isinstance(value, str):
         raise ProtocolError("wrong_phase", "this company has not joined the run")
@@ -291,28 +291,28 @@ def _parsed_plan(text: str) -> Plan:
 
 
 def _joined(context: Context, company: Company, *, charged: bool = True) -> tuple[Plan, CompanySession]:
-    """The plan and the session that is open, both held against the company's rules as they are now.
+    """The plan and the open session, both checked against the company's current rules.
 
-    `charged`: the round's training is; else its charge looks at the ledger.
+    `charged`: the round's training has been charged, so the ledger is checked here; else its charge will check it.
     """
     plan, stored = _plan(context, company), _stored(context, "session", "session")
     party = CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
     if charged:
-        with company.ledger():  # if the record of steps is an older copy, the ledger shows it
+        with company.ledger():  # opened to check whether the record of steps is an older copy
             pass
     _only_cohort(company, party.session)
     return plan, party
 
 
 def _only_cohort(company: Company, session: Session) -> None:
-    """Whoever sums two cohorts that differ by a company can subtract: the first of a run is the only one, and a run
+    """Allow only a run's first cohort, since the difference of two cohorts' sums could isolate one company; a run
     some of whose steps are lost has none."""
     cohort = json.dumps(session.cohort).encode()
     company.steps.take("cohort", session.run.encode(), value=cohort, code="bad_session")
 
 
 def _take(step: str, context: Context, company: Company, party: CompanySession, **named: Any) -> None:
-    """Take a step of the open session, in the company's own record, before its answer leaves."""
+    """Record a step of the open session in the company's home, before its answer leaves."""
     company.steps.take(step, _stored(context, "run", "public"), party.session.digest(), **named)
 
 

@@ -1,7 +1,7 @@
-"""How many examples a private pass takes, on a machine that was seen to keep what the proof assumes of it.
+"""The number of examples in a private pass, and the test that the machine meets the proof's assumptions.
 
-Nothing here reads the company's data: the size follows from the plan, the policy's memory bound and the shapes of
-one example, and the machine is asked with weights and examples drawn at random.
+Nothing here reads the company's data: the size follows from the plan, the policy's memory bound and an example's
+shapes, and the machine is tested with random weights and examples.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ _checking = threading.Lock()
 
 
 def examples_at_once(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
-    """The size of every pass that trains this block, found and checked once a process and kind of pass.
+    """The size of every pass that trains this block, found and checked once for each process and kind of pass.
 
-    PrivacyError where an example's gradient would depend on who shares its batch (see `privacy.invariance`).
+    Raises:
+        PrivacyError: an example's gradient depends on the rest of its batch (see `privacy.invariance`).
     """
     t = plan.training
-    # All blocks have one shape; with prefix features a later one also runs those before it.
+    # All blocks have equal shapes; with prefix features a block also runs those before it.
     reads = block if plan.model.features == "prefix" else 0
     key = (
         plan.model, plan.noise.weight, t.interface, t.noise_draws, t.expected_batch_size, plan.clipping,
@@ -78,7 +79,7 @@ def fixed_losses(
 
 
 def random_examples(kind: DataKind, count: int, source: CryptographicSource) -> Examples:
-    """Examples of this kind that are nobody's."""
+    """Random examples of this kind."""
 
     def values(shape: tuple[int, ...], classes: int | None) -> Tensor:
         return source.normal(count, *shape) if classes is None else source.integers(classes, count, *shape)
@@ -91,7 +92,7 @@ def random_examples(kind: DataKind, count: int, source: CryptographicSource) -> 
 
 @contextmanager
 def random_weights(model: Denoiser, source: CryptographicSource) -> Iterator[None]:
-    """Weights drawn at random in the place of the model's own, which may be made to hide how kernels behave."""
+    """Replaces the weights by random ones meanwhile: the model's own may be chosen to hide how kernels behave."""
     own = {name: p.detach().clone() for name, p in model.named_parameters()}
     try:
         with torch.no_grad():

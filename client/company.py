@@ -3,11 +3,11 @@
 company-0/
     policy.toml           the company's rules
     identity.key          its Ed25519 private key; readable by its owner alone
-    roster.toml           names and public keys of the companies it will ever aggregate with
+    roster.toml           names and public keys of the companies that it may aggregate with
     data.npz              training examples, already at the model's size
     ledger.sqlite         every release, charged before it is made
-    steps.sqlite          the steps of secure sums that have been taken, once each; how far the ledger has come
-    shared-*.safetensors  the shared state of a run, as it was joined
+    steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
+    shared-*.safetensors  the shared state of a joined run
     company.log           what happened and why; texts of errors stay here
 
 The folder is of mode 700 and its files of mode 600 (`private_file`).
@@ -48,13 +48,13 @@ from .replay_guard import STEPS_FILE, Steps
 COMPANIES = "companies"
 LEDGER_FILE = "ledger.sqlite"
 
-# NumPy evaluates a file's header as Python, which simulated companies cannot do at once in CPython 3.11.
+# NumPy evaluates a file's header as Python, which is not safe in several threads in CPython 3.11.
 _reading = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Company:
-    """One company, as its own machine sees it."""
+    """One company, on its own machine."""
 
     home: Path
     policy: Policy
@@ -62,20 +62,25 @@ class Company:
 
     @classmethod
     def of(cls, context: Context) -> Company:
-        """Where this node's home lies: `company-home` in the node's own configuration, or, in a simulation,
-        the folder of its partition in the run folder. Never anything a message says."""
+        """The company of this node: at `company-home` in the node's own configuration, or, in a simulation, in the
+        folder of its partition in the run folder. Never at a path from a message.
+
+        Raises:
+            InputError: no home is set, or its policy cannot be read.
+            PrivacyError: a deployed company has a simulation seed.
+        """
         home = context.node_config.get("company-home")
         if home is not None:
             return cls.deployed(Path(str(home)))
         run_dir, partition = context.run_config.get("run-dir"), context.node_config.get("partition-id")
         if not run_dir or partition is None:
             raise InputError("company-home", home, "not set in this node's configuration")
-        simulated = Path(str(run_dir)) / COMPANIES / f"company-{partition}"
+        simulated = simulated_home(Path(str(run_dir)) / COMPANIES, int(partition))
         return cls(simulated, load_policy(simulated / "policy.toml"))
 
     @classmethod
     def deployed(cls, home: Path) -> Company:
-        """The company at `home`, on its own machine: nothing of it may be guessed."""
+        """The company at `home`, outside of a simulation: PrivacyError if its noise has a seed."""
         policy = load_policy(home / "policy.toml")
         if policy.simulation_seed is not None:
             raise PrivacyError("simulation_seed is set: whoever knows it can subtract this company's noise")
@@ -86,25 +91,25 @@ class Company:
         return self.policy.company
 
     def check_files(self) -> None:
-        """That nobody else may use the files of this home; PrivacyError."""
+        """Check modes and owners of this home's files; PrivacyError if others have access."""
         private_file.check_home(self.home)
 
     def member(self) -> Member:
-        """Who this company is to the others, and whom it has pinned: from its own files, never from a message."""
+        """Its identity and pinned roster, from its own files, never from a message; raises as `load_member`."""
         return load_member(self.home, self.name)
 
     def data(self) -> Examples:
-        """The training examples, checked against what the policy declares of them."""
+        """The training examples, checked against the policy's declaration; InputError if they do not fit."""
         path = self.home / "data.npz"
         state = path.stat()
         return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
 
     def save_shared(self, joined: bytes, shared: State) -> None:
-        """Under the digest of what was joined: the run's name, its plan and this state.
+        """Store a run's shared state, in a file named by the digest of plan and state.
 
-        Whoever joins under the same name with another plan or state has a file of its own.
+        So a run of the same name with another plan or state has another file.
         """
-        # A training that reads the old file goes on reading that.
+        # Replaced atomically: a training that is reading the old file is not disturbed.
         private_file.write(self._shared(joined), save(shared))
 
     def load_shared(self, joined: bytes) -> State:
@@ -115,23 +120,27 @@ class Company:
 
     @contextmanager
     def ledger(self) -> Iterator[Ledger]:
-        """The ledger, if it is the one that the record of steps knows; whatever it refuses is a LedgerError."""
+        """The ledger, if it agrees with the record of steps.
+
+        Raises:
+            LedgerError: it does not; also in place of any InputError, whose text may tell of earlier releases.
+        """
         try:
             with self._ledger(self.steps) as ledger:
                 yield ledger
         except InputError as error:
-            # What does not compose with earlier releases tells which those were.
+            # Which event does not compose with the earlier ones reveals of which kind those are.
             raise LedgerError(str(error)) from error
 
     def create_ledger(self) -> None:
-        """The first ledger of this company, or one in place of what is lost; InputError if there is one."""
+        """Create the company's first ledger, or one in place of a lost one; InputError if there is one."""
         path = self.home / LEDGER_FILE
         if os.path.lexists(path):
-            raise InputError("ledger", str(path), "exists already; it goes on being charged")
+            raise InputError("ledger", str(path), "exists already; it stays in use")
         self._begin()
 
     def accept_ledger(self) -> Guarantee:
-        """Count from the ledger as it lies there, whatever was seen of it before; what that comes to."""
+        """Accept the ledger as it is, whatever was seen of it before; returns what it has spent."""
         if not os.path.lexists(self.home / LEDGER_FILE):
             raise InputError("ledger", str(self.home / LEDGER_FILE), "no such file")
         return self._begin()
@@ -159,20 +168,23 @@ class Company:
         return Steps(self.home / STEPS_FILE)
 
     def count_join(self, plan: Plan) -> None:
-        """Before a plan is looked at, refused or not; ProtocolError("too_many") past the policy's limits of a day.
+        """Count a join before its plan is checked, whether or not it will be refused.
 
-        Yes or no to a plan tells whether what is left of the budget reaches for it. Asked often enough, with plans
-        that differ a little, that is what was spent elsewhere.
+        The answer to a plan reveals whether it fits into the remaining budget. Many slightly different plans would
+        reveal what was spent elsewhere.
+
+        Raises:
+            ProtocolError: "too_many", past one of the policy's limits for a day.
         """
         day = datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
         self.steps.count("joins", day, times=1, most=self.policy.most_joins)
         self.steps.count_new("plans", day, value=plan.digest(), most=self.policy.most_new_plans)
 
     def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
-        """A release's identity and its randomness.
+        """A release's id and its randomness.
 
         From the operating system, so that every release is new. In a simulation both follow from the seed
-        and the labels: the same labels give the same bits, which is then one release and charged once.
+        and the labels: the same labels give the same bits, so the same release, which is charged once.
         """
         seed = self.policy.simulation_seed
         if seed is None:
@@ -193,14 +205,21 @@ class Company:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that its owner alone may read, from the start."""
+    """A log file that only its owner may read, from its creation."""
 
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
 
 
+def simulated_home(companies: Path, partition: int) -> Path:
+    """The home of a simulated company: `company-<partition>`, or where companies have names, by their order."""
+    numbered = companies / f"company-{partition}"
+    named = sorted(home for home in companies.glob("*") if (home / "policy.toml").is_file())
+    return numbered if numbered.is_dir() or partition >= len(named) else named[partition]
+
+
 class _Lines(logging.Formatter):
-    """A text that a message brought with it cannot look like an entry of its own."""
+    """Escapes texts from messages, so that they cannot look like entries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return entry(super().format(record))
@@ -208,6 +227,6 @@ class _Lines(logging.Formatter):
 
 @lru_cache(maxsize=128)
 def _data(path: Path, modified: int, size: int, kind: DataKind) -> Examples:
-    """Read and checked once for as long as the file stays as it is."""
+    """Cached until the file changes."""
     with _reading:
         return Examples.load(path).check("data.npz", kind)

@@ -1,10 +1,10 @@
-"""Where a company's agent dials, and as whom: the company's own file, never a message, says so.
+"""The address and certificates with which a company's agent connects: from its own files, never from a message.
 
 HOME/transport/
     transport.toml     address = "host:port" of the coordinator's data plane
-    own.key, own.pem   the company's key and certificate there
-    coordinator.pem    the coordinator's certificate, received by other means
-    lock               held by the agent that answers
+    own.key, own.pem   the company's key and certificate for it
+    coordinator.pem    the coordinator's certificate, received out of band
+    lock               held by the running agent
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EndpointSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The coordinator as this company knows it."""
+    """The coordinator's address and pinned certificate, with the company's own certificate."""
 
     settings: EndpointSettings
     own: OwnCertificate
@@ -46,12 +46,12 @@ class Endpoint:
 
     @classmethod
     def configured(cls, home: Path) -> bool:
-        """Whether this company has set up the data plane at all."""
+        """Whether this company has set up the data plane."""
         return (home / FOLDER / "transport.toml").is_file()
 
     @classmethod
     def of(cls, home: Path) -> Endpoint:
-        """Read and check the company's files."""
+        """Read and check the company's files; InputError for one that is missing or not usable."""
         folder = home / FOLDER
         path = folder / "transport.toml"
         raw = parsed_toml("transport.toml", path, read_text("transport.toml", path))
@@ -62,15 +62,16 @@ class Endpoint:
 
 @contextmanager
 def exclusive_agent(home: Path) -> Iterator[None]:
-    """One agent of a home at a time; ProtocolError("busy") while another answers.
+    """Allow one agent of a home at a time, so that a coordinator that starts many agents keeps one process busy.
 
-    A coordinator that asks for one after the other, and then says nothing to any, holds one process and no more.
+    Raises:
+        ProtocolError: "busy", while another agent runs.
     """
     lock = FileLock(home / FOLDER / "lock", timeout=0, mode=0o600, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
-        raise ProtocolError("busy", "an agent of this home is answering already") from None
+        raise ProtocolError("busy", "an agent of this home is running already") from None
     try:
         yield
     finally:

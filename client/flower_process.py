@@ -1,11 +1,11 @@
-"""The processes that a SuperNode starts: Flower's, from this installation, whatever the search path says.
+"""The processes that a SuperNode starts: Flower's, from this installation, whatever PATH is.
 
 Flower starts `flower-superexec` by name, which starts `flwr-clientapp` by name for every message: the first of that
-name on PATH, or none at all under a service manager. Here both are started with this interpreter, as
+name on PATH, or none under some service managers. Here both are started with this interpreter, as
 
     python -P -m fedblocks.client.flower_process NAME ARGUMENTS...
 
-which also keeps their logs printable, and the texts of their errors on this machine.
+which also escapes their logs, and does not send the texts of their errors.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ SUPEREXEC, CLIENT_APP = "flower-superexec", "flwr-clientapp"
 
 
 class FromHere:
-    """Takes the place of `subprocess` in a module of Flower's that starts one of the two."""
+    """Replaces `subprocess` in a module of Flower's that starts one of the two."""
 
     DEVNULL = subprocess.DEVNULL
 
     @staticmethod
     def Popen(command: list[str], **named: Any) -> subprocess.Popen[bytes]:
-        """Start it; nothing else is started."""
+        """Start one of the two commands; RuntimeError for any other."""
         if command[0] not in (SUPEREXEC, CLIENT_APP):
             raise RuntimeError(f"{command[0]!r} is not started here")
         return subprocess.Popen([sys.executable, "-P", "-m", _MODULE, *command], **named)
 
 
 def put_in_place(module: ModuleType, name: str, new: object) -> Any:
-    """Give a module of Flower's another object under a name; returns the one that it had."""
+    """Replace an object in a module of Flower's; returns the old one. RuntimeError if there is none."""
     old = vars(module).get(name)
     if old is None:
         raise RuntimeError("this version of Flower works in a way that cannot be guarded")
@@ -76,17 +76,17 @@ def _client_app() -> None:
         return Error(code, "the company's app could not be run; its own log says why")
 
     def pulled(client: Any) -> Any:
-        """The message and all that belongs to it, or the end of this process."""
+        """The message and what belongs to it; ends this process if these are not as expected."""
         try:
             message, context, *rest = pull(client)
             metadata = message.metadata
             ours = (context.run_id, context.node_id, "")
             if (metadata.run_id, metadata.dst_node_id, metadata.reply_to_message_id) != ours:
-                raise ValueError("the message says that it is another's")
+                raise ValueError("the message is for another node")
             return message, context, *rest
         except Exception as error:
-            # There is no message to answer. A task that is said to have failed is never answered, and the SuperNode
-            # would wait for ever; one that falls silent is answered by the SuperNode itself.
+            # There is no message to answer. If the task is reported as failed it is never answered, and the SuperNode
+            # waits for ever; if its process ends without a report the SuperNode answers.
             print(
                 f"dropped a message of the wrong form ({type(error).__name__})", file=sys.stderr, flush=True
             )

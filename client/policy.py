@@ -1,7 +1,7 @@
-"""The company's own rules. The coordinator proposes; this file decides.
+"""The company's own rules, by which it accepts or refuses a coordinator's plan.
 
-`policy.toml` lies in the company's home folder and is written by the company. A plan that breaks a rule is
-refused before anything is spent.
+`policy.toml` is in the company's home folder and is written by the company. A plan that breaks a rule is refused
+before anything is charged.
 """
 
 from __future__ import annotations
@@ -29,51 +29,55 @@ class Policy(BaseModel):
     delta: float = Field(gt=0, lt=1)
     composition: Literal["runs", "renyi"] = Field(
         "runs",
-        description="how runs add up, fixed when the ledger is made: runs, each accounted whole as tightly as is "
-        "known, by their sum; or release by release by a Renyi filter, better for many small runs",
+        description="how runs compose, fixed when the ledger is created: runs, the sum of each whole run's epsilon; "
+        "or renyi, release by release by a Renyi filter, better for many small runs",
     )
     data: DataKind
     minimum_cohort: int = Field(3, ge=3)
     minimum_noise_multiplier: float = Field(0.0, ge=0)
-    largest_max_grad_norm: float = Field(1e3, ge=1e-6, le=1e6, description="of a clip that moves, too")
+    largest_max_grad_norm: float = Field(1e3, ge=1e-6, le=1e6, description="also of an adaptive clip")
     largest_model: int = Field(
         LARGEST_MODEL,
         ge=1,
         description="parameters of all blocks, embeddings, readouts and fixed tables included",
     )
     most_steps: int = Field(
-        1_000_000, ge=1, description="local steps over the whole run, rounds that are repeated included"
+        1_000_000, ge=1, description="local steps over the whole run, repeated rounds included"
     )
     most_joins: int = Field(20, ge=1, description="joins a day (UTC), refused ones included")
     most_new_plans: int = Field(
         3,
         ge=1,
-        description="of these, with plans not seen that day: each yes or no tells of what was spent elsewhere",
+        description="of these, with plans not seen that day: each answer reveals something of what was spent",
     )
     allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
     i_accept_no_dp: bool = False
     allow_shared_noise: bool = Field(
-        False, description="let a plan rest on other companies' shares of noise, and on secure aggregation"
+        False, description="let a plan count on other companies' shares of noise, and on secure aggregation"
     )
     least_colluders: int = Field(
-        1, ge=0, description="companies beside the coordinator that may be against this one"
+        1, ge=0, description="companies that may collude with the coordinator against this one"
     )
     device: str = "cpu"
     memory_mb: int = Field(
-        512, ge=1, description="megabytes that a training pass may keep; less means smaller parts"
+        512, ge=1, description="megabytes that a training pass may keep; less means smaller passes"
     )
     answer_seconds: float | None = Field(
         None,
         gt=0,
         le=86400,
-        description="after which the answer to a join or a training leaves, whatever it took",
+        description="after which the answer to a join or a training leaves, however long the work took",
     )
     simulation_seed: int | None = Field(
         None, description="simulations only: whoever knows it can subtract the noise"
     )
 
     def check(self, plan: Plan) -> None:
-        """Refuse a plan that this company's rules do not allow."""
+        """Check a plan against this company's rules.
+
+        Raises:
+            PrivacyError: names the first rule that the plan breaks.
+        """
         if not plan.private and not self.i_accept_no_dp:
             raise PrivacyError("the plan adds no noise and this company's policy does not accept that")
         if plan.private and plan.noise_multiplier < self.minimum_noise_multiplier:
@@ -92,7 +96,7 @@ class Policy(BaseModel):
         releases = plan.training.releases(plan.model.blocks)
         if releases * plan.training.local_steps > self.most_steps:
             raise PrivacyError(f"more local steps than this company's {self.most_steps}")
-        # Against what the policy declares, never against the data: an answer must not tell what they hold.
+        # Compared with the policy's declaration, never with the data: an answer must not reveal the data.
         if plan.model.kind != self.data:
             raise PrivacyError(f"the plan is for other data: {plan.model.kind}")
         if plan.training.interface and not self.allow_interface:
@@ -105,7 +109,7 @@ class Policy(BaseModel):
 
 
 def load_policy(path: Path) -> Policy:
-    """Read policy.toml."""
+    """Read policy.toml; InputError if it is missing or not valid."""
     return _parsed(path, read_text("policy", path))
 
 

@@ -1,10 +1,9 @@
-"""A release of made-up examples, before anything is charged for a real one.
+"""A trial release on artificial examples, before a real one is charged.
 
-A plan may pass every rule and still fail where it is carried out: heads that a layer cannot split, noise that a
-sampler cannot draw, an update that the codec cannot hold, a machine that does not keep what the proof assumes. After
-the charge that would cost the company its budget for nothing. So the same code runs first, as few steps as show a
-failure, on examples that are all zero: nothing of the company's data enters, and whatever is raised here is a refusal
-that costs nothing.
+A plan may pass every rule and still fail in execution: heads that a layer cannot split, noise that a sampler cannot
+draw, an update that the codec cannot hold, a machine that does not meet the proof's assumptions. After the charge
+that would waste the company's budget. So the same code runs first, with the fewest steps that can show a failure, on
+examples that are all zero: it does not read the company's data, and an error here is a refusal that costs nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ _EXAMPLES = 2
 
 
 def rehearse(plan: Plan, block: int, companies: int, policy: Policy) -> None:
-    """Train `block` for the sum of so many companies, for nothing; raises what the release itself would raise.
+    """Train `block` on trial, for a sum of `companies` companies; raises what the release itself would raise.
 
-    Afterwards the state of this plan's model (`model_of`) is of no use. The same rehearsal is held once a process.
+    Afterwards the state of this plan's model (`model_of`) is undefined. Equal rehearsals run once in a process.
     """
-    # Two batches, of all examples, or as many as take turns at taking noise back.
+    # Two batches of all examples, or as many as the noise has bands.
     turns = plan.training.noise_bands
     short = {"sampling_rate": 1 / turns, "local_steps": 1 if plan.secure_step else max(2, turns)}
     training = plan.training.model_copy(update={**short, "rounds": 1})

@@ -1,12 +1,12 @@
-"""What a company does once and never again, whatever state it is started from.
+"""A record of steps that a company takes only once, whatever state it is started from.
 
-A run's state travels with its messages (`Context`): each message is answered in a process of its own, which starts
-from the state that it finds and leaves its own. Flower 1.41's SuperNode takes up a message when the one before is
-answered, but nothing promises that of it, of its next version, or of another runtime with the same app. Where two
-messages start from one state, a company signs two sets of survivors and answers for both, and seed and key shares of
-one company meet. A row here, in the company's own home, outlives every such state.
+A run's state is kept by Flower (`Context`): each message is answered in a separate process, which reads the state and
+writes a new one. Flower 1.41's SuperNode starts a message after the one before is answered, but this is not
+guaranteed for it, its next version, or another runtime. If two messages start from one state, a company could sign
+two sets of survivors and answer for both, which reveals both seed and key shares of one company. A row here, in the
+company's own home, outlives every such state.
 
-It is also the second place that knows how far the ledger has come (`privacy.ledger_store.Witness`).
+It is also the second place that keeps the ledger's length and head (`privacy.ledger_store.Witness`).
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) ST
 CREATE TABLE IF NOT EXISTS counts (step TEXT PRIMARY KEY, times INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS ledger (one INTEGER PRIMARY KEY CHECK (one = 1), rows INTEGER, head TEXT) STRICT;
 """
-_SEEN = "SELECT rows, head FROM ledger"
-_LOST = b"lost"  # no cohort, which is a list in JSON
+_SEEN = "SELECT rows, head FROM ledger WHERE rows >= 0 AND head IS NOT NULL"
+_LOST = b"lost"  # differs from every cohort, which is a JSON list
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps that have been taken, in a SQLite file of the company's; forced out to the disk, each of them."""
+    """The steps that have been taken, in a SQLite file of the company; each is synced to disk.
+
+    Raises:
+        LedgerError: from every method, if the file is missing or damaged.
+    """
 
     path: Path
 
     def begin(self, rows: int, head: str, runs: Iterable[str] = ()) -> None:
-        """From here on the ledger has this many rows and this head. Without a file, a new one is made.
+        """Set the ledger's length and head; creates the file if there is none.
 
-        `runs` are those that the ledger knows of. If it has rows that this file has not seen, the file is new or an
-        older copy, and steps of any of them may be lost: no sum of theirs goes on.
+        `runs` are those in the ledger. If the ledger has rows that this file has not seen, the file is new or an
+        older copy, and steps of any of these runs may be lost: their secure sums cannot continue.
         """
         with suppress(FileExistsError):
             private_file.create(self.path, b"")
@@ -55,18 +59,18 @@ class Steps:
             file.execute("COMMIT")
 
     def seen(self) -> tuple[int, str]:
-        """How many rows the ledger had when it was last seen, and its head then."""
+        """The ledger's number of rows and head, as last seen."""
         with self._file() as file:
             found: tuple[int, str] = file.execute(_SEEN).fetchone()
         return found
 
     def saw(self, rows: int, head: str) -> None:
-        """The ledger has come this far; another process may have seen it further on."""
+        """Record the ledger's length and head, unless another process has seen a longer one."""
         with self._file() as file:
             file.execute("UPDATE ledger SET rows = ?, head = ? WHERE rows < ?", (rows, head, rows))
 
     def take(self, *step: bytes | str, value: bytes = b"", code: str = "replay") -> None:
-        """Take a step for the first time; later only if `value` is there and the same, else ProtocolError(code)."""
+        """Record a step. It may be repeated only with the same non-empty `value`, else ProtocolError(code)."""
         key = _key(step)
         with self._file() as file:
             if file.execute("INSERT OR IGNORE INTO steps VALUES (?, ?)", (key, value)).rowcount == 1:
@@ -76,12 +80,12 @@ class Steps:
             raise ProtocolError(code, f"{key}: this company has taken this step before")
 
     def count(self, *step: bytes | str, times: int, most: int) -> None:
-        """Take a step `times` more; ProtocolError("too_many") if that would be more than `most` in all."""
+        """Count a step `times` more; ProtocolError("too_many") if that is more than `most` in total."""
         with self._file() as file:
             _count(file, _key(step), times, most)
 
     def count_new(self, *step: bytes | str, value: bytes, most: int) -> None:
-        """Take a step once more unless it was taken with this `value` before; at most `most` times, as in `count`."""
+        """As `count`, once, unless the step was counted with this `value` before."""
         key = _key(step)
         with self._file() as file:
             file.execute("BEGIN IMMEDIATE")
@@ -92,10 +96,10 @@ class Steps:
 
     @contextmanager
     def _file(self, schema: str | None = None) -> Iterator[sqlite3.Connection]:
-        """The file, which is never made here: a lost one must not pass for one in which nothing has happened."""
+        """The open file, which is never created here: a lost file must not be taken for an empty one."""
         if not self.path.is_file():
             raise LedgerError(
-                f"{self.path} is missing: it says which steps were taken and how far the ledger had come. Restore "
+                f"{self.path} is missing: it records which steps were taken and the ledger's length. Restore "
                 f"it from a backup; if it is lost, see `fedblocks ledger accept {self.path.parent}`"
             )
         try:
@@ -117,7 +121,7 @@ def _count(file: sqlite3.Connection, key: str, times: int, most: int) -> None:
     file.execute("INSERT OR IGNORE INTO counts VALUES (?, 0)", (key,))
     more = "UPDATE counts SET times = times + ? WHERE step = ? AND times + ? <= ?"
     if file.execute(more, (times, key, times, most)).rowcount == 0:
-        raise ProtocolError("too_many", f"{key}: this company takes this step {most} times at most")
+        raise ProtocolError("too_many", f"{key}: this company takes this step at most {most} times")
 
 
 def _key(step: tuple[bytes | str, ...]) -> str:

@@ -1,8 +1,8 @@
-"""A company's Flower SuperNode that runs the installed ClientApp, whatever a SuperLink says a run is.
+"""A company's Flower SuperNode that runs the installed ClientApp, whatever bundle the SuperLink offers.
 
-Flower hands a company the bundle of the run's apps and starts what it finds in it, beside the company's data; whoever
-reaches the SuperLink's control port chooses that bundle. Here it is never fetched: the SuperNode is given one of this
-package's own instead, which has no code and names the installed app.
+Flower sends a company the bundle of the run's apps and runs its code with access to the company's data; anyone who
+reaches the SuperLink's control port chooses that bundle. Here it is never fetched: the SuperNode gets this package's
+own bundle, which has no code and names the installed app.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ clientapp = "{companies}"
 [tool.flwr.app.config]
 """
 _TASKS = {"", "flwr-serverapp"}
-# The interface at `--host` hands out the state of a run, keys and all, to whoever asks: it stays on the loopback.
+# The interface at `--host` gives a run's state, keys included, to any client: it stays on the loopback.
 _OURS = (
     "--node-config", "--isolation", "--host", "--trusted-entities", "--allow-runtime-dependency-installation",
 )  # fmt: skip
 
-# Flower's connection to a SuperLink, and the places in it of what fetches a message, sends one, and fetches a run and
+# Flower's connection to a SuperLink, and the indices of its callbacks: receive a message, send one, fetch a run and
 # its bundle.
 _CONNECT, _CLIENT = "http_request_response", "FleetHttpClient"
 _CALLBACKS, _NODE, _RECEIVE, _SEND, _GET_RUN, _GET_FAB = 8, 0, 1, 2, 3, 4
@@ -82,7 +82,11 @@ def own_bundle() -> Fab:
 
 
 def check_received(message: Message, tree: ObjectTree, node: int) -> None:
-    """Refuse what Flower would take up and fail over, which ends the SuperNode or lets it wait; ProtocolError."""
+    """Check a received message: some malformed ones make Flower's SuperNode end or wait for ever.
+
+    Raises:
+        ProtocolError: "malformed".
+    """
     from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
     metadata = message.metadata
@@ -96,9 +100,9 @@ def check_received(message: Message, tree: ObjectTree, node: int) -> None:
 
 
 def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) -> Callable[..., Any]:
-    """`connect` (Flower's connection to a SuperLink), with the installed app in every run's place.
+    """`connect` (Flower's connection to a SuperLink), with the installed app in place of every run's app.
 
-    What a SuperLink says in the wrong form is dropped: it would end the SuperNode for all runs.
+    Malformed messages and runs of a SuperLink are dropped: they would end the SuperNode for all runs.
     """
     from flwr.supercore.run import RunNotRunningException
     from httpx import HTTPError
@@ -121,27 +125,27 @@ def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) 
                         message, tree = received
                         check_received(message, tree, callbacks[_NODE])
                     return received
-                except HTTPError:  # the SuperLink is gone, or does not know this node: Flower ends
+                except HTTPError:  # the SuperLink is unreachable, or does not know this node: Flower ends
                     raise
                 except Exception as error:
                     return dropped(f"a message of the wrong form ({type(error).__name__})")
 
             def send(message: Message, tree: ObjectTree, seconds: float) -> Any:
-                # Flower would add for how long the app was at work, which is not the SuperLink's to know.
+                # Flower would send how long the app ran, which the SuperLink must not learn.
                 return callbacks[_SEND](message, tree, 0.0)
 
             def get_run(run_id: int) -> Run:
                 run: Run | None = None
-                with suppress(Exception):  # an answer of the wrong form, or that there is no such run
+                with suppress(Exception):  # a malformed answer, or there is no such run
                     run = callbacks[_GET_RUN](run_id)
                 if run is None or run.primary_task_type not in _TASKS:
                     dropped(f"run {run_id} is not a run of a ServerApp")
-                    # The SuperNode then drops the message, and has kept nothing of the run.
+                    # The SuperNode then drops the message, and keeps nothing of the run.
                     raise RunNotRunningException
                 return replace(
                     run,
                     run_id=run_id,
-                    series_id=run_id,  # by which Flower hands the state of one run to another
+                    series_id=run_id,  # runs of one series share their state in Flower
                     fab_id="fedblocks/fedblocks",
                     fab_version=__version__,
                     fab_hash=own.hash_str,
@@ -157,7 +161,7 @@ def installed_app_only(connect: Callable[..., Any], log: Callable[[str], None]) 
 
 
 def no_redirects(client: type[Any]) -> type[Any]:
-    """Flower's HTTP client, but a SuperLink cannot send it on to an address inside the company's network."""
+    """Flower's HTTP client without redirects, which could lead to an address inside the company's network."""
 
     class Direct(client):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -170,7 +174,7 @@ def no_redirects(client: type[Any]) -> type[Any]:
 
 
 def check_options(options: list[str]) -> None:
-    """Refuse what this command sets itself, shortened as argparse lets it be or not; InputError."""
+    """InputError for options that this command sets itself, also abbreviated as argparse allows."""
     for option in options:
         name = option.split("=")[0]
         if len(name) > 2 and any(own.startswith(name) for own in _OURS):
@@ -178,7 +182,12 @@ def check_options(options: list[str]) -> None:
 
 
 def serve(home: Path, options: list[str]) -> None:
-    """Run Flower's SuperNode for the company at `home`; `options` are flower-supernode's own."""
+    """Run Flower's SuperNode for the company at `home`, with options of flower-supernode.
+
+    Raises:
+        InputError: an option is set by this command, or the home's path or policy cannot be used.
+        PrivacyError: others have access to the home, or its policy has a simulation seed.
+    """
     from flwr.supercore.exit import ExitCode, flwr_exit
     from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli import flower_supernode
@@ -196,14 +205,14 @@ def serve(home: Path, options: list[str]) -> None:
     client = no_redirects(vars(fleet_http_connection)[_CLIENT])
     put_in_place(fleet_http_connection, _CLIENT, client)
     sys.argv = ["flower-supernode", *options, "--node-config", f'company-home="{home}"']
-    # Flower runs what lies unpacked under a bundle's name already: in a new folder nothing does.
+    # Flower reuses a bundle that is unpacked under the same name already: a new folder has none.
     with tempfile.TemporaryDirectory(prefix=".flower-", dir=home) as folder:
         os.environ["FLWR_HOME"] = folder
-        # It tells Flower's makers when an app has started and when it has ended.
+        # Flower's telemetry reports when an app starts and ends.
         os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
         try:
             flower_supernode()
         except Exception as error:
             company.log("the SuperNode has stopped", error=error)
-        # Flower leaves a process behind that looks alive and does nothing: end it, so that it is started again.
+        # Flower would leave a process that looks alive and does nothing: end it, so that it is started again.
         flwr_exit(ExitCode.SUPERNODE_CONNECTION_ERROR, "the SuperNode has stopped")

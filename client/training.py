@@ -1,4 +1,4 @@
-"""Local training of one block, and its update made ready for the secure sum."""
+"""Local training of one block, and the encoding of its update for the secure sum."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _models = threading.local()
 
 
 def model_of(plan: Plan, device: str, block: int) -> Denoiser:
-    """A model of this plan to train a block of; its state is whatever was merged into it last.
+    """The model in which a block of this plan is trained; the caller must merge a state into it.
 
-    Only what the block reads is in memory. Kept from message to message, one a thread: simulated companies that
-    train at once must not share it.
+    Only the blocks that this block reads are in memory. Cached between messages, one a thread: simulated companies
+    that train at the same time must not share it.
     """
     only = None if plan.model.features == "prefix" else block
     key = (plan.model, plan.noise, device, only)
@@ -46,7 +46,12 @@ def train_block(
     randomness: Randomness,
     policy: Policy,
 ) -> npt.NDArray[np.uint32]:
-    """What the company gives to the sum, (P,) residues: its block's update, or its noised sum of gradients."""
+    """The company's input to the secure sum, (P,) residues: its block's update, or its noisy sum of gradients.
+
+    Raises:
+        PrivacyError: the machine does not meet the proof's assumptions (see `batches`, `privacy.denormals`).
+        UnsupportedLayer: a layer of the block has no per-example gradients.
+    """
     active = model.freeze_all_but(block, plan.training.interface).train()
     objective = BlockObjective(weight=plan.noise.weight)
     device, source = model.device, CryptographicSource(randomness)
@@ -57,25 +62,25 @@ def train_block(
             model, block=block, inputs=batch.inputs, targets=batch.targets, source=source, draws=draws
         )
 
-    # Accounting is no business of a thread that flushes: what needs it is made out here.
+    # Built outside of `flushed`: calibration must not run in a thread that flushes subnormals.
     if plan.secure_step:
-        step = secure_step(plan, block_size(model, block, plan), companies)
+        step = secure_step(plan, block_size(model, block, plan.training), companies)
 
-        def shared() -> npt.NDArray[np.uint32]:
+        def shared_noise() -> npt.NDArray[np.uint32]:
             at_once = examples_at_once(model, block, plan, policy)
             sized = replace(step, examples_at_once=at_once)
             return sized.encode(active, losses, examples=len(data), randomness=randomness)
 
-        return flushed(shared)
+        return flushed(shared_noise)
     training = mechanism(plan)
     if training.quantile_clip is not None:
         bounded = replace(training.quantile_clip, largest=policy.largest_max_grad_norm)
         training = replace(training, quantile_clip=bounded)
 
-    def alone() -> Tensor:
+    def own_noise() -> Tensor:
         at_once = examples_at_once(model, block, plan, policy)
         sized = replace(training, examples_at_once=at_once)
         return sized.train(active, losses, examples=len(data), randomness=randomness)
 
-    update = flushed(alone)
+    update = flushed(own_noise)
     return codec(plan, companies).encode(clip_to_norm(update, plan.company_clip).cpu().numpy())

@@ -8,15 +8,15 @@ audit(run, targets=4)["views"]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..server.coordinator import OnRound
+from ..server.events import Subscriber
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
-from ..settings import load_settings
 from ..threat_model.auditing import audit_run
+from .presets import load_settings
 from .simulation.preparation import new_run, prepare
 from .simulation.simulate import simulate as continue_run
 from .simulation.threads import one_core
@@ -28,26 +28,26 @@ def simulate(
     overrides: Mapping[str, object] | None = None,
     *,
     runs_dir: str | Path = "runs",
-    on_round: OnRound = lambda row: None,
+    subscribers: Sequence[Subscriber] = (),
 ) -> RunFolder:
     """Simulate a multi-company run to its end; returns its folder, whose `result.json` is the summary.
 
     `preset`: a preset's name or a TOML file; `overrides`: {"privacy.epsilon": 3.0}, as `--set` on the command line;
-    `on_round` is called with each round's metrics.
+    `subscribers` are called with each event (`server.events`); if one raises, the run ends there and can be resumed.
 
     Raises: InputError for settings or data that cannot be used, before anything is written; PrivacyError,
     ProtocolError or RunError for what stops the run. `load_run` and `resume` go on after an interruption.
     """
     settings = load_settings(str(preset), overrides or {})
     run = prepare(settings, new_run(Path(runs_dir), settings))
-    continue_run(run, on_round)
+    continue_run(run, subscribers)
     return run
 
 
 @one_core()
-def resume(run: RunFolder, *, on_round: OnRound = lambda row: None) -> dict[str, Any]:
+def resume(run: RunFolder, *, subscribers: Sequence[Subscriber] = ()) -> dict[str, Any]:
     """Go on with an interrupted run from its last checkpoint; returns its summary."""
-    return continue_run(run, on_round)
+    return continue_run(run, subscribers)
 
 
 def load_run(path: str | Path) -> RunFolder:

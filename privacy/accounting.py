@@ -3,14 +3,14 @@
 Purpose: one accountant for planning, calibration and the ledger. A list whose releases all have a privacy loss
 distribution is accounted by it (`pld`), any other by Renyi differential privacy (`rdp`), the whole list by one
 of the two. Both are upper bounds, and displayed epsilons are rounded up. Accounts by a central limit (GDP)
-under-report and are not offered. What floating point may tell is in every figure (`rounding`).
+under-report and are not offered. Every figure allows for what floating point may leak (`rounding`).
 
 Releases of different adjacency do not compose here: adding or removing an example and replacing one are
 different promises.
 
 **A list is fixed beforehand.** Inputs of a release (the model) may depend on earlier ones, its parameters (rate,
-noise, number of steps) may not: of plans chosen after looking, the list that happened bounds nothing. How such
-plans add up is in `composition`, which asks here for one plan at a time.
+noise, number of steps) may not: where plans were chosen adaptively, the account of the list that happened bounds
+nothing. `composition` says how such plans add up; it asks here for one plan at a time.
 """
 
 import math
@@ -37,7 +37,7 @@ from .rdp import rdp_epsilon
 from .rounding import with_slack
 
 PLD, RDP = "PLD", "RDP"
-# Of the figures: the first number rises with any change to what fedblocks makes of an event.
+# The accountant's version. The first number rises with any change to how fedblocks accounts an event.
 ACCOUNT = f"1/{version('dp-accounting')}"
 ONE_LIST = "one list of releases, fixed beforehand"
 _MOST_NOISE = 1e6
@@ -64,7 +64,7 @@ class Guarantee:
     epsilon_against_company: float = 0.0
 
     def __post_init__(self) -> None:
-        # Whoever takes part sees what everybody sees.
+        # A company that takes part sees at least what everybody sees.
         object.__setattr__(self, "epsilon_against_company", max(self.epsilon, self.epsilon_against_company))
 
     def __str__(self) -> str:
@@ -83,8 +83,9 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
     eps(delta) = min {e >= 0: P[M(D) in S] - exp(e) P[M(D') in S] <= delta for all S and adjacent D, D'}
 
-    InputError for releases that do not compose: of two adjacencies, or capped batches beside releases that
-    only RDP can account.
+    Raises:
+        InputError: delta is not in (0, 1), or the releases do not compose: they are of two adjacencies, or some have
+            capped batches beside others that only RDP can account.
     """
     listed, delta = list(events), checked_delta(delta)
     account = pld_epsilon if accountant_of(listed) == PLD else rdp_epsilon
@@ -92,7 +93,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
 
 def guarantee(events: Iterable[Event], delta: float, adjacency: str = ADD_REMOVE) -> Guarantee:
-    """As `epsilon`, with its meaning; `adjacency` is that of an empty list."""
+    """As `epsilon`, errors included, with its meaning; `adjacency` is that of an empty list."""
     listed = list(events)
     mechanisms = dict.fromkeys(event.mechanism for event in listed)
     return Guarantee(
@@ -107,7 +108,11 @@ def guarantee(events: Iterable[Event], delta: float, adjacency: str = ADD_REMOVE
 
 
 def accountant_of(events: Sequence[Event]) -> str:
-    """PLD or RDP, whichever accounts the list; InputError where neither does."""
+    """PLD or RDP, whichever accounts the list.
+
+    Raises:
+        InputError: neither does.
+    """
     kinds = {type(check_event(event)) for event in events}
     if len({kind.adjacency for kind in kinds}) > 1:
         raise InputError("events", _names(kinds), "have different adjacency: their epsilons do not compose")
@@ -119,8 +124,8 @@ def accountant_of(events: Sequence[Event]) -> str:
 
 
 def releases_within(epsilon_ceiling: float, event: Event, account: Account) -> int:
-    """How many releases like `event` fit under the ceiling, where `account` says what so many cost as one event
-    (at most MAX_STEPS of its steps).
+    """How many releases like `event` fit under the ceiling, at most MAX_STEPS steps; `account` gives the cost of
+    several as one event.
 
     releases_within(8.0, event, lambda whole: epsilon([whole], 1e-5))
     """
@@ -129,7 +134,7 @@ def releases_within(epsilon_ceiling: float, event: Event, account: Account) -> i
 
 
 def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
-    """The least noise with which `steps` Poisson-sampled Gaussian steps cost at most `epsilon`."""
+    """The least noise with which `steps` Poisson-sampled Gaussian steps cost at most `epsilon`; see `calibrate`."""
 
     def event_at(noise: float) -> GaussianSteps:
         return GaussianSteps(sampling_rate=sampling_rate, noise_multiplier=noise, steps=steps)
@@ -138,7 +143,7 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling_rate: float, ste
 
 
 def at(delta: float) -> Account:
-    """The account of one event alone at `delta`."""
+    """The account of a single event at `delta`."""
     delta = checked_delta(delta)
     return lambda event: epsilon([event], delta)
 
@@ -146,9 +151,12 @@ def at(delta: float) -> Account:
 def calibrate(event_at: Callable[[float], Event], epsilon: float, account: Account) -> float:
     """The least noise (five digits, rounded up) with which `event_at(noise)` costs at most `epsilon` by `account`.
 
-    More noise must cost less. Put back into the account, it costs between 0.99 and 1 times the target.
+    More noise must cost less. The result costs between 0.99 and 1 times the target.
 
     calibrate(lambda noise: EpochGaussian(noise_multiplier=noise, epochs=20), 3.0, at(delta=1e-5))
+
+    Raises:
+        InputError: no noise_multiplier from 0.01 to 1e6 costs about `epsilon`.
     """
     target = _epsilon_target(epsilon)
     if target == 0:
@@ -186,7 +194,7 @@ def calibrate(event_at: Callable[[float], Event], epsilon: float, account: Accou
 
 
 def largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest count up to `limit` that fits, for a test that holds up to some count and fails past it."""
+    """The largest count from 0 to `limit` that fits; `fits` must hold up to some count and fail above it."""
     low, high = 0, 1
     while high <= limit and fits(high):
         low, high = high, 2 * high
@@ -215,7 +223,7 @@ def finite(value: float) -> float | None:
 
 
 def shown(epsilon: float | None) -> str:
-    """An epsilon for people: rounded up, or infinite in a word."""
+    """An epsilon as text: rounded up, or "infinite"."""
     return "infinite" if epsilon is None or not math.isfinite(epsilon) else str(round_up(epsilon))
 
 

@@ -1,9 +1,9 @@
-"""Against whom a list of releases is accounted, and what it comes to for a company that takes part.
+"""Against which adversary a list of releases is accounted, and its account against a company that takes part.
 
-Noise that companies share protects a sum from whoever knows no share. A company that takes part knows its own and can
-subtract it: of h equal shares it faces h - 1. A plan that tolerates c colluders counts the shares of the others only,
-so its figure holds though the coordinator and c companies put together what they know. One that tolerates none is a
-promise about the coordinator only.
+Noise that companies share protects a sum from anyone who knows no share. A company that takes part knows its own and
+can subtract it: of h equal shares h - 1 protect against it. A plan that tolerates c colluders counts the shares of
+the others only, so its epsilon holds even if the coordinator and c companies combine what they know. The epsilon of a
+plan that tolerates none holds against the coordinator only.
 """
 
 from collections.abc import Iterable
@@ -32,13 +32,13 @@ def against(events: Iterable[Event]) -> str:
 
 
 def seen_by_company(event: Event) -> Event:
-    """The release as a company sees it that takes part and knows its own share of the noise."""
+    """The release against a company that takes part and knows its own share of the noise."""
     if not isinstance(event, SkellamSteps):
         return event
     if not isinstance(event, SharedSkellamSteps):
-        # Written without saying how many shares there were: no bound is known.
+        # The number of shares was not recorded: no bound is known.
         return NoNoise(steps=event.steps)
-    # A single share that is counted on is that of the company itself, whose guarantee this is.
+    # If the account counts on one share only, that is the share of the company whose guarantee this is.
     if event.colluders or event.shares == 1:
         return event
     return replace(event, variance=event.variance * (event.shares - 1) / event.shares)

@@ -1,4 +1,4 @@
-"""What the autograd graph of a loss tells: whether every use of a parameter was seen, and what it keeps."""
+"""Questions to a loss's autograd graph: is every use of a parameter recorded, and how much memory does it keep?"""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from torch.autograd.graph import GradientEdge
 
 from ..errors import UnsupportedLayer
 
-# Nodes that only show a parameter in another form: who uses them uses the parameter.
+# Nodes that are only another form of a parameter: a use of theirs is a use of the parameter.
 _FORMS = ("TBackward0", "ToCopyBackward0", "TransposeBackward0", "ViewBackward0", "PermuteBackward0")
 
 
 def check_every_use_is_seen(
     loss: Tensor, names: Mapping[nn.Parameter, str], called: Sequence[nn.Module]
 ) -> None:
-    """Refuse a parameter that the loss uses more often than its layer was called (`called` has a layer once a call).
+    """Check that the loss uses no parameter outside the calls of its layer (`called` has a layer once a call).
 
-    A weight that a model uses past its layer, as in `F.linear(x, layer.weight)`, would get no gradient from
-    that use: it would train wrongly, and silently.
+    A weight that a model uses directly, as in `F.linear(x, layer.weight)`, would get no gradient from that use: it
+    would train wrongly without an error.
+
+    Raises:
+        UnsupportedLayer: names the parameter.
     """
     seen = Counter(p for layer in called for p in layer.parameters(recurse=False))
     for parameter, uses in _uses(loss, names).items():
         if uses > seen[parameter]:
             raise UnsupportedLayer(
-                f"{names[parameter]}: is used {uses - seen[parameter]} times past its own layer, where its "
-                "per-example gradient cannot be had; call the layer instead"
+                f"{names[parameter]}: is used {uses - seen[parameter]} times past its own layer, where there is no "
+                "per-example gradient; call the layer instead"
             )
 
 
@@ -85,7 +88,7 @@ class Saved:
 
 @contextmanager
 def saved_bytes(apart_from: Iterable[Tensor]) -> Iterator[Saved]:
-    """Counts what autograd keeps for the backward pass, each place once, `apart_from` left out."""
+    """Counts the bytes that autograd keeps for the backward pass, shared memory once, without `apart_from`."""
     saved, known = Saved(), set()
     apart = {tensor.untyped_storage().data_ptr() for tensor in apart_from}
 

@@ -1,15 +1,15 @@
 """Book-keeping: clipped gradient sums from one forward and one backward pass (Bu et al. 2023, ICML).
 
-A layer's weight gradient for one example is g^T a, of what went in (a) and of what came back (g). Where it is
-large it is never formed: its norm follows from the Gram matrices of a and g, and the clipped sum from matrix
-products in which every example carries its clip factor (`Ghost`). Where it costs less, it is formed and
-takes their place (`Formed`). Sums are added up in float64, group by group of examples (`rounding`).
+A layer's weight gradient for one example is g^T a, with a its input activations and g its output gradients. Where
+it is large it is never formed: its norm follows from the Gram matrices of a and g, and the clipped sum from matrix
+products in which every example carries its clip factor (`Ghost`). Where forming it is cheaper, it is formed
+(`Formed`). Sums are added up in float64, group by group of examples (`grouping`).
 
 The uses of one layer, and the noise draws of one example, belong to one gradient: they are summed, or their
 Gram matrices crossed, before anything is squared.
 
 Norms are computed in the precision of the pass, float32 at the least, and every norm below is an upper bound:
-what rounding may hide (Higham 2002, section 3.1) is added to it. A clip that rounding could pass would be no
+the largest possible rounding error (Higham 2002, section 3.1) is added to it, so that rounding cannot exceed the
 clip.
 """
 
@@ -28,7 +28,7 @@ from ..errors import UnsupportedLayer
 
 @dataclass(frozen=True)
 class Use:
-    """One call of a layer: what it read, `a`, and the gradient of what it gave, `g`, as it had them.
+    """One call of a layer: its input activations `a` and output gradients `g`, in the layer's precision.
 
     Both have n m rows: m draws of n examples, those of one example side by side.
     """
@@ -36,7 +36,7 @@ class Use:
     a: Tensor
     g: Tensor
 
-    # Of a with itself, bias included, (n, T, T): see `gram_ahead`.
+    # The Gram matrices of `a`, bias included, (n, T, T): see `gram_ahead`.
     gram: Tensor | None = None
 
     def of(self, examples: int) -> Use:
@@ -47,14 +47,14 @@ class Use:
 
 @dataclass(frozen=True)
 class Norms:
-    """Of each example, (n,): the squared norm of its gradient, and its mass (see `grouping`), both from above."""
+    """Upper bounds for each example, (n,): of its squared gradient norm and of its mass (see `grouping`)."""
 
     squared: Tensor
     mass: Tensor
 
 
 class Formed:
-    """The named parameters' per-example gradients (n, ...), as they are."""
+    """The named parameters' per-example gradients (n, ...), held in memory."""
 
     rows = 1
 
@@ -70,7 +70,7 @@ class Formed:
         return Norms(squared, _root(squared))
 
     def tensors(self) -> list[Tensor]:
-        """All that the sum is made of, (n, ...) each."""
+        """All tensors that the sum is computed from, (n, ...) each."""
         return list(self.gradients.values())
 
     def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None:
@@ -84,9 +84,9 @@ class Formed:
 
 
 class Ghost:
-    """The weight (p, d), and the bias (p,), of a linear map by what it read and gave.
+    """Gradients of a linear map's weight (p, d) and bias (p,), held as input activations and output gradients.
 
-    `uses` have a (n, T, d) and g (n, T, p). The bias is one more column of the weight, which reads 1.
+    `uses` have a (n, T, d) and g (n, T, p). The bias counts as one more column of the weight, whose input is 1.
     """
 
     def __init__(self, uses: Sequence[Use], bias: bool) -> None:
@@ -94,7 +94,7 @@ class Ghost:
         self.rows = sum(use.a.shape[1] for use in uses)
 
     def norms(self) -> Norms:
-        """|sum_t g_t a_t^T|^2 = sum over s, t of (a_s . a_t)(g_s . g_t), from above."""
+        """An upper bound of |sum_t g_t a_t^T|^2 = sum over s, t of (a_s . a_t)(g_s . g_t)."""
         products, lengths_a, lengths_g = [], [], []
         for use in self.uses:
             gram_a = use.gram if use.gram is not None else _gram(use.a, self.bias)
@@ -110,7 +110,7 @@ class Ghost:
         return Norms(_summed(products), mass)
 
     def _hidden(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        """What rounding and underflow may have taken off the norm, and the mass, both (n,).
+        """Bounds (n,) of what rounding and underflow took off the squared norm, and of the mass.
 
         From the squared lengths of a's and g's rows (n, T).
         """
@@ -123,7 +123,7 @@ class Ghost:
         return lost.add_(mass.square(), alpha=hidden), mass.mul_(1 + hidden)
 
     def tensors(self) -> list[Tensor]:
-        """All that the sum is made of, (n, ...) each."""
+        """All tensors that the sum is computed from, (n, ...) each."""
         return [values for use in self.uses for values in (use.a, use.g)]
 
     def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None:
@@ -133,10 +133,10 @@ class Ghost:
         for use in self.uses:
             weights = factors.to(use.a.dtype)[:, None, None]
             tokens, of_a = use.a.shape[1], use.a.shape[2] < use.g.shape[2]
-            # Of every row in the bias: its factor, or 1 where that is in g.
+            # The weight of every row in the bias: its factor, or 1 where g is multiplied by it already.
             each = weights.expand(-1, tokens, -1).flatten() if of_a else weights.new_ones(len(use.a) * tokens)
             rows = each.split(group * tokens)
-            # What a group reads lies in cache from here to its products.
+            # A group's values stay in cache until its products are taken.
             parts = zip(use.a.split(group), use.g.split(group), weights.split(group), rows, strict=True)
             for a, g, w, row in parts:
                 if of_a:
@@ -150,12 +150,12 @@ class Ghost:
 
 
 def _gram(rows: Tensor, bias: bool) -> Tensor:
-    """Every row with every other, and a column that reads 1: (n, T, d) -> (n, T, T)."""
+    """The Gram matrix of each example's rows, with a column of ones for a bias: (n, T, d) -> (n, T, T)."""
     t, d = rows.shape[1:]
     if not (16 < t <= 32 and d > 192):
         gram = rows @ rows.mT
         return gram.add_(1) if bias else gram
-    # Matrix kernels take 17 rows for as long as 32; of the four quarters two are the same.
+    # Matrix kernels take as long for 17 rows as for 32. Of the four quarters two are transposes of each other.
     first, second = rows.tensor_split(2, dim=1)
     h = first.shape[1]
     gram = rows.new_empty(len(rows), t, t)
@@ -167,16 +167,16 @@ def _gram(rows: Tensor, bias: bool) -> Tensor:
 
 
 def gram_ahead(layer: nn.Module, a: Tensor, examples: int) -> Tensor | None:
-    """The Gram matrices of what a linear layer reads, where its norms will need them.
+    """The Gram matrices of a linear layer's input activations; None where its norms do not need them.
 
-    Taken in the forward pass, while `a` still lies in cache; it costs T^2 values where a has T d.
+    Computed in the forward pass, while `a` is in cache. They take T^2 values an example, `a` takes T d.
     """
     if type(layer) is not nn.Linear or not trains(layer, "weight") or len(a) % examples:
         return None
     rows = a.reshape(examples, -1, a.shape[-1])
     if not _stays_ghost(rows.shape[1], layer.in_features, layer.out_features):
         return None
-    with torch.autocast(a.device.type, enabled=False):  # norms are not for half precision
+    with torch.autocast(a.device.type, enabled=False):  # no norms in half precision
         return _gram(_wide(rows), trains(layer, "bias"))
 
 
@@ -188,11 +188,11 @@ def _linear(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradie
 
 
 def _stays_ghost(t: int, d: int, p: int) -> bool:
-    """Whether a weight's gradient (p, d) by T rows is better never formed.
+    """Whether it is cheaper never to form the gradient of a weight (p, d) that was applied to T rows.
 
     Per example, Gram matrices take T^2 (d + p) operations beyond what the sum takes. A formed gradient is
-    written once and read twice, which measured as 16 for each of its d p values; nor may it be twice as
-    large as a and g.
+    written once and read twice, which was measured to cost 16 operations for each of its d p values. It must not
+    take more than twice the memory of a and g.
     """
     return 16 * d * p > t * t * (d + p) or d * p > 2 * t * (d + p)
 
@@ -212,7 +212,7 @@ def _linear_map(layer: nn.Module, uses: list[Use]) -> list[Gradients]:
 
 
 def _convolution(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients]:
-    """A convolution is the linear map of the patches that it sees; `groups` of them side by side."""
+    """A convolution is a linear map of input patches; with `groups`, several such maps side by side."""
     assert isinstance(layer, nn.Conv2d)
     assert not isinstance(layer.padding, str)
     groups, (h, w) = layer.groups, layer.kernel_size
@@ -241,7 +241,7 @@ def _by_example(x: Tensor, examples: int) -> Tensor:
 
 
 class _Rows:
-    """The rows of a table that each example has read: gradients that coincide belong together."""
+    """Gradients of the table rows that each example looked up; those of equal indices are added."""
 
     rows = 0  # summed in float64
 
@@ -262,7 +262,7 @@ class _Rows:
 
     def add_weighted_sum(self, factors: Tensor, sums: Mapping[str, Tensor], group: int) -> None:
         g = _finite(self.g).double() * factors[:, None, None]
-        # On its own first: fewer additions to a large sum.
+        # Summed apart first: fewer additions to a large sum.
         total = torch.zeros_like(sums["weight"])
         sums["weight"].add_(total.index_add_(0, self.index.flatten(), g.flatten(0, 1)))
 
@@ -317,7 +317,7 @@ def _group_norm(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gr
 def _scale_and_shift(
     layer: nn.Module, *, weight: Callable[[], Tensor], bias: Callable[[], Tensor]
 ) -> list[Gradients]:
-    """Gradients no larger than the layer's input are simply formed."""
+    """These gradients are no larger than the layer's input, so they are always formed."""
     return [
         Formed({name: form()}) for name, form in (("weight", weight), ("bias", bias)) if trains(layer, name)
     ]
@@ -334,7 +334,7 @@ LAYERS: dict[type[nn.Module], Callable[[nn.Module, Sequence[Use], int], Sequence
 
 
 def check_supported(layer: nn.Module, where: str) -> None:
-    """Refuse a layer with trainable parameters whose per-example gradient cannot be had."""
+    """Raises UnsupportedLayer for a layer whose per-example gradients are not implemented."""
     reason = None
     if type(layer) not in LAYERS:
         reason = f"parameters of {type(layer).__name__}"
@@ -358,21 +358,21 @@ def _summed(parts: list[Tensor]) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """float32 at the least: half precision is for the passes, not for norms."""
+    """At least float32: norms are not computed in half precision."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _root(values: Tensor) -> Tensor:
-    """Square roots of values above zero, to a few last bits, in a time that is the same for all values.
+    """Square roots of positive values, to a few last bits, in constant time.
 
-    Vector libraries take four times as long for a root of infinity, and more for some others.
+    Vector libraries take four times as long for the root of infinity, and more for some other values.
     """
     return values.rsqrt().mul_(values)
 
 
 def _finite(values: Tensor) -> Tensor:
-    """Zero in the place of what is not finite: its example has factor 0, but 0 times infinity is not 0.
+    """Values with zero in place of any that is not finite: its example has factor 0, but 0 times infinity is NaN.
 
-    Of all values, whether there is any such or not: time must not tell.
+    Always applied to all values, so that timing does not reveal whether there was one.
     """
     return values.nan_to_num(0.0, 0.0, 0.0)

@@ -4,8 +4,8 @@ DP-SGD (Abadi et al. 2016, algorithm 1). Averaging an example's gradient over se
 clipping (augmentation multiplicity, De et al. 2022, section 3.2) costs no privacy: one example still moves
 the sum by at most `max_grad_norm`.
 
-Norms and sums come from book-keeping: see `book_keeping`. That neighbouring sums lie no further apart than one
-example's clip, rounding included, is shown in `grouping`; what it asks of the caller is a random order.
+Norms and sums are computed by book-keeping (`book_keeping`). `grouping` shows that neighbouring sums differ by at
+most one example's clip, rounding included, if the caller puts the examples in random order.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .passes import LayerGradients, Pass
 
 Clipping = Literal["flat", "per-layer", "automatic"]
 
-# Automatic clipping divides by the norm and this much more (Bu et al. 2023, section 4.2: 0.01 in all of theirs).
+# Automatic clipping divides by the norm plus this (Bu et al. 2023, section 4.2: 0.01 in all their experiments).
 _STABILITY = 0.01
-# What rounding of one example's factor and products, and of a million examples in float64, may add, in epsilons.
+# Bound, in machine epsilons, on the rounding of an example's factor and products and of a float64 sum of a million.
 _ROUNDINGS = 2048
 _LARGEST_PASS = 128
 
@@ -38,7 +38,7 @@ _LARGEST_PASS = 128
 class ClippedSum:
     """A sum over examples, each clipped in L2 norm to `sensitivity`, under add/remove adjacency.
 
-    `examples` and `within`, the number of those whose gradient the clip left as it was, are private.
+    `within` counts the examples whose gradient was not clipped; it and `examples` are private.
     """
 
     vector: Tensor = field(repr=False)  # (P,) float64, the parameters' gradients flattened in name order
@@ -48,9 +48,9 @@ class ClippedSum:
 
 
 def lowered(max_grad_norm: float, precision: torch.dtype = torch.float32) -> float:
-    """The clip less what rounding may add to one example's gradient and to sums with it: by 0.8% in float32.
+    """`max_grad_norm` less the margin for rounding (see `grouping`): 0.8% in float32.
 
-    See `grouping`. `precision` is the pass's.
+    `precision` is that of the pass.
     """
     return max_grad_norm * (1 - slack(precision) - _ROUNDINGS * torch.finfo(precision).eps)
 
@@ -64,8 +64,8 @@ def clip_factors(
 ) -> Tensor:
     """min(1, B/||g||), or B/(||g|| + 0.01), for each example: (n,) -> (n,); zero where it is not finite.
 
-    B is `lowered(max_grad_norm)`. An example whose gradient is not finite contributes nothing: to refuse the batch
-    because of it would tell that it was there.
+    B is `lowered(max_grad_norm)`. An example whose gradient is not finite contributes nothing: refusing the batch
+    would reveal that it is there.
     """
     bound = lowered(max_grad_norm, precision)
     norms = squared_norms.sqrt()
@@ -73,7 +73,7 @@ def clip_factors(
         factors = bound / (norms + _STABILITY)
     else:
         factors = torch.where(norms > bound, bound / norms, torch.ones_like(norms))
-    # What is not finite, and what the sum's precision could not hold exactly enough, is left out.
+    # Left out: norms that are not finite, and factors that `precision` cannot hold exactly enough.
     usable = torch.isfinite(squared_norms) & (factors >= torch.finfo(precision).tiny)
     return torch.where(usable, factors, torch.zeros_like(factors))
 
@@ -81,9 +81,9 @@ def clip_factors(
 def examples_within(
     memory_budget: int, block: nn.Module, losses: Callable[[Tensor], Tensor], examples: int = 2
 ) -> int:
-    """How many examples a pass over `block` may take if it keeps no more than so many bytes; one at the least.
+    """The most examples, at least 1, for which a pass over `block` keeps at most `memory_budget` bytes for backward.
 
-    Takes one pass forward with the first example `examples` times, of which only shapes matter: `losses` as in
+    Measured by one forward pass of the first example, repeated `examples` times; only shapes matter. `losses` as in
     `PerExampleClipping.sum`.
     """
     with torch.enable_grad(), saved_bytes(block.parameters()) as saved:
@@ -92,10 +92,10 @@ def examples_within(
 
 
 def pass_size(expected_batch_size: float, most: int = 1 << 16) -> int:
-    """How many examples a pass takes: a multiple of 32 if so many fit, from what is public, never from a batch.
+    """The number of examples in a pass: a multiple of 32 unless `most` is smaller. Depends on public numbers only.
 
-    The fewest passes of at most 128, large enough for 19 of 20 batches: what a pass costs beside its examples counts
-    in small models, and what it fills up in large ones.
+    The fewest passes of at most 128 examples that hold 19 of 20 batches: each pass costs time in small models, each
+    place that is only filled up in large ones.
     """
     b = max(expected_batch_size, 1.0)
     wanted = b + 1.7 * math.sqrt(b)
@@ -116,9 +116,13 @@ class PerExampleClipping:
     "automatic", to the bound whatever its size (Bu et al. 2023). In all three one example moves the sum by at
     most `max_grad_norm`.
 
-    `examples_at_once`: every pass has exactly so many, the last one filled up, since kernels give a row other last
-    bits in a batch of another size, and weights can be made that blow such a bit up into another gradient. It must
-    not depend on the data; see `pass_size`. `size` is P, the number of trainable parameters.
+    `examples_at_once`: the size of every pass; the last one is filled up. Kernels round a row differently in a batch
+    of another size, and weights can be made that amplify such a difference into another gradient. The size must not
+    depend on the data; see `pass_size`. `size` is P, the number of trainable parameters.
+
+    Raises:
+        PrivacyError: max_grad_norm is not above 0.
+        UnsupportedLayer: a trainable parameter has no per-example gradient; also raised by `sum` and `gradients`.
     """
 
     def __init__(
@@ -151,7 +155,7 @@ class PerExampleClipping:
 
     @staticmethod
     def _supported(block: nn.Module) -> list[nn.Module]:
-        """The layers with trainable parameters; one whose per-example gradient cannot be had is refused."""
+        """The layers with trainable parameters; UnsupportedLayer for one without per-example gradients."""
         layers: list[nn.Module] = []
         owner: dict[nn.Parameter, str] = {}
         for prefix, module in block.named_modules():
@@ -180,11 +184,11 @@ class PerExampleClipping:
             hook.remove()
 
     def sum(self, losses: Callable[[Tensor], Tensor], *, examples: int, draws: int = 1) -> ClippedSum:
-        """Sum of the examples' clipped gradients, which come in random order (`Randomness.permutation`).
+        """Sum of the clipped per-example gradients. Examples must be in random order (`Randomness.permutation`).
 
-        `losses(rows)` returns the losses of the examples in these places (n,), draws of one example side by side:
-        (n * draws,); some may be asked for again, to fill up the last pass. No example, no gradient: the sum is
-        then zero.
+        `losses(places)` returns the losses of the examples at these places (n,), the draws of one example side by
+        side: (n * draws,). To fill up the last pass it is called for some examples again. The sum of no examples
+        is zero.
         """
         n = self.examples_at_once
         vector = torch.empty(self.size, dtype=torch.float64, device=self.parameters[0].device)
@@ -203,7 +207,7 @@ class PerExampleClipping:
     def gradients(
         self, losses: Callable[[Tensor], Tensor], places: Tensor, *, draws: int = 1
     ) -> dict[str, Tensor]:
-        """By name, all that the sum takes of the examples in `places` (n,), from one pass: (n, ...) each."""
+        """All per-example tensors that `sum` uses of the examples at `places` (n,), by name: (n, ...) each."""
         names = {module: name for name, module in self._block.named_modules()}
         found: dict[str, Tensor] = {}
         for layer in self._layers_of(losses, places, draws):
@@ -222,14 +226,14 @@ class PerExampleClipping:
         factors: dict[nn.Module, Tensor],
         fresh: set[nn.Parameter],
     ) -> None:
-        """Add the sum of `layers`, which are released one by one; what is `fresh` in the vector is zeroed first."""
+        """Add the clipped sums of `layers`, freeing them one by one; `fresh` parts of `vector` are zeroed first."""
         while layers:
             layer = layers.pop()
             named = layer.module.named_parameters(recurse=False)
             own = {name: p for name, p in named if p in self._place}
             sums = {name: vector[self._place[p]].view(p.shape) for name, p in own.items()}
             for name, p in own.items():
-                if p in fresh:  # here, so that it lies in cache when it is added to
+                if p in fresh:  # zeroed here, so that it is in cache when it is added to
                     sums[name].zero_()
                     fresh.discard(p)
             for part, group in zip(layer.parts, layer.groups, strict=True):
@@ -238,7 +242,7 @@ class PerExampleClipping:
     def _layers_of(
         self, losses: Callable[[Tensor], Tensor], places: Tensor, draws: int
     ) -> list[LayerGradients]:
-        """Every layer with the gradients of the examples in these places, from one pass forward and one back."""
+        """Every layer with the per-example gradients at these places, from one forward and one backward pass."""
         n = len(places)
         self._pass = current = Pass(n)
         try:
@@ -247,7 +251,9 @@ class PerExampleClipping:
             for layer, rows in zip(current.called, current.rows, strict=True):
                 if rows not in (n, n * draws):
                     name = type(layer).__name__
-                    raise UnsupportedLayer(f"{name}: read {rows} rows, not {n} examples of {draws} draws")
+                    raise UnsupportedLayer(
+                        f"{name}: its input has {rows} rows, expected {n} examples of {draws} draws"
+                    )
             if current.called != self._called:
                 check_every_use_is_seen(loss, self._names, current.called)
                 self._called, self._deepest = current.called, deepest(loss, current.edges)
@@ -256,14 +262,14 @@ class PerExampleClipping:
         finally:
             current.end()
             self._pass = None
-        for layer in list(current.uses):  # some of whose outputs the loss does not need
+        for layer in list(current.uses):  # layers of which the loss does not use every output
             current.close(layer)
         return current.layers
 
     def _factors(
         self, layers: Sequence[LayerGradients], filling: Tensor
     ) -> tuple[dict[nn.Module, Tensor], Tensor]:
-        """Each layer's clip factors (n,), and which examples were not clipped; those that only fill up get 0."""
+        """Each layer's clip factors (n,), and which examples were not clipped; `filling` examples get factor 0."""
         norms = [layer.squared_norms for layer in layers]
         whole = (
             torch.stack(norms).sum(dim=0) if norms else filling.new_zeros(len(filling), dtype=torch.float64)

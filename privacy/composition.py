@@ -1,17 +1,17 @@
-"""How the runs of a company add up, when each may have been chosen after looking at what the others released.
+"""How the privacy losses of a company's runs compose, when each run may be chosen after seeing the others' releases.
 
-Purpose: a ledger's statement must hold against a coordinator who chooses the next plan by what the last one
-showed. Within a run nothing is chosen: its terms (one event for every release, and how many releases at most) are
+Purpose: a ledger's statement must hold against a coordinator who chooses the next plan by the last one's releases.
+Within a run nothing is chosen: its terms (one event for every release, and the largest number of releases) are
 pinned before the first, so its account is that of one fixed list (`accounting`), which holds for adaptive inputs
-(Zhu, Dong and Wang 2022, Theorem 10, https://arxiv.org/abs/2106.08567). To stop a run early is to look at a part
-of it. Across runs a ledger has one of two rules, chosen when it is made.
+(Zhu, Dong and Wang 2022, Theorem 10, https://arxiv.org/abs/2106.08567). A run that stops early releases a part of
+it. Across runs a ledger has one of two rules, chosen when it is created.
 
-**runs.** Epsilon is the sum of the runs' epsilons. The k-th run that is begun is accounted whole, whether or not it
-is ended, at a share of delta that depends on k alone:
+**runs.** Epsilon is the sum of the runs' epsilons. The k-th run that begins is accounted whole, whether or not it
+ends, at a share of delta that depends on k alone:
 
     delta_1 = 0.95 delta,    delta_k = 0.05 delta / (k (k - 1)),    which add up to less than delta.
 
-With terms chosen after looking this is basic composition, which is a filter and an odometer (Rogers, Roth, Ullman
+With adaptively chosen terms this is basic composition, which is a filter and an odometer (Rogers, Roth, Ullman
 and Vadhan 2016, https://arxiv.org/abs/1605.08294): let the rest be (e, d) for whatever a first (e', d') run
 returned; with f(y) = min(1, exp(e) Q[rest in S | y]),
 
@@ -21,11 +21,11 @@ and by induction from the last run the whole is (sum of e_k, sum of d_k). Runs m
 for one after the other is one for interleaved runs (Haney, Shoemate, Tian, Vadhan, Vyrros, Xu and Zhang 2023,
 https://arxiv.org/abs/2309.05901).
 
-**renyi.** Every release adds its Renyi divergence at one order, fixed when the ledger is made, and their sum is
-converted to an epsilon. Stopped before it passes a bound, the sum bounds the divergence of everything together, for
+**renyi.** Every release adds its Renyi divergence at one order, fixed when the ledger is created, and their sum is
+converted to an epsilon. Stopped before it passes a bound, the sum bounds the divergence of all releases together, for
 any choice of releases (the filter of Feldman and Zrnic 2021, https://arxiv.org/abs/2008.11193). What is proven is
-the ceiling; a figure below it says where the filter stands. Nothing is charged ahead, and many small runs cost
-less than by their sum, one run costs more. What floating point may tell is a term of the loss like the others:
+the ceiling; a figure below it is the filter's current state. Nothing is charged in advance. Many small runs cost
+less than by rule `runs`, a single run costs more. What floating point may leak is a term of the loss like the others:
 with a slack s (`rounding`) the machine's laws are P~ <= exp(s) P and Q~ >= exp(-s) Q, so at order a
 
     E_Q~[(P~/Q~)^a] <= E_Q[(P/Q)^a exp((2 a - 1) s)],
@@ -33,9 +33,9 @@ with a slack s (`rounding`) the machine's laws are P~ <= exp(s) P and Q~ >= exp(
 which adds (2 a - 1) / (a - 1) s to the divergence, whenever the filter stops. That is the same as 2 s more epsilon
 and a delta divided by exp(s). Its reserve of delta and an epsilon of at most 100 are fixed beforehand.
 
-Rates are rounded up and noise down before any account, so that plans made to differ in a last digit are of one
+Rates are rounded up and noise down before any account, so that plans which differ in a last digit are of one
 kind, and a ledger has at most 32 runs, or kinds of release. A charge composes one distribution, for a run that it
-begins: what the others cost stands in the chain (`ledger`).
+begins: the cost of the others is stored in the hash chain (`ledger`).
 """
 
 import math
@@ -57,18 +57,22 @@ _FIRST = 0.95
 # Significant digits that a rate, a sensitivity or a noise keeps in an account.
 _UP = {"sampling_rate": 4, "l2": 6, "l1": 6}
 _DOWN = {"noise_multiplier": 5, "variance": 6}
-# Of delta, in a Renyi ledger: what sensitivity bounds of Skellam steps and floating point may use up.
+# The share of delta, in a Renyi ledger, for failing sensitivity bounds of Skellam steps and for floating point.
 _RESERVED = 2.0**-7
-# Of what floating point leaves of delta: the share that converts the divergence.
+# Of the delta that floating point leaves, the share that converts the divergence.
 _CONVERTS = (1 - _RESERVED) / (1 - RESERVE)
 _LARGEST_EPSILON = 100.0
-# Ledgers of before there was a choice are continued at the order for this ceiling.
+# Ledgers from before compositions existed continue at the order for this ceiling.
 _USUAL_CEILING = 8.0
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a run is pinned to: at most `releases` releases, each of them an `event`."""
+    """What a run is pinned to: at most `releases` releases, each of them an `event`.
+
+    Raises:
+        InputError: `event` is of no known kind, or `releases` is not from 1 to MAX_STEPS.
+    """
 
     event: Event
     releases: int
@@ -94,7 +98,7 @@ class Run(NamedTuple):
 
 
 class Composition(Protocol):
-    """A rule by which runs add up; `runs` in the order in which they began."""
+    """A rule by which runs compose; `runs` in the order in which they began."""
 
     @property
     def name(self) -> str: ...
@@ -103,11 +107,11 @@ class Composition(Protocol):
     @property
     def order(self) -> float | None: ...
     def epsilon(self, runs: Sequence[Run]) -> float:
-        """What they have cost together; inf where no finite figure is known."""
+        """The cost of all together; inf where no finite figure is known."""
         ...
 
     def further(self, before: float, runs: Sequence[Run], terms: Terms, made: int) -> float:
-        """What they cost with one more run, of which `made` releases are made, where `before` is their epsilon."""
+        """The cost with one more run, of which `made` releases were made; `before` is the epsilon without it."""
         ...
 
     def accountants(self, runs: Sequence[Run]) -> str: ...
@@ -193,7 +197,11 @@ class RenyiFilter:
 
 
 def composition(name: str, delta: float, order: float | None = None) -> Composition:
-    """The rule of that name; InputError for others."""
+    """The rule of that name.
+
+    Raises:
+        InputError: there is no such rule, or its order is missing or is not of the account.
+    """
     if name == RUNS and order is None:
         return BasicComposition(delta)
     if name == RENYI and order is not None:
@@ -204,7 +212,7 @@ def composition(name: str, delta: float, order: float | None = None) -> Composit
 def fitting(
     rule: Composition, runs: Sequence[Run], event: Event, ceiling: float, before: float | None = None
 ) -> int:
-    """How many releases like `event` fit under the ceiling after `runs`, which cost `before`, as one run."""
+    """How many releases like `event`, as one run, fit under the ceiling after `runs`, which cost `before`."""
     spent = rule.epsilon(runs) if before is None else before
 
     def cost(whole: Event) -> float:
@@ -214,7 +222,7 @@ def fitting(
 
 
 def order_for(ceiling: float = _USUAL_CEILING, delta: float = 1e-5) -> float:
-    """The order at which most Gaussian noise fits under the ceiling; where none fits, that of the usual one."""
+    """The order at which most Gaussian releases fit under the ceiling; where none fits, that for a ceiling of 8."""
 
     def room(order: float) -> float:
         return (ceiling - epsilon_at(order, 0.0, (1 - _RESERVED) * delta)) / order
@@ -229,17 +237,17 @@ def share(k: int) -> float:
 
 
 def run_epsilon(whole: Event, delta: float, k: int = 1) -> float:
-    """What the k-th run costs a ledger of `delta`, as one event."""
+    """The cost of a ledger's k-th run, given as one event, at the ledger's `delta`."""
     return epsilon([rounded(whole)], share(k) * delta)
 
 
 def in_a_fresh_ledger(delta: float) -> Account:
-    """The account of a company's first run: what plans are made for."""
+    """The account of a company's first run, for which plans are calibrated."""
     return lambda whole: run_epsilon(whole, delta)
 
 
 def rounded(event: Event) -> Event:
-    """The event with a rate, a sensitivity and a noise of few digits, rounded against whoever chose them."""
+    """The event with few digits of rate, sensitivity and noise, rounded towards a higher cost."""
     values = {field.name: getattr(event, field.name) for field in fields(event)}
     up = {name: round_up(values[name], digits) for name, digits in _UP.items() if name in values}
     down = {name: round_down(values[name], digits) for name, digits in _DOWN.items() if name in values}
@@ -247,7 +255,7 @@ def rounded(event: Event) -> Event:
 
 
 def _kind(event: Event) -> Event:
-    """What releases of one divergence have in common: a step, but for how many values floating point noises."""
+    """The key of releases with equal divergence: the step, without its number of values."""
     step = rounded(event).step
     return replace(step, dimension=None) if isinstance(step, GaussianEvent) else step
 

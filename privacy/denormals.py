@@ -1,15 +1,15 @@
-"""Private training in a thread of its own, on one core, that flushes subnormal numbers.
+"""Private training in a separate thread, on one core, that flushes subnormal numbers to zero.
 
-One core, because with several an example's place in a batch decides which of them computes it, and with that its last
-bits (see `invariance`). Flushing, so that the time of training does not tell values.
+One core, because with several an example's place in a batch decides which core computes it, and so its last bits (see
+`invariance`). Flushing, so that the duration of training does not reveal values.
 
 A processor takes up to 150 times as long for a product of subnormal operands (Andrysco et al. 2015, "On
 subnormal floating point and abnormal timing"). Weights can be made so that activations are subnormal only for
-examples with some attribute: how long training takes would then count them, and no noise covers that.
+examples with some attribute: the duration of training would then count them, and no noise protects that.
 
 Both modes are needed: results flushed to zero (FTZ) and operands read as zero (DAZ). They belong to a thread, and
 `torch.set_flush_denormal` sets them in the thread that calls it, not in OpenMP's workers: another reason for one
-core. They end with the thread: accountants go on with gradual underflow.
+core. They end with the thread: accountants still compute with gradual underflow.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ T = TypeVar("T")
 # Bits of a float32 and a factor. Made from bits: under DAZ a subnormal literal would be zero already.
 _SUBNORMAL_OPERAND = (1 << 22, 2.0**20)  # 2^-127: the product is normal, unless operands are flushed
 _SUBNORMAL_RESULT = (1 << 23, 0.5)  # 2^-126, the smallest normal one: the product is not, unless flushed
-# PyTorch shares elementwise work in parts of this size, one a thread at the least (at::internal::GRAIN_SIZE).
+# PyTorch splits elementwise work into parts of at least this size, one a thread (at::internal::GRAIN_SIZE).
 _GRAIN = 32768
 
 
 def flushed(work: Callable[[], T]) -> T:
     """`work()` in a thread of its own, on one core, all of whose arithmetic flushes subnormals to zero.
 
-    What it raises is raised here. An interrupt of the caller stops it as well, and is raised once it has ended.
-    What PyTorch keeps for each thread (grad mode, autocast) is as in any new thread. Sums of tiny
-    probabilities, as in accounting, belong elsewhere.
+    What `work` raises is raised here. An interrupt of the caller stops it too, and is raised once it has ended.
+    PyTorch's thread-local state (grad mode, autocast) is that of a new thread. Sums of tiny probabilities, as in
+    accounting, must not run here.
 
-    Raises a PrivacyError, before any work, where the machine cannot flush.
+    Raises:
+        PrivacyError: the machine cannot flush; `work` was not called.
     """
     outcome: Future[T] = Future()
     threads = torch.get_num_threads()
@@ -63,7 +64,7 @@ def flushed(work: Callable[[], T]) -> T:
         outcome.exception()
         raise
     finally:
-        # The number is the process's, for threads to come; one that has begun keeps its own.
+        # The process's number is for new threads; a running thread keeps its own.
         torch.set_num_threads(threads)
     thread.join()
     return outcome.result()
@@ -71,19 +72,20 @@ def flushed(work: Callable[[], T]) -> T:
 
 def _flush() -> None:
     """One core and both modes for this thread; refuse if it does not have them."""
-    torch.get_num_threads()  # takes the process's number over, once a thread: before it is set, or it would win
+    # The first call in a thread adopts the process's number: made before the next line, which it would override.
+    torch.get_num_threads()
     torch.set_num_threads(1)
     if not torch.set_flush_denormal(True) or not flushes():
         raise PrivacyError(
-            "subnormal numbers: expected this processor to flush them to zero, or the time of private training would "
-            "tell values; it does not, and private training is refused on it"
+            "subnormal numbers: expected this processor to flush them to zero, else the duration of private training "
+            "would reveal values; it does not, so private training is refused on it"
         )
 
 
 def flushes() -> bool:
-    """Whether this thread and all workers of its team flush, in elementwise and in matrix kernels.
+    """Whether this thread and all its OpenMP workers flush, in elementwise and in matrix kernels.
 
-    Large enough for every thread to get a share.
+    The tensors are large enough for every thread to get a part.
     """
     threads = torch.get_num_threads()
     zero = True

@@ -29,9 +29,12 @@ Losses = Callable[[Tensor, int], Tensor]
 class DPSGD:
     """One release: `steps` noisy steps, of which only the sum leaves. noise_multiplier 0 means no privacy.
 
-    `sampling` draws the batches. With a `quantile_clip` the clip moves from step to step, starting at
-    `max_grad_norm`. With `noise_bands` above 1 the noise is correlated (see `mechanisms.banded`), for epochs of the
-    same batches alone.
+    `sampling` draws the batches. With a `quantile_clip` the clip changes from step to step, starting at
+    `max_grad_norm`. With `noise_bands` above 1 the noise is correlated (see `mechanisms.banded`); all epochs must
+    then have the same batches.
+
+    Raises:
+        PrivacyError: a value is out of range, or correlated noise comes with other sampling or a quantile clip.
     """
 
     sampling: Sampling
@@ -60,8 +63,8 @@ class DPSGD:
                 raise PrivacyError("Expected no quantile_clip: correlated noise needs a clip that stays.")
 
     def event(self, dimension: int | None = None, examples: int | None = None) -> Event:
-        """What the ledger is charged for this release of a block of `dimension` values, on a data set of `examples`
-        where the account needs its size. Without a dimension it is the event of real numbers."""
+        """What the ledger is charged for this release of a block of `dimension` values; `examples`: the size of the
+        data set, where the account needs it. Without a dimension, the event of real numbers."""
         banded = self._banded()
         if banded is not None:
             return banded.event(dimension)
@@ -123,17 +126,17 @@ class DPSGD:
 
 
 def in_random_order(batch: Tensor, randomness: Randomness) -> Tensor:
-    """The batch (n,) in an order that nobody knows: see `grouping`, measure 2."""
+    """The batch (n,) in a secret random order: see `grouping`, measure 2."""
     return batch[torch.from_numpy(randomness.permutation(len(batch)))]
 
 
 def clip_to_norm(vector: Tensor, bound: float) -> Tensor:
-    """Scale to L2 norm <= bound; bounds one company's influence on the sum. Not finite becomes zero.
+    """Scale to L2 norm <= bound; bounds one company's influence on the sum. A vector that is not finite becomes zero.
 
-    A ball's projection moves no two vectors apart, so it costs no privacy, before the noise or after; like every
-    outcome of training it must not be told apart from success by a refusal.
+    Projection on a ball increases no distance, so it costs no privacy, before the noise or after. There is no error
+    for vectors that are not finite: a refusal would reveal the outcome of training.
     """
     norm = vector.norm()
-    # No branch: of a sum that has no noise yet, time must not tell on which side it lies.
+    # No branch: the sum may have no noise yet, and timing must not reveal whether it was clipped.
     factor = torch.where(norm.isfinite(), bound / norm.clamp(min=bound), torch.zeros_like(norm))
     return vector.nan_to_num(0.0, 0.0, 0.0) * factor

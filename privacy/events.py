@@ -1,8 +1,8 @@
-"""Releases as data: what a mechanism did, in plain validated fields, and nothing about what it cost.
+"""Releases as data: what a mechanism did, in plain validated fields, without its cost.
 
 Purpose: a ledger of events can be recomputed years later by another accountant, so the meaning of a
 (mechanism, version) never changes; a changed mechanism gets a new version or a new name. How the batches were
-drawn is part of the event, because it decides which account is true:
+drawn is part of the event, because it decides which account is valid:
 
     GaussianSteps            Poisson batches
     TruncatedGaussianSteps   Poisson batches with a cap, surplus dropped at random
@@ -10,11 +10,11 @@ drawn is part of the event, because it decides which account is true:
     FixedSizeGaussianSteps   batches of one size, without replacement; replace-one adjacency
     SkellamSteps             integer sums of Poisson batches with Skellam noise from all companies
     SharedSkellamSteps       the same, and how many companies' noise that is
-    NoNoise                  anything without noise; charged so that no later account forgets it
+    NoNoise                  anything without noise; charged so that every later account includes it
 
-Version 2 of the Gaussian ones also says how many values are noised, on which the price of floating point depends
-(`rounding`). Version 1, which does not, stands for real numbers: ledgers of old hold it, and formulas are tested
-by it.
+Version 2 of the Gaussian ones also says how many values get noise, on which the cost of floating point depends
+(`rounding`). Version 1 does not and stands for noise in real numbers: old ledgers hold it, and formulas are tested
+with it.
 """
 
 import json
@@ -42,10 +42,13 @@ SMALLEST_NOISE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Event(ABC):
-    """One release. Fields are checked and made plain numbers when it is built.
+    """One release. Fields are checked and converted to plain numbers when it is built.
 
-    `NAME` and `version` stand for the meaning in JSON; `mechanism` is for people. `steps` compositions of
-    `step` make up the event.
+    `NAME` and `version` stand for the meaning in JSON; `mechanism` is its name in texts. The event is the composition
+    of `steps` times `step`.
+
+    Raises:
+        InputError: a field is out of range.
     """
 
     NAME: ClassVar[str]
@@ -54,7 +57,7 @@ class Event(ABC):
     adjacency: ClassVar[str] = ADD_REMOVE
     mechanism: ClassVar[str]
 
-    if TYPE_CHECKING:  # a real property here would become the default of the field of that name
+    if TYPE_CHECKING:  # at run time this property would become the default of the field of that name
 
         @property
         def steps(self) -> int: ...
@@ -65,7 +68,7 @@ class Event(ABC):
 
     @property
     def values(self) -> int:
-        """How many values floating point has added noise to; 0 where noise is of whole or real numbers."""
+        """How many values got noise in floating point; 0 for noise in whole or real numbers."""
         return 0
 
     def to_json(self) -> str:
@@ -76,10 +79,14 @@ class Event(ABC):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The event that `to_json` wrote; InputError for anything else, and for another class than `cls`."""
+        """The event that `to_json` wrote.
+
+        Raises:
+            InputError: the text is anything else, or of another class than `cls`.
+        """
         try:
             values = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError("event", text, "must be a JSON object") from error
         if not isinstance(values, dict):
             raise InputError("event", text, "must be a JSON object")
@@ -96,17 +103,21 @@ class Event(ABC):
         return kind(**values)
 
     def times(self, n: int) -> Self:
-        """The same release n times; InputError past MAX_STEPS compositions."""
+        """The same release n times.
+
+        Raises:
+            InputError: that is more than MAX_STEPS compositions.
+        """
         return replace(self, **{self.COUNT: count("n", n) * getattr(self, self.COUNT)})
 
     @property
     def step(self) -> Self:
-        """One of the compositions alone: what equal steps of different releases merge by."""
+        """A single one of the compositions; accountants merge equal steps of different releases by it."""
         return replace(self, **{self.COUNT: 1})
 
     @abstractmethod
     def dp_event(self) -> dp_event.DpEvent | None:
-        """The same release in dp-accounting's vocabulary, for another accountant; None where it has no word."""
+        """The same release as an event of dp-accounting, for another accountant; None where it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +173,9 @@ class GaussianSteps(GaussianEvent):
 class TruncatedGaussianSteps(GaussianEvent):
     """As GaussianSteps, but of a batch above `batch_cap` only that many random examples stay.
 
-    Dropping ties the examples together: who joins may push another out, so the cap has a price (Ganesh et al.
-    2025, https://arxiv.org/abs/2508.15089, section 4.3). `examples` is the size of the data set in hand; the
-    account covers its neighbours of one example more and one less.
+    Dropping makes examples depend on each other: one that joins may displace another, which costs privacy (Ganesh et
+    al. 2025, https://arxiv.org/abs/2508.15089, section 4.3). `examples` is the size of the data set; the account
+    covers its neighbours with one example more and one less.
     """
 
     NAME: ClassVar[str] = "truncated_poisson_subsampled_gaussian"
@@ -199,8 +210,8 @@ class EpochGaussian(GaussianEvent):
     """`epochs` epochs in which every example is in exactly one noisy sum, drawn on its own (balls and bins).
 
     Such batches are not Poisson batches and may not be accounted as such (Chua et al. 2024,
-    https://arxiv.org/abs/2412.16802); no amplification is claimed here: whatever batch an example is in, an
-    epoch is one Gaussian release of it. `dimension` is that of one sum: the others have one law with and without.
+    https://arxiv.org/abs/2412.16802); no amplification is claimed here: whatever batch an example is in, an epoch is
+    one Gaussian release of it. `dimension` is that of one sum: an example does not change the law of the others.
     """
 
     NAME: ClassVar[str] = "epoch_gaussian"
@@ -226,8 +237,8 @@ class EpochGaussian(GaussianEvent):
 class FixedSizeGaussianSteps(GaussianEvent):
     """`steps` sums of `batch_size` random examples without replacement, clipped to C, plus N(0, (z C)^2).
 
-    The number of examples is public: two data sets are neighbours if one example is another one. Replacing it
-    moves the sum by up to 2 C, which the account counts (Wang, Balle, Kasiviswanathan 2019, Theorem 27).
+    The number of examples is public: two data sets are neighbours if they differ in one example. Replacing it
+    moves the sum by up to 2 C, which the account includes (Wang, Balle, Kasiviswanathan 2019, Theorem 27).
     """
 
     NAME: ClassVar[str] = "fixed_size_gaussian"
@@ -260,8 +271,8 @@ class SkellamSteps(Event):
     """`steps` secure sums over Poisson batches (rate q), in whole numbers, plus Skellam noise in every value.
 
     l2, l1: bounds on the norms of one example's scaled, rounded gradient, which fail with probability `beta` a
-    step; variance: that of the noise which honest companies that stay put into one value of the sum (Agarwal,
-    Kairouz, Liu 2021, Corollary 3.6). In integer units.
+    step; variance: of the noise in one value of the sum that honest companies which did not drop out have added
+    (Agarwal, Kairouz, Liu 2021, Corollary 3.6). In integer units.
     """
 
     NAME: ClassVar[str] = "poisson_subsampled_skellam"
@@ -294,10 +305,10 @@ class SkellamSteps(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SharedSkellamSteps(SkellamSteps):
-    """As SkellamSteps, and whose noise it is: `variance` is that of `shares` companies' equal shares, and `colluders`
-    more may tell the coordinator theirs, or add none.
+    """As SkellamSteps, with the origin of the noise: `variance` is that of `shares` companies' equal shares, and
+    `colluders` further companies may tell the coordinator their shares, or add none.
 
-    Releases of one plan are alike whatever the number of shares: each has so much less of the same variance.
+    Releases of one plan compare equal whatever the number of shares: all have the same total variance.
     """
 
     VERSIONS: ClassVar[tuple[int, ...]] = (2,)
@@ -318,7 +329,7 @@ class SharedSkellamSteps(SkellamSteps):
 
 @dataclass(frozen=True, kw_only=True)
 class NoNoise(Event):
-    """`steps` steps without noise. Nothing bounds what they tell: its epsilon is infinite, and so is all after it."""
+    """`steps` steps without noise. Nothing bounds what they reveal: from here on epsilon is infinite."""
 
     NAME: ClassVar[str] = "no_noise"
     mechanism: ClassVar[str] = "no noise"
@@ -345,21 +356,21 @@ EVENTS: tuple[type[Event], ...] = (
 
 
 def check_event(value: object) -> Event:
-    """`value` if it is of a kind that a ledger can write and read back."""
+    """`value`, if it is of a kind that a ledger can write and read back; InputError if not."""
     if not isinstance(value, Event) or type(value) not in EVENTS:
         raise InputError("event", value, f"must be one of {', '.join(kind.__name__ for kind in EVENTS)}")
     return value
 
 
 def real(field: str, value: object) -> float:
-    """A finite float."""
+    """`value` as a finite float; InputError if it is none."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise InputError(field, value, "must be a finite number")
     return float(value)
 
 
 def count(field: str, value: object, limit: int = MAX_STEPS) -> int:
-    """A whole number from 1 to `limit`."""
+    """`value` as a whole number from 1 to `limit`; InputError if it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= limit:
         raise InputError(field, value, f"must be an integer from 1 to {limit}")
     return int(value)
@@ -380,6 +391,6 @@ def _noise(value: object) -> float:
 
 
 def _set(event: Event, **values: Any) -> None:
-    # Plain numbers whatever came in (numpy scalars do not serialise), past the frozen dataclass.
+    # Converted, since numpy scalars do not serialise; the dataclass is frozen.
     for name, value in values.items():
         object.__setattr__(event, name, value)

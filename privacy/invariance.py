@@ -1,13 +1,13 @@
-"""Whether this machine computes an example's gradient to the same bits, wherever it stands and whoever stands beside.
+"""Whether this machine computes an example's gradient to the same bits in every batch and at every place in it.
 
-The clip bounds what one example adds. If adding it also changed a last bit of another example's activations,
-weights made for it would turn that example's gradient over, by up to two clips each (see `grouping`, measure 1). How
-kernels behave depends on shapes, threads and the device, not on values: so it is asked of the machine once, with
-weights and examples drawn at random.
+The clip bounds what one example adds. If adding it also changed a last bit of another example's activations, weights
+made for this could reverse that example's gradient, a change of up to two clips (see `grouping`, measure 1). How
+kernels behave depends on shapes, threads and the device, not on values: so the machine is tested once, with random
+weights and examples.
 
-What a draw may miss is excluded by shapes. Elementwise kernels take vectors of values, and what is left at the end of
-a tensor one by one, by code that rounds some values in another way: one argument of SiLU in thirty, the rest alike.
-So no tensor of a pass may leave a remainder; with a multiple of 32 examples none does.
+What a random test may miss is excluded by shapes. Elementwise kernels take vectors of values, and the remainder at
+the end of a tensor one by one, in code that rounds some values differently: one argument of SiLU in thirty. So no
+tensor of a pass may leave a remainder; with a multiple of 32 examples none does.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from .clipping import PerExampleClipping
 def check_batch_invariance(
     clipping: PerExampleClipping, losses: Callable[[Tensor], Tensor], *, draws: int = 1
 ) -> None:
-    """Refuse a machine on which an example's gradient depends on its place, its companions, or on the day.
+    """Refuse a machine on which an example's gradient depends on its place, the rest of its batch, or the time.
 
     `losses` as in `PerExampleClipping.sum`, of 2 `clipping.examples_at_once` examples, each with noise of its own
-    that stays the same from call to call. PrivacyError says what differs.
+    that stays the same from call to call.
+
+    Raises:
+        PrivacyError: says what the gradient depends on.
     """
     n = clipping.examples_at_once
     first = torch.arange(n)
     precision = torch.get_float32_matmul_precision()
     if precision != "highest":
         raise PrivacyError(
-            f"torch.get_float32_matmul_precision()={precision!r}: expected 'highest', or sums of clipped "
-            "gradients are rounded by more than the clip pays for"
+            f"torch.get_float32_matmul_precision()={precision!r}: expected 'highest', else sums of clipped "
+            "gradients are rounded by more than the clip allows for"
         )
     with _NoRemainders(n):
         clipping.gradients(losses, first, draws=draws)
@@ -56,14 +59,14 @@ def check_batch_invariance(
 
 
 def _orders(n: int) -> Iterator[tuple[str, Tensor]]:
-    """What is asked, and the examples in the places of a pass; those from n on are strangers."""
+    """What each pass tests, and the examples at its places; those from n on are not in the reference pass."""
     first = torch.arange(n)
     yield "when it is computed", first
     yield "its place in a batch", torch.zeros_like(first)  # one example in all places
     yield "its place in a batch", first.roll(1)
     yield "its place in a batch", first.flip(0)
     yield "who shares its batch", torch.where(first % 2 == 0, first, first + n)
-    # As a batch is filled up: the same example again and again.
+    # As a batch is filled up: one example repeated.
     yield "how full its batch is", torch.where(first <= n // 3, first, torch.zeros_like(first))
 
 
@@ -72,7 +75,7 @@ _AT_A_TIME, _FEW = 32, 16
 
 
 class _NoRemainders(TorchDispatchMode):
-    """Refuses an elementwise operation, forward or backward, on the values of n examples that leaves some over."""
+    """Refuses an elementwise operation, forward or backward, on the values of n examples that leaves a remainder."""
 
     def __init__(self, examples: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

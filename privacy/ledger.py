@@ -1,21 +1,22 @@
 """A company's ledger: every release that leaves, charged on disk before the training that makes it.
 
 Purpose: the company's own record of what it has spent over all runs, rounds and blocks; it survives crashes
-and never under-counts. Releases are data (`events.py`), from which every epsilon can be recomputed. To account a
-run may take seconds, so for a sum over runs a charge starts from what the last row says, which the chain protects,
-if the same version of the accountant wrote it; else from all events. `spent` and `verify` always start from these.
+and never under-counts. Releases are data (`events.py`), from which every epsilon can be recomputed. Accounting a run
+may take seconds. So under the rule `runs` a charge starts from the last row's epsilon, which the hash chain protects,
+if the same version of the accountant wrote it; else from all events. `spent` and `verify` always start from the
+events.
 
-A run is pinned by its first release: every row says what the run's releases are and how many it has at most, and a
-release of other terms, or one more, is refused. How runs add up, though each may have been chosen by what others
-showed, is the ledger's composition (`composition.py`), chosen when it is made.
+A run is pinned by its first release: every row says what the run's releases are and the largest number of them; a
+release of other terms, or one more, is refused. How runs compose, though each may have been chosen after seeing the
+others' releases, is the ledger's composition (`composition.py`), chosen when it is created.
 
 Ledgers of schema 1 and 2 pinned nothing. They are read as they are and continue by the Renyi filter, release by
-release, at the order for a ceiling of 8: had it been there from the beginning, nothing that they hold would have
-been refused, so it holds for them. That is true of noise in real numbers: their rows do not say how many values were
-noised, so what floating point may tell is charged for later rows only.
+release, at the order for a ceiling of 8: had it been used from the beginning, it would have refused nothing that they
+hold, so it holds for them. That is true of noise in real numbers: their rows do not say how many values got noise,
+so what floating point may leak is charged for later rows only.
 
-What a Renyi filter proves is a ceiling fixed beforehand. If the policy's is raised after looking at what was
-released, what holds is the highest to which the company would have raised it, whatever it had seen.
+A Renyi filter proves a ceiling that was fixed beforehand. If a policy's ceiling is raised after seeing releases, what
+holds is the highest ceiling to which the company would have raised it, whatever it had seen.
 """
 
 import math
@@ -40,7 +41,7 @@ _LONGEST_TEXT = 200
 
 @dataclass(frozen=True)
 class Charge:
-    """The company's epsilon before and after; a `repeated` release was charged earlier and adds nothing."""
+    """The company's epsilon before and after; a `repeated` release was charged earlier and costs nothing."""
 
     epsilon_before: float
     epsilon_after: float
@@ -52,8 +53,8 @@ class Ledger:
 
     terms = Terms(GaussianSteps(sampling_rate=0.1, noise_multiplier=2.0, steps=5, dimension=10_000), releases=60)
     with Ledger.open("ledger.sqlite", "acme", epsilon_ceiling=8.0, delta=1e-5) as ledger:
-        ledger.check_plan("r1", terms)                                                # raises, or the run fits
-        ledger.charge(run="r1", round=3, block="b0", release_id=digest, terms=terms)  # raises, or is on disk
+        ledger.check_plan("r1", terms)                                                # raises unless the run fits
+        ledger.charge(run="r1", round=3, block="b0", release_id=digest, terms=terms)  # on disk when it returns
         train()
         print(ledger.spent())
     """
@@ -80,9 +81,15 @@ class Ledger:
         rule: str = RUNS,
         witness: Witness | None = None,
     ) -> "Ledger":
-        """Open or create; open alone where a `witness` knows how far the ledger has come. The ceiling is the
-        company's to choose; company, delta, adjacency and `rule`, the composition, are fixed at creation: what
-        every epsilon means hangs on them."""
+        """Open the ledger, or create it; with a `witness`, which has seen its length, it is only opened.
+
+        The company may change the ceiling; company, delta, adjacency and `rule`, the composition, are fixed at
+        creation, since they define what every epsilon means.
+
+        Raises:
+            InputError: an argument is out of range.
+            LedgerError: the ledger is damaged, missing, not as the witness has seen it, or was created otherwise.
+        """
         _text("company", company)
         ceiling, delta = _number("epsilon_ceiling", epsilon_ceiling), _number("delta", delta)
         if ceiling < 0:
@@ -97,14 +104,18 @@ class Ledger:
         return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
 
     def charge(self, *, run: str, round: int, block: str, release_id: str, terms: Terms) -> Charge:
-        """Record one release of a run before it is made, or raise and write nothing: BudgetExceeded past the
-        ceiling or the number that the run is pinned to, LedgerError for other terms.
+        """Record one release of a run before it is made, or raise and write nothing.
 
-        A release without noise passes every ceiling: whether it is made is for the company's policy to say. It is
+        A release without noise passes every ceiling: the company's policy decides whether it is made. It is
         recorded, and no release with noise fits under a ceiling after it.
 
-        A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content
-        is the same release made again, which tells nobody anything new and is not charged twice.
+        A `release_id` stands for the bits of the noise and of the inputs: the same id with the same content is the
+        same release again, which reveals nothing new and is not charged twice.
+
+        Raises:
+            BudgetExceeded: past the ceiling, or past the number of releases that the run is pinned to.
+            LedgerError: other terms than the run is pinned to, a `release_id` of other content, or a damaged ledger.
+            InputError: an argument is out of range.
         """
         for field, value in (("run", run), ("block", block), ("release_id", release_id)):
             _text(field, value)
@@ -140,11 +151,11 @@ class Ledger:
         return Charge(before, after, repeated=False)
 
     def spent(self) -> Guarantee:
-        """What all rows together cost, recomputed from their events."""
+        """The cost of all rows together, recomputed from their events."""
         return spent(self._store.header, self._store.rows())
 
     def check_plan(self, run: str, terms: Terms) -> float:
-        """The epsilon after all releases of the run, some of which may have been charged; raises as `charge`."""
+        """The epsilon after all releases of the run, some of which may be charged already; raises as `charge`."""
         _text("run", run)
         self._check(terms.event)
         rows = self._store.rows()
@@ -153,13 +164,13 @@ class Ledger:
         return self._after(rows, self._before(rows), run, terms, made=left)
 
     def _before(self, rows: Sequence[LedgerRow]) -> float:
-        """What all rows cost."""
+        """The cost of all rows."""
         if rows and self._rule.name == RUNS and rows[-1].account == ACCOUNT:
             return rows[-1].epsilon_after
         return self._rule.epsilon(list(runs_of(rows).values()))
 
     def _after(self, rows: Sequence[LedgerRow], before: float, run: str, terms: Terms, made: int) -> float:
-        """The epsilon after `made` further releases of the run, if it may have them and the ceiling allows them."""
+        """The epsilon after `made` further releases of the run; raises if its terms or the ceiling forbid them."""
         runs = runs_of(rows)
         begun, others = runs.get(run), [each for name, each in runs.items() if name != run]
         if begun is not None and begun.terms != terms:
@@ -178,13 +189,13 @@ class Ledger:
                 f"({MAX_KINDS}): more need a ledger of its own, whose guarantee is then a separate one"
             )
         if begun is not None and self._rule.name == RUNS:
-            after = before  # it was charged whole
+            after = before  # the whole run is charged at its first release
         else:
             after = self._rule.further(before, others, terms, made + (0 if begun is None else begun.made))
         # Written so that a NaN is refused too.
         if not after <= self._ceiling and not isinstance(terms.event, NoNoise):
             self._check_bounded(rows)
-            # How many would fit is not searched for here: how long that takes would tell what is left.
+            # How many would fit is not computed here: the time that takes would reveal what is left.
             raise BudgetExceeded(
                 f"company={self._company!r}: a run of {terms} would bring epsilon from {round_up(before)} to "
                 f"{round_up(after)}, past the ceiling {self._ceiling:g}: `fedblocks ledger show` says what is spent, "
@@ -197,11 +208,15 @@ class Ledger:
         return self._store.rows()
 
     def head(self) -> str:
-        """The hash that stands for all rows; kept elsewhere, it shows a ledger cut short or put back."""
+        """The hash of all rows; a copy of it elsewhere shows if a ledger was truncated or replaced by an old one."""
         return self._store.head()
 
     def verify(self) -> Verification:
-        """Recompute all hashes and every epsilon; raises LedgerError naming the first row that is wrong."""
+        """Recompute all hashes and every epsilon.
+
+        Raises:
+            LedgerError: names the first row that is wrong.
+        """
         self._store.check_integrity()
         return verify_rows(self._store.path, self._store.header, self._store.rows())
 

@@ -1,12 +1,12 @@
 """Reading a ledger's file: whose it is, its rows in order, and whether their hash chain holds.
 
-Purpose: what a writer (`ledger_store`) and a mere reader share. `read_ledger` takes a copy of the rows and never
-creates a ledger or changes a row, also while another process writes; a writer that closes meanwhile leaves its
-write-ahead log to the next one.
+Purpose: what a writer (`ledger_store`) and a reader share. `read_ledger` takes a copy of the rows and never creates
+a ledger or changes a row, also while another process writes; a writer that closes meanwhile leaves its write-ahead
+log to the next one.
 
-Each row carries the SHA-256 of its content and of the row before, so edits and gaps are noticed. A chain
-cannot notice its own end being cut off, a whole file put back from an older copy, or all hashes written
-anew by someone who owns the file: the head is kept somewhere else, and `check_seen` compares.
+Each row carries the SHA-256 of its content and of the row before, so edits and gaps are noticed. A chain cannot show
+that its end was cut off, that the whole file was replaced by an older copy, or that the file's owner has recomputed
+all hashes: so its head is kept elsewhere, and `check_seen` compares.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ APPLICATION_ID = 0x66624C67
 SCHEMA_VERSION = 3
 WAIT_SECONDS = 60.0
 EVENT_COLUMN = 6
-# Rows that may be written and not seen. A process that is killed between the two leaves one, and the next charge sees
-# it; so these are the processes of one company that were killed at once, or are at work.
+# Rows that may be written and not yet recorded as seen. A process that is killed in between leaves one, until the
+# next charge; so this bounds the processes of one company that were killed at once, or are running.
 MOST_UNSEEN = 8
 _TRIES = 20
 
@@ -62,7 +62,7 @@ class LedgerHeader:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What a row's hash covers, in order."""
+        """The columns that a row's hash covers, in order."""
         return tuple(
             name for name in FIELDS if name != "hash" and (self.pinned or name not in ("planned", "account"))
         )
@@ -70,7 +70,7 @@ class LedgerHeader:
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One release, as stored, in the order of the columns; `planned`: how many its run has at most, 0 if unknown;
+    """One release, as stored, in the order of the columns; `planned`: the most releases of its run, 0 if unknown;
     `account`: the version of the accountant that wrote it."""
 
     seq: int
@@ -122,12 +122,12 @@ class LedgerCopy:
 
     @property
     def spent(self) -> Guarantee:
-        """What all rows together cost."""
+        """The cost of all rows together."""
         return spent(self.header, self.rows)
 
 
 def runs_of(rows: Iterable[LedgerRow]) -> Runs:
-    """The runs by name, as they began; of rows that pin none, every release by its number, a run of its own."""
+    """The runs by name, in the order in which they began; rows of old schemas, by number, are a run each."""
     runs: Runs = {}
     for row in rows:
         add_row(runs, row)
@@ -142,7 +142,7 @@ def add_row(runs: Runs, row: LedgerRow) -> None:
 
 
 def spent(header: LedgerHeader, rows: Sequence[LedgerRow]) -> Guarantee:
-    """What `rows` cost together, by the ledger's own composition."""
+    """The cost of `rows` together, by the ledger's composition."""
     rule = composition(header.composition, header.delta, header.order)
     runs = list(runs_of(rows).values())
     return Guarantee(
@@ -158,13 +158,13 @@ def spent(header: LedgerHeader, rows: Sequence[LedgerRow]) -> Guarantee:
 
 
 def _seen_by_company(rows: Sequence[LedgerRow]) -> list[Run]:
-    """The runs as a company sees them that takes part; sums of unequal size as the smallest of them."""
+    """The runs against a company that takes part; each run's sums count as those with the fewest shares."""
     runs = runs_of(rows)
     for row in rows:
         key = row.run if row.planned else row.seq
         counted, event = runs[key].terms.event, row.event
         if isinstance(counted, SharedSkellamSteps) and isinstance(event, SharedSkellamSteps):
-            # A sum of one share is the company's own, of which it sees nothing new.
+            # A sum of one share is the company's own, which tells it nothing new.
             shares = min(counted.shares, event.shares, key=lambda n: (n == 1, n))
             fewest = replace(counted, shares=shares)
             runs[key] = runs[key]._replace(terms=replace(runs[key].terms, event=fewest))
@@ -175,13 +175,18 @@ def _seen_by_company(rows: Sequence[LedgerRow]) -> list[Run]:
 
 
 def read_ledger(path: Path) -> LedgerCopy:
-    """A checked copy of the ledger at `path`; InputError if there is none, LedgerError if it is damaged."""
+    """A checked copy of the ledger at `path`.
+
+    Raises:
+        InputError: there is none.
+        LedgerError: it is damaged, or of a schema that is not known here.
+    """
     if not os.path.lexists(path):
         raise InputError("ledger", str(path), "no such file")
     check_file(path)
     for _ in range(_TRIES):
         before = _stamp(path)
-        # Without a write-ahead log nobody writes, and SQLite need not make one. Else it takes SQLite's locks.
+        # Without a write-ahead log nobody writes, so the file is read as immutable. Else SQLite takes its locks.
         idle = not os.path.lexists(f"{path}-wal")
         try:
             found = _read(path, "&immutable=1" if idle else "")
@@ -195,22 +200,25 @@ def read_ledger(path: Path) -> LedgerCopy:
 
 
 def check_seen(ledger: LedgerCopy, rows: int, head: str) -> None:
-    """LedgerError unless the ledger begins with what was seen of it: so many rows, the last with the hash `head`.
+    """Check that the ledger begins with what was seen of it: `rows` rows, the last with the hash `head`.
 
-    It may be a little longer, by the rows that were written and are not seen yet.
+    It may be longer by up to MOST_UNSEEN rows, which were written and not yet recorded as seen.
+
+    Raises:
+        LedgerError: it does not.
     """
     if rows <= len(ledger.rows) and replace(ledger, rows=ledger.rows[:rows]).head == head:
         if len(ledger.rows) - rows <= MOST_UNSEEN:
             return
         raise LedgerError(
-            f"ledger {ledger.path} has {len(ledger.rows)} rows, but only {rows} were seen here: steps.sqlite was put "
-            "back from an older copy. Restore its newest copy; if that is lost, end the ledger's runs, whose steps "
+            f"ledger {ledger.path} has {len(ledger.rows)} rows, but only {rows} were seen here: steps.sqlite was "
+            "replaced by an older copy. Restore its newest copy; if that is lost, end the ledger's runs, whose steps "
             f"it may lack, with `fedblocks ledger accept {ledger.path.parent}`"
         )
     found = f"has {len(ledger.rows)} rows" if len(ledger.rows) < rows else f"differs before row {rows + 1}"
     raise LedgerError(
-        f"ledger {ledger.path} {found}, but {rows} were charged here: it was cut short, replaced or put back from an "
-        "older copy. Restore the newest copy; if that is lost, count from this one with "
+        f"ledger {ledger.path} {found}, but {rows} were charged here: it was cut short, or replaced, perhaps by an "
+        "older copy. Restore the newest copy; if that is lost, continue with this one by "
         f"`fedblocks ledger accept {ledger.path.parent}`"
     )
 
@@ -237,7 +245,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def read_header(connection: sqlite3.Connection, path: Path) -> LedgerHeader:
-    """Whose ledger it is; LedgerError for other files and for schemas that are not known here."""
+    """Whose ledger it is; LedgerError for other files and for unknown schemas."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
@@ -250,11 +258,12 @@ def read_header(connection: sqlite3.Connection, path: Path) -> LedgerHeader:
     adjacency = "adjacency" if version > 1 else f"'{ADD_REMOVE}'"
     rule = "composition, renyi_order" if version > 2 else f"'{RENYI}', NULL"
     stored = connection.execute(f"SELECT company, delta, {adjacency}, {rule} FROM ledger").fetchall()
-    if len(stored) != 1 or stored[0][2] not in ADJACENCIES or stored[0][3] not in COMPOSITIONS:
+    known = len(stored) == 1 and stored[0][2] in ADJACENCIES and stored[0][3] in COMPOSITIONS
+    if not known or not 0 < stored[0][1] < 1:
         raise LedgerError(f"ledger {path} does not say whose it is: restore it from a backup")
     company, delta, found, name, order = stored[0]
     if version <= 2:
-        # Nothing pinned its runs, so release by release is what holds for it: see `ledger`.
+        # Its runs are not pinned, so the rule that counts release by release holds for it: see `ledger`.
         order = order_for(delta=delta)
     return LedgerHeader(company, delta, found, name, order, version)
 
@@ -287,7 +296,7 @@ def read_rows(connection: sqlite3.Connection, path: Path, header: LedgerHeader) 
 
 @lru_cache(maxsize=1024)
 def _event(text: str) -> Event:
-    """A run's rows all have the same event, and are read at every message."""
+    """Cached: a run's rows all have the same event, and are read at every message."""
     return Event.from_json(text)
 
 
@@ -311,7 +320,7 @@ def check_file(path: Path) -> None:
 
 @contextmanager
 def mendable(path: Path) -> Iterator[None]:
-    """SQLite's and the system's errors, with what to do about them."""
+    """Turns errors of SQLite and of the system into a LedgerError with advice."""
     try:
         yield
     except OSError as error:
@@ -331,5 +340,5 @@ def mendable(path: Path) -> Iterator[None]:
 
 
 def digest(previous: str, values: Sequence[object]) -> str:
-    # JSON writes floats with all their digits and marks where a string ends: one text, one content.
+    # JSON writes floats with all their digits and delimits strings: equal texts mean equal contents.
     return hashlib.sha256(json.dumps([previous, *values]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a ledger takes in, and how much more of it."""
+"""Which releases a ledger can hold, and how many more of them fit under its ceiling."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ from .ledger_file import LedgerCopy, LedgerHeader, runs_of
 
 
 def remaining(ledger: LedgerCopy, event: Event, ceiling: float, run: str = "") -> int:
-    """How many releases like `event` still fit under the ceiling: of a run of their own, or of `run` if it has begun.
+    """How many releases like `event` still fit under the ceiling: of a new run, or of `run` if it has begun.
 
     Raises:
-        InputError: the event does not say how many values it is of.
+        InputError: the event does not say its dimension.
         LedgerError: its adjacency is not the ledger's.
     """
     check_composes(ledger.header, event)

@@ -1,15 +1,15 @@
-"""The file under a company's ledger: rows that can be added and read, never changed.
+"""The file of a company's ledger: rows that can be added and read, never changed.
 
-Purpose: storage that survives crashes and shows damage; what rows mean for epsilon is `ledger.py`, how they
-are read `ledger_file.py`. One SQLite file of mode 0600, in write-ahead mode with synchronous=FULL (a committed
+Purpose: storage that survives crashes and shows damage; `ledger.py` says what rows mean for epsilon, `ledger_file.py`
+reads them. One SQLite file of mode 0600, in write-ahead mode with synchronous=FULL (a committed
 row survives power loss: https://sqlite.org/pragma.html#pragma_synchronous), written under BEGIN IMMEDIATE (one
 writer at a time, over all processes).
 
-A file can be deleted, cut short or put back from an older copy, and its own hash chain says nothing. So a `Witness`
-elsewhere keeps how far the ledger has come. A row is committed first and seen second, and only then may what it pays
-for be done: a crash in between leaves a ledger that is longer than was seen, which never costs anybody anything and
-is accepted. One that does not begin with what was seen is refused, and so is one that is longer by more than crashes
-explain: then it is the witness that was put back.
+A file can be deleted, truncated or replaced by an older copy, which its hash chain does not show. So a `Witness`
+elsewhere keeps the ledger's length and head. A row is committed first and then recorded as seen, and only then may
+its release be made: a crash in between leaves a ledger that is longer than was seen, which does no harm and is
+accepted. A ledger that does not begin with what was seen is refused, and so is one that is longer by more rows than
+crashes explain: then the witness was replaced by an older copy.
 """
 
 import os
@@ -62,21 +62,24 @@ COMMIT;
 
 
 class Witness(Protocol):
-    """A second place that knows how far a ledger has come."""
+    """A second place that keeps a ledger's length and head."""
 
     def seen(self) -> tuple[int, str]:
-        """(rows, head) of the longest that was seen."""
+        """(rows, head) of the longest ledger that was seen."""
 
     def saw(self, rows: int, head: str) -> None:
-        """On disk once this returns, unless it has seen more rows already."""
+        """Record these, unless more rows were seen already; on disk once this returns."""
 
 
 class LedgerStore:
     """Append-only rows of one (company, delta, adjacency, composition)."""
 
     def __init__(self, path: Path, wanted: LedgerHeader, witness: Witness | None = None) -> None:
-        """Open the file, or create it as `wanted`. The order of a composition is that of the file. What a witness has
-        seen is not made anew: a ledger that is gone is refused."""
+        """Open the file, or create it as `wanted`. The order of a composition is that of the file.
+
+        Raises:
+            LedgerError: damaged, not as `wanted`, or not as the witness has seen it; missing, if there is a witness.
+        """
         self.path = path
         self._witness = witness
         with mendable(path):
@@ -95,7 +98,7 @@ class LedgerStore:
             with mendable(path):
                 self.header = read_header(self._connection, path)
             found = self.header
-            # Ledgers of before there was a choice have the one rule that holds for them.
+            # Ledgers from before compositions existed have the one rule that holds for them.
             rule = wanted.composition if found.pinned else found.composition
             if found != replace(wanted, composition=rule, order=found.order, version=found.version):
                 raise LedgerError(
@@ -111,7 +114,7 @@ class LedgerStore:
 
     def rows(self) -> list[LedgerRow]:
         """All rows in order; LedgerError names the first one that does not fit the chain or what was seen of it."""
-        # Seen first: rows that others add meanwhile make the ledger longer, never shorter.
+        # The witness is read first: rows that others add meanwhile make the ledger longer, never shorter.
         seen = None if self._witness is None else self._witness.seen()
         rows = read_rows(self._connection, self.path, self.header)
         if self._witness is not None and seen is not None:
@@ -131,7 +134,7 @@ class LedgerStore:
             self._connection.execute(insert, (*values, digest(self.head(rows), values)))
 
     def head(self, rows: Sequence[LedgerRow] | None = None) -> str:
-        """The hash that stands for all rows so far."""
+        """The hash of all rows so far."""
         rows = self.rows() if rows is None else rows
         return LedgerCopy(self.path, self.header, tuple(rows)).head
 
@@ -150,10 +153,10 @@ class LedgerStore:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise
-        # A row that was there before, too: a crash may have come between it and its witness.
+        # Also if no row was added: a crash may have come between an earlier row and its witness.
         if self._witness is not None:
             self._witness.saw(len(rows), self.head(rows))
-        # On disk already, in the write-ahead log; moved on so that a copy of the main file alone is complete.
+        # On disk already, in the write-ahead log; moved to the main file so that a copy of that alone is complete.
         with suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
@@ -173,7 +176,7 @@ def _create(path: Path, header: LedgerHeader) -> None:
             "restore both from a backup"
         )
     values = (header.company, header.delta, header.adjacency, header.composition, header.order)
-    # Another process may be first; then its ledger counts.
+    # If another process is first, its ledger is used.
     with suppress(FileExistsError), creating(path, mode=OWNER_ONLY) as draft:
         try:
             connection = _connect(draft)

@@ -1,7 +1,7 @@
-"""One pass of examples through a block and back, layer by layer: what clipped sums are made of.
+"""One forward and backward pass of examples through a block, recorded layer by layer for clipped sums.
 
-Only layers with trainable parameters are recorded: what each read in the forward pass, and the gradient of what it
-gave. Per-example norms are taken in the backward pass itself (see `book_keeping`).
+Only layers with trainable parameters are recorded: their input activations and their output gradients. Per-example
+norms are computed during the backward pass (see `book_keeping`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .grouping import Grouping, grouping
 class Part(Protocol):
     """The gradients of some parameters of one layer; see `book_keeping`."""
 
-    rows: int  # products that one example adds to a value of the sum, 0 if in float64
+    rows: int  # products that one example adds to a value of the sum; 0 if these are added in float64
 
     def norms(self) -> Norms: ...
     def tensors(self) -> list[Tensor]: ...
@@ -32,24 +32,24 @@ class Part(Protocol):
 
 @dataclass
 class LayerGradients:
-    """One layer's gradients of n examples, as far as norms and sums need them."""
+    """What norms and sums need of one layer's gradients of n examples."""
 
     module: nn.Module
     parts: list[Part]
     groups: list[Grouping]
     squared_norms: Tensor  # (n,) float64
-    costs: dict[int, Tensor]  # what rounding costs, squared, (n,) float64, by size of group
+    costs: dict[int, Tensor]  # squared cost of rounding, (n,) float64, by group size
 
 
 @dataclass
 class Pass:
-    """One pass forward and back of n examples, from the first layer's call to the last gradient."""
+    """One forward and backward pass of n examples."""
 
     examples: int
-    edges: list[GradientEdge] = field(default_factory=list)  # of the outputs, which themselves are not kept
+    edges: list[GradientEdge] = field(default_factory=list)  # of the layers' outputs, which are not kept
     called: list[nn.Module] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
-    # By the number of the call, until its gradient comes: what the layer read, and its Gram matrices.
+    # By number of the call, until its gradient arrives: the input activations and their Gram matrices.
     inputs: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     waiting: Counter[nn.Module] = field(default_factory=Counter)  # calls whose gradient has not come yet
     uses: dict[nn.Module, list[Use]] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Pass:
         self.hooks.append(output.register_hook(lambda g: self.arrived(number, g)))
 
     def arrived(self, number: int, g: Tensor) -> None:
-        """Norms are taken as soon as a layer's last gradient is there, while it still lies in cache."""
+        """Takes an output gradient; norms are computed as soon as a layer's last one is there and in cache."""
         layer = self.called[number]
         a, gram = self.inputs.pop(number)
         self.uses.setdefault(layer, []).append(Use(a, g, gram))
@@ -75,7 +75,7 @@ class Pass:
             self.close(layer)
 
     def end(self) -> None:
-        """Graph and hooks hold each other: without this their memory would wait for the garbage collector."""
+        """Free the graph at once: it and the hooks refer to each other."""
         for hook in self.hooks:
             hook.remove()
         self.hooks.clear()

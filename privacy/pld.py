@@ -5,8 +5,8 @@ batch (Ganesh et al. 2025, section 4.3). Each kind of step is discretised by "Co
 al. 2022, Algorithm 1), whose estimate is an upper bound, and composed by FFT (Koskela et al. 2020) with the
 dp-accounting library.
 
-Two choices keep the figure an upper bound: the grid only ever rounds the loss up, and what floating point may
-lose is taken off delta before epsilon is read.
+Two choices keep the figure an upper bound: the grid always rounds the loss up, and the mass that floating point may
+lose is subtracted from delta before epsilon is computed.
 """
 
 import math
@@ -26,21 +26,21 @@ from .events import SMALLEST_NOISE, EpochGaussian, Event, GaussianSteps, NoNoise
 # cells binds for rates of 1e-4 and below, and then over-reports by up to a few percent.
 _GRID_FRACTION = 16
 _MAX_CELLS = 1 << 16
-# Floating point may lose this much mass per step (a few ulp of the hockey-stick curve, and of the FFT power).
+# Floating point may lose this much probability mass per step (a few ulp of the hockey-stick curve and the FFT power).
 _LOST_PER_STEP = 4e-15
 _LOST_ONCE = 1e-13
-# Beyond these the arithmetic fails: more noise and rarer sampling count as these.
+# Beyond these the arithmetic fails: more noise and lower rates are replaced by these.
 _LARGEST_NOISE = 1e4
 _SMALLEST_RATE = 1e-7
 _FINEST_GRID = 2.0**-27
-# A cap passed less often than this costs nothing that _LOST_ONCE does not hold.
+# A cap that is exceeded with a lower probability costs less than _LOST_ONCE.
 _NEVER = 1e-100
 
 EVENTS = (GaussianSteps, TruncatedGaussianSteps, EpochGaussian, NoNoise)
 
 
 class _Kind(NamedTuple):
-    """What steps merge by. `larger` is the size of the larger neighbour, `cap` 0 where batches have none."""
+    """The key of equal steps. `larger` is the size of the larger neighbour, `cap` 0 where batches have none."""
 
     rate: float
     noise: float
@@ -114,7 +114,7 @@ def _scale_of(kind: _Kind) -> tuple[float, float]:
     if not kind.cap:
         return deviation, span
     truncated, joins = _truncation(kind.rate, kind.larger, kind.cap)
-    # Replacing one: a loss on either side.
+    # As if one example were replaced: a loss on either side.
     pushed, wide = _loss_scale(max(joins, _SMALLEST_RATE), kind.noise / 2)
     return math.sqrt((1 - truncated) * deviation**2 + truncated * (2 * pushed) ** 2), max(span, 2 * wide)
 

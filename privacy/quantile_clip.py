@@ -1,4 +1,4 @@
-"""A clip that follows a quantile of the gradients' norms, by counts with noise of their own.
+"""A clip that follows a quantile of the gradients' norms, measured by noisy counts.
 
 Andrew, Thakkar, McMahan, Ramaswamy, "Differentially Private Learning with Adaptive Clipping" (NeurIPS 2021),
 algorithm 1. A step releases two sums over its batch, that of the clipped gradients and that of b - 1/2, where b
@@ -7,8 +7,8 @@ one Gaussian mechanism of noise multiplier z, if (section 4, theorem 1)
 
     z^-2 = z_sum^-2 + (2 count_noise)^-2
 
-so a step costs what the account says for z, and the sum carries a little more noise than z alone. The count is one
-more value that floating point adds noise to, and is counted as such.
+so a step costs what the account says for z, and the sum has a little more noise than for z alone. The count is one
+more value with floating-point noise, and is accounted as one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ _SMALLEST = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class QuantileClip:
-    """`quantile` of norms to follow, by steps of `learning_rate` in log clip; `count_noise`: deviation on a count.
+    """Follows the `quantile` of norms by steps of `learning_rate` in log clip; `count_noise`: a count's deviation.
 
-    `largest` is a bound of the company's own; noise is in proportion to the clip, so epsilon does not depend on it.
+    `largest` is the company's own bound; noise is proportional to the clip, so epsilon does not depend on it.
+
+    Raises:
+        PrivacyError: quantile or count_noise is out of range.
     """
 
     quantile: float
@@ -46,13 +49,17 @@ class QuantileClip:
 
     @classmethod
     def beside(cls, quantile: float, noise_multiplier: float, expected_batch_size: float) -> QuantileClip:
-        """With a twentieth of the batch as noise (the paper's), or enough to leave the sum 97% of its budget."""
+        """Count noise: a twentieth of the batch (the paper's), or enough to leave the sum 97% of its budget."""
         if noise_multiplier == 0:
             return cls(quantile=quantile, count_noise=0.0)
         return cls(quantile=quantile, count_noise=max(expected_batch_size / 20, 2 * noise_multiplier))
 
     def sum_noise_multiplier(self, noise_multiplier: float) -> float:
-        """z_sum of the gradients' sum, so that both sums together are of `noise_multiplier`."""
+        """z_sum of the gradients' sum, so that both sums together have `noise_multiplier`.
+
+        Raises:
+            PrivacyError: the count alone costs more.
+        """
         if noise_multiplier == 0:
             return 0.0
         if not 2 * self.count_noise > noise_multiplier:
@@ -62,9 +69,9 @@ class QuantileClip:
         return 1 / math.sqrt(noise_multiplier**-2 - (2 * self.count_noise) ** -2)
 
     def next(self, clipped: ClippedSum, expected_batch_size: float, randomness: Randomness) -> float:
-        """The clip for the next step, from how many of this step's gradients were within `clipped.sensitivity`.
+        """The next step's clip, from the number of this step's gradients within `clipped.sensitivity`.
 
-        The divisor is public; the batch's own size is not.
+        The divisor is the public expected size; the batch's own is private.
         """
         share = min(max(self._count(clipped, randomness) / expected_batch_size + 0.5, 0.0), 1.0)
         clip = clipped.sensitivity * math.exp(-self.learning_rate * (share - self.quantile))

@@ -2,7 +2,7 @@
 
 Bonawitz et al. (CCS 2017), Fig. 4, takes inputs from Z_R^m with R above n times the largest input. Here
 R = 2^bits, negative numbers are two's complement, and the scale is the finest that cannot overflow.
-Rounding is to nearest and has no part in any privacy guarantee: what must be noised is noised before.
+Rounding is to nearest and has no part in any privacy guarantee: noise is added before.
 """
 
 import math
@@ -29,12 +29,15 @@ class FixedPoint:
     Error, per coordinate of the decoded sum of k <= parties vectors: at most k / (2 * scale), that is
     half a level a company (`max_error` for k = parties), apart from float64's own rounding, which
     stays below 2^-20 of a level a company. In L2 over d coordinates: sqrt(d) times that. A vector that is
-    over `bound` within the tolerance of 1e-9 may besides lose 1e-9 * bound in a coordinate.
-    The L2 norm of one rounded vector can exceed its norm before by sqrt(d) / (2 * scale).
+    over `bound` within the tolerance of 1e-9 may also lose 1e-9 * bound in a coordinate.
+    Rounding can increase a vector's L2 norm by sqrt(d) / (2 * scale).
 
         codec = FixedPoint(bound=1.0, parties=10, bits=32)
         residues = [codec.encode(update) for update in updates]    # each (d,) uint32
         total = codec.decode_sum(sum_mod_2_32)                     # (d,) float64
+
+    Raises:
+        InputError: bound, parties or bits are out of range.
     """
 
     bound: float
@@ -63,7 +66,11 @@ class FixedPoint:
         return self.parties / (2 * self.scale)
 
     def encode(self, vector: NDArray[np.float64]) -> NDArray[np.uint32]:
-        """`vector` (d,) float64 with norm <= bound -> (d,) uint32 below 2^bits."""
+        """`vector` (d,) float64 with norm <= bound -> (d,) uint32 below 2^bits.
+
+        Raises:
+            PrivacyError: the vector is not finite or its norm is above the bound.
+        """
         if not isinstance(vector, np.ndarray) or vector.dtype != np.float64 or vector.ndim != 1:
             raise InputError("vector", type(vector).__name__, "expected a float64 array of one dimension")
         norm = self._norm(vector)
@@ -80,12 +87,12 @@ class FixedPoint:
             else:
                 levels = vector[part] * self.scale
             np.rint(levels, out=levels)
-            # By the scale's rule every level is below 2^31 in magnitude.
+            # The scale is chosen so that every level is below 2^31 in magnitude.
             np.bitwise_and(levels.astype(np.int32).view(np.uint32), largest, out=residues[part])
         return residues
 
     def _norm(self, vector: NDArray[np.float64]) -> float:
-        """Of vector / bound; within 1e-10 of it, in blocks, so that many small squares do not get lost."""
+        """The norm of vector / bound to 1e-10, summed in blocks, so that many small squares are not lost."""
         parts = [vector[start : start + _BLOCK] for start in range(0, len(vector), _BLOCK)]
         with np.errstate(over="ignore", invalid="ignore"):
             squares = sum(float(part @ part) for part in parts)

@@ -1,13 +1,13 @@
 """Noise and sampling bits from a keyed AES-256-CTR stream.
 
-Purpose: differential privacy holds only against those who cannot predict the noise, so noise comes from a
+Purpose: differential privacy holds only against adversaries who cannot predict the noise, so noise comes from a
 cryptographic generator and not from a Mersenne Twister or PCG. The stream is AES-256 in counter mode (NIST
 SP 800-38A, section 6.5) from counter 0 under a key used for nothing else; seeded keys come from HKDF-SHA256
 (RFC 5869, section 2).
 
 Normal samples are Box and Muller's (1958) in float64, from 64 bits of angle and a radius of at least 47
-significant bits at any size: a uniform below 2^-16 is drawn again from words of its own. What floats may tell
-about what they were added to (Mironov 2012) is the business of `mechanisms.gaussian` and `rounding`.
+significant bits at any size: a uniform below 2^-16 is drawn again from other words. `mechanisms.gaussian` and
+`rounding` deal with what floats may reveal about the values they were added to (Mironov 2012).
 
 A key gives the same bytes, words, coins and integers on every machine; normals agree as far as the machines'
 log, sqrt, sin and cos do, which is all but the last two bits.
@@ -27,16 +27,16 @@ from ..errors import InputError, PrivacyError
 
 KEY_BYTES = 32
 _SALT = b"fedblocks/randomness/v1"
-# Words at a time, an even number: what is computed from them stays in the second-level cache, and below
-# the size at which torch would share the work among threads.
+# Words at a time, an even number: what is computed from them stays in the second-level cache, and is smaller than
+# the tensors whose work torch would split among threads.
 _CHUNK = 1 << 15
 _ZEROS = memoryview(bytes(8 * _CHUNK))
-# Uniforms below this are drawn again, on (0, 2^-16): 63 bits would leave gaps in the law of large radii.
+# Uniforms below this are drawn again, on (0, 2^-16): with 63 bits alone large radii would be too coarse.
 _RARE = 2.0**-16
-# The words that they are drawn from begin here: further from counter 0 than anybody will ever count.
+# The counter from which their words are drawn: too far from 0 for the main stream ever to reach it.
 _FAR = bytes([128]) + bytes(15)
 _MAX = (1 << 63) - 1
-# The class has a method of that name.
+# The class has a method named `bytes`.
 Bytes = bytes
 
 
@@ -52,7 +52,7 @@ class Randomness:
     """
 
     def __init__(self, key: bytes) -> None:
-        """Two generators with one key give the same stream: noise that is equal twice cancels."""
+        """Generators with equal keys give equal streams: equal noise in two releases cancels in their difference."""
         if not isinstance(key, bytes) or len(key) != KEY_BYTES:
             # The value stays out of the message: it may be a key of the wrong length.
             raise InputError("key", "<redacted>", f"must be {KEY_BYTES} bytes")

@@ -39,12 +39,12 @@ from scipy.special import gammaln, logsumexp
 
 from .events import REPLACE_ONE, SMALLEST_NOISE, Event, SkellamSteps
 
-# Every fraction lies between two whole orders of this list, as the chord needs.
+# Every fractional order lies between two whole orders of this list, as the chord needs.
 _WHOLE = (*range(2, 64), 128, 256, 512, 1024)
 ORDERS = tuple(sorted({1 + tenth / 10 for tenth in range(1, 100)} | {float(order) for order in _WHOLE}))
-# Beyond it squares overflow; less noise costs more, so it stands for all above.
+# Beyond it squares overflow. Less noise costs more, so larger values are replaced by it.
 _LARGEST_NOISE = 1e6
-# What floating point may lose of log E[exp((a-1) loss)] in one step.
+# Bound on what floating point may lose of log E[exp((a-1) loss)] in one step.
 _LOST_PER_STEP = 1e-13
 
 
@@ -55,19 +55,19 @@ def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
         counts[event.step] += event.steps
     if not counts:
         return 0.0
-    # Sensitivities that hold but for a probability, paid from delta: see `SkellamSteps`.
+    # Sensitivities that fail with a probability, which is subtracted from delta: see `SkellamSteps`.
     delta -= sum(steps * step.beta for step, steps in counts.items() if isinstance(step, SkellamSteps))
     if delta <= 0:
         return math.inf
     total = sum((steps * rdp_of(step) for step, steps in counts.items()), np.zeros(len(ORDERS)))
-    # Numpy's minimum would return a NaN for "best"; an order that cannot be computed bounds nothing.
+    # An order that cannot be computed bounds nothing; NumPy's minimum would choose its NaN.
     total = np.where(np.isnan(total), np.inf, total)
     found = float(compute_epsilon(ORDERS, total, delta)[0])
     return math.inf if math.isnan(found) else found
 
 
 def epsilon_at(order: float, divergence: float, delta: float) -> float:
-    """The epsilon at `delta` of a mechanism whose Renyi divergence at the one `order` is bounded so."""
+    """The epsilon at `delta` of a mechanism whose Renyi divergence at `order` is at most `divergence`."""
     found = divergence + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
     return max(found, 0.0) if not math.isnan(found) else math.inf
 
@@ -102,7 +102,7 @@ def _of_library(step: Event) -> NDArray[np.float64]:
     accountant = RdpAccountant(ORDERS, relation)
     with _quiet():
         accountant.compose(step.dp_event())
-    # The library hands out epsilons only; a mixed list needs the divergences.
+    # The library's public methods give epsilons only; a mixed list needs the divergences.
     rdp = np.asarray(accountant._rdp, dtype=np.float64)
     at = {1: 0.0} | {order: (order - 1) * float(rdp[ORDERS.index(order)]) for order in _WHOLE}
     return np.fmin(rdp, _chords(at))
@@ -118,7 +118,7 @@ def _skellam(step: SkellamSteps) -> NDArray[np.float64]:
     for order in _WHOLE:
         at[order] = (order - 1) * float(base[order - 2])
         if step.sampling_rate < 1:
-            # Sampling never costs: divergence is quasi-convex. Rounding may say otherwise.
+            # Sampling never increases the divergence, which is quasi-convex; computed with rounding it may.
             at[order] = min(at[order], _sampled(base, step.sampling_rate, order))
     return _chords(at)
 
@@ -136,7 +136,7 @@ def _chords(at: Mapping[int, float]) -> NDArray[np.float64]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library logs each fractional order that it leaves out; the chord stands in for those."""
+    """Silences the library's log of each fractional order that it leaves out; the chord replaces those."""
     logger = logging.getLogger("absl")
 
     def nothing(record: logging.LogRecord) -> bool:

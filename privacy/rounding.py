@@ -1,8 +1,8 @@
-"""What floating point costs the Gaussian mechanism, in epsilon and delta.
+"""The cost of floating point in the Gaussian mechanism, in epsilon and delta.
 
-`mechanisms.gaussian` releases the grid cell that x + n lies in; the proof is about a real n, the machine has a
+`mechanisms.gaussian` releases the grid cell in which x + n lies; the proof is about a real n, the machine has a
 computed one. Let P be the law of a release with a real n and P~ that of the computed one. Both coordinates of a
-pair of normals come from one radius and one angle (`randomness`), so pairs are what is independent.
+pair of normals come from one radius and one angle (`randomness`), so pairs are independent, single values are not.
 
 **One pair.** Let (a, b) be its noise in deviations, r its radius, u = 2^-53, h >= 2^-9 the width of a cell in
 deviations. The computed a lies within (7 |a| + 8 |b| + 1 + |a| / r^2) u of the real one: 5 |a| + 8 |b| + |a| / r^2
@@ -33,17 +33,17 @@ epsilon grows by 6e-5, where a bound by total variation took four times delta.
 import math
 from collections.abc import Callable
 
-# The share of delta that pays for what is improbable.
+# The share of delta for the improbable set, of probability beta.
 RESERVE = 2.0**-13
 _FACTOR = 2.0**-35
 _SMALLEST_RADIUS, _LARGEST_RADIUS = 8.0, 60.0
 _LARGEST = 0.25
-# What `slack` allows for in exp(epsilon' + 2 s).
+# Bound on 2 s in exp(epsilon' + 2 s), which `slack` assumes.
 _GROWTH = 1.0
 
 
 def with_slack(account: Callable[[float], float], values: int, delta: float) -> float:
-    """The epsilon at `delta` of releases of `values` values, where `account(delta')` is that of real noise."""
+    """The epsilon at `delta` of releases of `values` values; `account(delta')` is the epsilon for real noise."""
     if values == 0:
         return account(delta)
     found = account((1 - RESERVE) * delta)
@@ -52,15 +52,17 @@ def with_slack(account: Callable[[float], float], values: int, delta: float) -> 
 
 
 def on_machine(account: Callable[[float], float], s: float, delta: float) -> float:
-    """The epsilon at `delta` of what `account(delta')` says of real noise, where the slack is `s`."""
+    """The epsilon at `delta` with slack `s`; `account(delta')` is the epsilon for real noise."""
     return account((1 - RESERVE) * math.exp(-s) * delta) + 2 * s if s <= _LARGEST else math.inf
 
 
 def slack(values: int, epsilon: float, delta: float) -> float:
-    """s, where real noise costs `epsilon` and the reserve is of `delta`; inf where nothing is proven."""
+    """s, where real noise costs `epsilon` and the reserve is a share of `delta`; inf where nothing is proven."""
     if not math.isfinite(epsilon):
         return math.inf
-    pairs = 2.0 ** math.ceil(math.log2(values))  # at least half as many, and an odd value's partner
+    pairs = 2.0 ** math.ceil(
+        math.log2(values)
+    )  # more than there are: half the values, and an odd one's partner
     # (1 + exp(epsilon + 1)) beta <= RESERVE delta, half of beta for the sum and half for the radii.
     t = epsilon + _GROWTH + math.log(4 / (RESERVE * delta)) + math.log(2 * pairs)
     radius = max(math.sqrt(2 * (t + math.log(pairs))), _SMALLEST_RADIUS)

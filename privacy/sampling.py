@@ -1,8 +1,8 @@
-"""How batches are drawn, each way with the event that accounts for it.
+"""Ways to draw batches, each with the event that accounts for it.
 
-Purpose: no batch is drawn one way and accounted another. A scheme yields the batches of a release and says
-which event they are; none of them can be passed off as Poisson sampling (Chua et al. 2024,
-https://arxiv.org/abs/2403.17673, shows how far that may under-report).
+Purpose: no batch is drawn one way and accounted another. A scheme yields the batches of a release and builds their
+event; accounting another scheme as Poisson sampling may under-report by far (Chua et al. 2024,
+https://arxiv.org/abs/2403.17673).
 
     sampling = PoissonSampling(0.01)
     for batch in sampling.batches(len(data), steps=100, randomness=randomness):  # (batch,) int64, ascending
@@ -43,17 +43,17 @@ class Sampling(Protocol):
     def event(
         self, noise_multiplier: float, steps: int, examples: int | None = None, dimension: int | None = None
     ) -> Event:
-        """What `steps` noisy sums of `dimension` values over these batches are to a ledger; `examples` where the
-        account needs it."""
+        """The event of `steps` noisy sums of `dimension` values over these batches; `examples`, where the account
+        needs it: the size of the data set."""
         ...
 
 
 @dataclass(frozen=True)
 class PoissonSampling:
-    """Every example joins with probability `rate`, on its own; of a batch above `batch_cap` a random rest stays.
+    """Every example joins independently with probability `rate`; a batch above `batch_cap` keeps a random subset.
 
-    With a cap memory is bounded, and the cap is accounted: of n examples one of n q + 5 sqrt(n q (1 - q)), which a
-    batch passes once in 3 million, costs little.
+    A cap bounds memory, and is accounted: for n examples a cap of n q + 5 sqrt(n q (1 - q)), which one batch in 3
+    million exceeds, costs little.
     """
 
     rate: float
@@ -91,10 +91,10 @@ class PoissonSampling:
 
 @dataclass(frozen=True)
 class EpochSampling:
-    """Balls and bins: in every epoch each example goes into one of `batch_count` batches, on its own.
+    """Balls and bins: in every epoch each example goes independently into one of `batch_count` batches.
 
-    A release begins a new epoch, and one that is begun counts as a whole. With `regroup` false all epochs of a
-    release have the same batches, so that an example's steps lie exactly `batch_count` apart.
+    A release begins a new epoch, and a partial epoch counts as a whole one. With `regroup` false all epochs of a
+    release have the same batches, so that an example's steps are exactly `batch_count` apart.
     """
 
     batch_count: int
@@ -117,8 +117,8 @@ class EpochSampling:
 
 
 def _subset(n: int, size: int, randomness: Randomness) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """(size,) ascending: a uniformly random subset of 0 .. n - 1, those of the smallest of n random keys."""
-    # Two keys of 53 bits meet with probability below n^2 / 2^53.
+    """(size,) ascending: a uniformly random subset of 0 .. n - 1, by the smallest of n random keys."""
+    # Two of the 53-bit keys are equal with probability below n^2 / 2^53.
     keys = randomness.uniform(n)
     return np.sort(np.argsort(keys, kind="stable")[:size]).astype(np.int64)
 

@@ -1,10 +1,10 @@
-"""Secure steps: one DP-SGD step whose sum over companies is opened, and nothing else, under one common noise.
+"""Secure steps: one DP-SGD step of which only the sum over companies is opened, with one common noise.
 
-Every company adds a share of Skellam noise to its sum of clipped gradients, and all shares together are the noise
-of one (Agarwal, Kairouz, Liu 2021). That holds for sums of single steps only: a company that takes several steps
-before it sends must add its full noise to each, or its own later steps would read what nothing protects.
+Every company adds a share of Skellam noise to its sum of clipped gradients; all shares together are the noise of one
+release (Agarwal, Kairouz, Liu 2021). That holds for sums of single steps only: a company that takes several steps
+before it sends must add its full noise to each, since its later steps depend on its own earlier ones.
 
-Every company draws its own Poisson batch, so over all of them it is one, and the sampling is accounted.
+Every company draws its own Poisson batch; together they are one Poisson batch, so amplification is accounted.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .sampling import PoissonSampling
 
 @dataclass(frozen=True, kw_only=True)
 class SecureStep:
-    """`noise` says how many companies share it, of whom it tolerates `colluders` and else missing ones; `largest_sum`
-    bounds the norm of one company's sum.
+    """`noise` says how many companies share it and how many it tolerates: `colluders`, the others as dropouts.
+    `largest_sum` bounds the norm of one company's sum.
 
-    A ball's projection moves no two sums apart, so bounding a company costs no privacy.
+    Projection on a ball increases no distance, so this bound costs no privacy.
     """
 
     sampling_rate: float
@@ -41,18 +41,8 @@ class SecureStep:
 
     @property
     def event(self) -> SharedSkellamSteps:
-        """What every company's ledger is charged: the noise that honest companies have put into the sum."""
-        noise = self.noise
-        return SharedSkellamSteps(
-            sampling_rate=self.sampling_rate,
-            steps=1,
-            l2=noise.l2,
-            l1=noise.l1,
-            variance=noise.variance_total,
-            beta=BETA,
-            shares=noise.companies - noise.tolerated,
-            colluders=self.colluders,
-        )
+        """What every company's ledger is charged; it counts the noise of honest companies only."""
+        return step_event(self.noise, self.sampling_rate, self.colluders)
 
     def encode(
         self, block: nn.Module, losses: Losses, *, examples: int, randomness: Randomness
@@ -73,3 +63,17 @@ class SecureStep:
             )
         bounded = clip_to_norm(clipped.vector, self.largest_sum)
         return self.noise.encode(bounded.cpu().numpy(), randomness)
+
+
+def step_event(noise: SkellamNoise, sampling_rate: float, colluders: int) -> SharedSkellamSteps:
+    """What a step costs: the noise that honest companies have put into the sum."""
+    return SharedSkellamSteps(
+        sampling_rate=sampling_rate,
+        steps=1,
+        l2=noise.l2,
+        l1=noise.l1,
+        variance=noise.variance_total,
+        beta=BETA,
+        shares=noise.companies - noise.tolerated,
+        colluders=colluders,
+    )

@@ -1,8 +1,8 @@
 """Diffusion noise of private training, from the cryptographic stream.
 
-The proof of DP-SGD takes each example's gradient with noise of its own, independent of who shares its batch.
+The proof of DP-SGD needs diffusion noise that is independent for each example, whoever shares its batch.
 `torch.Generator` cannot give that: its seed has 32 bits (the rest of a longer one is dropped), so all draws of a
-release hang together, and whoever tries 2^32 seeds has them all.
+release depend on each other, and trying 2^32 seeds finds them all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _GRAIN = 2.0**24  # of a float32 in [0, 1)
 
 
 class CryptographicSource:
-    """What `blocks.noise.Source` asks for: every value from stream bytes of its own."""
+    """A `blocks.noise.Source` that draws every value from its own bytes of the stream."""
 
     def __init__(self, randomness: Randomness) -> None:
         self._randomness = randomness

@@ -1,15 +1,14 @@
-"""A ledger's figures checked again: by the accountant that wrote them and by one of another make.
+"""A ledger's figures checked again: by the accountant that wrote them and by an independent one.
 
 Purpose: an error in one accountant shows in the other. Every row's epsilons are recomputed from its events by the
-ledger's composition (dp-accounting), and every row held against what its run is pinned to. A few rows, always the
-last, are also held between bounds from Opacus, which shares no code with it: for a sum over runs, run by run, above
-the lower end of the PRV accountant's interval (Gopi, Lee, Wutschitz 2021) and below its RDP accountant; for a Renyi
-filter around its RDP at the filter's order. Opacus knows Gaussian steps,
-and epochs as Gaussian steps on all data; it does not know caps, fixed sizes and Skellam noise. Releases beyond what
-it knows only ever add to an epsilon, so what it makes of the others is still a lower bound. `Check` says what was
-compared.
+ledger's composition (dp-accounting), and every row is compared with what its run is pinned to. A few rows, always the
+last, must also lie between bounds from Opacus, which shares no code with it: for rule `runs`, run by run, above the
+lower end of the PRV accountant's interval (Gopi, Lee, Wutschitz 2021) and below its RDP accountant; for a Renyi
+filter around its RDP at the filter's order. Opacus supports Gaussian steps, and epochs as Gaussian steps on all data;
+it does not support caps, fixed sizes and Skellam noise. Releases that it does not support only add to an epsilon, so
+its figure for the others is still a lower bound. `Check` says what was compared.
 
-Rows of ledgers of schema 1 and 2 have the figures of their time, the account of the list that had happened, or,
+Rows of ledgers of schema 1 and 2 have the figures of their time, the account of the list of releases so far, or,
 from where they were continued, those of the Renyi filter.
 """
 
@@ -28,14 +27,14 @@ from .events import EpochGaussian, Event, GaussianSteps, TruncatedGaussianSteps
 from .ledger_file import LedgerHeader, LedgerRow, Runs, add_row, runs_of
 
 _INDEPENDENT_ROWS = 4
-# The PRV accountant's own interval is +- this wide, or wider where that would take more than so many cells of
-# its grid, about 2 (epsilon + 3) sqrt(12 steps) / error; beyond an epsilon of 100 it is not asked.
+# The PRV accountant's own interval is +- this wide, or wider where that would take more than _PRV_CELLS cells of
+# its grid, about 2 (epsilon + 3) sqrt(12 steps) / error; beyond an epsilon of 100 it is not used.
 _PRV_ERROR = 0.01
 _PRV_CELLS = 1 << 22
 _PRV_REACH = 100.0
-# What stored figures may miss the independent bounds by: 1% and a little for epsilons near 0.
+# The tolerance of stored figures against the independent bounds: 1%, and a little for epsilons near 0.
 _SLACK, _LITTLE = 0.01, 1e-3
-# At most so much of delta a Renyi filter keeps for what the divergence does not cover.
+# The largest share of delta that a Renyi filter reserves for what the divergence does not cover.
 _FILTER_RESERVE = 0.01
 
 Rule = Callable[[Sequence[Run]], float]
@@ -44,7 +43,7 @@ History = tuple[tuple[float, float, int], ...]  # (noise_multiplier, sampling_ra
 
 @dataclass(frozen=True)
 class Check:
-    """Row `seq` against an independent accountant. None: nothing bounds it from that side."""
+    """Row `seq` against an independent accountant; None: no bound from that side."""
 
     seq: int
     epsilon: float
@@ -55,7 +54,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """All `rows` fit the chain and `accountant`, some the independent one too."""
+    """All `rows` agree with the hash chain and `accountant`, some with the independent one too."""
 
     rows: int
     accountant: str
@@ -71,11 +70,15 @@ class Verification:
 
 
 def verify_rows(path: Path, header: LedgerHeader, rows: Sequence[LedgerRow]) -> Verification:
-    """Recompute all figures of a ledger; LedgerError names the first row that is wrong."""
+    """Recompute all figures of a ledger.
+
+    Raises:
+        LedgerError: names the first row that is wrong.
+    """
     rule = composition(header.composition, header.delta, header.order)
     rules: list[Rule] = [rule.epsilon] if header.pinned else [_list_rule(header.delta), rule.epsilon]
     runs: Runs = {}
-    # By each of the rules that may have written the row.
+    # One figure for each rule that may have written the row.
     before, of_old = [0.0] * len(rules), 0
     for row in rows:
         try:
@@ -98,28 +101,32 @@ def verify_rows(path: Path, header: LedgerHeader, rows: Sequence[LedgerRow]) -> 
                     f"ledger {path} row {row.seq}: {field}={stored!r}, but the events cost "
                     f"{computed[0]!r}: restore the ledger from a backup"
                 )
-        # Once a ledger is continued by the filter it stays with it.
+        # Once a ledger continues by the filter, all further rows are by the filter.
         while len(rules) > 1 and not _close(row.epsilon_after, after[0]):
             rules, after = rules[1:], after[1:]
         before, of_old = after, of_old + (len(rules) > 1)
-    # The independent accountant is slow: a few rows, evenly spaced, and the last, on which all others bear.
+    # The independent accountant is slow: a few rows, evenly spaced, and the last, which depends on all others.
     chosen = sorted({math.ceil(len(rows) * (n + 1) / _INDEPENDENT_ROWS) for n in range(_INDEPENDENT_ROWS)})
     checks = tuple(check_row(path, header, rows[:seq], seq <= of_old) for seq in chosen if seq > 0)
     return Verification(len(rows), rule.accountants(list(runs.values())), str(rule), checks)
 
 
 def _list_rule(delta: float) -> Rule:
-    """How ledgers were accounted before they had a composition."""
+    """The account of ledgers from before compositions existed."""
     return lambda runs: epsilon([run.terms.event for run in runs], delta)
 
 
 def _close(stored: float, computed: float) -> bool:
-    """Loose enough for another version of the numerical libraries, tight enough for any lie."""
+    """Loose enough for another version of the numerical libraries, tight enough to notice a changed figure."""
     return math.isclose(stored, computed, rel_tol=1e-3, abs_tol=1e-6)
 
 
 def check_row(path: Path, header: LedgerHeader, rows: Sequence[LedgerRow], of_old: bool = False) -> Check:
-    """Hold the last of `rows` between the independent bounds; `of_old`: its figure is that of the list."""
+    """Compare the last of `rows` with the independent bounds; `of_old`: its figure is the account of a list.
+
+    Raises:
+        LedgerError: the figure is outside of them.
+    """
     last, events = rows[-1], [row.event for row in rows]
     if header.composition == RUNS:
         lower, upper, says = _bounds_by_run(list(runs_of(rows).values()), header.delta)
@@ -132,13 +139,13 @@ def check_row(path: Path, header: LedgerHeader, rows: Sequence[LedgerRow], of_ol
     if not low <= last.epsilon_after <= high:
         raise LedgerError(
             f"ledger {path} row {last.seq}: epsilon_after={last.epsilon_after!r} lies outside {lower} to {upper}, "
-            f"by {says}: the two accountants disagree; do not release anything before it is known why"
+            f"by {says}: the two accountants disagree; do not release anything before you know why"
         )
     return Check(last.seq, last.epsilon_after, lower, upper, says)
 
 
 def _bounds_by_run(runs: Sequence[Run], delta: float) -> tuple[float | None, float | None, str]:
-    """The sums of the runs' bounds, each at its share of delta; no lower one counts as 0."""
+    """The sums of the runs' bounds, each at its share of delta; a missing lower bound counts as 0."""
     bounds = [independent_bounds([run.terms.whole], share(k) * delta) for k, run in enumerate(runs, start=1)]
     lowers, uppers = [b[0] for b in bounds], [b[1] for b in bounds]
     lower = None if all(low is None for low in lowers) else math.fsum(low or 0.0 for low in lowers)
@@ -161,7 +168,7 @@ def independent_bounds(events: Sequence[Event], delta: float) -> tuple[float | N
 
 
 def _counted(events: Sequence[Event]) -> tuple[Counter[tuple[float, float]], bool]:
-    """Steps by (noise_multiplier, sampling_rate), and whether they are all that there is."""
+    """Steps by (noise_multiplier, sampling_rate), and whether Opacus supports all events."""
     counts: Counter[tuple[float, float]] = Counter()
     exact = True
     for event in events:
@@ -178,7 +185,7 @@ def _counted(events: Sequence[Event]) -> tuple[Counter[tuple[float, float]], boo
 def _bounds_of_filter(
     events: Sequence[Event], delta: float, order: float
 ) -> tuple[float | None, float | None, str]:
-    """Opacus' divergence at the filter's order, converted by it with the reserve of delta and without."""
+    """Opacus' divergence at the filter's order, converted by Opacus without and with the reserve of delta."""
     from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
     counts, exact = _counted(events)
@@ -209,7 +216,7 @@ def _prv_lower(history: History, delta: float, rdp: float) -> float | None:
     error = max(_PRV_ERROR, 2 * (rdp + 3) * math.sqrt(12 * steps) / _PRV_CELLS)
     if not rdp <= _PRV_REACH:
         return None
-    # Opacus imports torch, which nothing else here needs.
+    # Imported late: Opacus imports torch, which nothing else here needs.
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
@@ -217,7 +224,7 @@ def _prv_lower(history: History, delta: float, rdp: float) -> float | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Its public method returns the upper end alone.
+            # Its public method returns only the upper end.
             found = accountant._get_dprv(eps_error=error, delta_error=delta / 1000)
             lower = float(found.compute_epsilon(delta, delta / 1000, error)[0])
     except (ArithmeticError, MemoryError, RuntimeError, ValueError):

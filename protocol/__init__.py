@@ -1,6 +1,6 @@
-"""What both sides of a run say to each other, and how it travels; server and client stand on it side by side.
+"""What server and client share: the messages of a run, their transport, and what both compute from a plan.
 
 `messages` lists every message of a run, `release` turns a plan into the mechanism and the codec of its releases,
-`identity` keeps key and roster, `private_file` the modes of a company's files, `log_text` what a log line may hold,
-and `transport` is the data plane's wire.
+`identity` reads key and roster, `private_file` checks the modes of a company's files, `log_text` escapes texts in
+logs, and `transport` is the data plane's wire.
 """

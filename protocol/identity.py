@@ -1,6 +1,6 @@
 """A company's identity key and pinned roster, as files in its own home.
 
-    identity.key    64 hexadecimal digits, the Ed25519 private key; nobody but its owner may read it
+    identity.key    64 hexadecimal digits, the Ed25519 private key; only its owner may read it
     roster.toml     [companies], a line a company: name = "64 hexadecimal digits", the Ed25519 public key
 
 Both are written by the company. Public keys are exchanged out of band; no message ever changes either file.
@@ -24,12 +24,18 @@ ROSTER_FILE = "roster.toml"
 
 
 def load_member(home: Path, name: str) -> Member:
-    """The company `name` with the identity and roster of this home."""
+    """The company `name` with the identity and roster of this home.
+
+    Raises:
+        InputError: a file is missing or not of its form.
+        PrivacyError: others may read the key.
+        ProtocolError: the roster does not have this identity under this name.
+    """
     return Member(name, load_identity(home / IDENTITY_FILE), load_roster(home / ROSTER_FILE))
 
 
 def save_identity(path: Path, identity: Identity) -> None:
-    """A new file that its owner alone may read; refuses to replace one."""
+    """Write a new file that only its owner may read; FileExistsError if there is one."""
     private_file.create(path, f"{identity.private_bytes().hex()}\n".encode("ascii"))
 
 

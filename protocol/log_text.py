@@ -1,6 +1,6 @@
-"""Texts of others in a log: no entry of their own, no escape sequence for the terminal, no end to their length.
+"""Escapes untrusted texts in logs: they cannot forge an entry, contain terminal escape sequences or be of any length.
 
-Ids, names and errors that a message brought along are logged, by this package and by Flower.
+This package and Flower log ids, names and errors that come from messages.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ _LONGEST_LINE, _MOST_LINES = 2000, 200
 
 
 def printable(line: str) -> str:
-    """The line, with what is not printable escaped, and cut."""
+    """The line, cut to a largest length, with characters that are not printable escaped."""
     cut = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}... ({len(line)} characters)"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def entry(text: str) -> str:
-    """One entry of a log: what follows the first line is indented, so that it cannot pass for another entry."""
+    """One entry of a log: lines after the first are indented, so that they cannot look like other entries."""
     lines = text.split("\n")
     if len(lines) > _MOST_LINES:
         # The last lines of a traceback say what happened.
@@ -26,7 +26,7 @@ def entry(text: str) -> str:
 
 
 class Printable(logging.Filter):
-    """Makes an entry of every record, its traceback included."""
+    """Applies `entry` to every record, its traceback included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
@@ -42,7 +42,7 @@ class Printable(logging.Filter):
 
 
 def escape_logs() -> None:
-    """From now on, Flower's log in this process and that of the data plane."""
+    """Escape Flower's log and the data plane's log in this process from now on."""
     for name in ("flwr", "fedblocks.transport"):
         logger = logging.getLogger(name)
         if not any(isinstance(old, Printable) for old in logger.filters):

@@ -1,6 +1,6 @@
-"""The messages of a run: what a company's app is asked and what it answers.
+"""The messages of a run: requests to a company's app and its replies.
 
-Five phases, each one Flower message out and one back:
+Five phases, each with one Flower message to a company and one back:
 
     join      once a run: plan and shared state -> company name and signed channel key
     keys      every round: session and channel keys -> mask key and encrypted shares, signed
@@ -8,10 +8,10 @@ Five phases, each one Flower message out and one back:
     confirm   every round: survivors -> signature over their set
     unmask    every round: signatures -> shares of the masks to remove
 
-and, where there is a data plane, `stream` once before them all: the run's name -> how its stream ended.
+and, where there is a data plane, `stream` once before all of them: the run's name -> how its stream ended.
 
-A company that refuses answers with a fixed code and nothing else. Decoders check names, types and sizes
-and raise ProtocolError("malformed"), whoever sent the message.
+A company that refuses answers with a fixed code and nothing else. Every decoder (`from_record`) checks names, types
+and sizes and raises ProtocolError("malformed"), whoever sent the message.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
+from ..blocks.settings import MOST_BLOCKS
 from ..blocks.state import State, digest
 from ..blocks.state_bytes import from_bytes, to_bytes
 from ..errors import FedblocksError, ProtocolError
@@ -56,10 +57,10 @@ class JoinRequest:
     shared: State
 
     def digest(self) -> bytes:
-        """What a company signs up to, 32 bytes; companies that were offered anything else do not work with it.
+        """SHA-256 of the plan and shared state that a company joins; companies with other digests do not sum with it.
 
-        With the shared state in it nobody can be given frozen parts of its own, under which the others' updates
-        vanish from the sum.
+        It covers the shared state: else one company could be given other frozen parts, chosen so that the others'
+        updates vanish from the sum.
         """
         return hashlib.sha256(self.plan.digest() + digest(self.shared)).digest()
 
@@ -135,7 +136,7 @@ class TrainRequest:
     def for_each(
         cls, block: int, states: dict[int, State], adverts: Mapping[str, Advert]
     ) -> dict[str, TrainRequest]:
-        """One for every company that has sent an advert, with the shares that are sealed for it and no others."""
+        """A request for every company that has sent an advert, with only the shares that are sealed for it."""
         return {
             company: cls(block, states, {peer: a.for_recipient(company) for peer, a in adverts.items()})
             for company in adverts
@@ -159,6 +160,10 @@ class TrainRequest:
         }
         block = _field(record, "block", int)
         held = _arrays(record)
+        if (
+            len(held) > MOST_BLOCKS
+        ):  # before any is read: a tensor takes ten times the room of what declares it
+            raise ProtocolError("malformed", f"more than {MOST_BLOCKS} block states")
         blocks = range(block - len(held) + 1, block + 1)
         if not held or set(held) != {f"block-{b}" for b in blocks}:
             raise ProtocolError("malformed", "the block states are not those up to the block to train")
@@ -229,7 +234,7 @@ class UnmaskReply:
 
 @dataclass(frozen=True)
 class StreamRequest:
-    """`wait`: seconds in which the coordinator expects to be dialled. Where, the company knows by itself."""
+    """`wait`: seconds in which the coordinator expects the connection; its address is in the company's own file."""
 
     run: str
     wait: float
@@ -252,7 +257,7 @@ class StreamReply:
 
 
 def refusal(error: Exception) -> RecordDict:
-    """The only thing a failing handler may say: a fixed code, never a text."""
+    """The answer of a handler that fails: a fixed code, never a text."""
     return _record({"refused": error.code if isinstance(error, FedblocksError) else FedblocksError.code})
 
 
@@ -261,12 +266,12 @@ def refused(record: RecordDict) -> str | None:
     code = _message(record).get("refused")
     if code is None:
         return None
-    # It ends up in logs and reports.
+    # Checked, since it is written to logs and reports.
     return code if isinstance(code, str) and _CODE.fullmatch(code) else "malformed"
 
 
 def _record(values: dict[str, Any], arrays: Mapping[str, bytes] | None = None) -> RecordDict:
-    """Fields, and beside them what may be large: Flower cuts an array into chunks as it travels."""
+    """Small fields, and large values as arrays, which Flower sends in chunks."""
     record = RecordDict({MESSAGE: ConfigRecord(values)})
     if arrays:
         record[ARRAYS] = ArrayRecord({name: bytes_array(data) for name, data in arrays.items()})
@@ -284,10 +289,10 @@ def _arrays(record: RecordDict) -> ArrayRecord:
 
 
 def _only_array(record: RecordDict, name: str) -> bytes:
-    """The bytes of the one array; nothing that Flower's type and shape say of them is believed, or used."""
+    """The bytes of the one array; the type and shape that Flower sends with it are ignored."""
     arrays = _arrays(record)
     if set(arrays) != {name}:
-        raise ProtocolError("malformed", f"not the one array {name}")
+        raise ProtocolError("malformed", f"expected one array, {name}")
     return arrays[name].data
 
 

@@ -1,8 +1,9 @@
-"""Files of a company's home: for their owner alone from the moment they are made.
+"""Files of a company's home: only their owner has access, from the moment they are created.
 
-What fedblocks writes itself it narrows to mode 600 if anything has widened it. What the company wrote (its data, its
-keys, its rules) is left alone and refused by name: others may have read it already, which only the company can judge.
-So is what belongs to somebody else, who may widen or replace it at any time, and a link, whose target nobody checks.
+Files that fedblocks writes are set back to mode 600 if their mode was widened. Files that the company wrote (its
+data, keys and rules) are not changed but refused by name: others may have read them already, which only the company
+can judge. Refused too: files of other users, who can widen or replace them at any time, and links, whose targets are
+not checked.
 """
 
 from __future__ import annotations
@@ -17,38 +18,42 @@ from ..errors import PrivacyError
 
 _OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors")
 _THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
-# Anybody may know these, and nobody else may change them.
+# These may be read by others, but not changed.
 _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinator.pem")
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open`: a file that is made gets mode 600, whatever the umask."""
+    """An opener for `open` that creates files with mode 600, whatever the umask."""
     return os.open(path, flags, atomic_file.OWNER_ONLY)
 
 
 def create(path: Path, content: bytes) -> None:
-    """A new file of mode 600; FileExistsError rather than a replaced one."""
+    """Write a new file of mode 600; FileExistsError if there is one."""
     with atomic_file.creating(path, mode=atomic_file.OWNER_ONLY) as draft:
         draft.write_bytes(content)
 
 
 def write(path: Path, content: bytes) -> None:
-    """Make or replace a file of mode 600."""
+    """Create or replace a file, with mode 600."""
     atomic_file.write(path, content, mode=atomic_file.OWNER_ONLY)
 
 
 def mode_for_others(path: Path) -> int | None:
-    """The file's mode if others than its owner may do anything with it."""
+    """The file's mode if it gives others any access, else None."""
     mode = stat.S_IMODE(path.stat().st_mode)
     return mode if mode & 0o077 else None
 
 
 def check_home(home: Path) -> None:
-    """Narrow what fedblocks wrote there; PrivacyError naming the first thing that others may use, own or replace."""
+    """Check modes and owners in a home, and set those of fedblocks' own files to 600.
+
+    Raises:
+        PrivacyError: names the first file or folder that others may use, own or replace.
+    """
     real = home.resolve()
     for folder in (home.absolute().parent, real.parent):
         _check_parent(folder)
-    # From here on nobody else can put anything in the place of what was checked.
+    # From here on nobody else can replace what was checked.
     _check(real, 0o077, "700", folder=True)
     _check(real / "transport", 0o022, "700", folder=True)
     for name in _THEIRS:
@@ -62,7 +67,7 @@ def check_home(home: Path) -> None:
 
 
 def _check_parent(folder: Path) -> None:
-    """Whoever may write to the folder around a home can put another home there, unless its sticky bit is set."""
+    """Refuse a parent folder that others may write to, and so replace the home, unless its sticky bit is set."""
     mode = folder.stat().st_mode
     if mode & 0o022 and not mode & stat.S_ISVTX:
         raise PrivacyError(
@@ -72,8 +77,11 @@ def _check_parent(folder: Path) -> None:
 
 
 def _check(path: Path, barred: int, wanted: str, *, folder: bool = False) -> int:
-    """The mode of what lies there, 0 if there is nothing; PrivacyError unless it is this user's, no link, and without
-    the `barred` bits. Nothing is followed."""
+    """The mode of a file or folder, 0 if there is none; links are not followed.
+
+    Raises:
+        PrivacyError: it is a link, of another user, or has some of the `barred` bits.
+    """
     try:
         found = path.lstat()
     except FileNotFoundError:

@@ -1,10 +1,11 @@
-"""From a plan to what its releases are: the mechanism, its event in a ledger, and the codec of the secure sum.
+"""From a plan to the mechanism of its releases, their event in a ledger, and the codec of the secure sum.
 
-Both sides compute it from the plan alone, so that what a company charges and encodes is what the coordinator decodes.
+Both sides compute these from the plan alone, so they agree on what is charged, encoded and decoded.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import numpy as np
@@ -12,7 +13,6 @@ import numpy.typing as npt
 
 from ..blocks import Denoiser, block_parameters
 from ..errors import InputError
-from ..privacy.clipping import Clipping
 from ..privacy.composition import Terms
 from ..privacy.dp_sgd import DPSGD
 from ..privacy.events import Event, NoNoise
@@ -20,37 +20,32 @@ from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
 from ..privacy.quantile_clip import QuantileClip
 from ..privacy.quantisation import FixedPoint
 from ..privacy.sampling import EpochSampling, PoissonSampling, Sampling
-from ..privacy.secure_step import SecureStep
-from ..settings import Plan, TrainingSettings
+from ..privacy.secure_step import SecureStep, step_event
+from ..settings import MechanismSettings, Plan, TrainingSettings
 
 _CLIPS = 8
 
 
 def mechanism(plan: Plan) -> DPSGD:
     """The DP-SGD of one round of this plan, every company with its own noise."""
-    return dp_sgd(plan.training, plan.noise_multiplier, plan.max_grad_norm, plan.clipping, plan.clip_quantile)
+    return dp_sgd(plan.training, plan, plan.noise_multiplier)
 
 
-def dp_sgd(
-    training: TrainingSettings,
-    noise_multiplier: float,
-    max_grad_norm: float = 1.0,
-    clipping: Clipping = "flat",
-    clip_quantile: float | None = None,
-) -> DPSGD:
-    """The DP-SGD of one round; what it costs depends on the training and the noise alone."""
+def dp_sgd(training: TrainingSettings, privacy: MechanismSettings, noise_multiplier: float) -> DPSGD:
+    """The DP-SGD of one round, with this noise whatever `privacy` says of it."""
     quantile = None
-    if clip_quantile is not None:
-        quantile = QuantileClip.beside(clip_quantile, noise_multiplier, training.expected_batch_size)
+    if privacy.clip_quantile is not None:
+        batch = training.expected_batch_size
+        quantile = QuantileClip.beside(privacy.clip_quantile, noise_multiplier, batch)
     return DPSGD(
         sampling=sampling_of(training),
         noise_multiplier=noise_multiplier,
-        max_grad_norm=max_grad_norm,
+        max_grad_norm=privacy.max_grad_norm,
         expected_batch_size=training.expected_batch_size,
         learning_rate=training.local_learning_rate,
         steps=training.local_steps,
         noise_draws=training.noise_draws,
-        clipping=clipping,
+        clipping=privacy.clipping,
         quantile_clip=quantile,
         noise_bands=training.noise_bands,
     )
@@ -64,22 +59,17 @@ def sampling_of(training: TrainingSettings) -> Sampling:
 
 
 def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
-    """The step of one round of this plan for a block of `size` values, noised by `companies` together."""
+    """The step of one round of this plan for a block of `size` values, with noise from all `companies`.
+
+    Raises:
+        InputError: the plan's bits cannot hold the sum.
+    """
     t = plan.training
-    noise = SkellamNoise(
-        dimension=size,
-        clip=plan.max_grad_norm,
-        companies=companies,
-        tolerated=plan.dropouts + plan.colluders,
-        noise_multiplier=plan.noise_multiplier,
-        scale=default_scale(size, plan.max_grad_norm),
-        bits=plan.bits,
-    )
-    # The plan's clip bounds an update; what is sent is the sum before the learning rate and the divisor.
+    # The plan's clip bounds an update; what is sent is the sum without learning rate and divisor.
     largest = plan.company_clip * t.expected_batch_size / t.local_learning_rate
     return SecureStep(
         sampling_rate=t.sampling_rate,
-        noise=noise,
+        noise=_shared_noise(plan, plan.noise_multiplier, size, companies, plan.bits),
         colluders=plan.colluders,
         largest_sum=largest,
         noise_draws=t.noise_draws,
@@ -87,41 +77,94 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
     )
 
 
-def with_fewest_bits(plan: Plan, size: int, companies: int) -> Plan:
-    """The plan with the narrowest residues that hold shares of one noise, in blocks of `size` values.
+def _shared_noise(
+    privacy: MechanismSettings, noise_multiplier: float, size: int, companies: int, bits: int
+) -> SkellamNoise:
+    return SkellamNoise(
+        dimension=size,
+        clip=privacy.max_grad_norm,
+        companies=companies,
+        tolerated=privacy.dropouts + privacy.colluders,
+        noise_multiplier=noise_multiplier,
+        scale=default_scale(size, privacy.max_grad_norm),
+        bits=bits,
+    )
 
-    A coordinate of a company's sum is held within the codec's limit. Sums of clipped gradients come nowhere near
-    eight clips in one coordinate: all of eight examples would have to point along it.
+
+def fewest_bits(privacy: MechanismSettings, noise_multiplier: float, size: int, companies: int) -> int | None:
+    """Bits of the narrowest residues that hold shares of one noise, in blocks of `size` values; None: no fewer than
+    there are.
+
+    A coordinate of a company's sum is clamped to the codec's limit. The limit is at least eight clips, which sums of
+    clipped gradients do not reach: eight examples' gradients would have to lie along one coordinate.
     """
     for bits in range(16, 32):
-        narrow = plan.secure_aggregation.model_copy(update={"bits": bits})
-        candidate = plan.model_copy(update={"secure_aggregation": narrow})
         with suppress(InputError):
-            if secure_step(candidate, size, companies).noise.limit >= _CLIPS * plan.max_grad_norm:
-                return candidate
-    return plan
+            noise = _shared_noise(privacy, noise_multiplier, size, companies, bits)
+            if noise.limit >= _CLIPS * privacy.max_grad_norm:
+                return bits
+    return None
+
+
+def default_company_clip(
+    training: TrainingSettings, privacy: MechanismSettings, noise_multiplier: float, size: int
+) -> float:
+    """A bound that an honest update of `size` values passes but for a negligible chance.
+
+    The norm of the noise over the local steps concentrates at z C sqrt(steps P); 1.1 covers its tail.
+    """
+    t, clip = training, privacy.max_grad_norm
+    if privacy.mode == "secure_step" and noise_multiplier > 0:
+        # The shares of noise are added to what has been bounded.
+        return 2 * t.local_learning_rate * clip
+    noise = noise_multiplier * clip * math.sqrt(t.local_steps * size)
+    # The sum of clipped gradients stays below this for batches of up to twice the expected size.
+    signal = 2 * t.expected_batch_size * clip * t.local_steps
+    return t.local_learning_rate * (1.1 * noise + signal) / t.expected_batch_size
+
+
+def event_of(
+    training: TrainingSettings,
+    privacy: MechanismSettings,
+    noise_multiplier: float,
+    size: int,
+    *,
+    bits: int,
+    companies: int | None = None,
+) -> Event:
+    """What one release of a block of `size` values costs with this noise, whatever `privacy` says of it.
+
+    For shares of one noise: `companies` add them, none means the fewest that can; InputError where `bits` are too few
+    for their sum.
+    """
+    if noise_multiplier == 0:
+        return NoNoise(steps=training.local_steps)
+    if privacy.mode == "local":
+        return dp_sgd(training, privacy, noise_multiplier).event(size)
+    n = companies or privacy.dropouts + privacy.colluders + 1
+    noise = _shared_noise(privacy, noise_multiplier, size, n, bits)
+    return step_event(noise, training.sampling_rate, privacy.colluders)
 
 
 def release_event(plan: Plan, size: int, companies: int | None = None) -> Event:
-    """What one release of a block of `size` values costs, whoever takes part.
+    """The ledger event of one release of a block of `size` values, whoever takes part.
 
-    With the number of `companies`, raises here what encoding would raise, when the ledger has been charged.
+    Raises:
+        InputError: with the number of `companies`, where encoding would fail after the ledger was charged.
     """
-    if plan.secure_step:
-        return secure_step(plan, size, companies or plan.dropouts + plan.colluders + 1).event
-    if companies is not None:
+    if companies is not None and not plan.secure_step:
         codec(plan, companies)
-    return mechanism(plan).event(size) if plan.private else NoNoise(steps=plan.training.local_steps)
+    return event_of(plan.training, plan, plan.noise_multiplier, size, bits=plan.bits, companies=companies)
 
 
 def run_terms(plan: Plan, size: int, companies: int | None = None) -> Terms:
-    """What a run of this plan is pinned to in a company's ledger; arguments as for `release_event`."""
+    """The terms to which a company's ledger pins a run of this plan; arguments and errors as in `release_event`."""
     return Terms(release_event(plan, size, companies), plan.training.releases(plan.model.blocks))
 
 
-def block_size(model: Denoiser, block: int, plan: Plan) -> int:
+def block_size(model: Denoiser, block: int, training: TrainingSettings) -> int:
     """Number of values in an update of this block."""
-    active = model.freeze_all_but(block, plan.training.interface)
+    active = model.freeze_all_but(block, training.interface)
     return sum(p.numel() for _, p in block_parameters(active))
 
 
@@ -131,14 +174,14 @@ def blocks_read(plan: Plan, block: int) -> range:
 
 
 def codec(plan: Plan, parties: int) -> FixedPoint:
-    """How updates become integers; the same on both sides."""
+    """The fixed-point codec of updates; InputError for a bound or number of parties that it cannot hold."""
     return FixedPoint(bound=plan.company_clip, parties=parties, bits=plan.bits)
 
 
 def mean_update(
     plan: Plan, residues: npt.NDArray[np.uint32], companies: int, survivors: int
 ) -> npt.NDArray[np.float64]:
-    """The survivors' mean update (P,) from the opened sum of what `companies` had agreed to give."""
+    """The survivors' mean update (P,) from the opened sum; `companies`: the size of the session's cohort."""
     if plan.secure_step:
         total = secure_step(plan, len(residues), companies).noise.decode_sum(residues)
         return -plan.training.local_learning_rate / plan.training.expected_batch_size / survivors * total

@@ -1,7 +1,7 @@
 """The coordinator's Flower ServerApp, for Flower's simulation engine and for a SuperLink.
 
 `run-dir` names a prepared run (`fedblocks prepare PRESET`), as an absolute path. `data-plane`, if given, names the
-folder of the coordinator's data plane: one Flower message then starts the run and the rest takes the stream.
+folder of the coordinator's data plane: one Flower message then starts the run, all others use the stream.
 """
 
 from __future__ import annotations

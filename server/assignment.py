@@ -2,7 +2,7 @@
 
 `sequential`  the whole cohort trains one block a round, first to last and again: largest anonymity set
 `parallel`    disjoint groups train different blocks at once, never below the minimum cohort; each company's
-              ledger composes over its own rounds alone, and the groups move on by one block every round
+              ledger composes over its own releases only, and each group moves to the next block every round
 `all`         the whole cohort trains every block every round: B releases a round
 """
 
@@ -23,14 +23,18 @@ class Task:
 
 
 def assign(round_: int, companies: tuple[str, ...], plan: Plan) -> list[Task]:
-    """The tasks of a round, rounds counted from 1. A function of its arguments alone, so a resume agrees."""
+    """The tasks of a round, rounds counted from 1; depends on the arguments only, so a resumed run agrees.
+
+    Raises:
+        InputError: the cohort is below the plan's minimum.
+    """
     blocks = plan.model.blocks
     if plan.training.assignment == "all":
         return [Task(b, companies) for b in range(blocks)]
     if plan.training.assignment == "sequential":
         return [Task((round_ - 1) % blocks, companies)]
     count = groups(len(companies), blocks, plan.secure_aggregation.minimum_cohort)
-    # Fixed groups: differencing the sums of two cohorts would isolate a company.
+    # Fixed groups: the difference of two cohorts' sums could isolate one company.
     return [Task((round_ - 1 + g) % blocks, companies[g::count]) for g in range(count)]
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints: model and optimiser state after a round, written so that a crash leaves the last one whole."""
+"""Checkpoints: model and optimiser state after a round, written so that a crash keeps the last complete one."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ class Checkpoint:
     optimizers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """A folder that appears whole; older ones go, but for round 0 and the last few."""
+        """Write the folder atomically; older ones are removed except round 0 and the last KEEP."""
         final = folder / f"round-{self.round:04d}"
         with atomic_file.creating_folder(final, replace=True) as draft:
             save_state(self.model, draft)
@@ -36,7 +37,11 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path, round_: int | None = None) -> Checkpoint:
-        """The given round, or the last one; RunError names what a checkpoint lacks of the files it was saved with."""
+        """The given round, or the last one.
+
+        Raises:
+            RunError: there is no such checkpoint, or names the file that it lacks.
+        """
         rounds = _rounds(folder)
         if not rounds or (round_ is not None and round_ not in rounds):
             raise RunError(f"{folder}: no checkpoint" + ("" if round_ is None else f" of round {round_}"))
@@ -44,13 +49,15 @@ class Checkpoint:
         path = folder / f"round-{chosen:04d}"
         try:
             model = load_state(path)
-            blocks = range(len(model.blocks)) if chosen else ()  # the public model has met no optimiser
+            blocks = range(len(model.blocks)) if chosen else ()  # the public model has no optimiser state
             optimizers = {b: read_part(path / f"optimizer-{b}.safetensors") for b in blocks}
         except RunError as error:
-            rule = "put it back, or remove this checkpoint's folder to go on from the one before it"
+            rule = "put it back, or remove this checkpoint's folder to continue from the one before it"
             raise RunError(f"{error}; {rule}") from None
         return cls(chosen, model, optimizers)
 
 
 def _rounds(folder: Path) -> list[int]:
-    return sorted(int(p.name.removeprefix("round-")) for p in folder.glob("round-*"))
+    """Those that `save` named so; a copy that somebody has put beside them is none."""
+    found = (re.fullmatch(r"round-([0-9]{4,9})", path.name) for path in folder.glob("round-*"))
+    return sorted(int(name[1]) for name in found if name)

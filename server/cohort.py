@@ -1,10 +1,10 @@
-"""Who takes part: nodes become named companies, and each phase's replies are sorted by company."""
+"""The cohort of a run: maps Flower nodes to companies, and collects each phase's replies by company."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flwr.app import Message, RecordDict
@@ -19,19 +19,9 @@ from ..settings import Plan
 Reply = TypeVar("Reply")
 
 
-@dataclass
-class Absences:
-    """Why companies are missing from a round: company -> (phase, code); `no_reply` where nothing came."""
-
-    why: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    def note(self, company: str, phase: str, code: str) -> None:
-        self.why.setdefault(company, (phase, code))
-
-
 @dataclass(frozen=True)
 class Cohort:
-    """The companies of a run, fixed for its length: differencing two cohorts would isolate a company."""
+    """The companies of a run, which stay the same: the difference of two cohorts' sums could isolate one company."""
 
     grid: Grid
     nodes: Mapping[str, int]
@@ -50,15 +40,18 @@ class Cohort:
         group: str,
         requests: Mapping[str, RecordDict],
         parse: Callable[[RecordDict], Reply],
-        absences: Absences,
-    ) -> dict[str, Reply]:
-        """One phase: a message to each named company, and the well-formed answers by company."""
+    ) -> tuple[dict[str, Reply], dict[str, str]]:
+        """One phase: a message to each named company. The well-formed answers, and the failures' codes, by company.
+
+        A code is the refusal's own, that of a malformed answer, or `no_reply` where nothing came.
+        """
         names = {self.nodes[company]: company for company in requests}
         messages = [
             Message(record, self.nodes[company], phase, group_id=group, ttl=self.timeout)
             for company, record in requests.items()
         ]
         answers: dict[str, Reply] = {}
+        failures: dict[str, str] = {}
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout):
             company = names.get(reply.metadata.src_node_id)
             if company is None or company in answers:
@@ -66,11 +59,11 @@ class Cohort:
             try:
                 answers[company] = parse(_answer(reply))
             except FedblocksError as error:
-                absences.note(company, phase, error.code)
+                failures.setdefault(company, error.code)
         for company in requests:
             if company not in answers:
-                absences.note(company, phase, "no_reply")
-        return answers
+                failures.setdefault(company, "no_reply")
+        return answers, failures
 
 
 def join(
@@ -78,15 +71,18 @@ def join(
 ) -> Cohort:
     """Offer the plan to every node; all must accept before anything is trained.
 
-    Waits up to `wait` seconds for `expected` nodes. A refusal stops the run at once, with node and code, and
-    so does a node whose channel key is not signed by a member of the coordinator's roster.
+    Waits up to `wait` seconds for `expected` nodes.
+
+    Raises:
+        ProtocolError: a node refuses the plan, or its channel key is not signed by a member of the roster.
+        RunError: too few nodes or replies, or a node claims another company's name.
     """
     nodes = wait_for_nodes(grid, expected, wait)
     request = JoinRequest(plan, shared)
     record, settings = request.to_record(), request.digest()
     timeout = plan.training.message_timeout
     messages = [Message(record, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
-    # Where the transport knows who is at the other end, nobody may answer under another name.
+    # Where the transport authenticates companies, a reply must name the authenticated one.
     authenticated: Mapping[int, str] = getattr(grid, "names", {})
     found: dict[str, int] = {}
     channels: dict[str, ChannelKey] = {}
@@ -110,7 +106,7 @@ def join(
 
 
 def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
-    """The nodes online, as soon as they are `expected`."""
+    """The nodes that are online, once there are `expected` of them; RunError after `wait` seconds."""
     deadline = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -12,36 +12,41 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
-from ..blocks.state import ModelState, State
+from ..blocks.state import ModelState, State, check_part
 from ..errors import RunError
 from ..protocol.release import blocks_read
 from .assignment import Task, assign
 from .checkpoint import Checkpoint
 from .cohort import join
 from .evaluation import Evaluator
+from .events import Event, RoundFinished, RunFinished, RunStarted, Subscriber
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
 
-OnRound = Callable[[dict[str, Any]], None]
-
 
 def coordinate(
-    grid: Grid, run: RunFolder, on_round: OnRound = lambda row: None, *, wait: float = 60.0
+    grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber] = (), *, wait: float = 60.0
 ) -> Checkpoint:
     """Run, or go on with, a prepared run until its last round; returns the final state.
 
-    `on_round` is called with each round's line of metrics. Interrupting it anywhere loses at most the round
-    in flight, which is then repeated. `wait`: seconds for the companies to come up. RunError while another process
-    is at it.
+    `subscribers` are told the run's events: RunStarted, each RoundFinished, RunFinished. Interrupting it anywhere
+    loses at most the round in flight, which is then repeated; a subscriber that raises interrupts it between rounds.
+    `wait`: seconds for the companies to come up.
+
+    Raises: RunError while another process is at it; what a subscriber raises.
     """
     with exclusive(run.path):
-        return _coordinate(grid, run, on_round, wait)
+        return _coordinate(grid, run, subscribers, wait)
 
 
-def _coordinate(grid: Grid, run: RunFolder, on_round: OnRound, wait: float) -> Checkpoint:
+def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], wait: float) -> Checkpoint:
+    def tell(event: Event) -> None:
+        for subscriber in subscribers:
+            subscriber(event)
+
     settings, plan = run.settings(), run.plan()
     checkpoint = Checkpoint.load(run.checkpoints)
     if len(checkpoint.model.blocks) != plan.model.blocks:
@@ -49,6 +54,13 @@ def _coordinate(grid: Grid, run: RunFolder, on_round: OnRound, wait: float) -> C
     run.forget_metrics_after(checkpoint.round)
     model = build_model(plan.model, plan.noise).to(settings.device)
     blocks = list(checkpoint.model.blocks)
+    # Companies would refuse any other state, one after the other, each in its own round.
+    try:
+        check_part(model, checkpoint.model.shared, None)
+        for b, block in enumerate(blocks):
+            check_part(model, block, b)
+    except RunError as error:
+        raise RunError(f"{run.checkpoints}: not the state of round {checkpoint.round} ({error})") from None
     merge(model, checkpoint.model.shared, *blocks)
     evaluator = Evaluator.of(run.evaluation, settings.seed, plan.model)
     names = [trainable(model, b, plan.training.interface) for b in range(len(blocks))]
@@ -58,12 +70,14 @@ def _coordinate(grid: Grid, run: RunFolder, on_round: OnRound, wait: float) -> C
     ]
     for b, optimizer in enumerate(optimizers):
         optimizer.load(checkpoint.optimizers.get(b, {}))
+    rounds = plan.training.rounds
+    tell(RunStarted(rounds, done=checkpoint.round))
     if checkpoint.round == 0 and not run.metrics():
         row: dict[str, Any] = {"round": 0, "quality": evaluator.quality(model)}
         run.append_metrics(row)
-        on_round(row)
-    rounds = plan.training.rounds
+        tell(RoundFinished(row))
     if checkpoint.round == rounds:
+        tell(RunFinished(rounds))
         return checkpoint
 
     cohort = join(grid, plan, checkpoint.model.shared, run.roster(), settings.companies.count, wait=wait)
@@ -104,9 +118,11 @@ def _coordinate(grid: Grid, run: RunFolder, on_round: OnRound, wait: float) -> C
             {b: optimizer.state() for b, optimizer in enumerate(optimizers)},
         )
         # Metrics first: a line without its checkpoint is dropped on resume, a missing line could not be had.
+        # Subscribers last: what they are told stays, whatever they do.
         run.append_metrics(row)
         checkpoint.save(run.checkpoints)
-        on_round(row)
+        tell(RoundFinished(row))
+    tell(RunFinished(rounds))
     return checkpoint
 
 

@@ -1,6 +1,6 @@
 """An in-process Flower Grid: companies in this process, no server, no Ray.
 
-Every message is serialised and parsed both ways, so that what breaks on the wire breaks here too.
+Every message is serialised and parsed both ways, so that errors of serialisation show here too.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..protocol.transport.records import stamp_messages
 
 
 class OwnGrid(Grid):
-    """What a Grid has that belongs to no Flower run."""
+    """The parts of a Grid that is not of a Flower run."""
 
     def set_run(self, run: Any) -> None:
-        """There is no other run to choose."""
+        """Does nothing: there is no run to choose."""
 
     @property
     def run(self) -> Any:
-        raise NotImplementedError("this grid is of no Flower run")
+        raise NotImplementedError("this grid belongs to no Flower run")
 
     def create_message(
         self,

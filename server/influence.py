@@ -1,13 +1,13 @@
-"""What one company may do to the model, checked on the coordinator's side: on the opened sum, and on public data.
+"""Checks of one company's influence on the model, on the coordinator's side: on the opened sum and on public data.
 
-The clip of an update is each company's own duty, and nobody can see a single update. But honest ones leave traces
-in the sum: its norm is at most the number of companies times the clip (`largest_mean`). And a group's sum can be
-left out: if the model is better on public data without it, the group is flagged (`leave_group_out`; Xie et al. 2019,
-"Zeno", rank single gradients like this).
+Each company clips its own update, and nobody else can see a single update. But if all companies clip, the norm of the
+sum is at most their number times the clip (`largest_mean`). And a group's sum can be left out: if the model is better
+on public data without it, the group is flagged (`leave_group_out`; Xie et al. 2019, "Zeno", rank single gradients
+like this).
 
-What this does not do: a company that stays within its clip, and harms slowly or only on inputs that the public data
-do not have, passes both. A sum that is thrown away was still paid for by every company, so one company can waste the
-others' budget; which one it is, secure aggregation hides.
+Limits: a company that keeps to its clip, and harms slowly or only on inputs that the public data lack, passes both
+checks. Every company has paid for a sum that is discarded, so one company can waste the others' budget; secure
+aggregation hides which one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..blocks.state import State
 from ..protocol.release import codec, secure_step
 from ..settings import InfluenceSettings, Plan
 
-# The noise of a secure step passes its bound with a probability of 2^-40.
+# The noise of a secure step exceeds its bound with a probability of 2^-40.
 _TAIL = 40 * math.log(2)
 
 
 def largest_mean(plan: Plan, size: int, companies: int, survivors: int) -> float:
-    """L2 norm that the mean update of `size` values cannot pass if every survivor kept to its clip.
+    """Largest L2 norm of the mean update of `size` values if every survivor kept to its clip.
 
-    With shares of noise in the sum it can, but for a chance of 2^-40 (Laurent & Massart 2000, lemma 1).
+    With shares of noise in the sum it is exceeded with a probability of 2^-40 (Laurent & Massart 2000, lemma 1).
     """
     if not plan.secure_step:
         rounding = math.sqrt(size) / (2 * codec(plan, companies).scale)
@@ -44,7 +44,7 @@ def largest_mean(plan: Plan, size: int, companies: int, survivors: int) -> float
 
 @dataclass(frozen=True)
 class GroupEffect:
-    """What leaving one group's sum out does to the metric on public data."""
+    """The effect of leaving one group's sum out on the metric on public data."""
 
     block: int
     companies: tuple[str, ...]
@@ -62,9 +62,9 @@ def leave_group_out(
     quality: Callable[[], float],
     settings: InfluenceSettings,
 ) -> list[GroupEffect]:
-    """For every (block, companies) of a round the model's `quality` with all sums and without this one.
+    """For every (block, companies) of a round: the model's `quality` with all sums, and without this one.
 
-    `before` and `after` are the blocks' states around the round. The model ends with all of them as after.
+    `before` and `after` are the blocks' states before and after the round. The model ends in the state `after`.
     """
     merge(model, *after)
     whole = quality()
@@ -75,7 +75,7 @@ def leave_group_out(
         without = quality()
         merge(model, after[block])
         gained = sign * (without - whole) / max(abs(whole), 1e-12)
-        # A model that is no number any more is worse than any.
+        # A model whose metric is not finite counts as worse than any other.
         flagged = not math.isfinite(whole) or gained > settings.tolerance
         effects.append(GroupEffect(block, companies, whole, without, flagged, flagged and settings.discards))
     return effects

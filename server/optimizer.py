@@ -1,6 +1,6 @@
-"""Server optimisers: how the companies' mean update moves a block (Reddi et al. 2021, FedOpt, algorithm 2).
+"""Server optimisers: apply the companies' mean update to a block (Reddi et al. 2021, FedOpt, algorithm 2).
 
-The mean update is the negative of a pseudo-gradient, which PyTorch's own optimisers then apply.
+The mean update is the negative of a pseudo-gradient, which PyTorch's optimisers then apply.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import RunError
 from ..settings import TrainingSettings
 
 
@@ -32,11 +33,20 @@ class BlockOptimizer:
         return self._vector.detach().clone()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on exactly, as flat tensors."""
+        """The optimiser's state, as flat tensors; after `load` it continues with the same bits."""
         held = self._optimizer.state.get(self._vector, {})
         return {name: torch.as_tensor(value).clone() for name, value in held.items() if value is not None}
 
     def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned, or from nothing. Raises: RunError for anything else, which would fail, or
+        ruin the block, once companies have been charged."""
+        names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(self._optimizer, torch.optim.Adam) else set()
+        if state and (
+            state.keys() != names
+            or any(v.shape != (() if name == "step" else self._vector.shape) for name, v in state.items())
+            or not all(v.dtype == torch.float32 and v.isfinite().all() for v in state.values())
+        ):
+            raise RunError("the checkpoint's optimiser state is not of this optimiser and block")
         self._optimizer.state.pop(self._vector, None)
         if state:
             self._optimizer.state[self._vector] = {name: value.clone() for name, value in state.items()}

@@ -1,9 +1,11 @@
 """The folder of one run: what it is, what happened, what it produced.
 
 runs/<id>/
-    settings.toml      the resolved settings
+    settings.toml      the resolved settings of the coordinator
+    simulation.toml    in a simulation, the rest of its settings
     plan.json          what was offered to the companies
     roster.toml        whose signatures the coordinator takes
+    data.json          in a simulation, what was found in the data, and done to them
     evaluation/        public and, in a simulation, held-out private examples
     checkpoints/       round-0000 is the public model
     metrics.jsonl      one line a round
@@ -18,15 +20,41 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .. import atomic_file
-from ..errors import InputError, RunError
+from ..errors import RunError
 from ..privacy.secure_aggregation import Roster
 from ..protocol.identity import ROSTER_FILE, load_roster
-from ..settings import Plan, Settings, load_settings, validated_json
+from ..settings import (
+    Plan,
+    RunSettings,
+    read_settings,
+    read_text,
+    refuse_injected_failures,
+    validated_json,
+    write_settings,
+)
+
+
+class _Line(BaseModel):
+    """What is read of a line of metrics; that of the public model, round 0, has no more than its quality."""
+
+    model_config = ConfigDict(strict=True)
+
+    round: int = Field(ge=0)
+    status: str = ""
+    survivors: list[str] = []
+    absent: dict[str, tuple[str, str]] = {}
+    quality: dict[str, list[float]] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.round and not {"status", "survivors", "absent"} <= self.model_fields_set:
+            raise ValueError("a round says how it ended, and with whom")
+        return self
 
 
 @dataclass(frozen=True)
@@ -46,9 +74,7 @@ class RunFolder:
     def deployable(cls, path: Path) -> RunFolder:
         """As `existing`, for companies of their own, whose replies nobody is to lose on purpose."""
         run = cls.existing(path)
-        rate = run.settings().companies.dropout.rate
-        if rate > 0:
-            raise InputError("companies.dropout.rate", rate, "only `fedblocks simulate` injects failures")
+        refuse_injected_failures(run.path)
         return run
 
     @property
@@ -63,6 +89,10 @@ class RunFolder:
     def companies(self) -> Path:
         return self.path / "companies"
 
+    def homes(self) -> list[Path]:
+        """The homes of simulated companies by name; whatever else lies among them is passed over."""
+        return sorted(home for home in self.companies.glob("*") if (home / "policy.toml").is_file())
+
     @property
     def roster_file(self) -> Path:
         return self.path / ROSTER_FILE
@@ -71,32 +101,33 @@ class RunFolder:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def settings(self) -> Settings:
-        return load_settings(str(self.path / "settings.toml"))
+    def settings(self) -> RunSettings:
+        return read_settings(self.path)
 
     def plan(self) -> Plan:
-        return validated_json(Plan, (self.path / "plan.json").read_text("utf-8"))
+        return validated_json(Plan, read_text("plan", self.path / "plan.json"))
 
     def roster(self) -> Roster:
         return load_roster(self.roster_file)
 
-    def write_settings(self, settings: Settings, plan: Plan) -> None:
+    def write_settings(self, settings: RunSettings, plan: Plan) -> None:
         atomic_file.write(self.path / "plan.json", plan.model_dump_json(indent=2).encode())
-        values = settings.model_dump(mode="json", exclude_none=True)
-        if settings.privacy.epsilon is None:
-            values["privacy"]["epsilon"] = "none"
-        atomic_file.write(self.path / "settings.toml", tomli_w.dumps(values).encode())
+        write_settings(self.path, settings)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rounds so far."""
+        """The rounds so far. Raises: RunError where a line is not what was appended."""
         if not self.metrics_file.is_file():
             return []
-        rows = []
-        for line in self.metrics_file.read_text("utf-8").splitlines():
+        rows: list[dict[str, Any]] = []
+        for line in self.metrics_file.read_bytes().splitlines(keepends=True):
             try:
+                _Line.model_validate_json(line)
                 rows.append(json.loads(line))
             except ValueError:
-                break  # a line torn by a crash; its round was not checkpointed and will be run again
+                if not line.endswith(b"\n"):
+                    break  # torn by a crash; its round was not checkpointed and will be run again
+                where = f"{self.metrics_file} line {len(rows) + 1}"
+                raise RunError(f"{where}: not a round's metrics; put the file back as it was") from None
         return rows
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -106,17 +137,27 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def forget_metrics_after(self, round_: int) -> None:
-        """Drop lines of rounds that were not checkpointed; they will be run again."""
+        """Drop lines of rounds that were not checkpointed; they will be run again.
+
+        Raises: RunError where a line of a checkpointed round is gone, which no crash explains.
+        """
         kept = [row for row in self.metrics() if row["round"] <= round_]
+        if round_ and [row["round"] for row in kept] != list(range(round_ + 1)):
+            raise RunError(f"{self.metrics_file}: lacks rounds that were done; put it back from a copy")
         text = "".join(json.dumps(row) + "\n" for row in kept)
         atomic_file.write(self.metrics_file, text.encode())
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of this run, or none if it has not been written."""
+        """A JSON file of this run, or none if it has not been written. Raises: RunError where it holds no object."""
         path = self.path / name
         if not path.is_file():
             return None
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        try:
+            value = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise RunError(f"{path}: not a whole JSON object; make it again, or remove it")
         return value
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: two that go on with one run would both train, charge and log every round."""
+"""One process at a time in a run folder: two would both train, charge and log every round."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from ..errors import RunError
 
 @contextmanager
 def exclusive(folder: Path, name: str = "run.lock") -> Iterator[None]:
-    """Hold `folder`; RunError naming the process that holds it already. The same thread may hold it again.
+    """Hold a lock on `folder`, which the same thread may take again.
 
-    The operating system lets go of it when the process ends, however that happens.
+    The operating system releases it when the process ends, however that happens.
+
+    Raises:
+        RunError: names the process that holds it.
     """
     path = folder.resolve() / name
     lock = FileLock(path, timeout=0, mode=0o600, is_singleton=True, fallback_to_soft=False)

@@ -1,7 +1,8 @@
 """What is set, validated before anything is spent; a file a part.
 
-`model`, `noise`, `training`, `privacy` are the parts that a company learns of, as the `plan` that it is offered;
-`simulation` is everything that decides a run on one machine; `load` reads presets and TOML files.
+`training` and `privacy` (and the model and its noise, from `blocks`) are the parts that a company learns of, as the
+`plan` that it is offered; `run` is what a coordinator has, `simulation` what a run with invented companies adds;
+`load` validates TOML, `files` keeps a run's settings in its folder.
 """
 
 from ..blocks.families import ModelSettings
@@ -10,24 +11,46 @@ from ..blocks.settings import (
     NoiseSettings,
     TransformerSettings,
 )
-from .load import load_settings, parsed_toml, preset_names, read_text, validated, validated_json
+from .files import (
+    is_simulation,
+    read_settings,
+    read_simulation,
+    read_tables,
+    refuse_injected_failures,
+    write_settings,
+    write_simulation,
+)
+from .load import lay_over, parsed_toml, read_text, validated, validated_json
 from .plan import Plan
-from .privacy import LEAST_NOISE, MOST_COMPANIES, MOST_NOISE, PrivacySettings, SecureAggregationSettings
+from .privacy import (
+    LEAST_NOISE,
+    MOST_COMPANIES,
+    MOST_NOISE,
+    MechanismSettings,
+    PrivacySettings,
+    SecureAggregationSettings,
+)
+from .run import (
+    CohortSettings,
+    DataSource,
+    InfluenceSettings,
+    PublicDataSettings,
+    RunSettings,
+    groups_of,
+)
 from .simulation import (
     AuditSettings,
     CompanySettings,
     DataSettings,
-    DataSource,
     DropoutSettings,
-    InfluenceSettings,
-    Settings,
+    SimulationSettings,
     Transport,
-    groups_of,
 )
 from .training import PretrainingSettings, TrainingSettings
 
 __all__ = [
     "AuditSettings",
+    "CohortSettings",
     "CompanySettings",
     "DataKind",
     "DataSettings",
@@ -37,21 +60,30 @@ __all__ = [
     "LEAST_NOISE",
     "MOST_COMPANIES",
     "MOST_NOISE",
+    "MechanismSettings",
     "ModelSettings",
     "NoiseSettings",
     "Plan",
     "PretrainingSettings",
     "PrivacySettings",
+    "PublicDataSettings",
+    "RunSettings",
     "SecureAggregationSettings",
-    "Settings",
+    "SimulationSettings",
     "TrainingSettings",
     "TransformerSettings",
     "Transport",
     "groups_of",
-    "load_settings",
+    "is_simulation",
+    "lay_over",
     "parsed_toml",
-    "preset_names",
+    "read_settings",
+    "read_simulation",
+    "read_tables",
     "read_text",
+    "refuse_injected_failures",
     "validated",
     "validated_json",
+    "write_settings",
+    "write_simulation",
 ]

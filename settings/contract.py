@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ..blocks.settings import Part, require
 from ..errors import InputError
+from .load import parsed_toml, read_text
 
 Range = tuple[float, float]
 Values = tuple[str, ...]
@@ -123,12 +124,14 @@ class TableContract(FileContract):
 
 
 class ImageContract(FileContract):
-    """Labelled images: a folder a class, a table of paths or of pixels, a .npz file; or a .zip of a folder.
+    """Labelled images: a folder a class (or a .zip of such), a table of paths, of image files or of pixels, a .npz.
 
     `labels`: the classes in order, as the folders are called or as the label column has them; none: folder names in
-    sorted order, which must be the same in public and private data. `path`: the column of a table that holds file
-    names relative to it; `image`: one that holds the bytes of image files. `fit`: how an image that is not square
-    becomes so. `broken`: what to do with a file that cannot be read.
+    sorted order, which must be the same in public and private data, or whole numbers. `path`: the column of a table
+    that holds file names relative to it; `image`: one that holds the bytes of image files. `fit`: how an image that
+    is not square becomes so. `background`: what stands behind transparent pixels and fills what is padded. `bits`:
+    of a whole-number pixel (12 of many X-ray images); none: all 16 of a 16-bit file, 8 of arrays and tables.
+    `broken`: what to do with a file that cannot be read, or a row without file or label.
     """
 
     kind: Literal["images"] = "images"
@@ -137,7 +140,19 @@ class ImageContract(FileContract):
     path: str | None = None
     image: str | None = None
     fit: Literal["refuse", "stretch", "crop", "pad"] = "refuse"
+    background: Literal["white", "black"] = "white"
+    bits: int | None = Field(None, ge=1, le=32)
     broken: Literal["refuse", "skip"] = "refuse"
+
+    @model_validator(mode="after")
+    def _told_once(self) -> Self:
+        require(self.path is None or self.image is None, "image", self.image, "give path or image, not both")
+        for name in (self.path, self.image):
+            require(name != self.label, "label", self.label, "is named for two purposes")
+        if self.labels is not None:
+            require(len(self.labels) > 1, "labels", self.labels, "expected two or more")
+            require(len(self.labels) == len(set(self.labels)), "labels", self.labels, "names a class twice")
+        return self
 
     def model_fields_told(self) -> dict[str, object]:
         return {} if self.labels is None else {"classes": len(self.labels)}
@@ -227,8 +242,6 @@ def _is_zone(name: str) -> bool:
 
 def contract_file(path: str) -> dict[str, Any]:
     """The text of a contract. Raises: InputError naming the file."""
-    from .load import parsed_toml, read_text
-
     return parsed_toml("contract", path, read_text("contract", Path(path)))
 
 

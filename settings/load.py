@@ -1,10 +1,9 @@
-"""Settings from presets and TOML files, with overrides laid over them, validated before anything is spent."""
+"""TOML, overrides laid over it, and validation whose complaint is one line."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,35 +11,18 @@ from pydantic import BaseModel, ValidationError
 
 from ..blocks.families import family_names
 from ..errors import InputError
-from .contract import settle
-from .simulation import Settings
 
 T = TypeVar("T", bound=BaseModel)
 
 
-def preset_names() -> list[str]:
-    """The presets that come with the package."""
-    folder = resources.files("fedblocks.experiments.presets")
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+def lay_over(raw: dict[str, Any], overrides: Sequence[str] | Mapping[str, object]) -> None:
+    """Put overrides into the tables of a TOML file: `key=value` texts, or a mapping of values as they are.
 
-
-def load_settings(preset: str, overrides: Sequence[str] | Mapping[str, object] = ()) -> Settings:
-    """Read a preset by name or a TOML file by path, and lay `key=value` overrides over it.
-
-    Values are read as TOML where they are TOML, else as text: `--set name=mine`. A mapping has them as they are.
+    The value of a text is read as TOML where it is TOML, else as text: `--set name=mine`.
     """
-    if preset in preset_names():
-        text = resources.files("fedblocks.experiments.presets").joinpath(f"{preset}.toml").read_text("utf-8")
-    elif Path(preset).is_file():
-        text = read_text("preset", preset)
-    else:
-        raise InputError("preset", preset, f"no such preset or file; presets: {', '.join(preset_names())}")
-    raw = parsed_toml("preset", preset, text)
     values = overrides if isinstance(overrides, Mapping) else dict(map(_parsed_override, overrides))
     for key, value in values.items():
         _lay_over(raw, key, value)
-    settle(raw)
-    return validated(Settings, raw)
 
 
 def read_text(field: str, path: str | Path) -> str:
@@ -59,6 +41,8 @@ def parsed_toml(field: str, path: str | Path, text: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(field, str(path), f"not valid TOML: {error}") from None
+    except RecursionError:
+        raise InputError(field, str(path), "not valid TOML: nested too deeply") from None
 
 
 def validated(kind: type[T], raw: object) -> T:

@@ -6,41 +6,73 @@ Each company checks it against its own policy and refuses anything that its own 
 from __future__ import annotations
 
 import hashlib
-import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from ..blocks.families import ModelSettings
 from ..blocks.settings import NoiseSettings, Part, require
-from .privacy import LEAST_NOISE, MOST_COMPANIES, MOST_NOISE, SecureAggregationSettings, check_mechanism
+from .load import validated
+from .privacy import LEAST_NOISE, MOST_NOISE, MechanismSettings, SecureAggregationSettings, check_mechanism
+from .run import RunSettings
 from .training import TrainingSettings
 
 
-class Plan(Part):
-    """What the coordinator offers: enough to train, mask and account; nothing about where data lies."""
+class _Job(Part):
+    """What a company trains: the first fields of a plan, before those of its mechanism."""
 
     # Printable: it stands in logs and ledgers.
     run: str = Field(max_length=128, pattern=r"^( |[^\p{C}\p{Z}])+$")
     model: ModelSettings
     noise: NoiseSettings
     training: TrainingSettings
-    delta: float = Field(gt=0, lt=1)
-    max_grad_norm: float = Field(ge=1e-6, le=1e6)
-    clipping: Literal["flat", "per-layer", "automatic"] = "flat"
-    clip_quantile: float | None = Field(None, gt=0, lt=1)
+
+
+# The bases' order is that of the fields in JSON, from the last base on, and so decides the digest.
+class Plan(MechanismSettings, _Job):
+    """What the coordinator offers: enough to train, mask and account; nothing about where data lies."""
+
     noise_multiplier: float = Field(ge=0, le=MOST_NOISE)
     company_clip: float = Field(ge=1e-6, le=1e9)
-    mode: Literal["local", "secure_step"] = "local"
-    dropouts: int = Field(0, ge=0, le=MOST_COMPANIES)
-    colluders: int = Field(0, ge=0, le=MOST_COMPANIES)
     secure_aggregation: SecureAggregationSettings
 
+    @classmethod
+    def of(
+        cls,
+        settings: RunSettings,
+        run: str,
+        *,
+        edges: Sequence[float],
+        noise_multiplier: float,
+        company_clip: float,
+        bits: int | None,
+    ) -> Plan:
+        """The plan of these settings, with what they may leave open.
+
+        `edges`: where pretraining has cut the noise. `bits` none: see `bits` below.
+        """
+        found = {"noise_multiplier": noise_multiplier, "company_clip": company_clip}
+        fields = {
+            "run": run,
+            "model": settings.model,
+            # Companies get the cut that pretraining ended with, not the recipe for finding it.
+            "noise": settings.noise.model_dump() | {"edges": edges},
+            "training": settings.training,
+            "secure_aggregation": settings.secure_aggregation.model_dump() | {"bits": bits},
+        }
+        mechanism = settings.privacy.model_dump(include=set(MechanismSettings.model_fields))
+        return validated(cls, fields | mechanism | found)
+
+    def changed(self, **values: object) -> Plan:
+        """The plan with other values in some fields, validated."""
+        return validated(Plan, self.model_dump() | values)
+
     @model_validator(mode="after")
-    def _single_steps(self) -> Plan:
+    def _offers(self) -> Self:
         z = self.noise_multiplier
         require(z == 0 or z >= LEAST_NOISE, "noise_multiplier", z, f"expected 0 or at least {LEAST_NOISE}")
-        check_mechanism(self.training, self.mode, self.clip_quantile)
+        check_mechanism(self.training, self)
         return self
 
     @property
@@ -60,7 +92,7 @@ class Plan(Part):
         clip; an update of 10^6 values has 190 of them in a standard deviation of its noise, and rounding adds some
         millionths to that noise's variance.
         """
-        return self.secure_aggregation.bits or (32 if self.secure_step else 22)
+        return self.secure_aggregation.width(self.secure_step)
 
     def threshold(self, cohort: int) -> int | None:
         """The smallest set that may be opened, where the plan has a say."""
@@ -70,16 +102,3 @@ class Plan(Part):
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON; companies sign up to exactly this plan."""
         return hashlib.sha256(self.model_dump_json().encode()).digest()
-
-    def default_company_clip(self, parameters: int) -> float:
-        """A bound that an honest update of `parameters` values passes but for a negligible chance.
-
-        The norm of the noise over the local steps concentrates at z C sqrt(steps P); 1.1 covers its tail.
-        """
-        t = self.training
-        if self.secure_step:  # the shares of noise are added to what has been bounded
-            return 2 * t.local_learning_rate * self.max_grad_norm
-        noise = self.noise_multiplier * self.max_grad_norm * math.sqrt(t.local_steps * parameters)
-        # The sum of clipped gradients stays below this for batches of up to twice the expected size.
-        signal = 2 * t.expected_batch_size * self.max_grad_norm * t.local_steps
-        return t.local_learning_rate * (1.1 * noise + signal) / t.expected_batch_size

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.families import VARIANTS, Variant
 
-from fedblocks.settings import Settings, load_settings
+from fedblocks.experiments.presets import load_settings
+from fedblocks.settings import SimulationSettings
 
 torch.set_num_threads(1)
 
@@ -41,6 +43,13 @@ def private_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small(private_file: Path) -> Settings:
+def small(private_file: Path) -> SimulationSettings:
     """Five companies, two blocks of one layer, 200 private images."""
     return load_settings("digits", [*SMALL, f'data.private.source="{private_file}"'])
+
+
+@pytest.fixture(params=VARIANTS, ids=str)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Every model family, with each kind of features that it takes."""
+    found: Variant = request.param
+    return found

@@ -181,6 +181,27 @@ def test_a_killed_writer_leaves_what_was_there(tmp_path: Path, way: str) -> None
         assert names(tmp_path) == ["path"]
 
 
+@pytest.mark.parametrize("at", [".path.tmp", "path"])
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_lies_where_a_folder_is_to_be_goes_and_what_a_link_leads_to_stays(
+    tmp_path: Path, at: str, kind: str
+) -> None:
+    """Would catch an error after the work, as where checkpoints were moved to another disk and a link left here."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    if kind == "file":
+        (tmp_path / at).touch()
+    else:
+        (tmp_path / at).symlink_to(elsewhere if kind == "link" else tmp_path / "nowhere")
+    with creating_folder(tmp_path / "path", replace=True) as draft:
+        (draft / "new").touch()
+    assert names(tmp_path / "path") == ["new"]
+    assert not (tmp_path / "path").is_symlink()
+    assert names(elsewhere) == ["kept"]
+    assert names(tmp_path) == ["elsewhere", "path"]
+
+
 def test_a_sole_writer_removes_leftovers_of_its_own_path_only(tmp_path: Path) -> None:
     for name in (".a.1.tmp", ".a[1].1.tmp", ".b.1.tmp", "a.1.tmp"):
         (tmp_path / name).touch()

@@ -1,6 +1,6 @@
-"""What leaks: attacks on block updates, their scores and the report.
+"""The leakage audit: attacks on block updates, their scores and the report.
 
-`views` says what a coordinator sees, `gradients` and `token_span` what the attacker can compute, `lm_map` is
-the attack, `campaign` runs many of them, `scoring` and `verdicts` judge them, `audit` is the whole; `report`
-writes it down for people.
+`views` are the observations of a coordinator, `gradients` and `token_span` what the attacker computes, `lm_map` is
+the attack, `campaign` runs many of them, `scoring` and `verdicts` evaluate them, `audit` combines these; `report`
+writes the HTML report.
 """

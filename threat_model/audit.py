@@ -1,8 +1,8 @@
 """The leakage audit of one block: attack what a coordinator sees, with and without the protection.
 
 Three views, from no protection to the opened sum; each with a control (the same attack without noise), the
-attack on the noised release, the prior's mode and a random public image. The accountant grants the attacker
-every step, so single-step releases are attacked. Observations are simulated in double precision, which
+attack on the noisy release, the prior's mode and a random public image. The accountant assumes that the attacker
+sees every step, so single-step releases are attacked. Observations are simulated in double precision, which
 favours the attacker.
 """
 
@@ -36,8 +36,11 @@ from .views import Observation, draw_truth, raw_gradient, released, with_noise
 class AuditDesign:
     """What is attacked: `targets` examples for the first two views, `aggregates` opened sums for the third.
 
-    A sum carries the noise of all `cohort` companies; the attacker knows every example in it but one of
-    each of `unknown` companies, as it would if the others told.
+    A sum has the noise of all `cohort` companies; the attacker knows every example in it except one of each of
+    `unknown` companies, as if the other companies colluded.
+
+    Raises:
+        InputError: a number is too small.
     """
 
     targets: int = 6
@@ -45,7 +48,7 @@ class AuditDesign:
     cohort: int = 5
     unknown: int = 1
     seed: int = 0
-    candidates: int = 100  # among which a reconstruction must point at its original
+    candidates: int = 100  # among which a reconstruction must be nearest to its original
     workers: int = 2  # processes; results do not depend on it
     budget: AttackBudget = field(default_factory=AttackBudget)
 
@@ -105,6 +108,9 @@ def audit_block(
 
     private: images (N, C, H, W) in [0, 1] and labels (N,), of which some are attacked; public: images
     (M, C, H, W) that the attacker knows. `on_progress` receives the finished share in [0, 1] and its view.
+
+    Raises:
+        InputError: there are too few examples, or the attack does not apply to this block.
     """
     images, labels = private[0].cpu().double(), private[1].cpu()
     needed = max(design.targets, design.aggregates * design.unknown, 2)
@@ -117,7 +123,7 @@ def audit_block(
         "company_release": (design.targets, 1),
         "opened_sum": (design.aggregates, min(design.unknown, design.cohort)),
     }
-    # 1. Draw the targets and what is seen of them.
+    # 1. Draw the targets and simulate the observations.
     truths: dict[str, list[tuple[Tensor, Unknowns]]] = {}
     tasks: list[AttackTask] = []
     for name, (cases, k) in plan.items():
@@ -131,7 +137,7 @@ def audit_block(
                 AttackTask((name, condition, case), observation, design.budget, design.seed + case)
                 for condition, observation in seen.items()
             ]
-    # 2. Attack; the sums first, as they take longest.
+    # 2. Attack; the sums first, since they take longest.
     tasks.sort(key=lambda task: -task.observation.examples)
     cost = sum(task.observation.examples for task in tasks)
     done = 0
@@ -143,7 +149,7 @@ def audit_block(
 
     attacker = Attacker(gradient.model, block, objective, public.cpu())
     found = run_all(attacker, tasks, workers=design.workers, on_done=on_done)
-    # 3. Score, beside what the public data alone let one guess.
+    # 3. Score, together with guesses from the public data only.
     views = []
     for name in plan:
         guesses = _baselines(truths[name], public.cpu().double(), len(model.table), design.seed + 2)
@@ -188,7 +194,7 @@ def _observed(
     cohort: int,
     generator: torch.Generator,
 ) -> dict[str, Observation]:
-    """Observation by condition; the raw gradient has no noise, and so no control of its own."""
+    """Observation by condition; the raw gradient has no noise, and so no control."""
     if name == "raw_gradient":
         return {"released": raw_gradient(gradients, draws)}
     clean = released(gradients, draws, max_grad_norm)

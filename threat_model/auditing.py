@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
-from ..settings import AuditSettings, Plan, validated
+from ..settings import AuditSettings, Plan, read_simulation, validated
 from .audit import AuditDesign, audit_block
 
 
@@ -30,14 +30,14 @@ def audit_run(
     The examples attacked are the companies' own training examples: the simulator holds them, and only the
     scoring reads them.
     """
-    settings, plan = run.settings(), run.plan()
+    settings, plan = read_simulation(run.path), run.plan()
     chosen = validated(AuditSettings, settings.audit.model_dump() | overrides)
     checkpoint = Checkpoint.load(run.checkpoints)
     problem = family(plan.model.family).problem
     if problem is None:
         attacked = ", ".join(name for name in family_names() if family(name).problem)
         raise InputError("model.family", plan.model.family, f"there is no attack yet but on {attacked}")
-    homes = sorted(run.companies.iterdir())
+    homes = run.homes()
     last = assign(max(checkpoint.round, 1), tuple(home.name for home in homes), plan)[-1]
     block = chosen.block
     if block is None:

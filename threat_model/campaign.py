@@ -1,6 +1,6 @@
-"""Many attacks side by side: each on one observation, in as many processes as there are idle cores.
+"""Many attacks in parallel processes, each on one observation.
 
-Every attack has a seed of its own, so results do not depend on how attacks are dealt to processes.
+Every attack has its own seed, so results do not depend on how attacks are distributed over processes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .views import Observation
 
 @dataclass(frozen=True)
 class Attacker:
-    """All that the attacker knows beforehand."""
+    """The attacker's prior knowledge."""
 
     model: ViTClassifier
     block: int
@@ -37,7 +37,7 @@ class Attacker:
 
 @dataclass(frozen=True)
 class AttackTask:
-    """One attack; `name` says what for."""
+    """One attack."""
 
     name: tuple[str, str, int]  # view, condition, case
     observation: Observation
@@ -64,7 +64,7 @@ def _run(task: AttackTask) -> Unknowns:
 def run_all(
     attacker: Attacker, tasks: list[AttackTask], *, workers: int, on_done: Callable[[AttackTask], None]
 ) -> dict[tuple[str, str, int], Unknowns]:
-    """What each attack found, by the task's name. With one worker everything stays in this process."""
+    """Each attack's reconstruction, by the task's name. With one worker all attacks run in this process."""
     if workers == 1:
         found = {}
         for task in tasks:
@@ -72,7 +72,7 @@ def run_all(
             found[task.name] = attacker.attack(task.budget).run(task.observation, generator).unknowns
             on_done(task)
         return found
-    # Forking a process whose OpenMP threads have run may hang; a fresh interpreter cannot.
+    # A fork of a process whose OpenMP threads have run may hang; a new interpreter does not.
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_prepare, initargs=(attacker,)
     ) as pool:

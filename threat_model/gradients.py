@@ -1,9 +1,9 @@
-"""The attacker's forward model: one example's block gradient as a function of all that is unknown.
+"""The attacker's forward model: one example's block gradient as a function of all unknowns.
 
-What a company computes for one example (image, label) is the gradient of the block's loss, averaged over
-`draws` noise draws (log sigma_j, eps_j). The attacker knows the model and the objective, so both this map
-and its derivative are open to it. Values are float64; derivatives are float32, because an inexact Jacobian
-costs the iteration some speed but never its fixed point.
+For one example (image, label) a company computes the gradient of the block's loss, averaged over `draws` noise draws
+(log sigma_j, eps_j). The attacker knows the model and the objective, so it can compute this map and its derivative.
+Values are float64; derivatives are float32, because an inexact Jacobian makes the iteration slower but does not
+change its fixed point.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ..blocks import BlockObjective, Draw, block_parameters
 from ..blocks.families.vit import ViTClassifier
 from ..errors import InputError
 
-# Forward mode carries this many (draw, direction) pairs through the network at once; bounds the memory.
+# Forward mode takes this many (draw, direction) pairs through the network at once; bounds the memory.
 _PAIRS_AT_ONCE = 1024
 
 
 @dataclass
 class Unknowns:
-    """What one observation hides, for K examples of d draws each."""
+    """The unknowns of one observation: K examples of d draws each."""
 
     images: Tensor  # (K, C, H, W) in [0, 1]
     log_sigma: Tensor  # (K, d)
@@ -35,7 +35,7 @@ class Unknowns:
     labels: Tensor  # (K,)
 
     def flat(self) -> Tensor:
-        """The continuous ones, (K, N + d (D + 1)): the image, then (eps_j, log sigma_j) of each draw."""
+        """The continuous unknowns, (K, N + d (D + 1)): the image, then (eps_j, log sigma_j) of each draw."""
         draws = torch.cat([self.eps, self.log_sigma[..., None]], dim=2)  # (K, d, D + 1)
         return torch.cat([self.images.flatten(1), draws.flatten(1)], dim=1)
 
@@ -67,6 +67,9 @@ class BlockGradient:
 
     gradient = BlockGradient(model, block=2, objective=BlockObjective())
     g = gradient(unknowns)                   # (K, P), in the order in which updates are flattened
+
+    Raises:
+        InputError: with prefix features, for any block but 0.
     """
 
     def __init__(self, model: ViTClassifier, block: int, objective: BlockObjective) -> None:
@@ -74,7 +77,7 @@ class BlockGradient:
             rule = "with prefix features only block 0 reads the patches that this attack searches for"
             raise InputError("audit.block", block, rule)
         self.block = block
-        # The caller's model keeps its mode, its type and its flags.
+        # A copy: the caller's model keeps its mode, dtype and flags.
         self.model = copy.deepcopy(model).cpu().double().eval()
         self.layers = self.model.freeze_all_but(block, interface=False)
         named = block_parameters(self.layers)

@@ -1,9 +1,10 @@
 """LM-MAP: maximum a posteriori reconstruction by projected Levenberg-Marquardt.
 
 Image, noise level and noise draw of every unknown example are estimated jointly under the exact likelihood of
-clipping and Gaussian noise, a Gaussian public prior on images, N(0, I) on eps and the trainer's own law on
-sigma. The noise draw is a nuisance to estimate: averaging over it, as expectation over transformation would,
-throws information away. Without noise the likelihood is annealed from a coarse artificial noise per tensor.
+clipping and Gaussian noise, a Gaussian public prior on images, N(0, I) on eps and the training's own law of
+sigma. The noise draw is a nuisance parameter that is estimated too: averaging over it, as in expectation over
+transformation, would lose information. Without noise the likelihood is annealed from a coarse artificial noise per
+tensor.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from .token_span import PatchSearch
 from .views import Observation, scale
 
 NAME = "LM-MAP"
-_GOOD_START = 0.06  # relative residual from which the joint phase is worth its time
-_EXPLAINED = 1e-2  # relative residual that no wrong reconstruction has reached
+_GOOD_START = 0.06  # relative residual below which the joint phase is run
+_EXPLAINED = 1e-2  # relative residual that no wrong reconstruction was seen to reach
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """What moves, how the artificial noise falls (by half a step), and when all is explained."""
+    """Which unknowns change, how the artificial noise decreases (by half a step), and the residual to stop at."""
 
     image: bool
     coarse: float
@@ -37,7 +38,7 @@ class _Phase:
     solved: float  # relative residual
 
 
-# The draws first: an image that is nearly right would be pulled away by wrong noise draws.
+# The noise draws first: wrong ones would change an image that is nearly right.
 _DRAWS = _Phase(False, 0.3, 0.003, 0.005)
 _ALL = _Phase(True, 0.01, 1e-6, 1e-5)
 _LABEL_NOISE = 0.3  # artificial noise at which labels are compared
@@ -89,10 +90,10 @@ class LMMAP:
         self.level_mean, self.level_std = law.P_mean, law.P_std
 
     def run(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
-        """Fit the noise draws from several starts, then everything from those that explain enough.
+        """Fit the noise draws from several starts, then all unknowns from the starts with a small residual.
 
-        Without noise the search ends at the first that explains the observation; with noise there is no such
-        sign, so all starts are tried and the most probable goes on.
+        Without noise the search ends at the first reconstruction that explains the observation. With noise that
+        cannot be known, so all starts are tried and the most probable one is continued.
         """
         weights = self._weights(observation, generator)
         best: Reconstruction | None = None
@@ -124,9 +125,9 @@ class LMMAP:
     def _starts(
         self, observation: Observation, weights: _Weights, generator: torch.Generator
     ) -> Iterator[Unknowns]:
-        """Images and noise levels from the row spaces, the last time from the prior's mode; eps at random.
+        """Starts with images and noise levels from the row spaces, the last one from the prior's mode; random eps.
 
-        eps = 0 is a saddle: the draws of one example are exchangeable there.
+        eps = 0 is a saddle point: there the draws of one example are exchangeable.
         """
         k, d = observation.examples, observation.draws
         library = patches_of(self.public, self.gradient.model.patch_size).flatten(0, 1)  # (M T, C p^2)
@@ -221,7 +222,7 @@ class LMMAP:
                     break
                 damping = min(damping * 6, 1e6)
             stalled = stalled + 1 if gained < 1e-3 * before else 0
-            # Where the real noise is larger, annealing the artificial one changes nothing.
+            # Annealing the artificial noise has no effect once the real noise is larger.
             annealed = bool((w > 0.99 * weights.at(phase.finest)).all())
             solved = not observation.noise and self._relative(r, weights) < phase.solved
             if solved or (stalled >= 2 and annealed):
@@ -237,7 +238,7 @@ class LMMAP:
     def _jacobian(
         self, u: Unknowns, g: Tensor, observation: Observation, weights: _Weights, w: Tensor, of_image: bool
     ) -> Tensor:
-        """Derivative of the weighted sum, (K m, R). Each example moves its own summand only."""
+        """Derivative of the weighted sum, (K m, R). Each example changes its own summand only."""
         _, factors, bound = scale(g, observation.scaling, observation.max_grad_norm)
         blocks = []
         for i in range(len(g)):
@@ -250,11 +251,11 @@ class LMMAP:
             j = j - radial[:, None] * direction[chosen]
             blocks.append(j * (factors[i] * w).float())
         stacked = torch.cat(blocks)
-        # With few coordinates double precision costs nothing; with all of them the noise dwarfs rounding.
+        # With few coordinates double precision is cheap; with all of them the noise is far above rounding.
         return stacked if observation.noise else stacked.double()
 
     def _projected(self, flat: Tensor) -> Tensor:
-        """Images into the box, noise levels into the block's interval."""
+        """Images clamped to [0, 1], noise levels to the block's interval."""
         pixels, width = len(self.prior.mean), self.gradient.width
         out = flat.clone()
         out[:, :pixels] = out[:, :pixels].clamp(0, 1)

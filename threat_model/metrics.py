@@ -1,8 +1,8 @@
-"""Scores of reconstructions, with intervals that respect how the cases were drawn.
+"""Scores of reconstructions, with confidence intervals that account for how the cases were drawn.
 
-Images of one opened sum are reconstructed together, so they succeed and fail together: intervals come from a
-bootstrap over whole sums (a cluster bootstrap, Davison & Hinkley 1997, section 3.8), never over images. The
-worst case, that is the best reconstruction, is printed beside every mean.
+Images of one opened sum are reconstructed together, so their scores are dependent: intervals come from a bootstrap
+over whole sums (a cluster bootstrap, Davison & Hinkley 1997, section 3.8), never over images. The worst case, that is
+the best reconstruction, is reported beside every mean.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..errors import InputError
 Array = npt.NDArray[np.float64]
 
 EXACT_PSNR = 40.0
-"""From here on a reconstruction counts as exact, in dB."""
+"""The lowest PSNR of a reconstruction that counts as exact, in dB."""
 
-_PSNR_CEILING = 150.0  # rounding decides beyond it, and an infinite score has no mean
+_PSNR_CEILING = 150.0  # higher values are rounding noise, and an infinite score has no mean
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def ssim(estimates: Array, originals: Array) -> Array:
 
 
 def matched(estimates: Array, originals: Array) -> npt.NDArray[np.intp]:
-    """For each original the estimate that stands for it: the assignment of least squared error (Hungarian).
+    """The index of each original's estimate: the assignment of least squared error (Hungarian algorithm).
 
-    A sum has no order. The same freedom is given to baselines, so that matching itself counts as no gain.
+    A sum has no order. Baselines are matched in the same way, so that matching itself is no gain.
     """
     cost = ((originals[:, None] - estimates[None]) ** 2).reshape(len(originals), len(estimates), -1).mean(2)
     order = np.empty(len(originals), dtype=np.intp)
@@ -90,7 +90,10 @@ def summarise(
 ) -> Score:
     """Mean of values (n,) with a 95% percentile interval from a bootstrap over clusters (n,) of cases.
 
-    One cluster has no interval: its range stands in.
+    With one cluster the interval is the range of its values.
+
+    Raises:
+        InputError: there is not one value for each case, or there is no case.
     """
     if len(values) == 0 or len(values) != len(clusters):
         raise InputError("values", len(values), f"expected one value for each of {len(clusters)} > 0 cases")

@@ -2,7 +2,7 @@
 
 MAP reconstruction needs a prior whose log-density is quadratic, so that one Levenberg-Marquardt step
 treats it exactly. The result of an attack without any gradient is the mode of this prior: the baseline
-beside which every reconstruction is printed.
+with which every reconstruction is compared.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ class ImagePrior:
     def fit(cls, images: Tensor, shrinkage: float = 0.05) -> ImagePrior:
         """images (M, C, H, W); the covariance is shrunk towards a multiple of the identity.
 
-        Without shrinkage, pixels that never vary in public would be taken as known in private.
+        Without shrinkage, pixels that are constant in public images would be taken as known in private ones.
+
+        Raises:
+            InputError: there are fewer than 2 images.
         """
         if len(images) < 2:
             raise InputError("public images", len(images), "expected at least 2 to fit a prior")

@@ -1,4 +1,4 @@
-"""From reconstructions to the scores of one view: all conditions on the same examples, matched alike."""
+"""From reconstructions to the scores of one view: all conditions on the same examples, matched in the same way."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def score_view(
 
 
 def _rivals(private: Tensor, indices: Tensor, candidates: int) -> Array:
-    """For each attacked example the other private images most like it, (n, candidates - 1, C, H, W)."""
+    """For each attacked example the other private images nearest to it, (n, candidates - 1, C, H, W)."""
     flat = private.flatten(1)
     distance = torch.cdist(flat[indices], flat)  # (n, N)
     distance[torch.arange(len(indices)), indices] = torch.inf

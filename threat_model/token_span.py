@@ -1,14 +1,16 @@
-"""Where the search starts: what the row spaces of a block gradient tell without any search.
+"""Starting points of the search, computed from the row spaces of a block gradient.
 
-Two linear layers of a block read inputs that the attacker can enumerate.
+Two linear layers of a block have inputs that the attacker can enumerate.
 
-1. The modulation layers read the embedding of the noise level alone, so their gradient is a sum of K d outer
+1. The input of the modulation layers is the embedding of the noise level only, so their gradient is a sum of K d
+outer
    products with c(sigma_j) on the right: each sigma_j is where the known curve c meets the row space.
-2. The first layer's attention reads the image's tokens, each a function of one patch alone. A token that took
-   part in the sum lies where the gradient has energy; its leverage a^T (dW^T dW)^-1 a is small.
+2. The input of the first layer's attention is the image's tokens, each a function of one patch only. A token that
+took
+   part in the sum lies in directions in which the gradient is large; its leverage a^T (dW^T dW)^-1 a is small.
    Where there are fewer tokens than dimensions this is the span attack (DAGER, arXiv 2405.15586, on
-   continuous tokens). With more it still holds in practice, since token gradients are so unequal that the
-   row space is nearly deficient.
+   continuous tokens). With more tokens it still works in practice, since token gradients are so unequal that the
+   row space is nearly rank-deficient.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from .views import Observation
 _GRID = 2048  # noise levels tried along the curve
 _STARTS = 48  # patch candidates refined per position
 _NORM_EPSILON = 1e-5  # of the layer norm without affine part
-_FLOOR = 1e-10  # singular values below this share of the first are rounding
+_FLOOR = 1e-10  # singular values below this share of the first are rounding errors
 
 
 def noise_levels(gradient: BlockGradient, observation: Observation) -> Tensor:
-    """The K d estimates of log sigma, (K d,), rising; unordered with respect to examples."""
+    """The K d estimates of log sigma, (K d,), increasing; their order says nothing about examples."""
     tensors = gradient.tensors(observation.vector)
     stacked = torch.cat([t for n, t in tensors.items() if n.endswith("modulation.weight")])  # (6 D layers, D)
     count = observation.examples * observation.draws
@@ -39,7 +41,7 @@ def noise_levels(gradient: BlockGradient, observation: Observation) -> Tensor:
     )
 
     def outside(log_sigma: Tensor) -> Tensor:
-        """The part of the unit vector along c(sigma) that the row space does not hold, (D,)."""
+        """The component of the unit vector along c(sigma) orthogonal to the row space, (D,)."""
         c: Tensor = gradient.model.condition(gradient.block, log_sigma.exp()[None])[0]
         c = c / c.norm()
         rest: Tensor = c - (c @ basis.T) @ basis
@@ -51,7 +53,7 @@ def noise_levels(gradient: BlockGradient, observation: Observation) -> Tensor:
     minima = ((distance <= padded[:-2]) & (distance < padded[2:])).nonzero()[:, 0]
     found = grid[minima[distance[minima].argsort()[:count]]]
     slope = vmap(jacfwd(outside))
-    for _ in range(6):  # Gauss-Newton on a line; a step never leaves its grid cell's neighbourhood
+    for _ in range(6):  # Gauss-Newton in one dimension; a step stays near its grid cell
         r, j = vmap(outside)(found), slope(found)
         step = (r * j).sum(1) / (j * j).sum(1).clamp_min(1e-30)
         found = (found - step.clamp(-2e-3, 2e-3)).clamp(low, high)
@@ -67,8 +69,8 @@ class PatchSearch:
     search = PatchSearch(gradient, observation, library, shape)   # library (M, C p^2), public patches
     log_sigma, images = search.images()                      # (K, d), (K, C, H, W)
 
-    The patches' tokens carry no noise, so nothing but its size tells which example a patch belongs to: of
-    several examples, the first gets the patch of least leverage at every position, the second the next.
+    The patches' tokens have no noise, so only the leverage can tell to which example a patch belongs: of several
+    examples, the first gets the patch of least leverage at every position, the second the next.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class PatchSearch:
         parts = [w / w.norm().clamp_min(1e-30) for w in weight.chunk(3)]
         noise = [observation.noise / float(w.norm().clamp_min(1e-30)) for w in weight.chunk(3)]
         _, s, v = torch.linalg.svd(torch.cat(parts), full_matrices=False)
-        # What noise alone adds to a singular value of a (3 D, D) matrix.
+        # Size of the singular values of a (3 D, D) matrix of noise only.
         level = max(noise) * (weight.shape[0] ** 0.5 + weight.shape[1] ** 0.5)
         self.whiten = v / (s.square() + level**2).sqrt().clamp_min(float(s[0]) * _FLOOR)[:, None]  # (D, D)
         self.levels = noise_levels(gradient, observation)  # (K d,)
@@ -104,7 +106,7 @@ class PatchSearch:
 
     @staticmethod
     def _distinct(patches: Tensor, count: int) -> Tensor:
-        """The first `count` patches (S, C p^2) that differ; many starts end in few places."""
+        """The first `count` distinct patches (S, C p^2); many starts converge to few patches."""
         kept = [patches[0]]
         for patch in patches[1:]:
             if len(kept) < count and min(float((patch - other).abs().max()) for other in kept) > 0.05:

@@ -1,5 +1,5 @@
-"""What an attack within a budget did or did not recover, never that all is safe: judged once, kept as data, put into
-words by whoever shows it.
+"""Verdicts: what an attack within a budget did or did not recover, which never proves safety. A verdict is computed
+once and stored as data; its sentences are made when it is shown.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ TITLES = {
     "opened_sum": "The securely opened sum, all examples but one known to the attacker",
 }
 
-# A bootstrap over six cases is too narrow; what it calls a gain must also be one that an eye could see.
+# A bootstrap interval over six cases is too narrow, so a gain must also be large enough to be visible.
 _MATERIAL_GAIN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a verdict rests on: how many of the cases; `control_exact` is none where no noise can be taken away."""
+    """The counts on which a verdict is based; `control_exact` is None where there is no noise to remove."""
 
     cases: int
     exact: int
@@ -39,13 +39,13 @@ class Evidence:
 
     @property
     def control_succeeded(self) -> bool:
-        """At least half of the cases exact once the noise is taken away."""
+        """Whether at least half of the cases are exact without the noise."""
         return 2 * self.exact_without_noise >= self.cases
 
     def judged(self) -> Outcome:
         if self.exact:
             return "recovered"
-        # By chance two or more of a handful among 100 candidates happen in less than one audit in a hundred.
+        # By chance, two or more re-identified cases of a few among 100 candidates happen in under 1% of audits.
         if self.gain.low > _MATERIAL_GAIN or self.reidentified - self.reidentified_by_prior >= 2:
             return "partly recovered"
         return "not recovered" if self.control_succeeded else "inconclusive"
@@ -63,7 +63,7 @@ class Verdict:
         return cls(evidence.judged(), evidence)
 
     def to_json(self) -> dict[str, Any]:
-        """Without the gain, which stands among the view's scores."""
+        """Without the gain, which is among the view's scores."""
         e = self.evidence
         return {
             "outcome": self.outcome,
@@ -78,7 +78,11 @@ class Verdict:
 
     @classmethod
     def from_json(cls, view: dict[str, Any]) -> Verdict:
-        """Of a view in audit.json. Raises: KeyError where it was written by another version."""
+        """The verdict of a view in audit.json.
+
+        Raises:
+            KeyError: the file was written by another version.
+        """
         evidence = Evidence(
             cases=view["cases"],
             exact=view["exact"],
@@ -98,7 +102,7 @@ class Verdict:
         return self.outcome.capitalize()
 
     def detail(self, attack: str, budget: AttackBudget) -> str:
-        """The rest of the sentence that `head` opens."""
+        """The rest of the sentence that begins with `head`."""
         e, g = self.evidence, self.evidence.gain
         gain = f"{g.mean:+.1f} dB over prior-only (95% interval {g.low:+.1f} to {g.high:+.1f})"
         control = ""

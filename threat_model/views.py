@@ -1,7 +1,7 @@
-"""What a coordinator sees of a block update, from no protection at all to the securely opened sum.
+"""What a coordinator sees of a block update, from no protection to the securely opened sum.
 
-Every view is a sum over K examples that the attacker does not know, as those it knows can be subtracted:
-differential privacy grants it all others. `scaling` is how one gradient enters the sum, `noise` the
+Every view is a sum over K examples that the attacker does not know, since it can subtract those it knows:
+differential privacy assumes that it knows all others. `scaling` is how one gradient enters the sum, `noise` the
 standard deviation of the Gaussian noise per coordinate of the sum.
 """
 
@@ -36,7 +36,7 @@ def scale(gradients: Tensor, scaling: Scaling, max_grad_norm: float) -> tuple[Te
     """(scaled, factors, bound) of gradients (K, P): scaled = factors * gradients.
 
     `bound` (K,) is 1 where the factor depends on the gradient's norm, so that the derivative of the scaled
-    gradient loses its radial part, and 0 where the gradient passes unchanged.
+    gradient has no radial part, and 0 where the gradient is unchanged.
     """
     squared = (gradients * gradients).sum(1)
     if scaling == "unit":

@@ -26,9 +26,21 @@ C = TypeVar("C", TableContract, ImageContract, TextContract, SeriesContract)
 __all__ = ["CONNECTORS", "Examples", "load_examples"]
 
 
-def load_examples(field: str, source: DataSource, model: ModelSettings, match_contrast: bool) -> Examples:
-    """Read, check and bring to the model's size; `field` names the setting in errors."""
-    return CONNECTORS[model.connector](field, source, model, match_contrast).check(field, model.kind)
+def load_examples(
+    field: str,
+    source: DataSource,
+    model: ModelSettings,
+    match_contrast: bool,
+    findings: Findings | None = None,
+) -> Examples:
+    """Read, check and bring to the model's size; `field` names the setting in errors.
+
+    `findings` takes what was found and done on the way.
+    """
+    findings = Findings(source.source) if findings is None else findings
+    return CONNECTORS[model.connector](field, source, model, match_contrast, findings).check(
+        field, model.kind
+    )
 
 
 def contract_of(field: str, source: DataSource, kind: type[C]) -> C | None:
@@ -42,31 +54,40 @@ def contract_of(field: str, source: DataSource, kind: type[C]) -> C | None:
     )
 
 
-def _images(field: str, source: DataSource, model: ImageSettings, match_contrast: bool) -> Examples:
-    images, labels = load_images(field, source, model, match_contrast)
+def _images(
+    field: str, source: DataSource, model: ImageSettings, match_contrast: bool, findings: Findings
+) -> Examples:
+    contract = contract_of(field, source, ImageContract)
+    images, labels = load_images(field, source, model, match_contrast, contract, findings)
     return Examples(images, labels) if model.label_side == "targets" else Examples(labels, images)
 
 
-def _text(field: str, source: DataSource, model: TextSettings, match_contrast: bool) -> Examples:
-    tokens = load_text(field, source, model, contract_of(field, source, TextContract))
+def _text(
+    field: str, source: DataSource, model: TextSettings, match_contrast: bool, findings: Findings
+) -> Examples:
+    tokens = load_text(field, source, model, contract_of(field, source, TextContract), findings)
     return Examples(tokens, tokens)
 
 
-def _series(field: str, source: DataSource, model: SeriesSettings, match_contrast: bool) -> Examples:
+def _series(
+    field: str, source: DataSource, model: SeriesSettings, match_contrast: bool, findings: Findings
+) -> Examples:
     contract = contract_of(field, source, SeriesContract)
-    return Examples(*load_series(field, source, model, contract=contract))
+    return Examples(*load_series(field, source, model, contract=contract, findings=findings))
 
 
-def _tables(field: str, source: DataSource, model: TransformerSettings, match_contrast: bool) -> Examples:
+def _tables(
+    field: str, source: DataSource, model: TransformerSettings, match_contrast: bool, findings: Findings
+) -> Examples:
     contract = contract_of(field, source, TableContract)
     if contract is None:
         rule = "rows need a contract; `fedblocks data inspect` drafts one from a file"
         raise InputError(field, source.source, rule)
-    return load_table(field, source.source, contract, Findings(source.source))
+    return load_table(field, source.source, contract, findings)
 
 
 # A connector takes the settings that name it.
-CONNECTORS: dict[str, Callable[[str, DataSource, Any, bool], Examples]] = {
+CONNECTORS: dict[str, Callable[[str, DataSource, Any, bool, Findings], Examples]] = {
     "images": _images,
     "text": _text,
     "series": _series,

@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclass
 class Findings:
-    """`rows` lines of facts ("column age": "numbers, 17 to 90"), `notes` what was dropped, changed or looks odd.
+    """`facts` ("column age": "numbers, 17 to 90"), `notes` what was dropped, changed or looks odd, `classes` the
+    label of each class where the source calls it by name.
 
     Nothing of it enters training. It stays with its owner: in a simulation in the run's folder, at a company on the
     company's own machine.
@@ -17,6 +18,7 @@ class Findings:
     source: str
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    classes: dict[str, int] = field(default_factory=dict)
 
     def fact(self, name: str, value: object) -> None:
         self.facts[name] = str(value)

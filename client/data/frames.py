@@ -110,12 +110,15 @@ def batches_of_csv(
     _refuse_other_separator(field, path, head, contract)
     _refuse_twice(field, str(path), _names(head, contract))
 
+    # Small, for what is read ahead stays in memory; a row has to fit into a block.
+    block = max(1 << 20, 16 * max(map(len, head)))
+
     def read(threads: bool) -> Iterator[pa.RecordBatch]:
         with opened(path) as stream:
             yield from csv.open_csv(
                 stream,
                 read_options=csv.ReadOptions(
-                    encoding=_encoding(contract), block_size=1 << 23, use_threads=threads
+                    encoding=_encoding(contract), block_size=block, use_threads=threads
                 ),
                 parse_options=csv.ParseOptions(delimiter=contract.separator, newlines_in_values=True),
                 convert_options=csv.ConvertOptions(
@@ -152,6 +155,7 @@ def _of_a_cell(text: str, types: dict[str, pa.DataType]) -> str:
     return "not a readable table (its rows differ in length, or are of another encoding)"
 
 
+_LONGEST_LINE = 1 << 26
 EMPTY = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "#N/A")
 """Cells that hold nothing."""
 
@@ -166,8 +170,12 @@ def opened(path: Path) -> Any:
 def first_lines(field: str, path: Path, encoding: str | None, most: int = 200) -> list[str]:
     """The first lines of a text file. Raises: InputError where it is no text in this encoding."""
     with opened(path) as stream:
-        raw: bytes = stream.read(1 << 18)
-    whole = len(raw) < 1 << 18
+        size = 1 << 18
+        raw: bytes = stream.read(size)
+        while len(raw) == size and b"\n" not in raw and size < _LONGEST_LINE:
+            raw += stream.read(size)
+            size *= 2
+    whole = len(raw) < size
     try:
         text = raw.decode(encoding or "utf-8-sig", errors="strict" if whole else "ignore")
     except UnicodeDecodeError as error:
@@ -181,9 +189,14 @@ def first_lines(field: str, path: Path, encoding: str | None, most: int = 200) -
 
 
 def separator_of(lines: list[str]) -> str:
-    """The separator that cuts most lines into the same number of fields, more than one; a comma where none does."""
+    """The separator that cuts most lines into the same number of fields, more than one; a comma where none does.
+
+    One that the first line lacks is none: names stand there, in which no decimal comma does.
+    """
     best, cut = ",", (1, 0)
     for separator in (",", ";", "\t", "|"):
+        if not lines or separator not in lines[0]:
+            continue
         counts = Counter(line.count(separator) + 1 for line in lines if line.strip())
         if not counts:
             continue

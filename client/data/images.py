@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +15,83 @@ from torch import Tensor
 from ...blocks.settings import ImageSettings
 from ...errors import InputError
 from ...settings import DataSource
+from ...settings.contract import ImageContract
+from .class_labels import Labels, of_folders, of_values, shown
+from .findings import Findings, counted
+from .frames import is_database, is_table
+from .image_arrays import read_npz
 from .image_files import is_image_file, read_image_file, training_files
+from .image_folders import File, classes_of, listing
+from .image_tables import read_files, read_pixels
+from .image_tally import Tally, Target, report_sizes
+from .pictures import Pixels, Unfit, Unreadable, not_square, picture
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+Arrays = tuple[npt.NDArray[np.generic], Labels]
 
 
 def load_images(
-    field: str, source: DataSource, model: ImageSettings, match_contrast: bool
+    field: str,
+    source: DataSource,
+    model: ImageSettings,
+    match_contrast: bool,
+    contract: ImageContract | None,
+    findings: Findings,
 ) -> tuple[Tensor, Tensor]:
     """images (N, C, S, S) float32 in [0, 1] and labels (N,) int64."""
-    images, labels = _read(field, source, model)
+    least = 1 if contract is None else contract.least_examples
+    contract = contract or ImageContract(label=source.label)
+    target = Target.of(model, contract)
+    images, labels = read_arrays(field, source.source, target, model.classes, contract, findings)
     if len(labels) == 0 or len(labels) != len(images):
         raise InputError(field, source.source, f"{len(images)} images but {len(labels)} labels")
-    if not np.issubdtype(labels.dtype, np.number):
-        raise InputError(field, source.source, "labels must be whole numbers")
+    if len(labels) < least:
+        rule = f"{counted(len(labels), 'image')} can be used, contract.least_examples={least}"
+        raise InputError(field, source.source, rule)
     if not np.isfinite(images).all():
-        raise InputError(field, source.source, "images hold NaN or infinite values")
-    if not np.issubdtype(labels.dtype, np.integer):
-        if not np.isfinite(labels).all() or (labels != np.floor(labels)).any():
-            raise InputError(field, source.source, "labels must be whole numbers")
-        labels = labels.astype(np.int64)
+        at = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3)))) + 1
+        raise InputError(field, source.source, f"images hold NaN or infinite values, the first in image {at}")
     if labels.min() < 0 or labels.max() >= model.classes:
         found = int(labels.min() if labels.min() < 0 else labels.max())
         raise InputError(field, source.source, f"label {found} is outside 0 to {model.classes - 1}")
-    tensor = torch.from_numpy(_unit_range(field, source, images)).float()
+    tensor = torch.from_numpy(_unit_range(field, source.source, images, contract)).float()
     if tensor.shape[1] != model.channels:
         raise InputError(field, source.source, f"{tensor.shape[1]} channels, model.channels={model.channels}")
-    if tensor.shape[-2:] != (model.image_size, model.image_size):
-        tensor = F.interpolate(tensor, size=(model.image_size, model.image_size), mode="area")
+    tensor = _resized(field, source.source, tensor, target, findings)
     if match_contrast:
         tensor = standardise_contrast(tensor)
-    return tensor, torch.from_numpy(labels.astype(np.int64))
+    _count(labels, findings)
+    return tensor, torch.from_numpy(labels)
+
+
+def _count(labels: Labels, findings: Findings) -> None:
+    findings.fact("images", f"{len(labels):,}")
+    names = {label: name for name, label in findings.classes.items()}
+    counts = np.bincount(labels)
+    told = (f"{names.get(i, i)} {count:,}" for i, count in enumerate(counts.tolist()) if count)
+    findings.fact("classes", ", ".join(told))
+    if any(name != str(label) for label, name in names.items()):
+        findings.fact("labels", shown(findings.classes))
+
+
+def _resized(field: str, source: str, images: Tensor, target: Target, findings: Findings) -> Tensor:
+    """Images that all have one size, made square as the contract says, and brought to the model's size."""
+    height, width = images.shape[-2:]
+    if (height, width) == (target.size, target.size):
+        return images
+    if height != width and target.fit == "refuse":
+        raise InputError(field, source, not_square(width, height))
+    report_sizes(Counter({(width, height): len(images)}), target, findings)
+    if height != width:
+        if target.fit == "crop":
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            images = images[..., top : top + side, left : left + side]
+        elif target.fit == "pad":
+            side = max(height, width)
+            top, left = (side - height) // 2, (side - width) // 2
+            around = (left, side - width - left, top, side - height - top)
+            images = F.pad(images, around, value=float(target.background == "white"))
+    return F.interpolate(images, size=(target.size, target.size), mode="area")
 
 
 def standardise_contrast(images: Tensor, mean: float = 0.3, std: float = 0.37) -> Tensor:
@@ -59,32 +105,91 @@ def standardise_contrast(images: Tensor, mean: float = 0.3, std: float = 0.37) -
     return ((images - own_mean) / (own_std + 1e-6) * std + mean).clamp(0, 1)
 
 
-Arrays = tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]
+def read_arrays(
+    field: str, source: str, target: Target, classes: int, contract: ImageContract, findings: Findings
+) -> Arrays:
+    """(N, C, H, W) images in their own range and (N,) labels; image files are brought to the target at once."""
+    path = Path(source)
+    if is_database(source) or (path.is_file() and is_table(path)):
+        if contract.path is None and contract.image is None:
+            return read_pixels(field, source, contract, target.channels, findings)
+        rows = read_files(field, source, contract, findings)
+        return _pictures(field, source, rows, target, contract, findings)
+    if is_tree(path) and source not in BUILT_IN:
+        return _tree(field, path, target, classes, contract, findings)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return read_npz(field, path, contract, findings)
+    images, numbers = built_in_or_set(field, source)
+    return images, of_values(field, source, numbers, contract, findings, lambda i: f"image {i + 1}")
 
 
-def _read(field: str, source: DataSource, model: ImageSettings) -> Arrays:
-    """(N, C, H, W) images in their own range and (N,) labels."""
-    if source.source in BUILT_IN:
-        return BUILT_IN[source.source]()
-    path = Path(source.source)
+def is_tree(path: Path) -> bool:
+    """Whether it is a folder of class folders, or a .zip of one."""
+    return (path.is_dir() and not training_files(path)) or (path.is_file() and path.suffix.lower() == ".zip")
+
+
+def built_in_or_set(field: str, source: str) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """A built-in set, or CIFAR's or MNIST's files: images (N, C, H, W) and the numbers of their classes (N,)."""
+    path = Path(source)
+    if source in BUILT_IN:
+        return BUILT_IN[source]()
     if path.is_dir():
         parts = [read_image_file(field, file) for file in training_files(path)]
-        if not parts:
-            return _read_folder(field, path, model)
-        return np.concatenate([images for images, _ in parts]), np.concatenate(
-            [labels for _, labels in parts]
-        )
+        return np.concatenate([images for images, _ in parts]), np.concatenate([found for _, found in parts])
     if not path.is_file():
         known = ", ".join(BUILT_IN)
-        raise InputError(field, source.source, f"no such file or folder; built-in sets: {known}")
-    if path.suffix == ".npz":
-        return _read_npz(field, path)
-    if path.suffix in (".csv", ".parquet"):
-        return _read_table(field, path, source.label, model)
+        raise InputError(field, source, f"no such file or folder; built-in sets: {known}")
     if is_image_file(path):
         return read_image_file(field, path)
-    rule = "expected .npz, .csv, .parquet, CIFAR or MNIST files or a folder of class folders"
-    raise InputError(field, source.source, rule)
+    rule = "expected a folder of class folders or a .zip of it, a table, .npz, CIFAR or MNIST files"
+    raise InputError(field, source, rule)
+
+
+def _tree(
+    field: str, path: Path, target: Target, classes: int, contract: ImageContract, findings: Findings
+) -> Arrays:
+    with listing(field, path) as found:
+        by_class = classes_of(field, path, found, findings)
+        labels = of_folders(field, str(path), list(by_class), classes, contract, findings)
+        rows = ((file, labels[name]) for name, inside in by_class.items() for file in inside)
+        images, numbers = _pictures(field, str(path), rows, target, contract, findings)
+    for name, label in labels.items():
+        if label not in numbers:
+            raise InputError(field, str(path), f"class folder {name!r} holds no image that can be read")
+    return images, numbers
+
+
+def _pictures(
+    field: str,
+    source: str,
+    rows: Iterable[tuple[File, int]],
+    target: Target,
+    contract: ImageContract,
+    findings: Findings,
+) -> tuple[Pixels, Labels]:
+    if target.channels not in (1, 3):
+        raise InputError("model.channels", target.channels, "image files have 1 channel (grey) or 3 (colour)")
+    tally = Tally()
+    images: list[Pixels] = []
+    labels: list[int] = []
+    for file, label in rows:
+        try:
+            with file.open() as stream:
+                images.append(picture(stream, target, tally))
+            labels.append(label)
+        except Unfit as error:
+            raise InputError(field, source, f"{file.name!r}: {error}") from None
+        except (Unreadable, OSError) as error:
+            if contract.broken == "refuse":
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                rule = f"{file.name!r} is not a readable image ({reason})"
+                how = 'mend it, or say broken = "skip" in a contract'
+                raise InputError(field, source, f"{rule}; {how}") from None
+            tally.broken.append(repr(file.name))
+    tally.report(findings, target)
+    if not images:
+        raise InputError(field, source, "no image that can be read")
+    return np.stack(images), np.array(labels, dtype=np.int64)
 
 
 def _digits() -> Arrays:
@@ -106,78 +211,29 @@ def _mnist_5k() -> Arrays:
 BUILT_IN = {"digits": _digits, "mnist-5k": _mnist_5k}
 
 
-def _read_npz(field: str, path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"images", "labels"} - set(file.files)
-            if missing:
-                raise InputError(field, str(path), f"array {sorted(missing)[0]!r} is missing")
-            images, labels = file["images"], file["labels"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(field, str(path), f"not a readable .npz file ({type(error).__name__})") from None
-    if images.ndim == 3:
-        images = images[:, None]
-    elif images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
-        images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or not np.issubdtype(images.dtype, np.number) or labels.ndim != 1:
-        raise InputError(field, str(path), "expected images (N, H, W) or (N, C, H, W) and labels (N,)")
-    return images, labels
-
-
-def _read_table(field: str, path: Path, label: str, model: ImageSettings) -> Arrays:
-    """One row an image: the label column, every other column a pixel in row order."""
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except Exception as error:  # pandas and pyarrow raise many kinds
-        raise InputError(field, str(path), f"not a readable table ({type(error).__name__})") from None
-    if label not in table.columns:
-        raise InputError(field, str(path), f"column {label!r} is missing")
-    pixels = table.drop(columns=[label])
-    side = round((pixels.shape[1] / model.channels) ** 0.5)
-    if side == 0 or side * side * model.channels != pixels.shape[1]:
-        raise InputError(field, str(path), f"{pixels.shape[1]} pixel columns do not form square images")
-    whole = all(np.issubdtype(kind, np.integer) for kind in pixels.dtypes if isinstance(kind, np.dtype))
-    try:
-        values = pixels.to_numpy(dtype=np.int64 if whole else np.float64)
-        labels = table[label].to_numpy(dtype=np.float64)
-    except (ValueError, TypeError):
-        raise InputError(field, str(path), "expected numbers in every column") from None
-    return values.reshape(-1, model.channels, side, side), labels
-
-
-def _read_folder(field: str, path: Path, model: ImageSettings) -> Arrays:
-    """path/<class>/<image>: class folders in sorted order are labels 0, 1, 2 and so on."""
-    from PIL import Image, UnidentifiedImageError
-
-    classes = sorted(p for p in path.iterdir() if p.is_dir())
-    images, labels = [], []
-    for label, folder in enumerate(classes):
-        for file in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
-            try:
-                with Image.open(file) as opened:
-                    picture = opened.convert("L" if model.channels == 1 else "RGB")
-                    small = picture.resize((model.image_size, model.image_size), Image.Resampling.BOX)
-            except (OSError, UnidentifiedImageError):
-                raise InputError(field, str(file), "not a readable image") from None
-            pixels = np.asarray(small)
-            images.append(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
-            labels.append(label)
-    if not images:
-        raise InputError(field, str(path), f"no images ({', '.join(IMAGE_SUFFIXES)}) in class folders here")
-    return np.stack(images), np.array(labels)
-
-
-def _unit_range(field: str, source: DataSource, images: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """Whole-number pixels are 0 to 255 and divided by 255, others must lie in [0, 1].
+def _unit_range(
+    field: str, source: str, images: npt.NDArray[np.generic], contract: ImageContract
+) -> npt.NDArray[np.floating]:
+    """Whole-number pixels are 0 to 255, or of the contract's bits, and divided by that; others lie in [0, 1].
 
     Told by the type, not by the largest value found: one bright example would rescale all the others.
     """
-    values = images.astype(np.float64)
+    # A float32 is kept: its double would be the same number.
+    values: npt.NDArray[np.floating] = images.astype(
+        np.float32 if images.dtype == np.float32 else np.float64, copy=False
+    )
     low, high = float(values.min()), float(values.max())
-    limit = 255 if np.issubdtype(images.dtype, np.integer) else 1
+    whole = np.issubdtype(images.dtype, np.integer)
+    limit = 2 ** (contract.bits or 8) - 1 if whole else 1
     if low < 0 or high > limit:
         rule = f"pixel values {low:g} to {high:g}, expected 0 to {limit} for {images.dtype}"
-        raise InputError(field, source.source, rule)
-    return values / limit
+        if low >= 0:
+            how = (
+                "say in a contract how many bits they have: bits = 16"
+                if whole
+                else "divide them, or save uint8"
+            )
+            rule = f"{rule}; {how}"
+        raise InputError(field, source, rule)
+    scaled: npt.NDArray[np.floating] = values / limit
+    return scaled

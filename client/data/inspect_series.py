@@ -12,8 +12,9 @@ from ...errors import InputError
 from ...settings import DataSource
 from ...settings.contract import SeriesContract
 from .built_in_series import BUILT_IN
+from .draft import Inspection, contract_text
 from .findings import Findings, counted
-from .inspection import Inspection, contract_text, how_it_is_written
+from .inspection import how_it_is_written
 from .series import stretches
 from .series_order import Series, found_step, span, ticks
 from .series_table import Read, check_file, is_number, read_rows, series_of

@@ -11,8 +11,9 @@ from ...errors import InputError
 from ...settings.contract import TextContract
 from .built_in_texts import BUILT_IN
 from .documents import by_path, documents
+from .draft import Inspection, contract_text
 from .findings import Findings, counted
-from .inspection import Inspection, contract_text, encoding_of
+from .inspection import encoding_of
 from .text_files import LINES, File, files_of
 from .tokenizer import Tokenizer
 

@@ -7,15 +7,14 @@ they are to be replaced by what the field allows, since a largest value tells of
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tomli_w
 
 from ...errors import InputError
 from ...settings.contract import FileContract, TableContract
+from .draft import Inspection, contract_text
 from .findings import Findings, counted
 from .frames import CSV, first_lines, inner_suffix, is_database, is_table, read_frame, separator_of
 from .tables import BUILT_IN, load_table
@@ -25,22 +24,10 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 50  # of a column that is taken for a category
 MOST_CLASSES = 20
-_LABELS = ("label", "target", "class", "y", "outcome", "diagnosis", "category", "species")
+LABELS = ("label", "target", "class", "y", "outcome", "diagnosis", "category", "species")
 _DECIMAL_COMMA = re.compile(r"^\s*[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+\s*$")
 _DATE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d|\s*$)")
 _SENTINELS = (-9999.0, -999.0, -99.0, 999.0, 9999.0, 99999.0)
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """`draft` is the text of a contract, `example` what the first example becomes by it."""
-
-    findings: Findings
-    draft: str
-    example: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self.findings.to_json(), "draft": self.draft, "example": self.example}
 
 
 def inspect_table(source: str, table: str | None = None) -> Inspection:
@@ -216,7 +203,7 @@ def _likely_label(
     """By its name, else the last column with few values, else the last number."""
     usable = [name for name in frame.columns if name in numeric or name in categories]
     for name in usable:
-        if name.lower() in _LABELS:
+        if name.lower() in LABELS:
             return str(name)
     few = [name for name in usable if name in categories and 2 <= len(categories[name]) <= MOST_CLASSES]
     few = few or [name for name in usable if _few_whole(frame[name].dropna())]
@@ -231,25 +218,6 @@ def _example(source: str, contract: TableContract, frame: pd.DataFrame) -> dict[
     row = frame[frame[contract.label].notna()].iloc[0]
     shown = {name: f"{row[name]} -> {float(x):.3g}" for name, x in zip(names, found.inputs[0], strict=False)}
     return shown | {contract.label: f"{row[contract.label]} -> {found.targets[0].item():.3g}"}
-
-
-def contract_text(raw: dict[str, Any], findings: Findings) -> str:
-    """TOML, with the notes above it."""
-    notes = [f"# - {note}" for note in findings.notes]
-    head = [
-        "# A draft: read it, and mend what is guessed. Ranges and values were found in the file; of private data,",
-        "# put what the field allows in their place.",
-    ]
-    body = tomli_w.dumps({key: value for key, value in raw.items() if value not in ({}, None)})
-    return "\n".join([*head, *notes, "", _ARRAY.sub(_on_one_line, body)])
-
-
-_ARRAY = re.compile(r"\[\n((?:    .+,\n)+)\]")
-
-
-def _on_one_line(array: re.Match[str]) -> str:
-    short = "[" + ", ".join(line.strip().rstrip(",") for line in array[1].splitlines()) + "]"
-    return short if len(short) < 90 else array[0]
 
 
 def table_like(source: str) -> bool:

@@ -49,9 +49,9 @@ def load_by_company(
 ) -> tuple[Examples, list[npt.NDArray[np.int64]], list[str]]:
     """As `load_table`; and by the column that the contract calls `company`, each company's rows and its name."""
     inputs, targets, companies = gathered(_pieces(field, source, contract, findings))
+    examples = _examples(field, source, inputs, targets, contract, findings)
     assert companies is not None
     names, whose = np.unique(companies, return_inverse=True)
-    examples = _examples(field, source, inputs, targets, contract, findings)
     return examples, [np.flatnonzero(whose == i) for i in range(len(names))], [str(name) for name in names]
 
 
@@ -78,21 +78,23 @@ def _examples(
 def gathered(
     pieces: Iterator[Piece],
 ) -> tuple[Rows, npt.NDArray[np.float32], npt.NDArray[np.str_] | None]:
-    """All pieces in one array, each let go of as soon as it is copied, so that the peak is little more than one."""
-    held = list(pieces)
-    count = sum(len(piece.inputs) for piece in held)
-    width = held[0].inputs.shape[1] if held else 0
-    companies = None
-    if held and held[0].companies is not None:
-        companies = np.concatenate([piece.companies for piece in held if piece.companies is not None])
-    inputs, targets = np.empty((count, width), np.float32), np.empty(count, np.float32)
-    at = 0
-    for i in range(len(held)):
-        piece, held[i] = held[i], Piece(np.empty((0, 0), np.float32), np.empty(0, np.float32), None)
-        inputs[at : at + len(piece.inputs)] = piece.inputs
-        targets[at : at + len(piece.inputs)] = piece.targets
-        at += len(piece.inputs)
-    return inputs, targets, companies
+    """All pieces in one array, which grows in place, so that the peak is little more than what is kept."""
+    inputs, targets = np.empty((0, 0), np.float32), np.empty(0, np.float32)
+    companies: list[npt.NDArray[np.str_]] = []
+    count = 0
+    for piece in pieces:
+        rows, width = piece.inputs.shape
+        if count + rows > len(targets):
+            room = max(count + rows, len(targets) * 5 // 4)
+            # A large array is moved by the operating system, page by page, and not copied.
+            inputs.resize((room, width), refcheck=False)
+            targets.resize(room, refcheck=False)
+        inputs[count : count + rows], targets[count : count + rows] = piece.inputs, piece.targets
+        count += rows
+        companies += [] if piece.companies is None else [piece.companies]
+    inputs.resize((count, inputs.shape[1]), refcheck=False)
+    targets.resize(count, refcheck=False)
+    return inputs, targets, np.concatenate(companies) if companies else None
 
 
 def _pieces(field: str, source: str, contract: TableContract, findings: Findings) -> Iterator[Piece]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...blocks.build import metric_of
-from ...settings import load_settings
+from ..presets import load_settings
 from ..simulation.preparation import public_model, read_inputs
 
 # Preset -> what makes it deep enough for its blocks to differ, in minutes.

@@ -31,7 +31,8 @@ from ...privacy.source import CryptographicSource
 from ...server.checkpoint import Checkpoint
 from ...server.optimizer import BlockOptimizer
 from ...server.run_folder import RunFolder
-from ...settings import Settings, load_settings
+from ...settings import RunSettings
+from ..presets import load_settings
 from ..simulation.preparation import prepare, read_inputs
 from ..simulation.simulate import simulate
 
@@ -60,7 +61,9 @@ def measure(
                     found["public"].append(result[f"{metric}_public_model"])
                     for name, noise_multiplier in (("central", noise_of(settings)), ("without_noise", 0.0)):
                         found[name].append(
-                            central(settings, run, inputs.companies, inputs.heldout, noise_multiplier)
+                            central(
+                                settings, run, [*inputs.companies.values()], inputs.heldout, noise_multiplier
+                            )
                         )
                         on_progress(f"seed {seed} {name}: {found[name][-1]:.4f}")
     mean = {name: statistics.mean(values) for name, values in found.items()}
@@ -73,7 +76,7 @@ def measure(
     }
 
 
-def noise_of(settings: Settings) -> float:
+def noise_of(settings: RunSettings) -> float:
     """The noise multiplier that the preset's epsilon allows, by the account of the companies' ledgers."""
     t, p = settings.training, settings.privacy
     assert p.epsilon is not None
@@ -87,7 +90,7 @@ def noise_of(settings: Settings) -> float:
 
 
 def central(
-    settings: Settings, run: RunFolder, parts: list[Examples], heldout: Examples, noise_multiplier: float
+    settings: RunSettings, run: RunFolder, parts: list[Examples], heldout: Examples, noise_multiplier: float
 ) -> float:
     """DP-SGD on all companies' examples in one place: same model, sampling, clip, steps and optimiser."""
     model = build_model(settings.model, settings.noise)
@@ -97,7 +100,7 @@ def central(
 
 
 def pooled(
-    settings: Settings, model: Denoiser, parts: list[Examples], heldout: Examples, noise_multiplier: float
+    settings: RunSettings, model: Denoiser, parts: list[Examples], heldout: Examples, noise_multiplier: float
 ) -> float:
     """The accuracy after `rounds` steps with this noise."""
     t = settings.training

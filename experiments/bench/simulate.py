@@ -26,7 +26,8 @@ from ...blocks.examples import Examples
 from ...privacy.clipping import PerExampleClipping, pass_size
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
-from ...settings import Settings, load_settings
+from ...settings import RunSettings
+from ..presets import load_settings
 from ..simulation.preparation import prepare, read_inputs
 from ..simulation.simulate import simulate
 
@@ -43,7 +44,7 @@ OVERRIDES = (
 )
 
 
-ClippedGradients = Callable[[nn.Module, Callable[[Tensor], Tensor], int, Settings], Tensor]
+ClippedGradients = Callable[[nn.Module, Callable[[Tensor], Tensor], int, RunSettings], Tensor]
 
 
 def measure(companies: int = 20, rounds: int = 10, repeats: int = 3) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _seconds(job: Callable[[], object]) -> float:
 
 
 def by_book_keeping(
-    block: nn.Module, losses: Callable[[Tensor], Tensor], n: int, settings: Settings
+    block: nn.Module, losses: Callable[[Tensor], Tensor], n: int, settings: RunSettings
 ) -> Tensor:
     """Sum of clipped gradients (P,), as fedblocks computes it."""
     at_once = pass_size(settings.training.expected_batch_size)
@@ -103,7 +104,7 @@ def by_book_keeping(
 
 
 def by_opacus_hooks(
-    block: nn.Module, losses: Callable[[Tensor], Tensor], n: int, settings: Settings
+    block: nn.Module, losses: Callable[[Tensor], Tensor], n: int, settings: RunSettings
 ) -> Tensor:
     """Sum of clipped gradients (P,) from per-example gradients that Opacus' hooks form."""
     hooks = GradSampleModule(block, loss_reduction="sum")
@@ -120,13 +121,15 @@ def by_opacus_hooks(
     return total
 
 
-def plain_loop(settings: Settings, run: RunFolder, public: Checkpoint, gradients: ClippedGradients) -> None:
+def plain_loop(
+    settings: RunSettings, run: RunFolder, public: Checkpoint, gradients: ClippedGradients
+) -> None:
     """Federated averaging as one would write it in a notebook."""
     t = settings.training
     model = build_model(settings.model, settings.noise)
     merge(model, public.model.shared, *public.model.blocks)
     objective = BlockObjective()
-    parts = [Examples.load(home / "data.npz") for home in sorted(run.companies.iterdir())]
+    parts = [Examples.load(home / "data.npz") for home in run.homes()]
     test_sets = [Examples.load(file) for file in sorted(run.evaluation.glob("*.npz"))]
     generator = torch.Generator().manual_seed(0)
     _evaluate(model, test_sets)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,7 +21,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from ...privacy.secure_aggregation import (
-    Aggregation,
     ChannelKeys,
     CompanySession,
     Identity,
@@ -29,11 +30,7 @@ from ...privacy.secure_aggregation import (
     lowest_threshold,
 )
 from ...protocol.messages import (
-    CONFIRM,
     JOIN,
-    KEYS,
-    TRAIN,
-    UNMASK,
     ConfirmReply,
     ConfirmRequest,
     JoinReply,
@@ -44,7 +41,8 @@ from ...protocol.messages import (
     UnmaskReply,
     UnmaskRequest,
 )
-from ...server.cohort import Absences, Cohort, wait_for_nodes
+from ...server.cohort import Cohort, wait_for_nodes
+from ...server.secure_sum import Absences, SecureSum
 
 COMPANIES = 5
 _BITS = 22
@@ -128,45 +126,27 @@ def secure_step(cohort: Cohort, step: int, values: int) -> dict[str, float]:
         run=_RUN, round=step, label="block-0", model_digest=bytes(32), settings_digest=_SETTINGS,
         cohort=names, threshold=lowest_threshold(len(names)), length=values, bits=_BITS,
     )  # fmt: skip
-    aggregation, absences, group, seconds = (
-        Aggregation(session, cohort.roster),
-        Absences(),
-        f"step-{step}",
-        {},
-    )
-
-    started = time.perf_counter()
-    everyone = dict.fromkeys(names, KeysRequest(session, dict(cohort.channels)).to_record())
-    for company, key in cohort.ask(KEYS, group, everyone, KeysReply.from_record, absences).items():
-        aggregation.add_advert(company, key.advert)
-    adverts = aggregation.close_adverts()
-    seconds["keys"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    requests = TrainRequest.for_each(0, {0: {"block": _block(values)}}, adverts)
-    orders = {company: request.to_record() for company, request in requests.items()}
-    for company, upload in cohort.ask(TRAIN, group, orders, TrainReply.from_record, absences).items():
-        aggregation.add_masked(company, upload.masked)
-    survivors = aggregation.close_masked()
-    seconds["upload"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    shown = dict.fromkeys(survivors.names, ConfirmRequest(survivors).to_record())
-    for company, signed in cohort.ask(CONFIRM, group, shown, ConfirmReply.from_record, absences).items():
-        aggregation.add_confirmation(company, signed.confirmation)
-    confirmations = aggregation.close_confirmations()
-    seconds["confirm"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    proof = dict.fromkeys(confirmations.signatures, UnmaskRequest(confirmations).to_record())
-    for company, answer in cohort.ask(UNMASK, group, proof, UnmaskReply.from_record, absences).items():
-        aggregation.add_shares(company, answer.shares)
-    total, _ = aggregation.open()
-    seconds["unmask"] = time.perf_counter() - started
+    absences, seconds = Absences(), dict[str, float]()
+    secure_sum = SecureSum(session, cohort, f"step-{step}", absences)
+    with _timed(seconds, "keys"):
+        adverts = secure_sum.keys()
+    with _timed(seconds, "upload"):
+        survivors = secure_sum.train(0, {0: {"block": _block(values)}}, adverts)
+    with _timed(seconds, "confirm"):
+        confirmations = secure_sum.confirm(survivors)
+    with _timed(seconds, "unmask"):
+        total, _ = secure_sum.unmask(confirmations)
 
     if absences.why or not np.array_equal(total, _expected(values, names)):
         raise RuntimeError(f"the opened sum is not the companies' sum; absent: {absences.why}")
     return seconds
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - started
 
 
 @lru_cache(maxsize=2)

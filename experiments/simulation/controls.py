@@ -7,13 +7,13 @@ the L/B layers of a single block. The paper omits the second; where it does as w
 from __future__ import annotations
 
 from ...server.run_folder import RunFolder
-from ...settings import Settings, validated
+from ...settings import SimulationSettings, read_simulation, validated
 from .preparation import OnStep, prepare, read_inputs
 
 CONTROLS = ("end_to_end", "shallow")
 
 
-def control_settings(settings: Settings, control: str) -> Settings:
+def control_settings(settings: SimulationSettings, control: str) -> SimulationSettings:
     """The settings of a run's control: one block, of L or of L/B layers."""
     raw = settings.model_dump(mode="json", exclude_none=True)
     if control == "shallow":
@@ -25,7 +25,7 @@ def control_settings(settings: Settings, control: str) -> Settings:
     raw["audit"].pop("block", None)
     if settings.privacy.epsilon is None:
         raw["privacy"]["epsilon"] = None
-    return validated(Settings, raw)
+    return validated(SimulationSettings, raw)
 
 
 def prepare_control(run: RunFolder, control: str, on_step: OnStep = lambda step: None) -> RunFolder:
@@ -33,6 +33,6 @@ def prepare_control(run: RunFolder, control: str, on_step: OnStep = lambda step:
     final = run.path / f"control-{control}"
     if final.is_dir():
         return RunFolder(final)
-    settings = run.settings()
+    settings = read_simulation(run.path)
     inputs = read_inputs(settings)
     return prepare(control_settings(settings, control), final, inputs=inputs, on_step=on_step)

@@ -15,12 +15,14 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from ...client.agent import Agent, App
+from ...client.company import simulated_home
 from ...client.endpoint import Endpoint, EndpointSettings
 from ...errors import RunError
 from ...protocol.transport import OwnCertificate, PinnedCertificates
 from ...protocol.transport.certificates import COORDINATOR
 from ...server.run_folder import RunFolder
 from ...server.stream import AggregationService, StreamGrid
+from ...settings import read_simulation
 
 _GATHER = 60.0
 
@@ -28,8 +30,9 @@ _GATHER = 60.0
 @contextmanager
 def loopback_grid(run: RunFolder, app: App) -> Iterator[StreamGrid]:
     """The data plane of a prepared simulation, all its companies connected."""
-    settings = run.settings()
-    names = [f"company-{i}" for i in range(settings.companies.count)]
+    settings = read_simulation(run.path)
+    homes = run.companies
+    names = [simulated_home(homes, partition).name for partition in range(settings.companies.count)]
     coordinator, companies = (
         OwnCertificate.create(COORDINATOR),
         {name: OwnCertificate.create(name) for name in names},

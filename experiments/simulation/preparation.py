@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ...blocks.size import parameters_of
 from ...blocks.state import check_part
 from ...client.company import Company
 from ...client.data import load_examples
+from ...client.data.findings import Findings
 from ...client.policy import LARGEST_MODEL, Policy
 from ...errors import InputError, RunError
 from ...privacy.accounting import calibrate, releases_within
@@ -29,11 +31,11 @@ from ...privacy.events import Event
 from ...privacy.secure_aggregation import Identity
 from ...protocol import private_file
 from ...protocol.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
-from ...protocol.release import block_size, release_event, with_fewest_bits
+from ...protocol.release import block_size, default_company_clip, event_of, fewest_bits, release_event
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
-from ...settings import Plan, Settings, validated
-from .partition import deal
+from ...settings import Plan, RunSettings, SimulationSettings, write_simulation
+from .private_data import read_private
 
 PUBLIC_TEST_SHARE = 0.2
 
@@ -46,30 +48,33 @@ class Inputs:
 
     public_train: Examples
     public_test: Examples
-    companies: list[Examples]
+    companies: dict[str, Examples]  # by name
     heldout: Examples
+    findings: dict[str, Findings]  # by source: "public", and "private" or the companies' names
 
 
-def read_inputs(settings: Settings) -> Inputs:
+def read_inputs(settings: SimulationSettings) -> Inputs:
     """Load, check and deal the data; the same settings give the same parts."""
     rng = _holding_out(settings)
-    public_train, public_test = read_public(settings, rng)
-    contrast = settings.data.match_contrast
-    private = load_examples("data.private.source", settings.data.private, settings.model, contrast)
-    companies, heldout = [], []
-    for part in deal(private, settings.model, settings.companies, settings.seed):
+    findings = {"public": Findings(settings.data.public.source)}
+    public_train, public_test = read_public(settings, rng, findings["public"])
+    private, parts = read_private(settings, findings)
+    companies, heldout = {}, []
+    for name, part in parts.items():
         kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
-        companies.append(private[kept])
+        companies[name] = private[kept]
         heldout.append(out)
     out = _spread(np.concatenate(heldout), settings.data.test_examples)
-    return Inputs(public_train, public_test, companies, private[out])
+    return Inputs(public_train, public_test, companies, private[out], findings)
 
 
-def read_public(settings: Settings, rng: np.random.Generator | None = None) -> tuple[Examples, Examples]:
+def read_public(
+    settings: RunSettings, rng: np.random.Generator | None = None, findings: Findings | None = None
+) -> tuple[Examples, Examples]:
     """The public examples, (train, test), as in `read_inputs`."""
     check_device(settings.device)
     contrast = settings.data.match_contrast
-    public = load_examples("data.public.source", settings.data.public, settings.model, contrast)
+    public = load_examples("data.public.source", settings.data.public, settings.model, contrast, findings)
     rng = rng or _holding_out(settings)
     train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, rng)
     if len(test) == 0:
@@ -79,7 +84,7 @@ def read_public(settings: Settings, rng: np.random.Generator | None = None) -> t
     return public[train], public[_spread(test, settings.data.test_examples)]
 
 
-def _holding_out(settings: Settings) -> np.random.Generator | None:
+def _holding_out(settings: RunSettings) -> np.random.Generator | None:
     """What draws the held-out examples; none where they are the last ones.
 
     Texts and series are held out from their end: drawn at random, a held-out future would stand in the past of a
@@ -114,55 +119,54 @@ def check_device(device: str) -> None:
         raise InputError("device", device, f"not available here ({reason[:80]})") from None
 
 
-def make_plan(settings: Settings, model: Denoiser, run: str) -> Plan:
-    """The plan with everything left open filled in: noise calibrated, company bound, threshold."""
+def make_plan(settings: RunSettings, model: Denoiser, run: str) -> Plan:
+    """The plan with everything left open filled in: noise calibrated, bits, company bound.
+
+    Raises: InputError where epsilon does not pay for every step, or the secure sum cannot hold the updates.
+    """
     t, p = settings.training, settings.privacy
-    plan = Plan(
-        run=run,
-        model=settings.model,
-        # Companies get the cut that pretraining ended with, not the recipe for finding it.
-        noise=settings.noise.model_copy(update={"edges": model.partition.edges}),
-        training=t,
-        delta=p.delta,
-        max_grad_norm=p.max_grad_norm,
-        clipping=p.clipping,
-        clip_quantile=p.clip_quantile,
-        noise_multiplier=0.0 if p.epsilon is None else p.noise_multiplier or 1.0,
-        company_clip=p.company_clip or 1.0,
-        mode=p.mode,
-        dropouts=p.dropouts,
-        colluders=p.colluders,
-        secure_aggregation=settings.secure_aggregation,
+    size = max(block_size(model, b, t) for b in range(settings.model.blocks))
+    largest = settings.largest_group
+    noise = affordable_noise(settings, size)
+    bits = settings.secure_aggregation.bits
+    if p.mode == "secure_step" and noise > 0:
+        bits = bits or fewest_bits(p, noise, size, largest)
+    plan = Plan.of(
+        settings,
+        run,
+        edges=model.partition.edges,
+        noise_multiplier=noise,
+        company_clip=p.company_clip or default_company_clip(t, p, noise, size),
+        bits=bits,
     )
-    size = max(block_size(model, b, plan) for b in range(settings.model.blocks))
-    if p.epsilon is not None:
-        if p.noise_multiplier is None:
-            noise = calibrated_noise(plan, size, p.epsilon)
-            plan = plan.model_copy(update={"noise_multiplier": noise})
-        release, wanted = release_event(plan, size), t.releases(settings.model.blocks)
-        fits = releases_within(p.epsilon, release, in_a_fresh_ledger(p.delta))
-        if fits < wanted:
-            rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
-            raise InputError("privacy.noise_multiplier", plan.noise_multiplier, rule)
-    if plan.secure_step and settings.secure_aggregation.bits is None:
-        plan = with_fewest_bits(plan, size, settings.largest_group)
-    if p.company_clip is None:
-        plan = plan.model_copy(update={"company_clip": plan.default_company_clip(size)})
-    release_event(plan, size, settings.largest_group)  # refuses what the sum's encoding would
-    return validated(Plan, plan.model_dump())
+    release_event(plan, size, largest)  # refuses what the sum's encoding would
+    return plan
 
 
-def calibrated_noise(plan: Plan, size: int, epsilon: float) -> float:
-    """The least noise with which the whole plan costs a fresh ledger `epsilon`; blocks of `size` values."""
-    releases = plan.training.releases(plan.model.blocks)
+def affordable_noise(settings: RunSettings, size: int) -> float:
+    """The noise multiplier that is set, or else the least with which the whole run costs a fresh ledger `epsilon`, in
+    blocks of `size` values; 0 without an epsilon.
 
-    def event_at(noise: float) -> Event:
-        return release_event(plan.model_copy(update={"noise_multiplier": noise}), size).times(releases)
+    Raises: InputError where epsilon does not pay for every step.
+    """
+    t, p = settings.training, settings.privacy
+    if p.epsilon is None:
+        return 0.0
+    bits = settings.secure_aggregation.width(p.mode == "secure_step")
 
-    return calibrate(event_at, epsilon, in_a_fresh_ledger(plan.delta))
+    def release_at(noise: float) -> Event:
+        return event_of(t, p, noise, size, bits=bits)
+
+    account, wanted = in_a_fresh_ledger(p.delta), t.releases(settings.model.blocks)
+    noise = p.noise_multiplier or calibrate(lambda z: release_at(z).times(wanted), p.epsilon, account)
+    fits = releases_within(p.epsilon, release_at(noise), account)
+    if fits < wanted:
+        rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
+        raise InputError("privacy.noise_multiplier", noise, rule)
+    return noise
 
 
-def new_run(runs: Path, settings: Settings) -> Path:
+def new_run(runs: Path, settings: RunSettings) -> Path:
     """A fresh folder's path; nothing is made yet."""
     if runs.exists() and not runs.is_dir():
         raise InputError("--runs-dir", str(runs), "is a file, expected a folder")
@@ -171,7 +175,11 @@ def new_run(runs: Path, settings: Settings) -> Path:
 
 
 def prepare(
-    settings: Settings, folder: Path, *, inputs: Inputs | None = None, on_step: OnStep = lambda step: None
+    settings: SimulationSettings,
+    folder: Path,
+    *,
+    inputs: Inputs | None = None,
+    on_step: OnStep = lambda step: None,
 ) -> RunFolder:
     """Make the run folder: check everything, pretrain on public data, write companies' homes.
 
@@ -186,17 +194,22 @@ def prepare(
     with atomic_file.creating_folder(folder, mode=0o700) as draft:
         run = RunFolder(draft)
         run.write_settings(settings, plan)
+        write_simulation(draft, settings)
         Checkpoint(0, split(model)).save(_made(run.checkpoints))
         inputs.public_test.save(_made(run.evaluation) / "public.npz")
         inputs.heldout.save(run.evaluation / "heldout.npz")
         inputs.public_train.save(run.path / "public_train.npz")
-        for i, data in enumerate(inputs.companies):
-            write_home(run.companies / f"company-{i}", f"company-{i}", settings, data)
+        found = {side: findings.to_json() for side, findings in inputs.findings.items()}
+        atomic_file.write(
+            run.path / "data.json", json.dumps(found, indent=2).encode(), mode=atomic_file.OWNER_ONLY
+        )
+        for name, data in inputs.companies.items():
+            write_home(run.companies / name, name, settings, data)
         introduce(run)
     return RunFolder(folder.resolve())
 
 
-def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoiser:
+def public_model(settings: RunSettings, public: Examples, on_step: OnStep) -> Denoiser:
     """A fresh model trained on public data, a function of settings and data alone; or the one of
     `pretraining.folder`."""
     if settings.pretraining.folder is not None:
@@ -222,19 +235,19 @@ def public_model(settings: Settings, public: Examples, on_step: OnStep) -> Denoi
     return model
 
 
-def fresh_model(settings: Settings) -> Denoiser:
+def fresh_model(settings: RunSettings) -> Denoiser:
     """Initial weights, a function of the settings alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return build_model(settings.model, settings.noise)
 
 
-def schedule_of(settings: Settings) -> Schedule:
+def schedule_of(settings: RunSettings) -> Schedule:
     """The schedule of public pretraining."""
     return Schedule(**settings.pretraining.model_dump(exclude={"folder"}))
 
 
-def pretrained(settings: Settings, folder: Path) -> Denoiser:
+def pretrained(settings: RunSettings, folder: Path) -> Denoiser:
     """The model that `fedblocks pretrain` left in the folder, refused if it is not of these settings."""
     model = build_model(settings.model, settings.noise)
     try:
@@ -250,7 +263,7 @@ def pretrained(settings: Settings, folder: Path) -> Denoiser:
     return model.requires_grad_(False).eval()
 
 
-def write_home(home: Path, company: str, settings: Settings, data: Examples) -> None:
+def write_home(home: Path, company: str, settings: RunSettings, data: Examples) -> None:
     """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
     _made(_made(home.parent) / home.name)
     data.save(home / "data.npz")
@@ -283,7 +296,7 @@ def introduce(run: RunFolder) -> None:
 
     Real companies make their own key and exchange the public halves out of band.
     """
-    homes = sorted(run.companies.iterdir())
+    homes = run.homes()
     members = {}
     for home in homes:
         identity = Identity.generate()

@@ -21,14 +21,14 @@ from ...blocks.build import metric_of
 from ...blocks.single_block_training import Job, train_in_processes, train_single_block, trained_by
 from ...errors import InputError
 from ...server.run_lock import exclusive
-from ...settings import Settings
+from ...settings import RunSettings
 from .preparation import fresh_model, pretrained, read_public, schedule_of
 
 SETTINGS = "pretraining.json"
 _MAKING = "making.lock"
 
 
-def job_of(settings: Settings) -> Job:
+def job_of(settings: RunSettings) -> Job:
     """What decides the trained blocks, but for the data."""
     return Job(
         model=settings.model,
@@ -40,7 +40,7 @@ def job_of(settings: Settings) -> Job:
 
 
 def pretrain(
-    settings: Settings,
+    settings: RunSettings,
     folder: Path,
     *,
     block: int | None = None,
@@ -90,7 +90,7 @@ def _check(folder: Path) -> None:
         raise InputError("--folder", str(folder), "is not an empty folder, nor one of `fedblocks pretrain`")
 
 
-def _make(folder: Path, settings: Settings) -> None:
+def _make(folder: Path, settings: RunSettings) -> None:
     """Initial weights where there are none yet; a folder of other settings is refused."""
     mine = settings.model_dump_json(include={"seed", "model", "noise", "data", "pretraining"})
     file = folder / SETTINGS

@@ -8,7 +8,7 @@ from ... import atomic_file
 from ...client.policy import load_policy
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
-from ...settings import PrivacySettings
+from ...settings import SimulationSettings, read_simulation, validated, write_simulation
 from .preparation import introduce, save_policy
 
 
@@ -28,19 +28,16 @@ def _fill(twin: RunFolder, run: RunFolder) -> None:
     shutil.copytree(run.evaluation, twin.evaluation)
     public = Checkpoint.load(run.checkpoints, 0)
     public.save(twin.checkpoints)
-    for home in run.companies.iterdir():
+    for home in run.homes():
         own = twin.companies / home.name
         own.mkdir(mode=0o700)
         shutil.copy(home / "data.npz", own / "data.npz")
         policy = load_policy(home / "policy.toml").model_copy(update={"i_accept_no_dp": True})
         save_policy(own, policy)
     introduce(twin)
-    settings = run.settings()
-    privacy = PrivacySettings(
-        epsilon=None,
-        i_accept_no_dp=True,
-        delta=settings.privacy.delta,
-        max_grad_norm=settings.privacy.max_grad_norm,
-    )
-    plan = run.plan().model_copy(update={"noise_multiplier": 0.0, "run": f"{run.path.name}-reference"})
-    twin.write_settings(settings.model_copy(update={"privacy": privacy}), plan)
+    settings, plan = read_simulation(run.path), run.plan()
+    without = {"epsilon": None, "noise_multiplier": None, "i_accept_no_dp": True}
+    raw = settings.model_dump() | {"privacy": settings.privacy.model_dump() | without}
+    own_settings = validated(SimulationSettings, raw)
+    twin.write_settings(own_settings, plan.changed(noise_multiplier=0.0, run=f"{run.path.name}-reference"))
+    write_simulation(twin.path, own_settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,34 +14,39 @@ from ...blocks.build import metric_of
 from ...client.app import app as client_app
 from ...client.company import Company
 from ...client.policy import load_policy
+from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
-from ...server.coordinator import OnRound, coordinate
+from ...server.coordinator import coordinate
+from ...server.events import Subscriber
 from ...server.grid import InProcessGrid
 from ...server.run_folder import RunFolder
 from ...server.run_lock import exclusive
-from ...settings import Transport
+from ...settings import Transport, read_simulation
 from .dropout import LossyGrid
 from .loopback import loopback_grid
 
 
 def simulate(
-    run: RunFolder, on_round: OnRound = lambda row: None, *, transport: Transport = "grid"
+    run: RunFolder, subscribers: Sequence[Subscriber] = (), *, transport: Transport = "grid"
 ) -> dict[str, Any]:
     """Run, or go on with, a prepared run in this process; returns and writes its summary.
 
     `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback. The result is
-    the same.
+    the same. `subscribers`: as for `coordinate`.
     """
     with exclusive(run.path):
-        return _simulate(run, on_round, transport)
+        return _simulate(run, subscribers, transport)
 
 
-def _simulate(run: RunFolder, on_round: OnRound, transport: Transport) -> dict[str, Any]:
+def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Transport) -> dict[str, Any]:
     started = time.perf_counter()
+    heldout = run.evaluation / "heldout.npz"
+    if not heldout.is_file():
+        raise RunError(f"{heldout} is missing; put it back from a copy")
     with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
-        settings = run.settings()
+        settings = read_simulation(run.path)
         dropout = settings.companies.dropout
-        coordinate(LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid, run, on_round)
+        coordinate(LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid, run, subscribers)
     result = summary(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}
@@ -51,7 +56,7 @@ def _simulate(run: RunFolder, on_round: OnRound, transport: Transport) -> dict[s
 
 @contextmanager
 def _in_process(run: RunFolder) -> Iterator[Grid]:
-    settings = run.settings()
+    settings = read_simulation(run.path)
     run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
     grid = InProcessGrid(client_app, settings.companies.count, run_config, settings.workers)
     try:
@@ -105,7 +110,7 @@ def epsilon_by_company(run: RunFolder) -> dict[str, float | None]:
 
 def _spent(run: RunFolder) -> dict[str, Guarantee]:
     spent = {}
-    for home in sorted(run.companies.iterdir()):
+    for home in run.homes():
         company = Company(home, load_policy(home / "policy.toml"))
         with company.ledger() as ledger:
             spent[company.name] = ledger.spent()

@@ -1,7 +1,7 @@
-"""What is added to a clipped sum to make its release private.
+"""Mechanisms: noise that makes the release of a clipped sum private.
 
 `gaussian` is the mechanism of a company that adds its own full noise. `banded` correlates that noise over the
-steps of a fixed schedule. `skellam` is for companies that each add a share and whose sum alone is opened;
+steps of a fixed schedule. `skellam` is for companies that each add a share, of which only the sum is opened;
 `skellam_sampler` draws its integers.
 """
 

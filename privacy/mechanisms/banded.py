@@ -1,4 +1,4 @@
-"""Correlated noise for fixed schedules: banded matrix factorisation, where Poisson sampling is impractical.
+"""Correlated noise for fixed schedules: banded matrix factorisation, for where Poisson sampling is impractical.
 
 Choquette-Choo et al., "(Amplified) Banded Matrix Factorization" (NeurIPS 2023), with the Toeplitz matrices of
 McMahan et al., "A Hassle-free Algorithm for Private Learning in Practice" (2024), without amplification. SGD
@@ -7,16 +7,16 @@ and Z independent noise, the steps X are released as
 
     X + C^-1 Z,    z_t ~ N(0, (noise_multiplier * clip)^2 I)
 
-from which C X + Z, a Gaussian mechanism, can be computed and which can be computed from it. A step's noise is
-partly taken back by the following ones, so the running sums carry less than that of independent noise.
+which can be computed from C X + Z, a Gaussian mechanism, and the other way round. Later steps partly cancel a step's
+noise, so the running sums have less noise than with independent noise.
 
 **Sensitivity.** An example may take part in steps at least `separation` >= `bands` apart, so in at most
-k = ceil(steps / separation). The columns of C that it meets have no row in common, and ||c|| = 1:
+k = ceil(steps / separation). The columns of C of these steps have no row in common, and ||c|| = 1:
 its contributions, each of norm <= clip, change C X by at most sqrt(k) * clip. That is the cost of k Gaussian
 steps with `noise_multiplier` on all data (q = 1), or of k epochs of independent noise.
 
-**What is assumed.** That no example takes part more often. Steps must be assigned to each example without
-looking at any other, such as by a group drawn for it once: group i of `separation` takes part in steps
+**Assumption.** No example takes part more often. Steps must be assigned to each example independently of all
+others, for instance by a group drawn for it once: group i of `separation` takes part in steps
 i, i + separation, and so on.
 """
 
@@ -46,6 +46,9 @@ class BandedNoise:
     event = noise.event(size)                                        # for the ledger: 10 epochs
     stream = BandedStream(noise, size, 1.0, Randomness.from_entropy())
     for ...: noisy = stream.release(clipping.sum(...))               # (size,) float64
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     steps: int
@@ -81,12 +84,12 @@ class BandedNoise:
         return self.noise_multiplier / self.sensitivity
 
     def event(self, dimension: int | None = None) -> EpochGaussian:
-        """What the ledger is charged for all steps: an epoch for every time that an example may take part.
+        """What the ledger is charged for all steps: an epoch for every step in which an example may take part.
 
-        Its noise shows in all `separation` steps between two times. To floating point a value counts (2 bands)^2
-        times, for an error 2 bands as large: it is summed over so many steps, whose values are at most about
-        twice as large as independent ones. Given all others, a value's noise is no smaller than an independent
-        one's, because the columns of C have norm 1.
+        An epoch's noise is in all its `separation` steps. For the account of floating point a value counts
+        (2 bands)^2 times, since its rounding error is 2 bands times as large: it is a sum over that many steps, of
+        values at most about twice as large as independent ones. Given all others, a value's noise is no smaller
+        than an independent one's, because the columns of C have norm 1.
         """
         counted = None if dimension is None else dimension * self.separation * (2 * self.bands) ** 2
         return EpochGaussian(
@@ -108,8 +111,8 @@ class BandedNoise:
 class BandedStream:
     """The noisy steps of one run, in order; holds bands - 1 vectors of noise, which are secret.
 
-    The same randomness gives the same noise: a run that is resumed makes a new stream with the old key and skips
-    the steps that it has released. Never release two different sums with the noise of one step.
+    The same randomness gives the same noise: a resumed run makes a new stream with the old key and skips the steps
+    that were released. Never release two different sums with the noise of one step.
     """
 
     def __init__(self, noise: BandedNoise, size: int, clip: float, randomness: Randomness) -> None:
@@ -123,7 +126,11 @@ class BandedStream:
         self._size, self._step = size, 0
 
     def release(self, clipped: ClippedSum) -> Tensor:
-        """The next step's noisy sum (size,) float64, on the grid of `gaussian.grid`."""
+        """The next step's noisy sum (size,) float64, on the grid of `gaussian.grid`.
+
+        Raises:
+            PrivacyError: the sum's size or sensitivity is not as accounted, or all accounted steps are released.
+        """
         vector = clipped.vector.double()
         if vector.shape != (self._size,):
             raise PrivacyError(f"Expected a vector of {self._size} values, got {tuple(vector.shape)}.")

@@ -1,6 +1,6 @@
 """The Gaussian mechanism, with protection against attacks on floating point.
 
-A float sum x + n betrays x: only some floats can be written as x + n for a float n, and which ones depends
+A float sum x + n reveals x: only some floats can be written as x + n for a float n, and which ones depends
 on x (Mironov, CCS 2012, section 3; Holohan & Braghin, ESORICS 2021, for Gaussians). Here every release is a
 multiple of a grid g, a power of two with sigma/512 < g <= sigma/256 that depends on sigma alone:
 
@@ -9,9 +9,9 @@ multiple of a grid g, a power of two with sigma/512 < g <= sigma/256 that depend
 With a real-valued n this is the Gaussian mechanism and a rounding after it: its guarantee is the Gaussian's,
 in any dimension, and rounding adds 6e-7 of sigma. x itself is not rounded before, so no sensitivity is added.
 
-What is left is how far the computed n departs from a real one, next to g. x is split into a multiple of g
-and a rest, both exact, so magnitudes of x play no part. What the rounding of n costs in epsilon and delta, for the
-number of values released, is in `rounding`; every event of Gaussian noise says how many they are.
+What remains is the error of the computed n, relative to g. x is split into a multiple of g and a rest, both exact,
+so the magnitude of x does not matter. `rounding` gives the cost of n's error in epsilon and delta, for the number of
+values released; every event of Gaussian noise records that number.
 """
 
 import math
@@ -23,11 +23,11 @@ from ...errors import PrivacyError
 from ..clipping import ClippedSum
 from ..randomness import Randomness
 
-# g <= sigma 2^-8: the coarser the grid, the more bits of noise lie below it; the finer, the less is lost.
+# g <= sigma 2^-8: a coarser grid has more bits of noise below it, a finer one loses less accuracy.
 _GRID_BITS = 8
-# Units of g beyond which a float64 could not hold unit and noise exactly; 2^41 deviations of noise or more.
+# In units of g: above this a float64 cannot hold unit and noise exactly. It is at least 2^41 deviations of noise.
 _LARGEST = 2.0**50
-# Values at a time, so that all steps are done in cache.
+# Values at a time, so that all steps stay in cache.
 _CHUNK = 1 << 15
 
 
@@ -35,7 +35,10 @@ def add_gaussian_noise(clipped: ClippedSum, noise_multiplier: float, randomness:
     """The Gaussian mechanism: standard deviation is noise_multiplier times the sum's own sensitivity.
 
     Returns (P,) float64, every value a multiple of `grid(noise_multiplier * sensitivity)`; the sum itself for
-    noise_multiplier 0, which means no privacy. PrivacyError for a sum that is not finite.
+    noise_multiplier 0, which means no privacy.
+
+    Raises:
+        PrivacyError: the sum is not finite, or the deviation is not between 1e-200 and 1e200.
     """
     if noise_multiplier == 0:
         return clipped.vector
@@ -51,9 +54,10 @@ def grid(sigma: float) -> float:
 
 
 def release(vector: Tensor, noise: Tensor, sigma: float) -> Tensor:
-    """vector + sigma * noise, (n,) each, rounded to multiples of grid(sigma); takes the place of `noise`, float64.
+    """vector + sigma * noise, (n,) each, rounded to multiples of grid(sigma), in place of `noise`, float64.
 
-    Values beyond 2^50 units of the grid are set to that before noise is added: it moves no two vectors apart.
+    Values are clamped to 2^50 units of the grid before noise is added, which increases no distance; raises as
+    `add_gaussian_noise`.
     """
     if not math.isfinite(float(vector.sum())):
         raise PrivacyError("the vector to be released is not finite")
@@ -63,6 +67,6 @@ def release(vector: Tensor, noise: Tensor, sigma: float) -> Tensor:
         rest, whole = buffers[:, : len(x)]
         rest.copy_(x).mul_(1 / unit).clamp_(-_LARGEST, _LARGEST)
         torch.round(rest, out=whole)
-        rest -= whole  # exact: |rest| <= 1/2, so what is added to it rounds as the noise alone does
+        rest -= whole  # exact: |rest| <= 1/2, so adding it to the noise rounds as the noise alone does
         y.mul_(sigma / unit).add_(rest).round_().add_(whole).mul_(unit)
     return noise

@@ -1,4 +1,4 @@
-"""Distributed Skellam noise: each company adds a share, and only the sum of all is private (and opened).
+"""Distributed Skellam noise: each company adds a share; only the sum of all is private, and only it is opened.
 
 Agarwal, Kairouz & Liu, "The Skellam Mechanism for Differentially Private Federated Learning" (NeurIPS 2021),
 with the rounding of Kairouz, Liu & Steinke, "The Distributed Discrete Gaussian Mechanism" (ICML 2021).
@@ -17,15 +17,15 @@ most s^2 C^2 + d/4 plus a sum of independent terms of ranges |2 floor(x_j) + 1|,
     ||D||^2 <= s^2 C^2 + d/4 + sqrt(2 ln(1/beta)) (sC + sqrt(d)/2),    and always ||D|| <= sC + sqrt(d).
 
 By joint convexity the guarantee for these U is that of the worst of them; the others cost `BETA` of delta, once a
-step. Kairouz et al. round each client's own clipped vector and may draw U again until its norm is in
-bounds. Here the bound is on a difference that no company can see, so nothing is drawn again and beta is paid.
-Rounding to nearest would have the second bound alone: 3% more noise instead of 0.02% for d = 2^20, sC = 2^15.
+step. Kairouz et al. round each client's own clipped vector and may draw U again until its norm is in bounds. Here the
+bound is on a difference that no company can compute, so U is drawn once and beta is subtracted from delta.
+With rounding to nearest only the second bound holds: 3% more noise instead of 0.02% for d = 2^20, sC = 2^15.
 
-**What is assumed.** The coordinator sees the sum alone: a company's own release, were it opened, has a share
-of the noise only. Of the companies at most `tolerated` drop out, tell the coordinator their share, or add none.
+**Assumptions.** The coordinator sees only the sum: a company's own vector has only a share of the noise. At most
+`tolerated` companies drop out, tell the coordinator their share, or add none.
 
 A modular sum that wraps costs no privacy. It happens with probability below 2^-40, for any inputs: coordinates are
-held within `limit`, which moves no two vectors apart.
+clamped to `limit`, which increases no distance.
 """
 
 import math
@@ -40,7 +40,7 @@ from ..quantisation import centred
 from ..randomness import Randomness
 from .skellam_sampler import SkellamSampler
 
-# Of delta, for every step: the rounding's sensitivity bound fails with this probability.
+# The probability that the sensitivity bound of rounding fails; subtracted from delta for every step.
 BETA = 2.0**-40
 _WRAPS = 2.0**-40
 
@@ -61,6 +61,9 @@ class SkellamNoise:
                              scale=default_scale(d, 1.0))
         residues = [noise.encode(total, Randomness.from_entropy()) for total in totals]    # each (d,) uint32
         total = noise.decode_sum(sum_mod_2_32)                                             # (d,) float64
+
+    Raises:
+        InputError: a value is out of range, or sums could wrap.
     """
 
     dimension: int
@@ -90,32 +93,32 @@ class SkellamNoise:
 
     @property
     def l2(self) -> float:
-        """One example's largest L2 change of the sum in integer units, but for probability BETA a step."""
+        """Bound on one example's L2 change of the sum in integer units; fails with probability BETA a step."""
         reach, d = self.scale * self.clip, self.dimension
         likely = reach**2 + d / 4 + math.sqrt(2 * math.log(1 / BETA)) * (reach + math.sqrt(d) / 2)
         return math.sqrt(min((reach + math.sqrt(d)) ** 2, likely))
 
     @property
     def l1(self) -> float:
-        """The same in L1 norm; integers are at most their squares."""
+        """The same in L1 norm; absolute values of integers are at most their squares."""
         return min(math.sqrt(self.dimension) * self.l2, self.l2**2)
 
     @property
     def variance_total(self) -> float:
-        """The sum's noise from the honest companies alone, a coordinate, in integer units."""
+        """Variance of the honest companies' noise in a coordinate of the sum, in integer units."""
         return (self.noise_multiplier * self.l2) ** 2
 
     @property
     def variance_share(self) -> float:
-        """What each company adds."""
+        """Variance of the noise that each company adds."""
         return self.variance_total / (self.companies - self.tolerated)
 
     @property
     def limit(self) -> float:
-        """Coordinates of one company's vector are held within +-limit, in units of the vector.
+        """Coordinates of one company's vector are clamped to +-limit, in units of the vector.
 
-        companies * (s limit + 1) + t < 2^(bits - 1), where no coordinate of the noise passes t but with
-        probability 2^-40: P(|Sk(mu)| >= t) <= 2 exp(-t^2 / (2 mu + 2 t/3)), Bernstein's bound.
+        companies * (s limit + 1) + t < 2^(bits - 1), where a coordinate of the noise exceeds t with
+        probability at most 2^-40: P(|Sk(mu)| >= t) <= 2 exp(-t^2 / (2 mu + 2 t/3)), Bernstein's bound.
         """
         variance = self.companies * self.variance_share
         log = math.log(2 * self.dimension / _WRAPS)
@@ -123,7 +126,11 @@ class SkellamNoise:
         return ((2.0 ** (self.bits - 1) - 1 - tail) / self.companies - 1) / self.scale
 
     def encode(self, vector: NDArray[np.float64], randomness: Randomness) -> NDArray[np.uint32]:
-        """The company's clipped sum (d,) float64, one example of which weighs at most `clip` -> (d,) uint32."""
+        """The company's sum (d,) float64 of gradients clipped to `clip` -> (d,) uint32.
+
+        Raises:
+            PrivacyError: the sum is not finite.
+        """
         if not isinstance(vector, np.ndarray) or vector.dtype != np.float64:
             raise InputError("vector", type(vector).__name__, "must be a float64 array")
         if vector.shape != (self.dimension,):
@@ -134,7 +141,7 @@ class SkellamNoise:
         levels *= self.scale
         integers = np.floor(levels)
         levels -= integers  # exact, in [0, 1)
-        # floor(x + U) is one more than floor(x) where 1 - U, just as uniform, does not pass the fraction.
+        # floor(x + U) is one more than floor(x) where 1 - U, which is uniform too, is at most the fraction.
         integers += randomness.uniform(self.dimension) <= levels
         noisy = self._share.sample(self.dimension, randomness)
         noisy += integers.astype(np.int64)

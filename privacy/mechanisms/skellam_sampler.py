@@ -7,8 +7,9 @@ Sk(mu) is the difference of two Poisson numbers of mean mu/2: variance mu, and
 Instead of two Poisson numbers, whose usual samplers lose digits as mu grows (log k! of a large k is the
 difference of large numbers), one draw by rejection: a cell of W integers by Walker's alias method (1977) with
 weights that are exact multiples of 2^-64, an integer of the cell, and its acceptance with P(k) over the
-cell's largest P. log P comes from Debye's expansion (DLMF 10.41.3), in which nothing cancels: each probability
-is right to a relative 1e-12. Outside of 12 deviations (512 integers for small mu) nothing is drawn: 1e-31.
+cell's largest P. log P comes from Debye's expansion (DLMF 10.41.3), which has no cancellation: each probability has a
+relative error below 1e-12. Values beyond 12 deviations (512 integers for small mu), of probability 1e-31, are not
+drawn.
 """
 
 import math
@@ -26,7 +27,7 @@ _THRESHOLD_BITS = 64 - _INDEX_BITS
 _BUCKET = 1 << _THRESHOLD_BITS
 _DEVIATIONS = 12
 _LARGEST_VARIANCE = 2.0**62
-# Values at a time, so that all steps are done in cache.
+# Values at a time, so that all steps stay in cache.
 _CHUNK = 1 << 14
 
 
@@ -45,7 +46,7 @@ class SkellamSampler:
         needed = _DEVIATIONS * math.sqrt(variance) / half
         self._cell_bits = max(0, math.ceil(math.log2(needed)))
         cells = np.arange(-half, half)
-        # P falls on both sides of 0: a cell's largest is at its end nearer to 0.
+        # P decreases on both sides of 0: a cell's largest value is at its end nearer to 0.
         nearest = np.where(cells >= 0, cells, cells + 1) * (1 << self._cell_bits) - (cells < 0)
         peaks = self._probability(nearest.astype(np.float64))  # (cells,)
         weights = _weights(peaks)
@@ -84,7 +85,7 @@ class SkellamSampler:
         return k, randomness.uniform(n) <= acceptance
 
     def _probability(self, k: NDArray[np.float64]) -> NDArray[np.float64]:
-        """P(k), apart from a factor that is the same for every k."""
+        """P(k) up to a constant factor."""
         mu = self.variance
         if not self._cell_bits:
             small: NDArray[np.float64] = ive(np.abs(k), mu)
@@ -113,7 +114,7 @@ class SkellamSampler:
 
 
 def _weights(peaks: NDArray[np.float64]) -> list[int]:
-    """Integers of sum 2^64 in the proportion of `peaks`, none 0 and, but for the largest, none rounded down."""
+    """Integers of sum 2^64 in proportion to `peaks`, none of them 0, only the largest rounded down."""
     weights = [math.ceil(value) for value in peaks / peaks.sum() * 2.0**64]
     weights = [max(1, weight) for weight in weights]
     weights[int(np.argmax(peaks))] -= sum(weights) - (1 << 64)

@@ -1,4 +1,4 @@
-"""The coordinator's side of one secure sum. It holds no secret: it sees what the wire sees.
+"""The coordinator's side of one secure sum. It holds no secret: it sees only the messages.
 
 Bonawitz et al. (CCS 2017), Fig. 4, server's side:
 
@@ -8,9 +8,9 @@ Bonawitz et al. (CCS 2017), Fig. 4, server's side:
     aggregation.add_confirmation(company, confirmation)  ...   confirmations = aggregation.close_confirmations()
     aggregation.add_shares(company, answer)              ...   total, survivors = aggregation.open()
 
-Each message is checked when it comes in, signatures against a roster of the coordinator's own, so that a
-faulty one can be put down to its sender and counted as a dropout: no company's safety rests on these checks.
-Masked vectors are summed at once: memory does not grow with the cohort.
+Each message is checked when it arrives, signatures against the coordinator's own roster, so that the sender of a
+faulty one is known and counts as a dropout: no company's safety depends on these checks. Masked vectors are summed
+as they arrive: memory does not grow with the cohort.
 """
 
 from enum import Enum
@@ -34,7 +34,11 @@ class Stage(Enum):
 
 
 class Aggregation:
-    """Collects one session's messages and opens their sum, once, or not at all."""
+    """Collects one session's messages and opens their sum, at most once.
+
+    Raises:
+        ProtocolError: from every method; its code says what is wrong with a message, or what is missing.
+    """
 
     def __init__(self, session: Session, roster: Roster) -> None:
         roster.require(session.cohort)
@@ -68,12 +72,13 @@ class Aggregation:
             raise ProtocolError("bad_share", f"a sealed share of {company!r} has the wrong size")
         parts = self._digest, advert.public, advert.commitment
         self._roster.check(advert.signature, ADVERT, company, *parts)
-        # A useless key would make every other company refuse; here it costs its owner alone.
+        # An unusable key would make every other company refuse; here only its owner drops out.
         keys.agree(self._probe, advert.public)
         self._adverts[company] = advert
 
     def close_adverts(self) -> dict[str, Advert]:
-        """U1: who is summed or, having dropped, can be taken out. Send each `.for_recipient(name)`."""
+        """U1: the companies whose vectors, or whose masks if they drop out, can be handled. To each, send the
+        adverts `.for_recipient(name)`."""
         self._expect(Stage.ADVERTS)
         self._check_enough(len(self._adverts), "adverts")
         self._stage = Stage.MASKED
@@ -91,7 +96,7 @@ class Aggregation:
         self._survivors.add(company)
 
     def close_masked(self) -> Survivors:
-        """U2: whose vectors are in the sum. Show exactly these this set, for them to confirm."""
+        """U2: the companies whose vectors are in the sum. Send the set to exactly these, to confirm it."""
         self._expect(Stage.MASKED)
         self._check_enough(len(self._survivors), "masked vectors")
         self._stage = Stage.CONFIRMATIONS
@@ -108,7 +113,7 @@ class Aggregation:
         self._confirmations[company] = confirmation.signature
 
     def close_confirmations(self) -> Confirmations:
-        """U3: who stands by the set. Ask exactly these for shares, and show them all signatures."""
+        """U3: the companies that confirmed the set. Ask exactly these for shares, and send them all signatures."""
         self._expect(Stage.CONFIRMATIONS)
         self._check_enough(len(self._confirmations), "confirmations")
         self._stage = Stage.SHARES
@@ -129,8 +134,9 @@ class Aggregation:
     def open(self) -> tuple[NDArray[np.uint32], tuple[str, ...]]:
         """The sum of the survivors' residues mod 2^bits (length,), and the survivors.
 
-        Raises "too_few" when answers are missing (more may be added and `open` called again) and
-        "bad_share" when the shares do not restore what the adverts fixed. Nothing is opened then.
+        Raises:
+            ProtocolError: "too_few" when answers are missing (more may be added and `open` called again),
+                "bad_share" when the shares do not restore the secrets that the adverts fixed; nothing is opened.
         """
         self._expect(Stage.SHARES)
         self._check_enough(len(self._answers), "answers")

@@ -1,8 +1,8 @@
 """A company's side of one secure sum: key pairs, masked vector, confirmed survivors, unmasking shares.
 
 Bonawitz et al. (CCS 2017), Fig. 4 with the steps for an active server, rounds 0 and 1 in one message,
-because the keys that seal the shares live for the run (`ChannelKeys`). So a company that drops while
-it trains has its shares out, and a sum takes four phases:
+because the keys that seal the shares are kept for the run (`ChannelKeys`). So a company that drops out while
+it trains has sent its shares already, and a sum takes four phases:
 
     company = CompanySession.start(session, member, channel, channels, minimum_cohort=5)
     advert = company.advert()                           # phase 1
@@ -10,12 +10,12 @@ it trains has its shares out, and a sum takes four phases:
     confirmation = company.confirm(survivors)           # phase 3
     answer = company.unmask(confirmations)              # phase 4
 
-Every step checks what the coordinator proposes against the company's own floors and pinned roster, and
+Every step checks what the coordinator proposes against the company's own minimum and pinned roster, and
 refuses with a ProtocolError before it changes anything. A vector is masked once, one survivor set is
-confirmed and shares are answered once: two vectors under the same masks would show their difference, and a
-seed share beside a key share of one peer would unmask it. Between steps the state is bytes (`to_bytes`);
+confirmed and shares are sent once: two vectors under the same masks would reveal their difference, and a
+seed share together with a key share of one peer would unmask it. Between steps the state is bytes (`to_bytes`);
 **store the new state before the step's answer leaves**, and never go back to an older one; where the transport
-does not see to that, `client/replay_guard.py` does.
+does not ensure that, `client/replay_guard.py` does.
 """
 
 import secrets
@@ -40,7 +40,7 @@ from .messages import (
 )
 from .session import Session, lowest_threshold
 
-# Below three, the sum and one's own vector give the only other vector away.
+# With two, the sum and one's own vector reveal the other vector.
 SMALLEST_COHORT = 3
 
 
@@ -54,7 +54,7 @@ class Phase(IntEnum):
 class CompanySession:
     """The state of one company in one session. Holds secrets: keep its bytes as private as the data.
 
-    Python cannot overwrite `bytes`, so "erased" below means that the state lets go of a secret.
+    Python cannot overwrite `bytes`, so "erased" below means that the state no longer refers to a secret.
     """
 
     def __init__(self, session: Session, member: Member, floor: int, phase: Phase) -> None:
@@ -89,10 +89,13 @@ class CompanySession:
     ) -> "CompanySession":
         """Accepts or refuses a proposal; makes fresh keys, and shares of them for every member.
 
-        `channels` holds the channel key of at least every cohort member, signed for this run.
-        `minimum_cohort` is this company's own floor, raised to 3 if lower; `colluders` of the cohort may work
-        with the coordinator, or any fewer than a third. Notes the session in `channel`, which refuses a second
-        start: store `channel` again.
+        `channels` holds the channel key of at least every cohort member, signed for this run. `minimum_cohort` is
+        this company's own minimum, at least 3. `colluders` of the cohort may work with the coordinator, and in any
+        case fewer than a third may. Records the session in `channel`, which refuses a second start: store `channel`
+        again.
+
+        Raises:
+            ProtocolError: the proposal breaks one of the company's rules, or the session was started before.
         """
         me, floor = member.name, max(minimum_cohort, SMALLEST_COHORT)
         parties = len(session.cohort)
@@ -109,7 +112,7 @@ class CompanySession:
         if missing:
             raise ProtocolError("no_channel", f"no channel key of {missing[0]!r}")
         for name in session.cohort:
-            if name != me:  # its own it knows
+            if name != me:  # its own is compared below
                 channels[name].check(member.roster, name, session.run, session.settings_digest)
         if not wire.same(channels[me].public, channel.public):
             raise ProtocolError("bad_key", "another channel key is handed out under this company's name")
@@ -147,15 +150,15 @@ class CompanySession:
         )
 
     def advert(self) -> Advert:
-        """Phase 1. The same advert every time, so a lost message may be sent again."""
+        """Phase 1. The same advert at every call, so a lost message may be sent again."""
         self._expect(Phase.ADVERTISED)
         assert self._advert is not None  # held throughout this phase; see from_bytes
         return self._advert
 
     def check_adverts(self, adverts: Mapping[str, Advert]) -> None:
-        """Raises what `mask` would raise about the adverts, and changes nothing.
+        """Raises what `mask` would raise about the adverts, without changing the state.
 
-        For use before the training and its privacy cost, which a refusal afterwards would waste.
+        Call it before the training, whose privacy cost a later refusal would waste.
         """
         self._receive_adverts(adverts, self.advert())
 
@@ -164,6 +167,9 @@ class CompanySession:
 
         The adverts may be restricted to this company (`Advert.for_recipient`). Afterwards the state
         holds the peers' shares and no secret of its own.
+
+        Raises:
+            ProtocolError: an advert, the set of adverts or the vector is refused; so in the other phases.
         """
         own = self.advert()
         masks.check_vector(self.session, residues)
@@ -250,7 +256,7 @@ class CompanySession:
             raise ProtocolError("too_few", f"{size} {what} are below the threshold {self.session.threshold}")
 
     def _receive_adverts(self, adverts: Mapping[str, Advert], own: Advert) -> dict[str, bytes]:
-        """The share pair that each peer has sealed for this company."""
+        """The pair of shares that each peer has sealed for this company."""
         if self._checked is not None and self._checked[0] == adverts:
             return self._checked[1]
         if self.me not in adverts:
@@ -281,7 +287,7 @@ class CompanySession:
         return pair
 
     def to_bytes(self) -> bytes:
-        """The state, secrets and all. Identity and roster are not in it: they stay in the company's own files."""
+        """The state, secrets included. Identity and roster are not in it: they stay in the company's own files."""
         fields = (
             self.session.to_bytes(),
             self.me.encode(),
@@ -298,7 +304,10 @@ class CompanySession:
     def from_bytes(cls, data: bytes, member: Member, minimum_cohort: int = 0) -> "CompanySession":
         """The state of `member`, which must be the company that `to_bytes` was called for.
 
-        `minimum_cohort`: the company's floor as it is now; one that has risen holds from here on.
+        `minimum_cohort`: the company's current minimum; if it has risen, it holds from here on.
+
+        Raises:
+            ProtocolError: "malformed", the bytes are not such a state.
         """
         reader = wire.Reader(data, wire.COMPANY_STATE)
         phase, floor = reader.u32(), reader.u32()

@@ -1,14 +1,14 @@
-"""Who is who: Ed25519 identities, the pinned roster, and what a company puts its name to.
+"""Ed25519 identities, the pinned roster, and signed statements.
 
 Bonawitz et al. (CCS 2017), Fig. 4, "Setup": against an active server every user has a signing key d_u^SK, and
 everybody knows every d_v^PK beforehand. Here that is the roster, which each company pins in its own
 configuration, out of band: the coordinator can neither add a member nor replace one. Signatures are
-Ed25519 (RFC 8032). What is signed always opens with the same four fields, so that nothing signed for
-one purpose, roster or sender passes for another:
+Ed25519 (RFC 8032). A signed statement always begins with the same four fields, so that a signature for one purpose,
+roster or sender is not valid for another:
 
     text(DOMAIN) | text(purpose) | blob(roster digest) | text(sender) | blob ...
 
-The roster's digest is among them, so a signature also says: we hold the same list of members.
+The roster's digest is among them, so a valid signature also shows that both sides have the same roster.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ from . import wire
 IDENTITY_SIZE = 32
 SIGNATURE_SIZE = 64
 
-# What a signature is for; the parts that follow the four common fields.
+# Purposes of signatures, and the parts that follow the four common fields.
 CHANNEL = "channel key"  # text(run) | settings digest | channel public key
 ADVERT = "advert"  # session digest | mask public key | commitment
 SURVIVORS = "survivors"  # session digest | transcript digest | names(survivors)
 
 
 class Identity:
-    """A company's Ed25519 key pair. It outlives every run; only its public half ever leaves."""
+    """A company's Ed25519 key pair. It is kept for all runs; only its public key leaves the company."""
 
     def __init__(self, private: bytes) -> None:
         if len(private) != IDENTITY_SIZE:
@@ -57,7 +57,11 @@ class Identity:
 
 
 class Roster:
-    """Names and Ed25519 public keys of everybody who may ever take part; immutable."""
+    """Names and Ed25519 public keys of all who may ever take part; immutable.
+
+    Raises:
+        ProtocolError: a name or key is not usable, or two members have the same key.
+    """
 
     def __init__(self, members: Mapping[str, bytes]) -> None:
         if not 1 <= len(members) <= wire.MAX_COHORT:
@@ -90,7 +94,11 @@ class Roster:
         return head + b"".join(map(wire.blob, parts))
 
     def check(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
-        """Refuse unless `sender`, as pinned here, has signed exactly these parts for this purpose."""
+        """Check that `sender`, as pinned here, has signed exactly these parts for this purpose.
+
+        Raises:
+            ProtocolError: "bad_signature", or "not_in_roster" for an unknown sender.
+        """
         self.require((sender,))
         try:
             self._keys[sender].verify(signature, self.statement(purpose, sender, *parts))
@@ -98,7 +106,7 @@ class Roster:
             self._refuse(purpose, sender)
 
     def check_lasting(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
-        """As `check`, for what is shown again in every session of a run: verified once as long as it stays."""
+        """As `check`, with a cache: for statements that are checked again in every session of a run."""
         self.require((sender,))
         try:
             _verified(self.members[sender], signature, self.statement(purpose, sender, *parts))
@@ -110,14 +118,18 @@ class Roster:
         raise ProtocolError("bad_signature", text) from None
 
 
-# Only what verified is remembered: an exception leaves no entry.
+# Only valid signatures are cached: an exception leaves no entry.
 @lru_cache(maxsize=4096)
 def _verified(public: bytes, signature: bytes, statement: bytes) -> None:
     Ed25519PublicKey.from_public_bytes(public).verify(signature, statement)
 
 
 class Member:
-    """One company as it takes part: its name, its identity, and the roster it has pinned."""
+    """A company that takes part: its name, its identity, and the roster it has pinned.
+
+    Raises:
+        ProtocolError: the roster does not have this identity under this name.
+    """
 
     def __init__(self, name: str, identity: Identity, roster: Roster) -> None:
         roster.require((name,))

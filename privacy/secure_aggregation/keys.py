@@ -1,12 +1,12 @@
 """Key agreement, key derivation and the sealed channel between two companies.
 
 Bonawitz et al. (CCS 2017), Sec. 3.2 (key agreement: X25519, hashed with HKDF-SHA256) and Sec. 3.3
-(authenticated encryption: ChaCha20-Poly1305). The paper makes the pair c_u of Fig. 4, round 0, anew
-for every sum; here it lives for a run, which saves a message phase in every round. What a sum
-derives from it is bound to the session's digest, the direction and both public keys.
+(authenticated encryption: ChaCha20-Poly1305). The paper makes a new pair c_u (Fig. 4, round 0)
+for every sum; here it is kept for a run, which saves a message phase in every round. The keys that a sum
+derives from it are bound to the session's digest, the direction and both public keys.
 
-A channel key is handed out with its owner's signature (`ChannelKey`), and used only if that is from the
-identity which the user has pinned: whoever carries it can lose it, but not replace it.
+A channel key is sent with its owner's signature (`ChannelKey`), and used only if that is from the identity which
+the recipient has pinned: whoever transports it can lose it, but not replace it.
 """
 
 import secrets
@@ -39,12 +39,12 @@ def public_key(private: bytes) -> bytes:
 
 
 def loaded(private: bytes) -> X25519PrivateKey:
-    """Ready for any number of `agree`: loading a key takes nearly as long as using it once."""
+    """The key, parsed once for any number of calls to `agree`: parsing takes nearly as long as one use."""
     return X25519PrivateKey.from_private_bytes(private)
 
 
 def agree(private: X25519PrivateKey, public: bytes) -> bytes:
-    """The raw X25519 secret, 32 bytes: to be used only through `derive`."""
+    """The raw X25519 secret, 32 bytes: use it only through `derive`. ProtocolError for an unusable public key."""
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:  # wrong size, or a point of low order that would fix the secret
@@ -58,7 +58,7 @@ def derive(secret: bytes, digest: bytes, purpose: str, *context: bytes) -> bytes
 
 
 def seal(key: bytes, plaintext: bytes, associated: bytes) -> bytes:
-    # The key is fresh in every session; the random nonce is the second line of defence.
+    # The key is new in every session; the random nonce is an additional protection.
     nonce = secrets.token_bytes(NONCE_SIZE)
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, plaintext, associated)
 
@@ -78,21 +78,21 @@ class ChannelKey:
     signature: bytes
 
     def check(self, roster: Roster, owner: str, run: str, settings_digest: bytes) -> None:
-        """Refuse unless `owner`, as pinned in `roster`, has handed out this key for this run."""
+        """Check that `owner`, as pinned in `roster`, has signed this key for this run; raises as `Roster.check`."""
         roster.check_lasting(self.signature, CHANNEL, owner, run.encode(), settings_digest, self.public)
 
     def check_usable(self) -> None:
-        """Refuse a key of no use, which would make everybody else refuse the sessions of its owner."""
+        """Raises ProtocolError for an unusable key, with which every peer would refuse its owner's sessions."""
         agree(loaded(new_private_key()), self.public)
 
 
 class ChannelKeys:
     """One company's X25519 pair for one run, and the sessions it has been used in.
 
-    Remembering the sessions is what makes "one answer per session" true: a company that could be
-    started twice in one session would hold its peers' shares twice, and could be asked for a seed
-    share in one copy and for a key share of the same peer in the other. So store the keys again
-    after every `CompanySession.start`, before the advert leaves; a new run makes new keys.
+    The record of sessions ensures one answer per session: a company that is started twice in one session has its
+    peers' shares twice, and could be asked for a seed share in one copy and for a key share of the same peer in the
+    other. So store the keys again after every `CompanySession.start`, before the advert leaves; a new run makes new
+    keys.
     """
 
     def __init__(self, private: bytes, begun: frozenset[bytes] = frozenset()) -> None:
@@ -109,12 +109,12 @@ class ChannelKeys:
         return f"ChannelKeys(public={self.public.hex()}, sessions={len(self._begun)}, private=<redacted>)"
 
     def signed(self, member: Member, run: str, settings_digest: bytes) -> ChannelKey:
-        """What the other companies of this run get; Ed25519 signs alike every time."""
+        """The signed public key for the other companies of this run; Ed25519 signatures are deterministic."""
         signature = member.sign(CHANNEL, run.encode(), settings_digest, self.public)
         return ChannelKey(self.public, signature)
 
     def begin(self, digest: bytes) -> None:
-        """Notes that a session starts; refuses one that has started before."""
+        """Record that a session starts; ProtocolError("replay") for one that has started before."""
         mark = digest[:MARK_SIZE]  # a chance match only refuses a session, so 8 bytes are enough
         if mark in self._begun:
             raise ProtocolError("replay", "this company has already begun this session")

@@ -1,12 +1,12 @@
-"""The masks: what hides a vector, and what cancels or is removed again from the sum.
+"""The masks that hide a vector; they cancel in the sum or are removed from it.
 
 Bonawitz et al. (CCS 2017), Sec. 4 (masking, double masking) and Sec. 3.4 (the PRG, here AES-256-CTR).
 Company u uploads, mod 2^bits,
 
     y_u = x_u + PRG(b_u) + sum over v > u of PRG(s_uv) - sum over v < u of PRG(s_uv)
 
-The pairwise masks cancel in a sum over everybody; the self mask PRG(b_u) keeps y_u hidden even when
-a late y_u arrives after the coordinator has been given the key that produces every s_uv.
+The pairwise masks cancel in a sum over all companies; the self mask PRG(b_u) keeps y_u hidden even if y_u arrives
+after the coordinator was given the key from which every s_uv is derived.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from . import packing
 from .keys import agree, derive
 from .session import Session
 
-# A block's values and its keystream stay in the second-level cache together.
+# A block's values and its keystream fit into the second-level cache together.
 _ZEROS = memoryview(bytes(4 * packing.BLOCK))
 
 
@@ -37,9 +37,9 @@ def self_mask_key(seed: bytes, digest: bytes, company: str) -> bytes:
 
 
 def seed_commitment(seed: bytes, digest: bytes, company: str) -> bytes:
-    """Published in the advert; lets the coordinator notice a wrong seed instead of opening noise.
+    """Published in the advert; with it the coordinator notices a wrong seed, which would open a wrong sum.
 
-    It comes from the same HKDF as the mask under another purpose, so it says nothing about the mask.
+    Derived by the same HKDF as the mask for another purpose, so it reveals nothing about the mask.
     """
     return derive(seed, digest, "seed commitment", company.encode())
 
@@ -73,7 +73,7 @@ def apply_masks(
 def masked_and_packed(
     vector: NDArray[np.uint32], add: Sequence[bytes], subtract: Sequence[bytes], bits: int
 ) -> NDArray[np.uint8]:
-    """The same mod 2^bits, packed for the wire block by block while a block is in the cache."""
+    """As `apply_masks`, mod 2^bits, and packed for the wire block by block while a block is in the cache."""
     packed = np.empty(packing.packed_size(len(vector), bits), dtype=np.uint8)
     block = np.empty(min(len(vector), packing.BLOCK), dtype=np.uint32)
     streams, largest = _Streams(add, subtract), np.uint32((1 << bits) - 1)
@@ -86,9 +86,9 @@ def masked_and_packed(
 
 
 class _Streams:
-    """The keystreams of all masks of a vector, used up block by block from its front.
+    """The keystreams of all masks of a vector, applied block by block from its start.
 
-    uint32 arithmetic wraps mod 2^32, of which 2^bits is a divisor, so one reduction at the end is exact.
+    uint32 arithmetic wraps mod 2^32, which 2^bits divides, so one reduction at the end is exact.
     """
 
     def __init__(self, add: Sequence[bytes], subtract: Sequence[bytes]) -> None:

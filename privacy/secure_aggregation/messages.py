@@ -1,4 +1,4 @@
-"""The messages besides the masked vector itself (see `packing`) and the channel keys (see `keys`).
+"""All messages but the masked vector (see `packing`) and the channel keys (see `keys`).
 
 Bonawitz et al. (CCS 2017), Fig. 4: `Advert` is rounds 0 and 1 in one; `Survivors`, `Confirmation` and
 `Confirmations` are round 3, the consistency check; `UnmaskShares` is round 4.
@@ -22,19 +22,18 @@ SEALED_SIZE = NONCE_SIZE + SHARE_PAIR_SIZE + TAG_SIZE
 def associated_data(digest: bytes, sender: str, receiver: str, public: bytes, commitment: bytes) -> bytes:
     """What a sealed share is bound to: the session, both ends, and the rest of the sender's advert.
 
-    Binding the advert's public parts means that a coordinator cannot swap a mask key under shares
-    that it cannot forge.
+    Since the advert's public parts are bound, a coordinator cannot replace a mask key and keep its shares.
     """
     return b"".join(map(wire.blob, (digest, sender.encode(), receiver.encode(), public, commitment)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advert:
-    """A company's opening message: its mask public key and its sealed shares, keyed by recipient.
+    """A company's first message: its mask public key and its sealed shares, by recipient.
 
     `commitment` fixes the self-mask seed. `signature` covers session, mask key and commitment; the sealed
-    shares are bound to these by their encryption, and a recipient sees only its own. About 160 bytes and
-    100 bytes a peer; what goes to one recipient (`for_recipient`) has about 290.
+    shares are bound to these by their encryption, and a recipient sees only its own. Size: about 160 bytes plus
+    100 bytes a peer; about 290 bytes for one recipient (`for_recipient`).
     """
 
     session: bytes
@@ -70,10 +69,10 @@ class Advert:
 
 
 def transcript(digest: bytes, adverts: Mapping[str, Advert]) -> bytes:
-    """SHA-256 over whose adverts there were, and what each of them fixed.
+    """SHA-256 over the names, mask keys and commitments of all adverts.
 
-    Every company's fresh key is in it, so a signature over it is of no use in a session begun again under the
-    same digest, and companies that were shown different adverts do not confirm each other.
+    It covers every company's fresh key, so a signature over it is not valid in a session that is begun again with the
+    same digest, and companies that were shown different adverts do not accept each other's confirmations.
     """
     rows = {name: advert.public + advert.commitment for name, advert in adverts.items()}
     head = wire.header(wire.TRANSCRIPT) + wire.blob(digest)
@@ -100,7 +99,7 @@ class Survivors:
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """A survivor's answer: its signature over session, adverts and the set it was shown."""
+    """A survivor's answer: its signature over the session, the adverts and the set."""
 
     session: bytes
     signature: bytes
@@ -119,7 +118,7 @@ class Confirmation:
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmations:
-    """The signatures of those who confirmed, by name: the coordinator's request for shares."""
+    """The survivors' signatures by name: the coordinator's request for shares."""
 
     session: bytes
     signatures: Mapping[str, bytes]
@@ -138,7 +137,7 @@ class Confirmations:
 
 @dataclass(frozen=True, kw_only=True)
 class UnmaskShares:
-    """One company's answer: a share of the seed of each survivor, of the mask key of each dropped one."""
+    """One company's answer: a share of each survivor's seed and of each dropped company's mask key."""
 
     session: bytes
     seeds: Mapping[str, bytes]
@@ -146,7 +145,7 @@ class UnmaskShares:
 
     def __post_init__(self) -> None:
         if not self.seeds.keys().isdisjoint(self.keys):
-            raise ProtocolError("bad_survivors", "seed and key share of one company must never meet")
+            raise ProtocolError("bad_survivors", "an answer has seed and key share of one company")
 
     def __repr__(self) -> str:
         return f"UnmaskShares(seeds of {sorted(self.seeds)}, keys of {sorted(self.keys)}, <redacted>)"

@@ -1,11 +1,11 @@
 """Masked vectors on the wire: residues mod 2^bits in `bits` bits each, rather than in 32.
 
-Not part of the paper, which counts bits and leaves the packing open. A vector is cut into blocks of BLOCK values, the
+Not part of the paper, which does not specify the packing. A vector is cut into blocks of BLOCK values, the
 last one shorter. With g = gcd(bits, 32), `lanes` = 32 / g values fill exactly `words` = bits / g words of
 32 bits. A block of r values has m = ceil(r / lanes) columns and is padded with zeros:
 value i of the block stands in lane i div m, column i mod m. The `lanes` values of a column, lane 0 in the lowest
 bits, are a number of 32 * words bits; its 32-bit word w, lowest first, is stored at index w * m + column,
-little-endian. So every step runs over neighbouring values, and 22 bits take 2.75 bytes a value.
+little-endian. So every step works on contiguous values, and 22 bits take 2.75 bytes a value.
 
     packed = pack(residues, 22)                 # (d,) uint32 -> (packed_size(d, 22),) uint8
     residues = unpack(packed, len(residues), 22)
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...errors import ProtocolError
 
-# A block of values and its packed form stay in the second-level cache together.
+# A block of values and its packed form fit into the second-level cache together.
 BLOCK = 1 << 16
 
 
@@ -96,9 +96,12 @@ def pack_block(values: NDArray[np.uint32], packed: NDArray[np.uint8], bits: int)
 
 
 def add_packed(total: NDArray[np.uint32], packed: NDArray[np.uint8], bits: int) -> None:
-    """Add a packed vector to `total` (d,), mod 2^bits: `total` itself is reduced by nobody but its reader.
+    """Add a packed vector to `total` (d,); `total` is not reduced mod 2^bits, its reader must do that.
 
-    Checks size and padding first: a vector is added as a whole or not at all.
+    Checks size and padding first, so a vector is added as a whole or not at all.
+
+    Raises:
+        ProtocolError: "bad_vector".
     """
     check_packed(packed, len(total), bits)
     for start, stop, part in blocks(packed, len(total), bits):
@@ -113,7 +116,7 @@ def add_packed(total: NDArray[np.uint32], packed: NDArray[np.uint8], bits: int) 
 
 
 def _add_block(packed: NDArray[np.uint8], grid: NDArray[np.uint32], bits: int) -> None:
-    """Add a block's values to `grid` (lanes, columns), and to bits above them whatever stood beside them."""
+    """Add a block's values to `grid` (lanes, columns); the bits above a value get unspecified contents."""
     lanes, columns = grid.shape
     into = packed.view("<u4").reshape(-1, columns)  # (words, columns)
     shifted = np.empty(columns, dtype=np.uint32)
@@ -121,7 +124,7 @@ def _add_block(packed: NDArray[np.uint8], grid: NDArray[np.uint32], bits: int) -
         word, shift = divmod(lane * bits, 32)
         grid[lane] += np.right_shift(into[word], np.uint32(shift), out=shifted)
         if shift + bits > 32:
-            # No bit of the one stands where the other has any.
+            # The two parts have no bit in common.
             grid[lane] += np.left_shift(into[word + 1], np.uint32(32 - shift), out=shifted)
 
 

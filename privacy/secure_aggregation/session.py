@@ -1,8 +1,8 @@
-"""What one secure sum is about: agreed by everybody, hashed into every key and message.
+"""The parameters of one secure sum: agreed by all, and bound into every key and message by their hash.
 
 Bonawitz et al. (CCS 2017), Fig. 4, "Setup": all parties hold the parameters (n, t, field, length).
-The digest also covers run, round, label, model and settings, so no key, share or message of one sum
-has any meaning in another.
+The digest also covers run, round, label, model and settings, so no key, share or message of one sum is valid in
+another.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ MAX_LENGTH = 1 << 30
 def lowest_threshold(parties: int, colluders: int = 0) -> int:
     """The smallest t with t > 2n/3 and 2t - n > c.
 
-    Two sets of t signers have 2t - n in common. If more of them than collude, one is honest and signs one set only:
-    nobody gets both the seed and the mask key of a company (Sec. 6.2). t > 2n/3 makes that hold for all c < n/3.
-    Above `parties`: no threshold withstands so many.
+    Two sets of t signers have 2t - n members in common. If that is more than the colluders, one of them is honest and
+    signs one set only: nobody gets both the seed and the mask key of a company (Sec. 6.2). With t > 2n/3 that holds
+    for all c < n/3. If the result is above `parties`, no threshold is safe against so many colluders.
     """
     return max(2 * parties // 3, (parties + colluders) // 2) + 1
 
@@ -29,12 +29,14 @@ def lowest_threshold(parties: int, colluders: int = 0) -> int:
 class Session:
     """One secure sum of `length` residues mod 2^bits over a cohort, as the coordinator proposes it.
 
-    `threshold` is both the number of answers that opens the sum and the smallest set that is ever
-    summed. Being valid is not being acceptable: each company applies floors of its own on top
-    (`CompanySession.start`).
+    `threshold` is both the number of answers that opens the sum and the size of the smallest set that is summed.
+    A valid session may still be refused: each company also applies its own minimum values (`CompanySession.start`).
 
         Session(run="r1", round=3, label="block-0", model_digest=sha, settings_digest=sha,
                 cohort=("a", "b", "c", "d"), threshold=3, length=1_000_000)
+
+    Raises:
+        ProtocolError: "bad_session", a field is out of range.
     """
 
     run: str

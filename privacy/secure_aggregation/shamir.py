@@ -3,7 +3,7 @@
 The secret is the value at 0 of a random polynomial of degree t - 1 over the field of PRIME elements;
 share x is its value at x, x = 1 ... n. PRIME is the smallest prime above 2^256, so that every 32-byte
 string, an X25519 private key included, is a field element. Any t shares determine the secret; t - 1
-shares fit every secret equally well.
+shares reveal nothing about it.
 
     shares = split(secret, threshold=3, parties=4)       # [33 bytes] for x = 1, 2, 3, 4
     combine({1: shares[0], 2: shares[1], 4: shares[3]})  # secret
@@ -31,7 +31,7 @@ def split(secret: bytes, threshold: int, parties: int) -> list[bytes]:
 
 
 def combine(shares: Mapping[int, bytes]) -> bytes:
-    """The secret behind exactly `threshold` shares, keyed by x."""
+    """The secret behind exactly `threshold` shares, by x. ProtocolError("bad_share") for shares that give none."""
     weights = _weights_at_zero(tuple(sorted(shares)))
     for share in shares.values():
         check_share(share)
@@ -42,7 +42,7 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
 
 
 def check_share(share: bytes) -> None:
-    # Big-endian bytes of one length are in the order of their numbers.
+    # Big-endian bytes of equal length compare like their numbers.
     if len(share) != SHARE_SIZE or share >= _PRIME_BYTES:
         raise ProtocolError("bad_share", f"a share is {SHARE_SIZE} bytes below the field's prime")
 
@@ -54,7 +54,7 @@ def _evaluate(coefficients: list[int], x: int) -> int:
     return value
 
 
-# A sum is opened with the same answerers for every secret, and the weights cost more than the sum.
+# Cached: a sum is opened with the same companies' shares for every secret, and the weights take longest.
 @lru_cache(maxsize=32)
 def _weights_at_zero(xs: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     weights = []

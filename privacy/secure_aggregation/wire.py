@@ -1,16 +1,16 @@
-"""Canonical encoding of everything that crosses a wire, is signed or is hashed.
+"""Canonical encoding of everything that is sent, signed or hashed.
 
-Not part of the paper: Bonawitz et al. (CCS 2017), Fig. 4, leaves the encoding open. Here every value
+Not part of the paper: Bonawitz et al. (CCS 2017), Fig. 4, does not specify the encoding. Here every value
 has exactly one encoding and every encoding exactly one meaning, so a digest binds the content:
 
     b"FBSA" | version | kind | fields ...
     u32    4 bytes, big-endian
     blob   u32 length, bytes
     text   blob of UTF-8, 1 to 128 bytes
-    table  u32 count, then (text, blob) with strictly rising names
+    table  u32 count, then (text, blob) with strictly increasing names
 
-Decoders trust nothing: sizes are bounded before anything is read, the last byte must be used, and
-whatever does not fit raises ProtocolError("malformed").
+Decoders trust nothing: sizes are bounded before anything is read, no byte may be left over, and whatever does not
+fit raises ProtocolError("malformed").
 """
 
 import hmac
@@ -27,7 +27,7 @@ MAX_NAME = 128
 MAX_COHORT = 1000
 DIGEST_SIZE = 32
 
-# One byte that says what a message is, so that no message can be read as another.
+# One byte for the kind of a message, so that no message can be read as one of another kind.
 SESSION, ADVERT, SURVIVORS, UNMASK_SHARES, CHANNEL_KEYS, COMPANY_STATE = range(1, 7)
 CONFIRMATION, CONFIRMATIONS, ROSTER, TRANSCRIPT = range(7, 11)
 
@@ -70,7 +70,7 @@ def is_name(value: object) -> bool:
 
 
 class Reader:
-    """Reads one message from front to back: `Reader(data, ADVERT)`, the fields, then `done()`."""
+    """Reads one message in order: `Reader(data, ADVERT)`, the fields, then `done()`."""
 
     def __init__(self, data: bytes, kind: int) -> None:
         if not isinstance(data, bytes) or len(data) > MAX_MESSAGE:
@@ -125,7 +125,7 @@ class Reader:
 
 
 def rising(values: tuple[str, ...]) -> tuple[str, ...]:
-    """The one accepted order of names: strictly rising, hence without repeats."""
+    """`values`, if they are in the only accepted order: strictly increasing, so without repeats."""
     if any(a >= b for a, b in pairwise(values)):
         raise ProtocolError("malformed", "names are not sorted and unique")
     return values

@@ -1,7 +1,7 @@
 """The data plane's wire, the same for company and coordinator: gRPC streams under mutual TLS.
 
-`frames` cuts messages into frames and puts them together again within limits, `records` turns Flower's records
-into bytes, `certificates` makes and reads keys and certificates, `pinned` says whose certificate is whose.
+`frames` splits messages into frames and joins them within limits, `records` turns Flower's records into bytes,
+`certificates` makes and reads keys and certificates, `pinned` maps pinned certificates to companies.
 `frames_pb2*` are generated from `frames.proto` by `make proto`.
 """
 

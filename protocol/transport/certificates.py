@@ -1,11 +1,11 @@
 """Keys and certificates of the data plane: each party makes its own, and the others pin it.
 
-There is no authority: a certificate signs itself, travels to the other side by other means, like the public keys of
-identities, and is trusted there as it stands. What TLS checks is then possession of the one key that belongs to it.
+There is no certificate authority: a certificate is self-signed, sent to the other side out of band, like the public
+keys of identities, and pinned there. TLS then checks that the peer has the certificate's private key.
 
     FOLDER/
-        own.key    private key, readable by its owner alone
-        own.pem    certificate, to be handed to the other side
+        own.key    private key, readable by its owner only
+        own.pem    certificate, to be given to the other side
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from ...errors import InputError
 from .. import private_file
 
-# The coordinator's certificate is pinned, so its name need not be that of the host it runs on.
+# The coordinator's certificate is pinned, so its name need not be the host's.
 COORDINATOR = "fedblocks-coordinator"
 DAYS = 730
 _KEY, _CERTIFICATE = "own.key", "own.pem"
@@ -62,7 +62,7 @@ class OwnCertificate:
         return cls(certificate.public_bytes(serialization.Encoding.PEM), private)
 
     def save(self, folder: Path) -> None:
-        """Write both files; a key that is already there is never overwritten."""
+        """Write both files; InputError if there is a key already, which is never overwritten."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             private_file.create(folder / _KEY, self.key)
@@ -88,7 +88,7 @@ class OwnCertificate:
 
 
 def certificate_of(pem: bytes, where: str) -> x509.Certificate:
-    """The one certificate in a PEM file."""
+    """The one certificate in a PEM file; InputError unless there is exactly one."""
     try:
         found = x509.load_pem_x509_certificates(pem)
     except ValueError:

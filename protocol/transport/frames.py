@@ -1,20 +1,20 @@
 """Messages as frames: a Begin that declares id, kind and size, then chunks until the size is reached.
 
-Whoever reads trusts nothing: a declared size is held against a limit before anything is kept, memory grows only
-with bytes that have arrived, and whatever is out of place raises ProtocolError with a fixed code:
+The reader trusts nothing: a declared size is compared with a limit before anything is stored, memory grows only with
+received bytes, and anything unexpected raises ProtocolError with a fixed code:
 
-    wrong_version        the other side speaks another version of `frames.proto`
+    wrong_version        the other side uses another version of `frames.proto`
     wrong_run            the company is waiting for another run
-    unknown_certificate  the certificate is none of those pinned
-    malformed            a frame out of place
+    unknown_certificate  the certificate is not pinned
+    malformed            an unexpected frame
     too_large            a message or a chunk above its limit
-    busy                 more streams at once than a company needs
+    busy                 more simultaneous streams than a company needs
     replaced             a newer stream of the same company took over
-    internal             a fault of the coordinator's own
+    internal             an error of the coordinator
     done                 the run is over
 
-A code ends a stream in a Close frame; the coordinator's refusals (unknown_certificate, busy, internal) come in the
-trailers instead, as the status's text, since a frame has to wait for who does not read.
+A code ends a stream in a Close frame; the coordinator's refusals (unknown_certificate, busy, internal) are sent in
+the trailers instead, as the status text, since a frame would have to wait for a peer that does not read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ...errors import ProtocolError
 from .frames_pb2 import Begin, Close, Frame, Hello
 
 VERSION = 2
-CHUNK = 1 << 19  # of every chunk but a message's last; part of the version
+CHUNK = 1 << 19  # size of every chunk but a message's last; part of the version
 LARGEST_FRAME = CHUNK + 1024
 LONGEST_NAME = 128
 
@@ -34,11 +34,14 @@ LONGEST_NAME = 128
 FINAL = frozenset({"done", "wrong_version", "wrong_run", "unknown_certificate", "replaced"})
 CODES = FINAL | {"malformed", "too_large", "busy", "internal"}
 
-# A dead peer is noticed within half a minute, whatever firewalls between do.
+# A dead peer is noticed within half a minute, even if a firewall drops packets silently.
 OPTIONS = [
     ("grpc.max_receive_message_length", LARGEST_FRAME),
     ("grpc.max_send_message_length", LARGEST_FRAME),
-    ("grpc.http2.max_frame_size", 1 << 20),  # one a chunk rather than 32: 4% of a secure step
+    (
+        "grpc.http2.max_frame_size",
+        1 << 20,
+    ),  # one HTTP/2 frame a chunk instead of 32: saves 4% of a secure step
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -48,7 +51,7 @@ OPTIONS = [
 
 
 class Closed(Exception):
-    """The other side has ended the stream; `code` is one of CODES, or "malformed" if it sent another word."""
+    """The other side has ended the stream; `code` is one of CODES, "malformed" for any other code."""
 
     def __init__(self, code: str) -> None:
         self.code = code if code in CODES else "malformed"
@@ -74,7 +77,12 @@ def close(code: str) -> Frame:
 
 
 def greeted(frames: Iterator[Frame]) -> Hello:
-    """The other side's first frame, which must be a greeting of this version."""
+    """The other side's first frame, which must be a greeting of this version.
+
+    Raises:
+        ProtocolError: it is not.
+        Closed: the other side has ended the stream.
+    """
     frame = next(frames, None)
     if frame is None:
         raise ProtocolError("malformed", "the stream ended before its first frame")
@@ -82,7 +90,7 @@ def greeted(frames: Iterator[Frame]) -> Hello:
     if kind == "close":
         raise Closed(frame.close.code)
     if kind != "hello":
-        raise ProtocolError("malformed", "the first frame is no greeting")
+        raise ProtocolError("malformed", "the first frame is not a greeting")
     if frame.hello.version != VERSION:
         raise ProtocolError("wrong_version", f"expected version {VERSION}, got {frame.hello.version}")
     if len(frame.hello.run) > LONGEST_NAME or len(frame.hello.package) > LONGEST_NAME:
@@ -91,7 +99,7 @@ def greeted(frames: Iterator[Frame]) -> Hello:
 
 
 def frames_of(id_: int, kind: str, content: bytes, timeout: float = 0.0) -> Iterator[Frame]:
-    """A message as frames, cut one by one as they are sent."""
+    """A message as frames, made one by one as they are sent."""
     yield Frame(begin=Begin(id=id_, kind=kind, size=len(content), timeout=timeout))
     view = memoryview(content)
     for start in range(0, len(content), CHUNK):
@@ -103,9 +111,13 @@ def incoming(
     limit: Callable[[Begin], int],
     wanted: Callable[[Begin], bool] = lambda begin: True,
 ) -> Iterator[Incoming]:
-    """Whole messages out of frames; ends with the stream, or with Closed.
+    """Whole messages from frames, until the stream ends.
 
-    `limit` gives the largest size of a message, or raises. Of what is not `wanted` the content is not kept.
+    `limit` gives the largest size of a message, or raises. The content of messages that are not `wanted` is dropped.
+
+    Raises:
+        ProtocolError: a frame is unexpected or too large.
+        Closed: the other side has ended the stream.
     """
     stream = iter(frames)
     for frame in stream:
@@ -134,8 +146,8 @@ def _chunks(stream: Iterator[Frame], size: int) -> Iterator[bytes]:
             raise Closed(frame.close.code)
         chunk = frame.chunk
         if len(chunk) > min(CHUNK, size):
-            raise ProtocolError("too_large", "a chunk goes over its message's size or its own")
-        # Many small pieces would take far more memory than their bytes.
+            raise ProtocolError("too_large", "a chunk exceeds its message's size or the largest chunk")
+        # Many small chunks would take far more memory than their bytes.
         if kind != "chunk" or len(chunk) < min(CHUNK, size):
             raise ProtocolError("malformed", "expected a whole chunk")
         size -= len(chunk)

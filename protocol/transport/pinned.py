@@ -1,4 +1,4 @@
-"""Which certificate belongs to which company, as the coordinator has it pinned."""
+"""The companies' certificates, as the coordinator has pinned them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from .certificates import certificate_of, fingerprint, name_in, read
 class PinnedCertificates:
     """The companies' certificates by name.
 
-    TLS admits whoever holds the key of one of them; `owner` then says which company that is.
+    TLS admits any peer with the key of one of them; `owner` then says which company it is.
+
+    Raises:
+        InputError: there is no certificate, or one is not made out to its company.
     """
 
     def __init__(self, certificates: Mapping[str, bytes]) -> None:
@@ -27,7 +30,7 @@ class PinnedCertificates:
                 raise InputError("certificate", company, f"is made out to {name_in(certificate)!r}")
             self._fingerprints[company] = fingerprint(certificate)
         if not self._fingerprints:
-            raise InputError("companies", [], "no certificate is there")
+            raise InputError("companies", [], "there is no certificate")
 
     @classmethod
     def load(cls, folder: Path) -> PinnedCertificates:
@@ -39,7 +42,7 @@ class PinnedCertificates:
         return tuple(self._fingerprints)
 
     def owner(self, pem: bytes) -> str | None:
-        """The company whose pinned certificate this is."""
+        """The company whose pinned certificate this is; None if it is not pinned."""
         try:
             presented = fingerprint(x509.load_pem_x509_certificate(pem))
         except ValueError:

@@ -1,9 +1,9 @@
-"""Flower's records as bytes of our own: a small head that names and sizes the fields, then their bytes as they are.
+"""An encoding of Flower's records: a small head with the fields' names, types and sizes, then their bytes.
 
-The messages of a run are few typed fields, nearly all of their room taken by bytes. Flower's own encoding nests a
-message for every value, and a field of three bytes becomes an object of hundreds: 17 MB of empty records took 680 MB.
-Here only the head (`Head` in `frames.proto`) is parsed, and it is bounded before that; so what a message takes is its
-own length and a constant.
+A message of a run has few typed fields, most of its size in bytes fields. Flower's own encoding nests a message for
+every value, and a field of three bytes becomes an object of hundreds: 17 MB of empty records took 680 MB of memory.
+Here only the head (`Head` in `frames.proto`) is parsed, after its size is checked; so a message takes its own length
+and a constant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LENGTH = 4  # bytes that say how long the head is
 
 
 def encode(record: RecordDict) -> bytes:
-    """The record, which may hold fields and arrays of bytes (`bytes_array`) and nothing else.
+    """Encode a record, which may hold fields and arrays of bytes (`bytes_array`) and nothing else.
 
     Raises:
         ProtocolError: "malformed" for any other record, "too_large" for more fields and text than fit in a head.
@@ -37,7 +37,7 @@ def encode(record: RecordDict) -> bytes:
                 head.fields.add(name=key, array_size=len(array.data))
                 parts.append(array.data)
         else:
-            raise ProtocolError("malformed", f"no message of a run has a {type(values).__name__} {name}")
+            raise ProtocolError("malformed", f"messages of a run have no {type(values).__name__} {name}")
     parts[1] = head.SerializeToString()
     if len(parts[1]) > LARGEST_HEAD:
         raise ProtocolError(
@@ -48,7 +48,7 @@ def encode(record: RecordDict) -> bytes:
 
 
 def _add(field: Field, value: object, parts: list[bytes]) -> None:
-    """Put a value into its field, and its bytes behind the others."""
+    """Set a field to `value`; bytes are appended to `parts`."""
     match value:
         case bool():
             field.truth = value
@@ -67,18 +67,18 @@ def _add(field: Field, value: object, parts: list[bytes]) -> None:
             field.bytes_sizes.values.extend(map(len, value))
             parts.extend(value)
         case _:
-            raise ProtocolError("malformed", f"no message of a run has such a field: {field.name}")
+            raise ProtocolError("malformed", f"messages of a run have no field of this type: {field.name}")
 
 
 def decode(content: bytes) -> RecordDict:
-    """The record of these bytes.
+    """Decode a record.
 
     Raises:
-        ProtocolError: "malformed" for bytes that are no record, "too_large" for a head above its limit.
+        ProtocolError: "malformed" for bytes that are not a record, "too_large" for a head above its limit.
     """
     size = int.from_bytes(content[:_LENGTH], "big")
     start = _LENGTH + size
-    if start > len(content):  # as it is where not even the length has come
+    if start > len(content):  # also where the length itself is incomplete
         raise ProtocolError("malformed", "a record that ends within its head")
     if size > LARGEST_HEAD:
         raise ProtocolError("too_large", f"a head of {size} bytes, at most {LARGEST_HEAD} are allowed")
@@ -130,17 +130,17 @@ class _Reader:
     def _take(self, size: int) -> bytes:
         start, self._place = self._place, self._place + size
         if self._place > len(self._content):
-            raise ProtocolError("malformed", "a field of more bytes than have come")
+            raise ProtocolError("malformed", "a field of more bytes than were received")
         return self._content[start : self._place]
 
 
 def bytes_array(data: bytes) -> Array:
-    """Bytes as Flower's own messages carry them best: it cuts an array into chunks, a field it does not."""
+    """Bytes as a Flower array, which Flower sends in chunks; a field it does not."""
     return Array(dtype="uint8", shape=(len(data),), stype="bytes", data=data)
 
 
 def stamp_messages() -> None:
-    """Let this process make Flower messages outside of Flower; inside, its own stamp stays."""
+    """Set the task identity that Flower needs to make messages, unless Flower itself has set one."""
     try:
         _ = TaskIdentity.task_id
     except RuntimeError:

@@ -1,7 +1,7 @@
 """The data plane's coordinator side: an aggregation service that companies dial, as a Flower Grid.
 
-`company_stream` is one company's stream, `service` the gRPC server that holds them, `grid` makes it the transport of
-a round, `settings` what the coordinator configures, `flower_fallback` falls back to Flower's own messages.
+`company_stream` is one company's stream, `service` the gRPC server that holds all streams, `grid` the Flower Grid
+over it, `settings` the coordinator's configuration, `flower_fallback` falls back to Flower's own messages.
 """
 
 from .grid import StreamGrid

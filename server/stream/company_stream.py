@@ -1,7 +1,7 @@
-"""One company's stream, as the coordinator holds it: a request goes down, and only its answer comes up.
+"""One company's stream on the coordinator's side: it sends requests and accepts only their answers.
 
-At most one request is out. A company that has not answered one is asked nothing else, so that what waits for
-it is never more than one message; its late answer is read past, and then it takes part again.
+At most one request is pending. A company that has not answered gets no other request, so at most one message waits
+for it; a late answer is read and dropped, and then the company takes part again.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from ...errors import ProtocolError
 from ...protocol.transport.frames import close, frames_of, greeted, hello, incoming
 from ...protocol.transport.frames_pb2 import Begin, Frame
 
-# An answer grows with its question: a masked vector is no longer than the block it was trained from.
+# The size limit of an answer grows with its request: a masked vector is no longer than the block that was sent.
 _ANSWER_FACTOR, _ANSWER_LEAST = 4, 1 << 20
 
 OnAnswer = Callable[[str, int, bytes], None]
 
 
 class Link:
-    """Reads and writes in two threads of gRPC's; `on_answer(company, id, content)` comes from the reading one."""
+    """Reads and writes in two gRPC threads; the reading one calls `on_answer(company, id, content)`."""
 
     def __init__(self, company: str, run: str, largest: int, on_answer: OnAnswer) -> None:
         self.company = company
@@ -31,12 +31,12 @@ class Link:
         self._on_answer = on_answer
         self._outbox: queue.SimpleQueue[Iterator[Frame] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._asked: tuple[int, str, int] | None = None  # id, kind and largest answer of what is out
+        self._asked: tuple[int, str, int] | None = None  # id, kind and largest answer of the pending request
         self._waiting = False
         self._ended = False
 
     def ask(self, id_: int, kind: str, content: bytes, timeout: float) -> bool:
-        """Send a request; False if the company still owes an answer, or is gone."""
+        """Send a request; False if an answer is still pending, or the stream has ended."""
         with self._lock:
             if self._asked is not None or self._ended:
                 return False
@@ -47,18 +47,18 @@ class Link:
 
     @property
     def owes(self) -> int | None:
-        """The id of the request that has not been answered."""
+        """The id of the pending request, if there is one."""
         with self._lock:
             return None if self._asked is None else self._asked[0]
 
     def give_up(self, id_: int) -> None:
-        """The deadline has passed: an answer that still comes is not kept."""
+        """The deadline has passed: a late answer is dropped."""
         with self._lock:
             if self._asked is not None and self._asked[0] == id_:
                 self._waiting = False
 
     def end(self, code: str | None = None) -> None:
-        """Close the stream, with a code if there is somebody to tell."""
+        """Close the stream, and send a code if one is given."""
         with self._lock:
             if self._ended:
                 return
@@ -68,12 +68,12 @@ class Link:
         self._outbox.put(None)
 
     def outgoing(self) -> Iterator[Frame]:
-        """What goes down, until the end. gRPC takes a frame when the one before has left."""
+        """Frames to send, until the end. gRPC takes a frame when the one before was sent."""
         while (frames := self._outbox.get()) is not None:
             yield from frames
 
     def greet(self, frames: Iterator[Frame]) -> None:
-        """Hear the company's greeting and answer it."""
+        """Read the company's greeting and answer it; ProtocolError if it is not as expected."""
         greeting = greeted(frames)
         if greeting.run not in ("", self._run):
             raise ProtocolError("wrong_run", "the company is waiting for another run")
@@ -90,7 +90,7 @@ class Link:
     def _limit(self, begin: Begin) -> int:
         with self._lock:
             if self._asked is None or self._asked[:2] != (begin.id, begin.kind):
-                raise ProtocolError("malformed", "an answer to nothing that was asked")
+                raise ProtocolError("malformed", "an answer to no pending request")
             return self._asked[2]
 
     def _wanted(self, begin: Begin) -> bool:

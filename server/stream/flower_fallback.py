@@ -1,4 +1,4 @@
-"""Flower starts the run, the data plane carries it; where that does not come up, Flower carries it too."""
+"""Starts a run over Flower and moves it to the data plane; if that cannot be used, the run stays on Flower."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .settings import ServiceSettings
 
 log = logging.getLogger("fedblocks.transport")
 
-# A node is busy with this message until the run is over.
+# A node works on this message until the run is over.
 _LONGEST_RUN = 30 * 86400.0
 _POLL = 0.25
 
@@ -30,9 +30,11 @@ _POLL = 0.25
 def data_plane(
     grid: Grid, folder: Path | None, run: RunFolder, *, nodes_wait: float = 60.0
 ) -> Iterator[Grid]:
-    """The grid to run on: the data plane of `folder` once every company has dialled it, else `grid` itself.
+    """The grid of the run: the data plane of `folder` once every company has connected, else `grid` itself.
 
-    Without a folder nothing is tried. A folder that cannot be read is an error, not a reason to fall back.
+    Raises:
+        InputError: the folder's files cannot be used; that is no reason to fall back.
+        RunError: too few nodes are online.
     """
     if folder is None:
         yield grid
@@ -43,7 +45,7 @@ def data_plane(
     try:
         service.start(settings.listen)
     except RunError as error:
-        log.warning("no data plane, going on through Flower: %s", error)
+        log.warning("no data plane, continuing over Flower: %s", error)
         yield grid
         return
     request = StreamRequest(run.plan().run, settings.gather).to_record()
@@ -58,20 +60,20 @@ def data_plane(
             yield StreamGrid(service)
     finally:
         service.close()
-        # A node takes the next message only when it is done with this one.
+        # A node takes its next message only after it has answered this one.
         _collect(grid, waiting, 2 * settings.gather)
     if up < expected:
-        log.warning("%d of %d companies came up on the data plane, going on through Flower", up, expected)
+        log.warning("%d of %d companies connected to the data plane, continuing over Flower", up, expected)
         yield grid
 
 
 def _gathered(
     grid: Grid, service: AggregationService, waiting: set[str], expected: int, seconds: float
 ) -> int:
-    """How many companies are up, as soon as all are, or it is clear that they will not be."""
+    """How many companies are connected: once all are, one has answered and so will not connect, or time is up."""
     deadline = time.monotonic() + seconds
     while (up := len(service.connected)) < expected and time.monotonic() < deadline:
-        if _replied(grid, waiting):  # a company that has come back will not come up
+        if _replied(grid, waiting):  # a company that has answered will not connect
             break
         time.sleep(_POLL)
     return up

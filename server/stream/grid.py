@@ -1,4 +1,4 @@
-"""The data plane as a Flower Grid: the round and the handlers are the same, only the way is another."""
+"""The data plane as a Flower Grid: another transport for the same round and handlers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .service import AggregationService
 
 
 class StreamGrid(OwnGrid):
-    """Companies with a pinned certificate are nodes 1, 2, ... in that order; only connected ones are listed."""
+    """Companies with a pinned certificate are nodes 1, 2, ... in this order; only connected ones are listed."""
 
     def __init__(self, service: AggregationService) -> None:
         self._service = service
@@ -25,7 +25,7 @@ class StreamGrid(OwnGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Replies as they come in; a company that does not answer in time is missing. One kind at a time."""
+        """Replies as they arrive; a company that does not answer in time is missing. All messages of one kind."""
         sent = {self.names[message.metadata.dst_node_id]: message for message in messages}
         encoded: dict[int, bytes] = {}
         contents = {}

@@ -1,8 +1,8 @@
-"""What one dialling side may take of the coordinator: streams, threads, connections, descriptors.
+"""Limits on what a client may use of the coordinator: streams, threads, connections, file descriptors.
 
-gRPC for Python sees a connection only once it carries a request of a company: whom it comes from cannot be counted
-before. So connections that say nothing are cut after a while, and their number is bounded below what the process can
-open; who fills that bound from one address is a firewall's to stop.
+gRPC for Python shows a connection only once it carries a request, so connections cannot be counted by company before.
+So idle connections are closed after a while, and their number is limited below what the process can open; a client
+that fills this limit from one address must be stopped by a firewall.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ import sys
 
 from ...protocol.transport.frames import OPTIONS
 
-# Of one company: one in use, one that took over, one that is being refused.
+# Streams of one company: one in use, one that takes over, one that is being refused.
 STREAMS = 3
 
-# A connection that does not finish its handshake takes a descriptor and about 21 kB: this many seconds of it.
+# Seconds to finish the handshake; until then a connection takes a descriptor and about 21 kB.
 _HANDSHAKE = 10
-# A connection without a stream is of no use to a company.
+# Seconds that a connection may have no stream; a company needs none without.
 _IDLE = 30
-# More would be taken up by strangers; what the process needs besides are its checkpoints, metrics and libraries.
+# The largest number of open files, and those kept for the process itself: checkpoints, metrics and libraries.
 _MOST_FILES, _OWN_FILES = 1 << 16, 512
 
 
 def threads(companies: int) -> int:
-    """A stream holds a thread. Refusals, which wait for nobody, have a few of their own."""
+    """The number of threads: a stream takes one, and refusals, which never wait, have a few more."""
     return STREAMS * companies + 4
 
 
 def server_options() -> list[tuple[str, int]]:
-    """gRPC's options of the server; raises this process's limit of open files on the way."""
+    """The gRPC server's options; also raises this process's limit of open files."""
     files = _raised_open_files()
     return [
         *OPTIONS,
-        ("grpc.max_concurrent_streams", STREAMS),  # of a connection
+        ("grpc.max_concurrent_streams", STREAMS),  # for each connection
         ("grpc.max_allowed_incoming_connections", max(files - _OWN_FILES, files // 2)),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE * 1000),
         ("grpc.max_connection_idle_ms", _IDLE * 1000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ("grpc.so_reuseport", 0),  # a second coordinator on the port is a mistake, not a helper
+        ("grpc.so_reuseport", 0),  # a second coordinator on the port is a mistake
     ]
 
 
 def _raised_open_files() -> int:
-    """The most files this process may have open, after raising it as far as the system lets it."""
+    """This process's limit of open files, after raising it as far as the system allows."""
     if sys.platform == "win32":
         return _MOST_FILES
     import resource
@@ -53,6 +53,6 @@ def _raised_open_files() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             return most
-        except (OSError, ValueError):  # some systems say infinity and mean less
+        except (OSError, ValueError):  # some systems report infinity and allow less
             return soft
     return most if soft == resource.RLIM_INFINITY else soft

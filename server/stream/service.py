@@ -1,7 +1,7 @@
-"""The gRPC server that companies dial: who may speak, who is connected, one phase of questions and answers.
+"""The gRPC server that companies connect to: authentication, connected companies, one phase of requests and answers.
 
-A company is whom its certificate says it is; nothing in a frame or a message can change that. A company that is
-absent, slow or gone is simply missing from the answers of a phase.
+A company is identified by its certificate only; nothing in a frame or a message can change that. A company that is
+absent, slow or disconnected is missing from the answers of a phase.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class AggregationService(DataPlaneServicer):
         add_DataPlaneServicer_to_server(self, self._server)
 
     def start(self, address: str) -> int:
-        """Listen; returns the port, which `host:0` leaves open."""
+        """Listen; returns the port, which the system chooses for `host:0`. RunError if it cannot listen."""
         try:
             port: int = self._server.add_secure_port(address, self._own.server_credentials(self.pinned.pem))
         except RuntimeError:
@@ -90,7 +90,7 @@ class AggregationService(DataPlaneServicer):
             return tuple(sorted(self._links))
 
     def ask(self, kind: str, contents: Mapping[str, bytes], timeout: float) -> Iterator[tuple[str, bytes]]:
-        """Send each named company its request now; returns its answers as they come, until all came or time is up."""
+        """Send each named company its request now; yields answers as they arrive, until all have or time is up."""
         deadline, answers, waiting = time.monotonic() + timeout, Answers(), {}
         for company, content in contents.items():
             with self._lock:
@@ -129,7 +129,7 @@ class AggregationService(DataPlaneServicer):
             answers.put((company, content))
 
     def Exchange(self, request_iterator: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:
-        """gRPC's entry: one company's stream, from its certificate to its end."""
+        """Called by gRPC for each stream of a company, from its certificate to its end."""
         presented = context.auth_context().get("x509_pem_cert") or [b""]
         company = self.pinned.owner(presented[0])
         if company is None:
@@ -142,7 +142,7 @@ class AggregationService(DataPlaneServicer):
             times = self._refused[company]
         try:
             if crowded:
-                if times & (times - 1) == 0:  # the 1st, 2nd, 4th, ...: a flood of them must not fill the disk
+                if times & (times - 1) == 0:  # the 1st, 2nd, 4th, ...: many refusals must not fill the disk
                     log.warning("refused %d streams of %s, which has enough", times, company)
                 _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
             link = Link(company, self._run, self._largest, self._answered)
@@ -151,7 +151,7 @@ class AggregationService(DataPlaneServicer):
             threading.Thread(target=self._read, args=(link, request_iterator), daemon=True).start()
             try:
                 yield from link.outgoing()
-            except Exception as error:  # gRPC would send the text of what is raised here
+            except Exception as error:  # gRPC would send the text of the exception
                 log.error("sending to %s failed (%s)", company, type(error).__name__)
                 _refuse(context, grpc.StatusCode.INTERNAL, "internal")
             finally:
@@ -161,7 +161,7 @@ class AggregationService(DataPlaneServicer):
                 self._streams[company] -= 1
 
     def _read(self, link: Link, frames: Iterator[Frame]) -> None:
-        """The reading thread of a stream; whatever goes wrong in it costs that company its stream."""
+        """The reading thread of a stream; any error in it ends that company's stream."""
         code, silence = None, threading.Timer(self._greeting_timeout, link.end, ("malformed",))
         silence.start()
         try:
@@ -174,14 +174,14 @@ class AggregationService(DataPlaneServicer):
         except ProtocolError as error:
             code = error.code
             log.warning("%s refused: %s", link.company, error)
-        except Exception as error:  # gRPC says so when a stream breaks; there is no narrower type
+        except Exception as error:  # a broken stream: gRPC has no narrower type for it
             log.info("%s is gone (%s)", link.company, type(error).__name__)
         finally:
             silence.cancel()
             self._drop(link, code)
 
     def _admit(self, link: Link) -> None:
-        """The newest stream of a company counts: the older may be half dead without anybody knowing yet."""
+        """A company's newest stream replaces its older one, which may be broken without being noticed yet."""
         with self._lock:
             older = self._links.get(link.company)
             self._links[link.company] = link
@@ -199,7 +199,7 @@ class AggregationService(DataPlaneServicer):
 
 
 def _refuse(context: grpc.ServicerContext, status: grpc.StatusCode, code: str) -> NoReturn:
-    """End a stream with a code in its trailers: flow control does not hold those back, so that a company that never
-    reads keeps no thread waiting, as it would for a frame."""
+    """End a stream with a code in its trailers. Flow control does not delay these, so a company that never reads
+    blocks no thread, as it would with a frame."""
     context.abort(status, code)
     raise AssertionError("gRPC's abort raises")

@@ -1,9 +1,9 @@
-"""What the coordinator configures of the data plane.
+"""The coordinator's configuration of the data plane.
 
 FOLDER/
     transport.toml      listen = "0.0.0.0:9443"
     own.key, own.pem    the coordinator's key and certificate; companies pin own.pem
-    companies/NAME.pem  each company's certificate, received by other means
+    companies/NAME.pem  each company's certificate, received out of band
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ServiceSettings(BaseModel):
 
     listen: str = Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")
     largest_message_mb: int = Field(1024, ge=1, le=16384)
-    gather: float = Field(60.0, gt=0, le=3600, description="seconds in which all companies must have dialled")
+    gather: float = Field(60.0, gt=0, le=3600, description="seconds in which all companies must connect")
 
     @classmethod
     def load(cls, folder: Path) -> ServiceSettings:

@@ -6,13 +6,10 @@ import math
 
 import pytest
 import torch
-from support.places import draws_of, only
 
-from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, Schedule, sample_chain, train
+from fedblocks.blocks import BlockObjective, LogNormalNoise, Partition, Schedule, sample_chain, train
 from fedblocks.blocks.families.ar_lm import ARLanguageModel, GrowingText, generate
 from fedblocks.blocks.families.recurrent_lm import RecurrentLanguageModel
-from fedblocks.blocks.noise import Seeded
-from fedblocks.privacy.clipping import PerExampleClipping, clip_factors
 
 VOCABULARY, LENGTH = 11, 9
 
@@ -132,42 +129,6 @@ def test_the_chain_draws_nothing_so_its_score_is_exact() -> None:
     torch.testing.assert_close(a.softmax(-1).sum(-1), torch.ones(tokens.shape))
     likelihood = a.log_softmax(-1).gather(2, tokens[..., None])[..., 0].mean(dim=1)
     torch.testing.assert_close(net.score(a, tokens), -likelihood / math.log(2))
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_clipping_equals_a_loop_over_examples(kind: str) -> None:
-    """Would catch a layer whose per-example gradient mixes examples or draws."""
-    net, tokens, draws = MODELS[kind](), text(4), 2
-    block = len(net.blocks) - 1
-    part = net.freeze_all_but(block)
-    repeated = tokens.repeat_interleave(draws, dim=0)
-    draw = net.draw(block, repeated, Seeded(torch.Generator().manual_seed(0)))
-    objective = BlockObjective()
-
-    def losses(rows: torch.Tensor) -> torch.Tensor:
-        drawn = draws_of(rows, draws)
-        context = net.context(block, tokens[rows])
-        return objective.at(net, block, context, repeated[drawn], Draw(draw.level[drawn], draw.noise[drawn]))
-
-    with PerExampleClipping(part, max_grad_norm=0.5) as clipping:
-        found = clipping.sum(losses, examples=len(tokens), draws=draws).vector
-        parameters = clipping.parameters
-    total = torch.zeros_like(found)
-    for i in range(len(tokens)):
-        own = torch.autograd.grad(losses(only(i)).mean(), parameters, materialize_grads=True)
-        vector = torch.cat([g.flatten() for g in own]).double()
-        total += vector * clip_factors(vector.square().sum(), 0.5)
-    torch.testing.assert_close(found, total, rtol=1e-4, atol=1e-6)
-
-
-def test_no_gradient_reaches_another_block() -> None:
-    net, tokens = ar(), text()
-    net.requires_grad_(True)
-    BlockObjective()(
-        net, block=1, inputs=tokens, targets=tokens, source=Seeded(torch.Generator().manual_seed(0))
-    ).sum().backward()
-    assert all(p.grad is None for p in net.blocks[0].parameters())
-    assert any(p.grad is not None for p in net.blocks[1].parameters())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -1,4 +1,4 @@
-"""Properties of blocks: noise intervals, preconditioning, independence of losses, state."""
+"""Properties of blocks: noise intervals, preconditioning, training and sampling. See also `test_every_family`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
@@ -18,12 +18,8 @@ from fedblocks.blocks import (
     Partition,
     Preconditioning,
     Schedule,
-    digest,
-    load_state,
     merge,
     sample_chain,
-    save_state,
-    split,
     train,
 )
 from fedblocks.blocks.families.vit import ViTClassifier, ViTSettings
@@ -122,44 +118,6 @@ def test_preconditioning_gives_unit_variance(sigma: float, sigma_data: float) ->
     assert float(p.weight(s) * p.c_out(s) ** 2) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("block", [0, 1, 2])
-def test_a_blocks_loss_has_no_gradient_path_to_any_other_block(block: int) -> None:
-    """Would catch a shared activation: every parameter of the other blocks must have no gradient at all."""
-    net = model()
-    x, y = batch()
-    BlockObjective()(
-        net, block=block, inputs=x, targets=y, source=Seeded(torch.Generator().manual_seed(0))
-    ).sum().backward()
-    for b, other in enumerate(net.blocks):
-        gradients = [p.grad for p in other.parameters()]
-        if b == block:
-            assert all(g is not None and g.abs().sum() > 0 for g in gradients)
-        else:
-            assert all(g is None for g in gradients)
-
-
-@pytest.mark.parametrize("interface", [True, False])
-def test_frozen_training_leaves_gradients_on_the_active_block_only(interface: bool) -> None:
-    net = model()
-    net.freeze_all_but(1, interface)
-    x, y = batch()
-    BlockObjective()(net, block=1, inputs=x, targets=y, source=Seeded(torch.Generator())).sum().backward()
-    reached = {name for name, p in net.named_parameters() if p.grad is not None}
-    own = {name for name, _ in net.named_parameters() if name.startswith("blocks.1.")}
-    assert reached == {name for name in own if interface or ".interface." not in name}
-    assert reached == {f"blocks.1.{name}" for name in net.trainable(1, interface)}
-
-
-def test_weight_multiplies_each_examples_own_loss() -> None:
-    """Would catch the published broadcast, (N) times (N, 1), which weights by the batch's mean."""
-    net, (x, y) = model(), batch()
-    context, draw = net.context(0, x), net.draw(0, y, Seeded(torch.Generator().manual_seed(1)))
-    plain = BlockObjective(weight="unit").at(net, 0, context, y, draw)
-    weighted = BlockObjective(weight="edm").at(net, 0, context, y, draw)
-    assert weighted.shape == (len(y),)
-    torch.testing.assert_close(weighted / plain, net.preconditioning.weight(draw.level))
-
-
 def test_label_embeddings_have_unit_norm_and_are_never_trained() -> None:
     net = model()
     y = torch.arange(10)
@@ -207,30 +165,6 @@ def test_one_euler_step_follows_the_probability_flow() -> None:
     torch.testing.assert_close((z1 - target) / s1[:, None], (z0 - target) / s0[:, None])
 
 
-@settings(deadline=None, max_examples=15)
-@given(blocks=st.sampled_from([1, 2, 3, 6]))
-def test_split_covers_the_state_exactly_once_and_merges_back(blocks: int) -> None:
-    net = model(blocks)
-    state = split(net)
-    names = [name for part in (state.shared, *state.blocks) for name in part]
-    assert sorted(names) == sorted(net.state_dict())
-    assert len(names) == len(set(names))
-    other = model(blocks, seed=1)
-    merge(other, state.shared, *state.blocks)
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(other.state_dict()[name], tensor)
-
-
-def test_state_survives_the_disk_and_its_digest_tells_changes(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    state = split(model())
-    save_state(state, tmp_path)
-    back = load_state(tmp_path)
-    assert digest(back.shared, *back.blocks) == digest(state.shared, *state.blocks)
-    name = next(iter(back.blocks[1]))
-    back.blocks[1][name].view(-1)[0] += 1e-3
-    assert digest(*back.blocks) != digest(*state.blocks)
-
-
 def test_merge_refuses_what_the_model_does_not_have() -> None:
     net = model()
     with pytest.raises(RunError, match="no tensor of that name"):
@@ -263,34 +197,6 @@ def test_logits_are_bayes_rule_for_input_and_noisy_target() -> None:
 
 def stats_normal(z: torch.Tensor, mean: torch.Tensor, sigma: torch.Tensor) -> torch.distributions.Normal:
     return torch.distributions.Normal(mean.expand_as(z), sigma[:, None].expand_as(z))
-
-
-@pytest.mark.parametrize("features", ["raw", "prefix"])
-def test_draws_share_one_pass_over_the_clean_input(features: str) -> None:
-    """Would catch draws mixed up between examples: m draws of one example equal m single ones."""
-    torch.manual_seed(0)
-    partition = Partition.equi_probability(LogNormalNoise(), 2)
-    net = ViTClassifier(partition=partition, features=features, hidden_size=16, layers=2, patch_size=4)  # type: ignore[arg-type]
-    x, y = batch(5)
-    repeated = y.repeat_interleave(3)
-    draw = net.draw(1, repeated, Seeded(torch.Generator().manual_seed(0)))
-    together = BlockObjective().at(net, 1, net.context(1, x), repeated, draw)
-    apart = BlockObjective().at(net, 1, net.context(1, x.repeat_interleave(3, 0)), repeated, draw)
-    torch.testing.assert_close(together, apart)
-    assert all(torch.equal(a, net.context(b, x)) for b, a in enumerate(net.contexts(x)))
-
-
-def test_prefix_features_reach_the_next_block_and_raw_ones_do_not() -> None:
-    """Would catch a prefix that is ignored, and raw blocks that depend on each other."""
-    for features in ("raw", "prefix"):
-        torch.manual_seed(0)
-        partition = Partition.equi_probability(LogNormalNoise(), 2)
-        net = ViTClassifier(partition=partition, features=features, hidden_size=16, layers=2, patch_size=4)  # type: ignore[arg-type]
-        x, _ = batch()
-        before = net.context(1, x)
-        for p in net.blocks[0].parameters():
-            p.data += 0.1 * torch.randn_like(p)
-        assert torch.equal(before, net.context(1, x)) == (features == "raw")
 
 
 def test_equi_information_cuts_the_curve_into_equal_shares_within_its_range() -> None:

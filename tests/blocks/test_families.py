@@ -13,7 +13,8 @@ from fedblocks.blocks.families import Family, family, family_names
 from fedblocks.blocks.settings import TransformerSettings
 from fedblocks.client.data import CONNECTORS
 from fedblocks.errors import InputError
-from fedblocks.settings import NoiseSettings, load_settings
+from fedblocks.experiments.presets import load_settings
+from fedblocks.settings import NoiseSettings
 
 
 def test_a_file_in_the_folder_is_a_family() -> None:
@@ -85,3 +86,24 @@ def test_the_field_family_is_no_family_of_its_own() -> None:
     """The base class is never a model: settings without a family are refused by name."""
     assert TransformerSettings not in {family(name).settings for name in family_names()}
     assert all(isinstance(family(name), Family) for name in family_names())
+
+
+SHARED = ["hidden_size", "layers", "blocks", "heads", "mlp_ratio", "features"]
+IMAGE = ["image_size", "channels", "patch_size", "classes", "family"]
+TEXT = ["sequence_length", "tokenizer", "vocabulary", "family"]
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("vit", [*IMAGE, "initializer_range"]),
+        ("dit", IMAGE),
+        ("ar-lm", TEXT),
+        ("masked-lm", TEXT),
+        ("forecaster", ["family", "context_length", "horizon", "channels", "patch_size"]),
+        ("tabular", ["family", "numeric", "categories", "classes"]),
+    ],
+)
+def test_the_order_of_fields_is_that_of_digests(name: str, own: list[str]) -> None:
+    """Would catch a field moved: plans are digested, and simulations seeded, by the text of their settings."""
+    assert list(family(name).settings.model_fields) == [*SHARED, *own]

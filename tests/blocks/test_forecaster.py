@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.places import draws_of, only
 from torch import Tensor
 
 from fedblocks.blocks import BlockObjective, Schedule, build_model, sample_chain, train
@@ -19,15 +18,12 @@ from fedblocks.blocks.families.forecaster import (
     series_of,
 )
 from fedblocks.blocks.forecast_metrics import crps, mase, seasonal_naive
-from fedblocks.blocks.noise import Seeded
-from fedblocks.blocks.state import block_parameters, flatten
 from fedblocks.experiments.baselines.forecasting import (
     QuantileForecaster,
     quantile_score,
     train_quantiles,
     uncut,
 )
-from fedblocks.privacy.clipping import PerExampleClipping, lowered
 from fedblocks.settings import NoiseSettings
 
 SMALL = ForecasterSettings(
@@ -138,44 +134,6 @@ def test_mase_is_its_definition() -> None:
     torch.testing.assert_close(mase(naive * 5 + 1, y * 5 + 1, x * 5 + 1, 3), mase(naive, y, x, 3))
     periodic = torch.arange(15).remainder(3).double().expand(1, 2, 15)
     assert mase(y[:1], y[:1], periodic, season=3).isnan().all()
-
-
-@pytest.mark.parametrize("features", ["raw", "prefix"])
-def test_a_blocks_loss_moves_no_other_block(features: str) -> None:
-    """Would catch a gradient path between blocks, and a parameter that its own block's loss never reaches."""
-    net, (x, y) = model(features), batch()
-    objective = BlockObjective(weight="edm")
-    objective(
-        net, block=1, inputs=x, targets=y, source=Seeded(torch.Generator().manual_seed(0))
-    ).sum().backward()
-    assert all(p.grad is None for p in net.blocks[0].parameters())
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.blocks[1].parameters())
-
-
-@pytest.mark.parametrize("block", [0, 1])
-def test_clipped_sum_is_that_of_a_loop_over_examples(block: int) -> None:
-    """Would catch a layer whose rows are not the examples', which would void the clipping."""
-    net, (x, y) = model(), batch()
-    part = net.freeze_all_but(block)
-    draws, bound = 3, 0.5
-    repeated = y.repeat_interleave(draws, dim=0)
-    draw = net.draw(block, repeated, Seeded(torch.Generator().manual_seed(0)))
-    objective = BlockObjective(weight="edm")
-
-    def losses(rows: Tensor) -> Tensor:
-        many = draws_of(rows, draws)
-        noise = type(draw)(draw.level[many], draw.noise[many])
-        return objective.at(net, block, net.context(block, x[rows]), repeated[many], noise)
-
-    with PerExampleClipping(part, max_grad_norm=bound) as clipping:
-        found = clipping.sum(losses, examples=len(x), draws=draws).vector
-    parameters = [p for _, p in block_parameters(part)]
-    expected = torch.zeros_like(found)
-    for i in range(len(x)):
-        loss = losses(only(i)).sum() / draws
-        gradient = flatten(list(torch.autograd.grad(loss, parameters))).double()
-        expected += gradient * min(1.0, lowered(bound) / float(gradient.norm()))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_training_finds_the_law_of_the_future() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from support.private_training import FAMILIES, setting
+from support.families import Variant
 from torch import nn
 
 from fedblocks.blocks import (
@@ -53,10 +53,9 @@ def adapted(blocks: int = 2) -> ViTClassifier:
     return net
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_of_every_family_is_in_one_group(family: str) -> None:
+def test_every_tensor_of_every_family_is_in_one_group(variant: Variant) -> None:
     """Oracle: the names, which are not asked. Would catch what travels, or is trained, other than before."""
-    net = setting(family).model
+    net = variant.model()
     state = split(net)
     assert (
         list(net.groups(None))

@@ -6,8 +6,6 @@ import math
 
 import pytest
 import torch
-from support.clipping_loop import assert_sum_is_that_of_a_loop
-from support.places import draws_of
 from torch import Tensor
 
 from fedblocks.blocks import BlockObjective, MaskingRate, Partition, sample_chain
@@ -54,33 +52,6 @@ def test_blocks_own_equal_shares_of_the_masking_rate() -> None:
     """The paper's alpha_b = 1 - b/B; block 0 owns the most masked."""
     edges = Partition.equi_probability(MaskingRate(rate_min=1e-6), 4).edges
     assert edges == pytest.approx((1, 0.75, 0.5, 0.25, 0), abs=1e-5)
-
-
-@pytest.mark.parametrize("block", [0, 1, 2])
-def test_a_blocks_loss_has_no_gradient_path_to_any_other_block(block: int) -> None:
-    """Would catch a shared activation or parameter, and a part of the block that its loss never reaches."""
-    net, x = model(), batch()
-    generator = torch.Generator().manual_seed(0)
-    BlockObjective()(net, block=block, inputs=x, targets=x, source=Seeded(generator)).sum().backward()
-    for b, other in enumerate(net.blocks):
-        for name, p in other.named_parameters():
-            reached = p.grad is not None and bool(p.grad.abs().sum() > 0)
-            assert reached if b == block else p.grad is None, name
-
-
-def test_per_example_clipping_equals_a_loop_over_examples() -> None:
-    """Would catch a layer that mixes examples, or whose per-example gradient the hooks get wrong."""
-    net, x = model(), batch(5)
-    block = net.freeze_all_but(1)
-    twice = x.repeat_interleave(2, dim=0)  # two noise draws an example
-    draw = net.draw(1, twice, Seeded(torch.Generator().manual_seed(1)))
-
-    def losses(part: Tensor) -> Tensor:
-        rows = draws_of(part, 2)
-        at = Draw(draw.level[rows], draw.noise[rows])
-        return BlockObjective().at(net, 1, net.context(1, x[part]), twice[rows], at)
-
-    assert_sum_is_that_of_a_loop(block, losses, examples=5, draws=2, bound=0.5)
 
 
 def test_the_inputs_are_never_read_and_masked_tokens_do_not_leak() -> None:

@@ -81,14 +81,3 @@ def test_every_recurrence_starts_from_the_estimate_of_the_one_before() -> None:
     sample_chain(net, tokens, tokens, torch.Generator().manual_seed(0))
     assert len(handed_on) == SETTINGS.recurrences
     assert all(not torch.equal(a, b) for a, b in pairwise(handed_on))
-
-
-def test_every_parameter_that_is_trained_gets_a_gradient() -> None:
-    """Would catch dead weights, to which private training would add noise for nothing."""
-    net, tokens = looped(), text()
-    part = net.freeze_all_but(0)
-    BlockObjective()(
-        net, block=0, inputs=tokens, targets=tokens, source=Seeded(torch.Generator().manual_seed(0))
-    ).sum().backward()
-    dead = [name for name, p in part.named_parameters() if p.grad is None or not p.grad.any()]
-    assert dead == []

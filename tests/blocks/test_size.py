@@ -17,13 +17,14 @@ from fedblocks.blocks.families import ModelSettings, family_names
 from fedblocks.blocks.size import parameters_of
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.errors import PrivacyError
+from fedblocks.experiments.presets import load_settings, preset_names
 from fedblocks.experiments.simulation.preparation import write_home
-from fedblocks.settings import NoiseSettings, Plan, Settings, load_settings, preset_names, validated
+from fedblocks.settings import NoiseSettings, Plan, SimulationSettings, validated
 
 
 def settings_of(family: str, **changes: Any) -> ModelSettings:
     raw = {"name": "test", "model": {"family": family} | changes}
-    return validated(Settings, raw).model
+    return validated(SimulationSettings, raw).model
 
 
 def test_all_families_are_looked_at() -> None:

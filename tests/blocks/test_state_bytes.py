@@ -8,16 +8,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
+from fedblocks.blocks.settings import MOST_BLOCKS
 from fedblocks.blocks.state import State, digest
 from fedblocks.blocks.state_bytes import LARGEST_HEADER, MOST_TENSORS, TYPES, from_bytes, to_bytes
 from fedblocks.errors import InputError, ProtocolError
 from fedblocks.protocol.messages import TrainRequest
-from fedblocks.protocol.transport.records import decode, encode
+from fedblocks.protocol.transport.records import bytes_array, decode, encode
 
 SHAPES = [(), (0,), (3,), (0, 4), (2, 3), (4, 1, 2), (1,) * 8]
 
@@ -57,6 +59,12 @@ def test_every_bit_of_a_tensor_is_in_its_digest(dtype: torch.dtype) -> None:
         seen.add(digest(state))
         raw[i] = 0
     assert len(seen) == 3 + len(raw)
+
+
+def test_two_parts_may_share_a_name() -> None:
+    """Only a sender of states makes such; would catch a comparison of tensors, an error that is none of ours."""
+    zeros, ones = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
+    assert len({digest(zeros, ones), digest(ones, zeros), digest(zeros), digest(ones)}) == 4
 
 
 def test_digests_of_earlier_versions_hold() -> None:
@@ -144,6 +152,27 @@ def test_what_is_refused_is_close_to_what_is_accepted() -> None:
     assert from_bytes(blob({"w": entry("U8", [1] * 16, 1)}, bytes(1)))["w"].dim() == 16
     padded = {"w": entry("U8", [1], 1)} | padding(LARGEST_HEADER - 200)
     assert from_bytes(blob(padded, b"\5"))["w"].item() == 5
+
+
+@pytest.mark.parametrize("count", [MOST_BLOCKS, MOST_BLOCKS + 1, 5 * MOST_BLOCKS])
+def test_no_more_states_are_read_than_a_model_has_blocks(count: int) -> None:
+    """Tensors take ten times what declares them: 26 MB of small states took 264 MB, and 1 GB would be let in."""
+    rows = [f'"{i:04}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(100)]
+    state = blob(f"{{{','.join(rows)}}}".encode())
+    held = ArrayRecord({f"block-{b}": bytes_array(state) for b in range(count)})
+    fields = ConfigRecord({"block": count - 1, "companies": list[str](), "adverts": list[bytes]()})
+    content = encode(RecordDict({"message": fields, "arrays": held}))
+    record = decode(content)
+    if count == MOST_BLOCKS:
+        assert len(TrainRequest.from_record(record).states) == count
+        return
+    tracemalloc.start()
+    try:
+        with pytest.raises(ProtocolError, match="malformed"):
+            TrainRequest.from_record(record)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def read(data: bytes) -> str | None:

@@ -11,7 +11,8 @@ from fedblocks.blocks import BlockObjective, Schedule, build_model, train
 from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families.tabular import Columns, TabularClassifier, TabularRegressor, TabularSettings
 from fedblocks.errors import InputError
-from fedblocks.settings import NoiseSettings, load_settings, validated
+from fedblocks.experiments.presets import load_settings
+from fedblocks.settings import NoiseSettings, validated
 
 
 def settings(**changes: Any) -> TabularSettings:

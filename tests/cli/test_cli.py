@@ -42,9 +42,11 @@ def test_bad_input_exits_2_with_one_line_and_writes_nothing(tmp_path: Path, word
     before = sorted(tmp_path.rglob("*"))
     done = fedblocks("simulate", "digits", "--set", word, "--json", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert expected in done.stderr
+    told = json.loads(done.stdout)
+    assert (told["failed"], told["exit_code"]) == ("error", 2)
+    assert expected in told["message"]
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -24,6 +24,7 @@ from fedblocks.cli.ledger_tables import _harmless
 from fedblocks.cli.main import app
 from fedblocks.client.policy import Policy
 from fedblocks.errors import InputError, LedgerError, RunError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.privacy.accounting import calibrate, epsilon, noise_multiplier_for
 from fedblocks.privacy.composition import (
     BasicComposition,
@@ -36,7 +37,7 @@ from fedblocks.privacy.composition import (
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, load_settings
+from fedblocks.settings import Plan
 
 FEDBLOCKS = Path(sys.executable).with_name("fedblocks")
 DELTA = 1e-5

@@ -25,7 +25,7 @@ from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.protocol.messages import JOIN, KEYS, TRAIN, JoinRequest, TrainReply, refusal, refused
 from fedblocks.server.stream import StreamGrid
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 DONE = RecordDict({"message": ConfigRecord({"masked": b"x"})})
 
@@ -121,7 +121,7 @@ def answers(coordinator: Coordinator, line: str = "") -> dict[int, tuple[float, 
 
 @pytest.mark.parametrize("error", [None, ValueError("row 17 of the salaries")])
 def test_the_examples_cannot_be_told_by_the_time_of_an_answer(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     """One company's examples make training slow, or fail after the charge: the attack, and its control."""
     slow_if(monkeypatch, 0.4, {"company-1"}, error)
@@ -135,7 +135,7 @@ def test_the_examples_cannot_be_told_by_the_time_of_an_answer(
 
 
 def test_work_that_takes_too_long_is_charged_and_stays_at_home(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_if(monkeypatch, 1.2, {"company-1"})
     coordinator = Coordinator(prepare(small, tmp_path / "run"))
@@ -149,7 +149,7 @@ def test_work_that_takes_too_long_is_charged_and_stays_at_home(
 
 @pytest.mark.parametrize("noise", [None, 0.3], ids=["joined", "refused"])
 def test_what_was_spent_cannot_be_told_by_the_time_of_a_join(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float | None
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float | None
 ) -> None:
     """Would catch joins that leave when the account is done: to find how much of the budget is left takes time."""
     check = Ledger.check_plan
@@ -175,7 +175,9 @@ def test_what_was_spent_cannot_be_told_by_the_time_of_a_join(
     assert all(1.2 <= seconds(node) < 1.35 for node in (1, 2))
 
 
-def test_what_reads_neither_examples_nor_ledger_does_not_wait(small: Settings, tmp_path: Path) -> None:
+def test_what_reads_neither_examples_nor_ledger_does_not_wait(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     coordinator = Coordinator(prepare(small, tmp_path / "run"))
     policies(coordinator, "answer_seconds = 60.0")
     started = time.monotonic()
@@ -184,7 +186,7 @@ def test_what_reads_neither_examples_nor_ledger_does_not_wait(small: Settings, t
 
 
 def test_a_run_over_the_data_plane_with_answers_at_a_fixed_time(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole run, as its coordinator can time it."""
     training = small.training.model_copy(update={"rounds": 1})

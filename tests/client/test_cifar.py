@@ -15,7 +15,8 @@ from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.client.data import load_examples
 from fedblocks.errors import InputError
-from fedblocks.settings import DataSource, load_settings
+from fedblocks.experiments.presets import load_settings
+from fedblocks.settings import DataSource
 
 Pixels = tuple[np.ndarray, np.ndarray]
 COLOUR = ViTSettings(image_size=32, channels=3, patch_size=8, classes=100, hidden_size=100)

@@ -41,11 +41,11 @@ from fedblocks.protocol.messages import (
 )
 from fedblocks.protocol.transport.records import bytes_array
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, Settings
+from fedblocks.settings import Plan, SimulationSettings
 
 
 @pytest.fixture
-def coordinator(small: Settings, tmp_path: Path) -> Coordinator:
+def coordinator(small: SimulationSettings, tmp_path: Path) -> Coordinator:
     return Coordinator(prepare(small, tmp_path / "run"))
 
 
@@ -242,7 +242,8 @@ def test_the_text_of_an_error_stays_in_the_companys_log(coordinator: Coordinator
     assert refused(reply) == "internal"
     assert list(reply.config_records["message"]) == ["refused"]
     log = (coordinator.run.companies / "company-0" / "company.log").read_text()
-    assert "Traceback" in log
+    assert "data.npz: not a whole file of examples" in log
+    assert secret not in log
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,7 @@ def test_a_message_that_nobody_handles_is_answered_with_a_code(
 
 
 @pytest.fixture(scope="module")
-def coordinator_once(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
+def coordinator_once(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> Coordinator:
     return Coordinator(prepare(small, tmp_path_factory.mktemp("once") / "run"))
 
 

@@ -23,7 +23,7 @@ from fedblocks.privacy.ledger_file import read_ledger
 from fedblocks.privacy.ledger_room import remaining
 from fedblocks.protocol.messages import JOIN, TRAIN, JoinRequest, refused
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, Settings
+from fedblocks.settings import Plan, SimulationSettings
 
 ELSEWHERE = GaussianSteps(sampling_rate=0.5, noise_multiplier=4.0, steps=9, dimension=100)
 DAY = 86400.0
@@ -36,7 +36,7 @@ def company_of(run: RunFolder, clock: Any = None, **policy: Any) -> Company:
 
 
 @pytest.fixture
-def app(small: Settings, tmp_path: Path) -> Coordinator:
+def app(small: SimulationSettings, tmp_path: Path) -> Coordinator:
     """Company 0 has spent something in a run that is none of this coordinator's business."""
     app = Coordinator(prepare(small, tmp_path / "run"))
     with company_of(app.run).ledger() as ledger:
@@ -91,7 +91,7 @@ def test_rules_budget_and_a_lost_ledger_are_refused_alike(app: Coordinator) -> N
 
 
 def test_a_refused_join_composes_as_much_whatever_was_spent(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch work on the message's path that hangs on what is left: its time is an answer too."""
     composed: list[object] = []
@@ -149,7 +149,7 @@ def test_whatever_refuses_a_join_has_one_code(
 
 
 def test_a_join_under_the_name_of_a_run_leaves_that_run_its_shared_state(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     """Would catch another coordinator that stops a run by joining under its name, with a state of its own."""
     app = Coordinator(prepare(small, tmp_path / "run"))
@@ -164,7 +164,9 @@ def test_a_join_under_the_name_of_a_run_leaves_that_run_its_shared_state(
     assert refused(app.ask(1, TRAIN, request.to_record())) is None
 
 
-def test_a_training_that_the_budget_refuses_says_no_more_than_a_rule(small: Settings, tmp_path: Path) -> None:
+def test_a_training_that_the_budget_refuses_says_no_more_than_a_rule(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """What another run spends between join and training shows as the same code."""
     app = Coordinator(prepare(small, tmp_path / "run"))
     request = app.train_request(app.session()).to_record()

@@ -28,7 +28,7 @@ from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.privacy.ledger_file import MOST_UNSEEN, read_ledger
 from fedblocks.protocol.messages import JOIN, TRAIN, JoinRequest, refused
-from fedblocks.settings import DataKind, Settings
+from fedblocks.settings import DataKind, SimulationSettings
 
 TERMS = Terms(GaussianSteps(sampling_rate=0.02, noise_multiplier=5.0, steps=20, dimension=100), 100)
 
@@ -111,6 +111,13 @@ def steps_of_before(company: Company, tmp_path: Path) -> None:
     connection.close()
 
 
+def steps_without_a_count(company: Company, tmp_path: Path) -> None:
+    connection = sqlite3.connect(company.home / "steps.sqlite")
+    connection.execute("UPDATE ledger SET rows = NULL")
+    connection.commit()
+    connection.close()
+
+
 FAULTS = {
     deleted: "ledger.sqlite is missing: restore it",
     shortened: "has 2 rows, but 3 were charged here",
@@ -120,6 +127,7 @@ FAULTS = {
     of_another: "belongs to 'other'",
     steps_deleted: "steps.sqlite is missing",
     steps_of_before: "ledger accept",
+    steps_without_a_count: "says nothing of the ledger",
 }
 
 
@@ -225,7 +233,7 @@ def test_one_that_is_older_than_the_ledger_is_refused_and_a_crash_is_not(
 
 
 def test_an_older_copy_of_the_steps_gets_no_second_set_of_survivors_signed(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     """The attack: steps.sqlite alone is put back from before a set was signed, and the state from before it too.
 
@@ -251,7 +259,7 @@ def test_an_older_copy_of_the_steps_gets_no_second_set_of_survivors_signed(
 
 
 def test_a_lost_record_of_steps_gets_no_second_set_of_survivors_signed(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     """As above, where the file is gone: would catch runs that are over for new sums, and not for those begun."""
     app = Coordinator(prepare(small, tmp_path / "run"))
@@ -282,7 +290,9 @@ def test_an_acceptance_that_was_interrupted_forgets_no_lost_steps(company: Compa
         company.steps.take("cohort", b"r", value=b"second", code="bad_session")
 
 
-def test_a_coordinator_gets_no_release_out_of_a_lost_ledger(small: Settings, tmp_path: Path) -> None:
+def test_a_coordinator_gets_no_release_out_of_a_lost_ledger(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """The attack: the file is lost in the middle of a run. Neither training nor joining goes on, at any phase."""
     app = Coordinator(prepare(small, tmp_path / "run"))
     request = app.train_request(app.session())

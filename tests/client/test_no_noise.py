@@ -25,7 +25,7 @@ from fedblocks.privacy.ledger_file import read_ledger
 from fedblocks.privacy.ledger_room import remaining
 from fedblocks.protocol.messages import refused
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 from fedblocks.threat_model.report import write_report
 
 DELTA = 1e-5
@@ -88,7 +88,9 @@ def test_it_is_recorded_past_any_ceiling_and_nothing_fits_after_it(tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def bare(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+def bare(
+    small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, dict[str, Any]]:
     """A whole run without noise, as its settings accept."""
     privacy = small.privacy.model_copy(update={"epsilon": None, "i_accept_no_dp": True})
     run = prepare(small.model_copy(update={"privacy": privacy}), tmp_path_factory.mktemp("bare") / "run")
@@ -122,7 +124,7 @@ def test_every_command_shows_it_as_infinite(bare: tuple[RunFolder, dict[str, Any
     assert "unbounded from now on" in page
 
 
-def test_a_plan_with_noise_is_refused_after_one_without(small: Settings, tmp_path: Path) -> None:
+def test_a_plan_with_noise_is_refused_after_one_without(small: SimulationSettings, tmp_path: Path) -> None:
     """The attack: everything is released without noise, then a plan promises epsilon 8 as if nothing had been."""
     app = Coordinator(prepare(small, tmp_path / "run"))
     policy = app.run.companies / "company-0" / "policy.toml"
@@ -139,7 +141,9 @@ def test_a_plan_with_noise_is_refused_after_one_without(small: Settings, tmp_pat
     assert "was released without noise, so epsilon is infinite" in log
 
 
-def test_without_the_policys_consent_nothing_is_released_or_charged(small: Settings, tmp_path: Path) -> None:
+def test_without_the_policys_consent_nothing_is_released_or_charged(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     app = Coordinator(prepare(small, tmp_path / "run"))
     app.plan = app.plan.model_copy(update={"noise_multiplier": 0.0})
     assert {refused(reply) for reply in app.join().values()} == {"privacy"}

@@ -32,7 +32,7 @@ from fedblocks.client.supernode import check_options, installed_app_only, no_red
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.experiments.bench.transport_flower import flower_run
 from fedblocks.experiments.simulation.preparation import prepare
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 HOSTILE = {
     "run_id": 2,
@@ -185,7 +185,7 @@ def test_what_the_command_sets_itself_may_not_be_given(options: list[str]) -> No
     check_options(["--insecure", "--superlink", "host:9092", "--root-certificates", "a.crt", "--port", "1"])
 
 
-def test_a_home_made_for_a_simulation_is_refused(small: Settings, tmp_path: Path) -> None:
+def test_a_home_made_for_a_simulation_is_refused(small: SimulationSettings, tmp_path: Path) -> None:
     home = prepare(small, tmp_path / "run").companies / "company-0"
     assert isinstance(CliRunner().invoke(cli, ["supernode", str(home), "--insecure"]).exception, PrivacyError)
 
@@ -193,7 +193,9 @@ def test_a_home_made_for_a_simulation_is_refused(small: Settings, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.skipif(" " in sys.prefix, reason="Flower's SuperLink cannot start from a path with a space")
 @pytest.mark.parametrize("node", [guarded, unguarded])
-def test_code_in_a_bundle_does_not_get_at_a_company(small: Settings, tmp_path: Path, node: Any) -> None:
+def test_code_in_a_bundle_does_not_get_at_a_company(
+    small: SimulationSettings, tmp_path: Path, node: Any
+) -> None:
     """Flower's own SuperNode runs it, which shows that the attack is one."""
     run = prepare(small, tmp_path / "run")
     home = without_seeds(run)[0]

@@ -27,7 +27,7 @@ from fedblocks.client.flower_process import CLIENT_APP, SUPEREXEC, FromHere
 from fedblocks.client.supernode import installed_app_only
 from fedblocks.experiments.bench.transport_flower import free_port
 from fedblocks.experiments.simulation.preparation import prepare
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 HELLO = RecordDict({"message": ConfigRecord({"text": "hello"})})
 ESCAPE = "\x1b[2J\x1b[31mINFO :      all is well\nINFO :      \x1b[0m\u202e"
@@ -194,7 +194,7 @@ def test_nothing_else_is_started() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["evil", ""])
 def test_a_supernode_runs_its_own_processes_and_tells_codes_only(
-    small: Settings, tmp_path: Path, path: str
+    small: SimulationSettings, tmp_path: Path, path: str
 ) -> None:
     """A whole one; to a message that nobody handles, with texts for the terminal in it."""
     home = without_seeds(prepare(small, tmp_path / "run"))[0]
@@ -245,7 +245,9 @@ def of_another_run() -> tuple[PullMessagesResponse, dict[str, bytes]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [not_a_message, of_another_run])
 def test_a_message_whose_objects_are_of_the_wrong_form_does_not_stop_the_node(
-    small: Settings, tmp_path: Path, make: Callable[[], tuple[PullMessagesResponse, dict[str, bytes]]]
+    small: SimulationSettings,
+    tmp_path: Path,
+    make: Callable[[], tuple[PullMessagesResponse, dict[str, bytes]]],
 ) -> None:
     """Would catch a SuperNode that waits for ever for the answer to it: the minute that Flower gives its apps."""
     home = without_seeds(prepare(small, tmp_path / "run"))[0]

@@ -240,3 +240,16 @@ def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
     found = load_table("data", source, contract(numeric={"size": (0, 996)}), Findings("t"))
     assert np.allclose((found.inputs[:, 0].numpy() + 1) * 498, values, atol=1e-3)
     assert np.array_equal(found.targets.numpy(), values % 2)
+
+
+def test_rows_longer_than_a_block_are_read(tmp_path: Path) -> None:
+    """Would catch a limit on the length of a row, as pictures in a table have."""
+    count = 200_000
+    names = [f"c{i}" for i in range(count)]
+    lines = [",".join([*names, "bought"])] + [
+        ",".join(["12.5"] * count + [word]) for word in ("yes", "no") * 3
+    ]
+    source = written(tmp_path, "\n".join(lines) + "\n")
+    told = contract(numeric={"c0": (0, 25), f"c{count - 1}": (0, 25)}, categories={})
+    found = load_table("data", source, told, Findings("t"))
+    assert found.inputs.tolist() == [[0.0, 0.0]] * 6

@@ -11,11 +11,11 @@ import torch
 
 from fedblocks.blocks import build_model, digest
 from fedblocks.blocks.build import metric_of
+from fedblocks.experiments.presets import load_settings, preset_names
 from fedblocks.experiments.simulation.diagnosing import diagnose_run
 from fedblocks.experiments.simulation.preparation import prepare, read_inputs
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.settings import load_settings, preset_names
 from fedblocks.threat_model.report import write_report
 
 # The presets whose data every installation has.
@@ -92,7 +92,7 @@ def test_held_out_windows_of_a_series_come_after_all_training_windows() -> None:
     windows = len(inputs.heldout) // settings.companies.count
     futures = inputs.heldout.targets[:windows].flatten(1)  # of the first company
     size = futures.shape[1]
-    pasts = inputs.companies[0].inputs.flatten(1).unfold(1, size, size)  # (N, pieces, horizon)
+    pasts = inputs.companies["company-0"].inputs.flatten(1).unfold(1, size, size)  # (N, pieces, horizon)
     # Each window is normalised by its own context: compare shapes, not values.
     shapes = (pasts - pasts.mean(-1, keepdim=True)) / pasts.std(-1, keepdim=True).clamp_min(1e-6)
     wanted = (futures - futures.mean(1, keepdim=True)) / futures.std(1, keepdim=True).clamp_min(1e-6)

@@ -20,7 +20,8 @@ from fedblocks.blocks import digest
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import epsilon_by_company, simulate, summary
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.settings import Settings
+from fedblocks.server.events import Event, RoundFinished
+from fedblocks.settings import SimulationSettings
 
 ROOT = Path(fedblocks.__file__).parent
 BIN = Path(sys.executable).parent
@@ -49,7 +50,7 @@ def flower_home(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.skipif(" " in sys.prefix, reason="Flower's SuperLink cannot start from a path with a space")
 def test_flower_simulation_engine_gives_the_same_model(
-    small: Settings, tmp_path: Path, flower_home: dict[str, str]
+    small: SimulationSettings, tmp_path: Path, flower_home: dict[str, str]
 ) -> None:
     """Would catch state that lives in one process only, or results that depend on the transport."""
     runs = [prepare(small, tmp_path / name) for name in ("in-process", "engine")]
@@ -86,7 +87,7 @@ def listening() -> set[str]:
     return found & own
 
 
-def test_the_in_process_grid_listens_nowhere(small: Settings, tmp_path: Path) -> None:
+def test_the_in_process_grid_listens_nowhere(small: SimulationSettings, tmp_path: Path) -> None:
     """The embedded default must not open a server, of whatever library: asked after every round, of the kernel."""
     before = listening()
     server = grpc.server(ThreadPoolExecutor(1))
@@ -95,5 +96,10 @@ def test_the_in_process_grid_listens_nowhere(small: Settings, tmp_path: Path) ->
     assert len(listening() - before) == 1
     server.stop(None).wait()
     seen = []
-    simulate(prepare(small, tmp_path / "run"), lambda row: seen.append(listening() - before))
+
+    def look(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            seen.append(listening() - before)
+
+    simulate(prepare(small, tmp_path / "run"), [look])
     assert seen == [set()] * 5

@@ -12,6 +12,7 @@ from fedblocks import audit, load_run, resume, simulate
 from fedblocks.blocks import digest
 from fedblocks.errors import InputError, RunError
 from fedblocks.server.checkpoint import Checkpoint
+from fedblocks.server.events import Event, RoundFinished, RunFinished, RunStarted
 from fedblocks.server.run_folder import RunFolder
 
 
@@ -31,12 +32,14 @@ def public_model(run: RunFolder) -> bytes:
 def test_simulate_load_resume_and_audit(private_file: Path, tmp_path: Path) -> None:
     """Would catch an interface that loses overrides, rounds or results on the way."""
     chosen = small_run(private_file) | {"privacy.epsilon": 3.0}
-    rounds: list[int] = []
-    run = simulate("digits", chosen, runs_dir=tmp_path, on_round=lambda row: rounds.append(row["round"]))
-    assert rounds == [0, 1, 2, 3, 4]
+    events: list[Event] = []
+    run = simulate("digits", chosen, runs_dir=tmp_path, subscribers=[events.append])
+    assert [event.round for event in events if isinstance(event, RoundFinished)] == [0, 1, 2, 3, 4]
+    assert (events[0], events[-1]) == (RunStarted(rounds=4, done=0), RunFinished(rounds=4))
     assert run.settings().privacy.epsilon == 3.0
-    again = load_run(run.path)
-    assert resume(again)["rounds_done"] == 4
+    again, resumed = load_run(run.path), list[Event]()
+    assert resume(again, subscribers=[resumed.append])["rounds_done"] == 4
+    assert resumed == [RunStarted(rounds=4, done=4), RunFinished(rounds=4)]
     assert audit(again, targets=2, aggregates=1)["run"] == run.path.name
     assert again.read_json("audit.json") is not None
 
@@ -57,7 +60,10 @@ def test_a_run_computes_on_one_core_and_leaves_the_callers_setting(
     try:
         torch.set_num_threads(2)
         first = simulate(
-            "digits", chosen, runs_dir=tmp_path, on_round=lambda row: cores.append(torch.get_num_threads())
+            "digits",
+            chosen,
+            runs_dir=tmp_path,
+            subscribers=[lambda event: cores.append(torch.get_num_threads())],
         )
         assert torch.get_num_threads() == 2
     finally:

@@ -16,7 +16,8 @@ import pytest
 import fedblocks
 
 PACKAGE = Path(fedblocks.__file__).parent
-NEW = Path(__file__).parents[1] / "support" / "new_family"
+TESTS = Path(__file__).parents[1]
+NEW = TESTS / "support" / "new_family"
 
 Outcome = subprocess.CompletedProcess[str]
 
@@ -81,9 +82,9 @@ def test_a_new_family_is_simulated_reported_and_refused_by_the_audit(
     assert "8 × 8 images in 10 classes" in page
 
 
-def test_the_checks_of_clipping_take_the_new_family(copied: Callable[..., Outcome]) -> None:
+def test_the_checks_of_every_family_take_the_new_one(copied: Callable[..., Outcome]) -> None:
     """Would catch checks that know their families by a list of their own, so that a new one goes unchecked."""
-    checks = Path(__file__).with_name("test_sensitivity.py")
-    done = copied("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "whole-image", str(checks))
+    checks = (Path(__file__).with_name("test_sensitivity.py"), TESTS / "blocks" / "test_every_family.py")
+    done = copied("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "whole-image", *map(str, checks))
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout

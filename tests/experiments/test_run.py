@@ -34,10 +34,11 @@ from fedblocks.protocol.identity import save_roster
 from fedblocks.protocol.release import block_size, codec, mechanism
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
+from fedblocks.server.events import Event, RoundFinished
 from fedblocks.server.grid import InProcessGrid
 from fedblocks.server.optimizer import BlockOptimizer
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import DropoutSettings, Settings, TrainingSettings, validated
+from fedblocks.settings import DropoutSettings, SimulationSettings, TrainingSettings, validated
 
 
 def final_digest(run: RunFolder) -> bytes:
@@ -49,7 +50,7 @@ def update_norm(run: RunFolder) -> float:
     return float(run.metrics()[-1]["tasks"][0]["update_norm"])
 
 
-def with_dropout(settings: Settings, rate: float, phase: str, seed: int = 0) -> Settings:
+def with_dropout(settings: SimulationSettings, rate: float, phase: str, seed: int = 0) -> SimulationSettings:
     companies = settings.companies.model_copy(
         update={"dropout": DropoutSettings(rate=rate, phase=phase)}  # type: ignore[arg-type]
     )
@@ -57,7 +58,9 @@ def with_dropout(settings: Settings, rate: float, phase: str, seed: int = 0) -> 
 
 
 @pytest.fixture(scope="module")
-def finished(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+def finished(
+    small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, dict[str, Any]]:
     run = prepare(small, tmp_path_factory.mktemp("whole") / "run")
     return run, simulate(run)
 
@@ -75,7 +78,7 @@ def test_the_summary_has_what_machines_ask_for(finished: tuple[RunFolder, dict[s
 def size_of(run: RunFolder) -> int:
     """Values in a block's update."""
     plan = run.plan()
-    return block_size(build_model(plan.model, plan.noise, 0), 0, plan)
+    return block_size(build_model(plan.model, plan.noise, 0), 0, plan.training)
 
 
 def test_epsilon_is_that_of_all_releases_and_stays_under_the_ceiling(
@@ -97,7 +100,7 @@ def test_epsilon_is_that_of_all_releases_and_stays_under_the_ceiling(
 
 
 def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     """Oracle: each update computed alone. Would catch masks that do not cancel, or a wrong divisor."""
     run = prepare(small, tmp_path / "run")
@@ -124,13 +127,13 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
     class StopAfterOne(Exception):
         pass
 
-    def stop(row: dict[str, Any]) -> None:
-        if row["round"] == 1:
+    def stop(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == 1:
             raise StopAfterOne
 
     grid = InProcessGrid(app, settings.companies.count, {"run-dir": str(run.path)})
     with pytest.raises(StopAfterOne):
-        coordinate(grid, run, stop)
+        coordinate(grid, run, [stop])
     after = Checkpoint.load(run.checkpoints, 1).model
     found = flatten([after.blocks[0][name] for name in names])
     # Noise lies on a grid, so a mean can be exactly 0; Adam's first step would magnify what rounding makes of it.
@@ -144,17 +147,17 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
 
 @pytest.mark.parametrize("stop_at", [0, 1, 3])
 def test_an_interrupted_run_resumes_to_the_same_result(
-    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path, stop_at: int
+    finished: tuple[RunFolder, dict[str, Any]], small: SimulationSettings, tmp_path: Path, stop_at: int
 ) -> None:
     """Would catch lost optimiser state, repeated randomness, doubled metrics or a double charge."""
     run = prepare(small, tmp_path / "run")
 
-    def interrupt(row: dict[str, Any]) -> None:
-        if row["round"] == stop_at:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == stop_at:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(run, interrupt)
+        simulate(run, [interrupt])
     resumed = simulate(RunFolder.existing(run.path))
     whole, result = finished
     assert final_digest(run) == final_digest(whole)
@@ -176,7 +179,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_counts(
-    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path, moment: str
+    finished: tuple[RunFolder, dict[str, Any]], small: SimulationSettings, tmp_path: Path, moment: str
 ) -> None:
     """SIGKILL in a real process, at the moments between which something could be lost or done twice.
 
@@ -220,7 +223,7 @@ def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_coun
 
 @pytest.mark.parametrize("phase", ["keys", "train", "confirm", "unmask"])
 def test_dropouts_are_survived_down_to_the_threshold_and_recorded(
-    small: Settings, tmp_path: Path, phase: str
+    small: SimulationSettings, tmp_path: Path, phase: str
 ) -> None:
     """Five companies, threshold four: rounds that lose one go on, rounds that lose two are left out."""
     run = prepare(with_dropout(small, 0.25, phase, seed=4), tmp_path / "run")
@@ -241,7 +244,7 @@ def test_dropouts_are_survived_down_to_the_threshold_and_recorded(
             assert len(ledger.rows()) == 4
 
 
-def test_an_aborted_round_leaves_the_block_as_it_was(small: Settings, tmp_path: Path) -> None:
+def test_an_aborted_round_leaves_the_block_as_it_was(small: SimulationSettings, tmp_path: Path) -> None:
     run = prepare(with_dropout(small, 0.9, "train"), tmp_path / "run")
     before = final_digest(run)
     simulate(run)
@@ -258,7 +261,9 @@ def test_losses_depend_on_seed_round_and_node_alone() -> None:
     assert not any(lossy.is_lost("query.keys", f"round-{r}", 1) for r in range(50))
 
 
-def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(small: Settings, tmp_path: Path) -> None:
+def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """Would catch a refusal that comes only when the budget is already spent."""
     run = prepare(small, tmp_path / "run")
     policy = run.companies / "company-3" / "policy.toml"
@@ -271,7 +276,7 @@ def test_a_plan_that_a_company_cannot_afford_stops_before_round_one(small: Setti
 
 @pytest.mark.parametrize("name", ["company-3", "stranger"])
 def test_a_company_that_is_not_on_the_coordinators_roster_stops_the_run(
-    small: Settings, tmp_path: Path, name: str
+    small: SimulationSettings, tmp_path: Path, name: str
 ) -> None:
     """Its key replaced, or its name missing: noticed at join, before anything is spent."""
     run = prepare(small, tmp_path / "run")
@@ -283,7 +288,7 @@ def test_a_company_that_is_not_on_the_coordinators_roster_stops_the_run(
 
 
 def test_noise_that_the_epsilon_does_not_pay_for_is_refused_before_anything_is_written(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     privacy = small.privacy.model_copy(update={"noise_multiplier": 0.7})
     with pytest.raises(InputError, match="pays for"):
@@ -291,15 +296,17 @@ def test_noise_that_the_epsilon_does_not_pay_for_is_refused_before_anything_is_w
     assert not list(tmp_path.iterdir())
 
 
-def test_a_torn_last_line_of_metrics_does_not_stop_a_resume(small: Settings, tmp_path: Path) -> None:
+def test_a_torn_last_line_of_metrics_does_not_stop_a_resume(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     run = prepare(small, tmp_path / "run")
 
-    def interrupt(row: dict[str, Any]) -> None:
-        if row["round"] == 2:
+    def interrupt(event: Event) -> None:
+        if isinstance(event, RoundFinished) and event.round == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        simulate(run, interrupt)
+        simulate(run, [interrupt])
     with run.metrics_file.open("a") as file:
         file.write('{"round": 3, "blo')
     assert simulate(run)["rounds_done"] == 4
@@ -323,14 +330,14 @@ def test_the_reference_differs_by_noise_alone(
 
 
 def test_two_runs_of_the_same_settings_agree(
-    finished: tuple[RunFolder, dict[str, Any]], small: Settings, tmp_path: Path
+    finished: tuple[RunFolder, dict[str, Any]], small: SimulationSettings, tmp_path: Path
 ) -> None:
     run = prepare(small, tmp_path / "again")
     simulate(run)
     assert final_digest(run) == final_digest(finished[0])
 
 
-def test_preparation_that_fails_leaves_nothing(small: Settings, tmp_path: Path) -> None:
+def test_preparation_that_fails_leaves_nothing(small: SimulationSettings, tmp_path: Path) -> None:
     def fail(step: int) -> None:
         raise KeyboardInterrupt
 
@@ -361,13 +368,15 @@ def test_server_optimisers_follow_their_closed_form_and_resume(kind: str) -> Non
         torch.testing.assert_close(position, x)
 
 
-def test_a_run_by_epochs_with_correlated_noise_is_charged_as_such(small: Settings, tmp_path: Path) -> None:
+def test_a_run_by_epochs_with_correlated_noise_is_charged_as_such(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """Would catch a plan by epochs that trains, or is charged, as if its batches were drawn by chance."""
     raw = small.model_dump(mode="json")
     raw["training"] |= {
         "batches": "epochs", "sampling_rate": 0.25, "local_steps": 8, "noise_bands": 3, "rounds": 2,
     }  # fmt: skip
-    run = prepare(validated(Settings, raw), tmp_path / "run")
+    run = prepare(validated(SimulationSettings, raw), tmp_path / "run")
     assert simulate(run)["rounds_done"] == 2
     home = run.companies / "company-0"
     with Company(home, load_policy(home / "policy.toml")).ledger() as ledger:

@@ -26,10 +26,11 @@ from fedblocks.blocks.single_block_training import Job, train_in_processes, trai
 from fedblocks.blocks.training import BlockTrainer
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.memory import training_memory
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.settings import NoiseSettings, load_settings
+from fedblocks.settings import NoiseSettings
 
 MODEL = ViTSettings(hidden_size=16, layers=6, blocks=3, heads=2, patch_size=4)
 NOISE = NoiseSettings()

@@ -18,6 +18,7 @@ from fedblocks.blocks import build_model
 from fedblocks.cli.main import app as cli
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import make_plan, prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.accounting import epsilon, guarantee
@@ -28,7 +29,7 @@ from fedblocks.privacy.events import GaussianSteps, NoNoise, SharedSkellamSteps,
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.protocol.release import block_size, secure_step
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Settings, load_settings
+from fedblocks.settings import SimulationSettings
 from fedblocks.threat_model.report import write_report
 
 DELTA = 1e-5
@@ -57,7 +58,7 @@ def test_five_companies_at_epsilon_8_mean_9_and_a_half_against_one_of_them() -> 
     settings = load_settings("digits", ALONE)
     model = build_model(settings.model, settings.noise)
     plan = make_plan(settings, model, "r")
-    event = secure_step(plan, block_size(model, 0, plan), 5).event
+    event = secure_step(plan, block_size(model, 0, plan.training), 5).event
     assert (event.shares, event.colluders) == (5, 0)
     steps = plan.training.releases(plan.model.blocks)
     whole = guarantee([event.times(steps)], DELTA)
@@ -140,7 +141,9 @@ def test_releases_of_one_plan_are_alike_whatever_the_number_of_companies() -> No
 
 
 @pytest.fixture(scope="module")
-def alone(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, dict[str, Any]]:
+def alone(
+    small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, dict[str, Any]]:
     """A whole run in which five companies share noise and tolerate no colluder."""
     privacy = small.privacy.model_copy(update={"mode": "secure_step", "colluders": 0})
     run = prepare(small.model_copy(update={"privacy": privacy}), tmp_path_factory.mktemp("alone") / "run")
@@ -192,7 +195,7 @@ def test_the_report_says_it_too(
     assert "a company that takes part knows its own share of the noise" in " ".join(page.split())
 
 
-def test_a_run_that_tolerates_one_has_one_figure(small: Settings, tmp_path: Path) -> None:
+def test_a_run_that_tolerates_one_has_one_figure(small: SimulationSettings, tmp_path: Path) -> None:
     privacy = small.privacy.model_copy(update={"mode": "secure_step"})
     run = prepare(small.model_copy(update={"privacy": privacy}), tmp_path / "run")
     result = simulate(run)

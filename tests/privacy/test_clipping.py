@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from support.clipping_loop import automatic, clipped_sum, flat, gradients_one_by_one, norm_of, per_layer
 from support.places import draws_of, only
 from torch import Tensor, nn
 
@@ -103,26 +104,6 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
-def loop(
-    net: nn.Module, losses: Callable[[Tensor], Tensor], n: int, clip: Callable[[list[Tensor]], list[Tensor]]
-):  # type: ignore[no-untyped-def]
-    """Oracle: a backward pass an example, clipped as `clip` says, in the order of the parameters' names."""
-    named = sorted((name, p) for name, p in net.named_parameters() if p.requires_grad)
-    total = 0
-    for i in range(n):
-        gradients = torch.autograd.grad(losses(only(i)).sum(), [p for _, p in named])
-        total = total + torch.cat([g.reshape(-1) for g in clip(list(gradients))])
-    return total
-
-
-def flat(bound: float) -> Callable[[list[Tensor]], list[Tensor]]:
-    def clip(gradients: list[Tensor]) -> list[Tensor]:
-        norm = float(torch.cat([g.flatten() for g in gradients]).norm())
-        return [g * min(1.0, bound / norm) for g in gradients]
-
-    return clip
-
-
 def example(kind: str, n: int = 5, draws: int = 1):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     net = KINDS[kind]().double()
@@ -135,7 +116,7 @@ def example(kind: str, n: int = 5, draws: int = 1):  # type: ignore[no-untyped-d
 
     def losses(places: Tensor) -> Tensor:
         out = net(x[draws_of(places, draws)])
-        return (out * torch.arange(1, out.shape[-1] + 1)).flatten(1).square().sum(dim=1) / draws
+        return (out * torch.arange(1, out.shape[-1] + 1)).flatten(1).square().sum(dim=1)
 
     return net, losses
 
@@ -148,7 +129,8 @@ def test_every_kind_of_layer_equals_a_loop_to_1e_6(kind: str, at_once: int) -> N
     bound = 3.0
     with PerExampleClipping(net, max_grad_norm=bound, examples_at_once=at_once) as clipping:
         found = clipping.sum(losses, examples=5)
-    torch.testing.assert_close(found.vector, loop(net, losses, 5, flat(bound)), rtol=1e-6, atol=1e-9)
+    expected = clipped_sum(gradients_one_by_one(net, losses, examples=5), flat(bound, torch.float64))
+    torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["modulated", "conv", "tokens", "group-norm"])
@@ -156,40 +138,35 @@ def test_draws_of_one_example_are_one_gradient(kind: str) -> None:
     """Would catch draws that are clipped apart: three gradients of the bound instead of one."""
     net, losses = example(kind, draws=3)
     with PerExampleClipping(net, max_grad_norm=2.0) as clipping:
-        found = clipping.sum(lambda part: losses(part) * 3, examples=5, draws=3)
-    torch.testing.assert_close(found.vector, loop(net, losses, 5, flat(2.0)), rtol=1e-6, atol=1e-9)
+        found = clipping.sum(losses, examples=5, draws=3)
+    gradients = gradients_one_by_one(net, losses, examples=5, draws=3)
+    expected = clipped_sum(gradients, flat(2.0, torch.float64))
+    torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_per_layer_clipping_bounds_each_layer_by_its_share() -> None:
     """Closed form: L layers to bound / sqrt(L) each; together they still move the sum by the bound at most."""
     net, losses = example("modulated")
-
-    def clip(gradients: list[Tensor]) -> list[Tensor]:  # bias and weight of `inner`, then of `modulation`
-        return [part for i in (0, 2) for part in flat(2.0 / 2**0.5)(gradients[i : i + 2])]
-
     with PerExampleClipping(net, max_grad_norm=2.0, clipping="per-layer") as clipping:
         found = clipping.sum(losses, examples=5)
         one = clipping.sum(lambda part: losses(only(4).expand(len(part))), examples=1)
-    torch.testing.assert_close(found.vector, loop(net, losses, 5, clip), rtol=1e-6, atol=1e-9)
+    expected = clipped_sum(gradients_one_by_one(net, losses, examples=5), per_layer(2.0, torch.float64))
+    torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-9)
     assert float(one.vector.norm()) <= 2.0
 
 
 def test_automatic_clipping_gives_every_example_the_same_size() -> None:
     """Closed form: C g / (|g| + 0.01), also for gradients far below the bound."""
     net, losses = example("linear")
-
-    def clip(gradients: list[Tensor]) -> list[Tensor]:
-        norm = float(torch.cat([g.flatten() for g in gradients]).norm())
-        return [g * 1e3 / (norm + 0.01) for g in gradients]
-
     with PerExampleClipping(net, max_grad_norm=1e3, clipping="automatic") as clipping:
         found = clipping.sum(losses, examples=5)
-    torch.testing.assert_close(found.vector, loop(net, losses, 5, clip), rtol=1e-6, atol=1e-9)
+    expected = clipped_sum(gradients_one_by_one(net, losses, examples=5), automatic(1e3, torch.float64))
+    torch.testing.assert_close(found.vector, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_examples_within_the_bound_are_counted() -> None:
     net, losses = example("linear")
-    norms = [float(loop(net, lambda _, i=i: losses(only(i)), 1, flat(1e9)).norm()) for i in range(5)]
+    norms = [norm_of(g) for g in gradients_one_by_one(net, losses, examples=5)]
     bound = sorted(norms)[2] * 1.001
     with PerExampleClipping(net, max_grad_norm=bound) as clipping:
         found = clipping.sum(losses, examples=5)

@@ -10,62 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import toeplitz
-from support.places import draws_of, only
+from support.clipping_loop import clipped_sum, flat, gradients_one_by_one
 from torch import nn
 
-from fedblocks.blocks import BlockObjective, Draw, LogNormalNoise, Partition, block_parameters
-from fedblocks.blocks.families.vit import ViTClassifier
-from fedblocks.blocks.noise import Seeded
 from fedblocks.errors import InputError, PrivacyError, UnsupportedLayer
-from fedblocks.privacy.clipping import PerExampleClipping, lowered
+from fedblocks.privacy.clipping import PerExampleClipping
 from fedblocks.privacy.dp_sgd import DPSGD, clip_to_norm
 from fedblocks.privacy.mechanisms import add_gaussian_noise
 from fedblocks.privacy.mechanisms.banded import BandedNoise
 from fedblocks.privacy.quantile_clip import QuantileClip
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.privacy.sampling import EpochSampling, PoissonSampling
-
-
-@pytest.fixture(scope="module")
-def setting():  # type: ignore[no-untyped-def]
-    torch.manual_seed(0)
-    net = ViTClassifier(
-        partition=Partition.equi_probability(LogNormalNoise(), 2),
-        hidden_size=16, layers=2, heads=2, patch_size=4,
-    )  # fmt: skip
-    for p in net.parameters():
-        p.data += 0.1 * torch.randn_like(p)
-    x, y = torch.rand(7, 1, 8, 8), torch.randint(10, (7,))
-    return net, x, y, net.draw(1, y.repeat_interleave(3), Seeded(torch.Generator().manual_seed(0)))
-
-
-def losses_of(setting, part: torch.Tensor, draws: int) -> torch.Tensor:  # type: ignore[no-untyped-def]
-    net, x, y, draw = setting
-    rows = draws_of(part, draws)
-    targets = y[part].repeat_interleave(draws)
-    return BlockObjective().at(
-        net, 1, net.context(1, x[part]), targets, Draw(draw.level[rows], draw.noise[rows])
-    )
-
-
-@pytest.mark.parametrize("interface", [False, True])
-@pytest.mark.parametrize(
-    ("draws", "at_once", "bound"), [(1, 100, 0.5), (3, 100, 0.05), (3, 2, 0.5), (2, 3, 1e3)]
-)
-def test_clipped_sum_equals_a_loop_over_single_examples(setting, draws, at_once, bound, interface) -> None:  # type: ignore[no-untyped-def]
-    """Oracle: one backward pass an example. Would catch mixed-up draws, lost micro-batches, wrong factors."""
-    net = setting[0]
-    active = net.freeze_all_but(1, interface)
-    parameters = [p for _, p in block_parameters(active)]
-    expected = 0
-    for i in range(7):
-        loss = losses_of(setting, only(i), draws).mean()
-        g = torch.cat([v.reshape(-1) for v in torch.autograd.grad(loss, parameters)])
-        expected = expected + g * min(1.0, lowered(bound) / float(g.norm()))
-    with PerExampleClipping(active, max_grad_norm=bound, examples_at_once=at_once) as clipping:
-        total = clipping.sum(lambda part: losses_of(setting, part, draws), examples=7, draws=draws)
-    assert total.sensitivity == bound
-    torch.testing.assert_close(total.vector.float(), expected, rtol=1e-4, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=40)
@@ -221,35 +176,15 @@ def test_every_layer_kind_equals_a_loop_over_single_examples(tokens: int) -> Non
     torch.manual_seed(0)
     net = EveryKind(tokens).double()
     ids = torch.randint(5, (4, tokens))
-    parameters = [p for _, p in block_parameters(net)]
-    expected = 0
-    for i in range(4):
-        gradients = torch.autograd.grad(net(ids[i : i + 1]).sum() * (i + 1), parameters)
-        g = torch.cat([v.reshape(-1) for v in gradients])
-        expected = expected + g * min(1.0, 0.7 / float(g.norm()))
+    weights = torch.arange(1, 5)
+
+    def losses(part: torch.Tensor) -> torch.Tensor:
+        return net(ids[part]) * weights[part]
+
+    expected = clipped_sum(gradients_one_by_one(net, losses, examples=4), flat(0.7, torch.float64))
     with PerExampleClipping(net, max_grad_norm=0.7, examples_at_once=3) as clipping:
-        weights = torch.arange(1, 5)
-        total = clipping.sum(lambda part: net(ids[part]) * weights[part], examples=4)
+        total = clipping.sum(losses, examples=4)
     torch.testing.assert_close(total.vector, expected, rtol=2e-6, atol=1e-9)
-
-
-def test_sums_equal_those_of_opacus_hooks(setting) -> None:  # type: ignore[no-untyped-def]
-    """Oracle: an independent library on a whole block."""
-    import copy
-
-    from opacus import GradSampleModule
-
-    net, x, y, draw = setting
-    copied = (copy.deepcopy(net), x, y, draw)
-    active = copied[0].freeze_all_but(1, False).train()
-    hooks = GradSampleModule(active, loss_reduction="sum")
-    losses_of(copied, torch.arange(7), 1).sum().backward()
-    g = torch.cat([p.grad_sample.reshape(7, -1) for _, p in block_parameters(active)], dim=1)
-    hooks.to_standard_module()
-    expected = ((lowered(0.3) / g.norm(dim=1)).clamp(max=1)[:, None] * g).sum(0)
-    with PerExampleClipping(net.freeze_all_but(1, False), max_grad_norm=0.3) as clipping:
-        total = clipping.sum(lambda part: losses_of(setting, part, 1), examples=7)
-    torch.testing.assert_close(total.vector.float(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_tied_parameter_and_rows_that_are_no_examples_are_refused() -> None:

@@ -150,6 +150,41 @@ def test_another_adjacency_does_not_fit_the_chain(path: Path, statement: str) ->
         opened(path)
 
 
+@pytest.mark.parametrize("delta", [-1.0, 0.0, 1.0, float("inf"), float("-inf")])
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_delta_that_no_ledger_has_is_damage(path: Path, delta: float, version: int) -> None:
+    """Also of a ledger without rows, whose chain says nothing, and of one whose accountant would be made of it."""
+    if version == 3:
+        opened(path).close()
+    connection = sqlite3.connect(path)
+    if version == 1:
+        connection.executescript(VERSION_1)
+    connection.execute("UPDATE ledger SET delta = ?", (delta,))
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerError, match="does not say whose it is"):
+        read_ledger(path)
+    with pytest.raises(LedgerError, match="does not say whose it is"):
+        opened(path)
+
+
+def test_an_event_nested_beyond_all_measure_is_damage_even_where_the_chain_fits(path: Path) -> None:
+    with opened(path) as ledger:
+        charge(ledger, 0, GAUSSIAN)
+        columns, genesis = ledger._store.header.columns, ledger._store.header.genesis
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TRIGGER no_update")
+    connection.execute("UPDATE releases SET event = ?", ("[" * 100_000,))
+    row = connection.execute(f"SELECT {', '.join(columns)} FROM releases").fetchone()
+    connection.execute("UPDATE releases SET hash = ?", (ledger_file.digest(genesis, row),))
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerError, match="row 1: event"):
+        read_ledger(path)
+    with pytest.raises(LedgerError, match="row 1: event"):
+        opened(path)
+
+
 def test_a_ledger_of_version_1_is_read_verified_and_continued(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.executescript(VERSION_1)

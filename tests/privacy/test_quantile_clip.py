@@ -12,13 +12,13 @@ from dp_accounting.pld import PLDAccountant
 from torch import nn
 
 from fedblocks.errors import InputError, PrivacyError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.privacy.clipping import ClippedSum
 from fedblocks.privacy.dp_sgd import DPSGD
 from fedblocks.privacy.mechanisms.gaussian import grid
 from fedblocks.privacy.quantile_clip import QuantileClip
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.privacy.sampling import PoissonSampling
-from fedblocks.settings import load_settings
 
 
 def of(within: int, examples: int, clip: float = 1.0) -> ClippedSum:

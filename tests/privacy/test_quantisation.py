@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.privacy.quantisation import FixedPoint
-from fedblocks.protocol.release import codec
-from fedblocks.settings import Plan, Settings
+from fedblocks.protocol.release import codec, default_company_clip
+from fedblocks.settings import Plan, SimulationSettings
 
 BOUNDS = st.floats(1e-6, 1e6)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -124,7 +124,7 @@ def test_wrong_types_and_ranges_are_refused() -> None:
 @pytest.mark.parametrize("parameters", [10**3, 10**5, 10**6])
 @pytest.mark.parametrize("companies", [3, 10, 100])
 def test_with_the_default_width_rounding_stays_far_below_the_privacy_noise(
-    small: Settings, parameters: int, companies: int
+    small: SimulationSettings, parameters: int, companies: int
 ) -> None:
     """Deviation of one company's rounding against that of its noise, in a coordinate; 3% add 0.1% of variance."""
     plan = Plan(
@@ -132,8 +132,8 @@ def test_with_the_default_width_rounding_stays_far_below_the_privacy_noise(
         noise_multiplier=1.0, company_clip=1.0, secure_aggregation=small.secure_aggregation,
     )  # fmt: skip
     assert plan.bits == 22
-    plan = plan.model_copy(update={"company_clip": plan.default_company_clip(parameters)})
     t = plan.training
+    plan = plan.changed(company_clip=default_company_clip(t, plan, plan.noise_multiplier, parameters))
     noise = t.local_learning_rate * math.sqrt(t.local_steps) / t.expected_batch_size
     rounding = 1 / codec(plan, companies).scale / math.sqrt(12)
     assert rounding / noise < 0.03

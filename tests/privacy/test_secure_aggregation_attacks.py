@@ -70,11 +70,11 @@ from fedblocks.protocol.messages import (
 from fedblocks.protocol.messages import refused as code_of
 from fedblocks.server.cohort import join
 from fedblocks.server.grid import InProcessGrid
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 
 @pytest.fixture
-def app(small: Settings, tmp_path: Path) -> Coordinator:
+def app(small: SimulationSettings, tmp_path: Path) -> Coordinator:
     return Coordinator(prepare(small, tmp_path / "run"))
 
 
@@ -612,7 +612,7 @@ def test_a_plan_joined_between_keys_and_training_ends_the_open_session(app: Coor
 
 
 def test_shared_noise_is_not_put_under_a_threshold_meant_for_full_noise(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     """The plan of a session is in local mode and lets four of five be opened; that of the training counts on all."""
     app = Coordinator(prepare(small, tmp_path / "run"))

@@ -20,6 +20,7 @@ from fedblocks.client.company import Company
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.client.training import train_block
 from fedblocks.errors import InputError, PrivacyError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import make_plan, prepare
 from fedblocks.experiments.simulation.reference import prepare_reference
 from fedblocks.experiments.simulation.simulate import simulate
@@ -33,16 +34,16 @@ from fedblocks.protocol.messages import refused
 from fedblocks.protocol.release import block_size, mean_update, release_event, secure_step
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, Settings, load_settings, validated
+from fedblocks.settings import Plan, SimulationSettings, validated
 
 
-def shared(small: Settings, **privacy: object) -> Settings:
+def shared(small: SimulationSettings, **privacy: object) -> SimulationSettings:
     values = small.privacy.model_dump() | {"mode": "secure_step"} | privacy
     return small.model_copy(update={"privacy": type(small.privacy)(**values)})
 
 
 @pytest.fixture(scope="module")
-def run(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def run(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     found = prepare(shared(small), tmp_path_factory.mktemp("steps") / "run")
     result = simulate(found)
     assert result["rounds_done"] == 4
@@ -114,7 +115,9 @@ def test_the_charge_is_independent_of_how_many_take_part(run: RunFolder) -> None
     assert release_event(plan, 500, 5) == release_event(plan, 500, 20) == release_event(plan, 500)
 
 
-def test_a_session_that_opens_with_fewer_shares_of_noise_is_refused(small: Settings, tmp_path: Path) -> None:
+def test_a_session_that_opens_with_fewer_shares_of_noise_is_refused(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """The attack: four of five may open the sum, which the protocol allows, where the noise needs all five.
 
     Would catch the loss of the one check that keeps the noise of an opened sum whole.
@@ -140,7 +143,7 @@ def test_a_companys_own_release_is_noised_by_its_share(run: RunFolder) -> None:
     one, two = (
         train_block(model, 0, data, plan, 5, Randomness.from_seed(0, label), policy) for label in ("a", "b")
     )
-    size = block_size(model, 0, plan)
+    size = block_size(model, 0, plan.training)
     noise = secure_step(plan, size, 5).noise
     difference = noise.decode_sum(one - two) * noise.scale
     assert np.std(difference) == pytest.approx(math.sqrt(2 * noise.variance_total / 4), rel=0.1)
@@ -152,7 +155,7 @@ def test_a_companys_own_release_is_noised_by_its_share(run: RunFolder) -> None:
     )
 
 
-def test_a_sum_with_too_few_shares_is_never_opened(small: Settings, tmp_path: Path) -> None:
+def test_a_sum_with_too_few_shares_is_never_opened(small: SimulationSettings, tmp_path: Path) -> None:
     """Would catch a threshold below what the account counts on: with one company lost, noise is missing."""
     lossy = shared(small)
     companies = lossy.companies.model_copy(
@@ -168,7 +171,7 @@ def test_a_sum_with_too_few_shares_is_never_opened(small: Settings, tmp_path: Pa
 
 
 def test_without_noise_the_twin_of_a_run_moves_as_in_local_mode(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference run has no shares to add; it falls back to plain sums, bit for bit those of local mode.
 
@@ -254,7 +257,7 @@ def test_residues_are_as_narrow_as_the_noise_allows(companies: int, assignment: 
     )
     model = build_model(settings.model, settings.noise)
     plan = make_plan(settings, model, "r")
-    size, largest = block_size(model, 0, plan), 3 if assignment == "parallel" else companies
+    size, largest = block_size(model, 0, plan.training), 3 if assignment == "parallel" else companies
     assert settings.largest_group == largest
     noise = secure_step(plan, size, largest).noise
     assert noise.limit >= 8 * plan.max_grad_norm

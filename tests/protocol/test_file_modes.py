@@ -24,7 +24,7 @@ from fedblocks.protocol import private_file
 from fedblocks.protocol.messages import TRAIN, refused
 from fedblocks.protocol.transport.certificates import OwnCertificate
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 
 def mode(path: Path) -> int:
@@ -44,7 +44,7 @@ def usual_umask() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(small: Settings, tmp_path: Path) -> RunFolder:
+def run(small: SimulationSettings, tmp_path: Path) -> RunFolder:
     return prepare(small, tmp_path / "run")
 
 
@@ -64,7 +64,7 @@ def test_nothing_that_a_company_has_is_open_to_others(run: RunFolder) -> None:
 
 
 def test_nothing_is_made_open_and_narrowed_afterwards(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch the moment in between, in which another user opens the file and keeps it open."""
     narrowed = []

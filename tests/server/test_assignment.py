@@ -27,19 +27,19 @@ from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
 from fedblocks.server.grid import InProcessGrid
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, Settings, validated
+from fedblocks.settings import Plan, SimulationSettings, validated
 
 
-def with_training(settings: Settings, **changes: object) -> Settings:
+def with_training(settings: SimulationSettings, **changes: object) -> SimulationSettings:
     """Changed and validated anew."""
     raw = settings.model_dump(mode="json")
     for key, value in changes.items():
         part, name = key.split("__")
         raw[part][name] = value
-    return validated(Settings, raw)
+    return validated(SimulationSettings, raw)
 
 
-def plan_of(small: Settings, assignment: str, blocks: int) -> Plan:
+def plan_of(small: SimulationSettings, assignment: str, blocks: int) -> Plan:
     changed = with_training(
         small, training__assignment=assignment, model__blocks=blocks, model__layers=blocks
     )
@@ -50,7 +50,7 @@ def plan_of(small: Settings, assignment: str, blocks: int) -> Plan:
     )  # fmt: skip
 
 
-def test_sequential_visits_every_block_in_turn_with_the_whole_cohort(small: Settings) -> None:
+def test_sequential_visits_every_block_in_turn_with_the_whole_cohort(small: SimulationSettings) -> None:
     plan, names = plan_of(small, "sequential", 3), tuple("abcde")
     tasks = [assign(r, names, plan) for r in range(1, 8)]
     assert [[t.block for t in round_] for round_ in tasks] == [[0], [1], [2], [0], [1], [2], [0]]
@@ -74,7 +74,9 @@ def test_parallel_groups_are_disjoint_large_enough_and_fixed(
     assert sorted(name for part in parts for name in part) == sorted(names)
 
 
-def test_parallel_trains_different_blocks_at_once_and_every_group_visits_them_all(small: Settings) -> None:
+def test_parallel_trains_different_blocks_at_once_and_every_group_visits_them_all(
+    small: SimulationSettings,
+) -> None:
     plan, names = plan_of(small, "parallel", 3), tuple(f"c{i}" for i in range(9))
     rounds = [assign(r, names, plan) for r in range(1, 4)]
     for tasks in rounds:
@@ -92,7 +94,7 @@ def ledger_rows(run: RunFolder, company: int) -> list[LedgerRow]:
 @pytest.mark.parametrize("assignment", ["parallel", "all"])
 @pytest.mark.parametrize("features", ["raw", "prefix"])
 def test_a_run_of_either_assignment_charges_what_each_company_trained(
-    small: Settings, tmp_path: Path, assignment: str, features: str
+    small: SimulationSettings, tmp_path: Path, assignment: str, features: str
 ) -> None:
     """Would catch a ledger that charges for blocks of others, or a plan check that counts rounds alone."""
     settings = with_training(
@@ -131,7 +133,7 @@ class MeetingGrid(InProcessGrid):
 
 
 def test_parallel_groups_train_at_the_same_time_and_to_the_same_model(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     """Would catch groups that wait for each other, and state that they share while they run."""
     settings = with_training(small, training__assignment="parallel", training__rounds=2, companies__count=6)
@@ -147,7 +149,9 @@ def test_parallel_groups_train_at_the_same_time_and_to_the_same_model(
     assert digest(*states[0]) == digest(*states[1])
 
 
-def test_the_interface_is_trained_only_where_plan_and_policy_say_so(small: Settings, tmp_path: Path) -> None:
+def test_the_interface_is_trained_only_where_plan_and_policy_say_so(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """Would catch embeddings that move, and leak most, without anybody having asked for it."""
     for interface in (False, True):
         settings = with_training(small, training__interface=interface, training__rounds=2)

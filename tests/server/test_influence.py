@@ -21,13 +21,13 @@ from fedblocks.protocol.release import codec, mean_update, secure_step
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.influence import largest_mean
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, Settings, validated
+from fedblocks.settings import Plan, SimulationSettings, validated
 from fedblocks.threat_model.report import write_report
 
 SIZE = 500
 
 
-def plan_of(small: Settings, **changes: object) -> Plan:
+def plan_of(small: SimulationSettings, **changes: object) -> Plan:
     return Plan(
         run="r", model=small.model, noise=small.noise, training=small.training, delta=1e-5, max_grad_norm=1.0,
         noise_multiplier=1.0, company_clip=2.0, secure_aggregation=small.secure_aggregation, **changes,
@@ -38,7 +38,7 @@ def plan_of(small: Settings, **changes: object) -> Plan:
 @settings(max_examples=60, deadline=None)
 def test_sums_of_companies_that_keep_to_their_clip_pass(companies: int, seed: int, alike: bool) -> None:
     """Would catch a limit that rounding alone can pass: all updates are at the clip, and often the same."""
-    plan = plan_of(Settings(name="x"))
+    plan = plan_of(SimulationSettings(name="x"))
     rng = np.random.default_rng(seed)
     updates = rng.standard_normal((1 if alike else companies, SIZE)).repeat(companies if alike else 1, axis=0)
     updates *= plan.company_clip / np.linalg.norm(updates, axis=1, keepdims=True)
@@ -48,7 +48,7 @@ def test_sums_of_companies_that_keep_to_their_clip_pass(companies: int, seed: in
     assert np.linalg.norm(mean) <= largest_mean(plan, SIZE, companies, companies)
 
 
-def test_one_company_past_its_clip_is_seen_in_the_sum(small: Settings) -> None:
+def test_one_company_past_its_clip_is_seen_in_the_sum(small: SimulationSettings) -> None:
     """Would catch a limit by coordinate alone, which lets a company weigh sqrt(P) times its clip."""
     plan = plan_of(small)
     bound = codec(plan, 5)
@@ -57,7 +57,7 @@ def test_one_company_past_its_clip_is_seen_in_the_sum(small: Settings) -> None:
     assert np.linalg.norm(mean) > largest_mean(plan, SIZE, 5, 5)
 
 
-def test_shared_noise_passes_and_a_company_beyond_its_bound_does_not(small: Settings) -> None:
+def test_shared_noise_passes_and_a_company_beyond_its_bound_does_not(small: SimulationSettings) -> None:
     """Would catch a limit that forgets the noise in the sum of a secure step, or leaves room for anything."""
     plan = plan_of(small, mode="secure_step", colluders=1)
     step = secure_step(plan, SIZE, 5)
@@ -76,11 +76,11 @@ def test_shared_noise_passes_and_a_company_beyond_its_bound_does_not(small: Sett
     assert np.linalg.norm(cheated) > limit
 
 
-def with_settings(small: Settings, **parts: dict[str, object]) -> Settings:
+def with_settings(small: SimulationSettings, **parts: dict[str, object]) -> SimulationSettings:
     raw = small.model_dump(mode="json")
     for name, changes in parts.items():
         raw[name] |= changes
-    return validated(Settings, raw)
+    return validated(SimulationSettings, raw)
 
 
 def cheating(
@@ -97,7 +97,7 @@ def cheating(
 
 
 def test_an_oversized_sum_is_thrown_away_and_the_round_says_so(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch a coordinator that applies whatever a sum holds."""
     run = prepare(with_settings(small, training={"rounds": 2}), tmp_path / "run")
@@ -117,7 +117,7 @@ def test_an_oversized_sum_is_thrown_away_and_the_round_says_so(
 
 @pytest.mark.parametrize("action", ["flag", "discard"])
 def test_a_poisoned_group_is_flagged_and_left_out_if_asked(
-    small: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """Would catch a group whose harm is measured on the wrong block, or a discarded sum that stays in the model."""
     changed = with_settings(

@@ -9,38 +9,42 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from fedblocks.blocks import digest
+from fedblocks.blocks.state import State
 from fedblocks.cli.main import app as cli
 from fedblocks.cli.progress import audit_with_progress, continue_with_progress
 from fedblocks.errors import InputError, RunError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.run_lock import exclusive
-from fedblocks.settings import Settings, load_settings
+from fedblocks.settings import SimulationSettings
 
 FB = (sys.executable, "-c", "from fedblocks.cli.main import main; main()")
 
 
 @pytest.fixture
-def run(small: Settings, tmp_path: Path) -> RunFolder:
+def run(small: SimulationSettings, tmp_path: Path) -> RunFolder:
     training = small.training.model_copy(update={"rounds": 3})
     return prepare(small.model_copy(update={"training": training}), tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def done(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def done(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     training = small.training.model_copy(update={"rounds": 3})
     run = prepare(small.model_copy(update={"training": training}), tmp_path_factory.mktemp("done") / "run")
     simulate(run)
@@ -178,6 +182,53 @@ def test_a_checkpoint_that_lacks_a_file_is_refused_by_name(finished: RunFolder, 
     Checkpoint.load(finished.checkpoints)
 
 
+def renamed(state: State) -> None:
+    state["other"] = state.popitem()[1]
+
+
+def lacking(state: State) -> None:
+    state.popitem()
+
+
+def of_another_shape(state: State) -> None:
+    name = max(state, key=lambda name: state[name].numel())
+    state[name] = state[name][:-1]
+
+
+def of_another_type(state: State) -> None:
+    name = max(state, key=lambda name: state[name].numel())
+    state[name] = state[name].double()
+
+
+def not_finite(state: State) -> None:
+    for tensor in state.values():
+        tensor.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("change", [renamed, lacking, of_another_shape, of_another_type, not_finite])
+@pytest.mark.parametrize("name", ["block-1", "shared", "optimizer-0"])
+def test_a_checkpoint_of_other_tensors_is_refused_before_anybody_is_charged(
+    finished: RunFolder, name: str, change: Callable[[State], None]
+) -> None:
+    """Would catch a state that every company refuses, and an optimiser that fails once all have been charged."""
+    file = finished.checkpoints / "round-0003" / f"{name}.safetensors"
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    state = load_file(file)
+    change(state)
+    save_file(state, file, metadata)
+    with pytest.raises(RunError, match=r"not the state of round 3|optimiser state"):
+        simulate(finished)
+
+
+def test_a_copy_beside_the_checkpoints_is_none_of_them(finished: RunFolder) -> None:
+    for name in ("round-0003.bak", "round-x", "round-0009 (copy)", "round-9"):
+        shutil.copytree(finished.checkpoints / "round-0003", finished.checkpoints / name)
+    assert Checkpoint.load(finished.checkpoints).round == 3
+    Checkpoint.load(finished.checkpoints, 3).save(finished.checkpoints)
+    assert (finished.checkpoints / "round-0003.bak").is_dir()
+
+
 def test_without_its_damaged_checkpoint_a_run_goes_on_from_the_one_before(finished: RunFolder) -> None:
     """The way out that the refusal names."""
     last = Checkpoint.load(finished.checkpoints).model
@@ -203,7 +254,9 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(
     assert simulate(run)["rounds_done"] == 3
 
 
-def test_injected_failures_are_refused_where_companies_are_real(small: Settings, tmp_path: Path) -> None:
+def test_injected_failures_are_refused_where_companies_are_real(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
     """Would catch a deployment that silently drops, or silently ignores, what the settings ask to be lost."""
     dropout = small.companies.dropout.model_copy(update={"rate": 0.25})
     settings = small.model_copy(update={"companies": small.companies.model_copy(update={"dropout": dropout})})

@@ -45,7 +45,7 @@ from fedblocks.protocol.transport.frames_pb2_grpc import DataPlaneStub
 from fedblocks.protocol.transport.records import bytes_array
 from fedblocks.server.cohort import join
 from fedblocks.server.stream import AggregationService
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_company_does_not_talk_to_another_coordinator(plane: Plane) -> None:
     assert plane.service.connected == ()
 
 
-def test_a_company_cannot_join_under_another_s_name(plane: Plane, small: Settings) -> None:
+def test_a_company_cannot_join_under_another_s_name(plane: Plane, small: SimulationSettings) -> None:
     """Not even with a channel key that the other has signed."""
     inputs = read_inputs(small)
     plan = make_plan(small, public_model(small, inputs.public_train, lambda step: None), "run")

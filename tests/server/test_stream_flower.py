@@ -14,14 +14,14 @@ from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.protocol.transport import OwnCertificate
 from fedblocks.protocol.transport.certificates import COORDINATOR
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 pytestmark = pytest.mark.slow
 ROOT = Path(fedblocks.__file__).parent
 
 
 @pytest.mark.skipif(" " in sys.prefix, reason="Flower's SuperLink cannot start from a path with a space")
-def test_a_run_on_a_superlink_takes_the_data_plane(small: Settings, tmp_path: Path) -> None:
+def test_a_run_on_a_superlink_takes_the_data_plane(small: SimulationSettings, tmp_path: Path) -> None:
     companies = small.companies.model_copy(update={"count": 3})
     run = prepare(small.model_copy(update={"companies": companies}), tmp_path / "run")
     plane, port = tmp_path / "plane", free_port()

@@ -30,7 +30,7 @@ from fedblocks.server.grid import InProcessGrid, OwnGrid
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.stream import StreamGrid
 from fedblocks.server.stream.flower_fallback import data_plane
-from fedblocks.settings import DropoutSettings, Settings
+from fedblocks.settings import DropoutSettings, SimulationSettings
 
 
 def final_digest(run: RunFolder) -> bytes:
@@ -43,14 +43,14 @@ def timeless(run: RunFolder) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def by_calls(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def by_calls(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = prepare(small, tmp_path_factory.mktemp("calls") / "run")
     simulate(run)
     return run
 
 
 def test_the_data_plane_gives_the_same_bits_as_function_calls(
-    by_calls: RunFolder, small: Settings, tmp_path: Path
+    by_calls: RunFolder, small: SimulationSettings, tmp_path: Path
 ) -> None:
     """Sums, blocks, metrics and ledgers; would catch whatever a way changes in a message."""
     run = prepare(small, tmp_path / "run")
@@ -60,7 +60,7 @@ def test_the_data_plane_gives_the_same_bits_as_function_calls(
     assert epsilon_by_company(run) == epsilon_by_company(by_calls)
 
 
-def test_groups_that_train_at_once_share_the_data_plane(small: Settings, tmp_path: Path) -> None:
+def test_groups_that_train_at_once_share_the_data_plane(small: SimulationSettings, tmp_path: Path) -> None:
     companies = small.companies.model_copy(update={"count": 6})
     training = small.training.model_copy(update={"assignment": "parallel"})
     parallel = small.model_copy(update={"companies": companies, "training": training})
@@ -73,7 +73,7 @@ def test_groups_that_train_at_once_share_the_data_plane(small: Settings, tmp_pat
 
 
 @pytest.mark.parametrize("phase", ["keys", "train", "unmask"])
-def test_dropouts_fall_alike_on_both_ways(small: Settings, tmp_path: Path, phase: str) -> None:
+def test_dropouts_fall_alike_on_both_ways(small: SimulationSettings, tmp_path: Path, phase: str) -> None:
     dropout = DropoutSettings(rate=0.25, phase=phase)  # type: ignore[arg-type]
     companies = small.companies.model_copy(update={"dropout": dropout})
     lossy = small.model_copy(update={"companies": companies, "seed": 4})
@@ -145,7 +145,7 @@ def port() -> int:
 
 
 def test_one_flower_message_a_company_carries_the_whole_run(
-    by_calls: RunFolder, small: Settings, tmp_path: Path, port: int
+    by_calls: RunFolder, small: SimulationSettings, tmp_path: Path, port: int
 ) -> None:
     run = prepare(small, tmp_path / "run")
     set_up(run, tmp_path / "plane", 5, port)
@@ -164,7 +164,7 @@ def test_one_flower_message_a_company_carries_the_whole_run(
     "broken", ["company not set up", "company cannot reach it", "port in use", "no folder"]
 )
 def test_a_data_plane_that_does_not_come_up_leaves_the_run_to_flower(
-    by_calls: RunFolder, small: Settings, tmp_path: Path, port: int, broken: str
+    by_calls: RunFolder, small: SimulationSettings, tmp_path: Path, port: int, broken: str
 ) -> None:
     run = prepare(small, tmp_path / "run")
     set_up(run, tmp_path / "plane", 5, port, gather=3.0)
@@ -204,7 +204,7 @@ def command(*words: str | Path, **more: Any) -> subprocess.Popen[str]:
 
 
 def test_a_run_of_real_processes_survives_one_that_is_killed(
-    small: Settings, tmp_path: Path, port: int
+    small: SimulationSettings, tmp_path: Path, port: int
 ) -> None:
     """`fedblocks transport certificate|agent|serve`, one process each; SIGKILL to one company after round one."""
     companies = small.companies.model_copy(update={"count": 4})

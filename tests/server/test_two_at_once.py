@@ -12,13 +12,13 @@ from support.deployed import project_of, unguarded, without_seeds
 
 from fedblocks.experiments.bench.transport_flower import flower_run
 from fedblocks.experiments.simulation.preparation import prepare
-from fedblocks.settings import Settings
+from fedblocks.settings import SimulationSettings
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.skipif(" " in sys.prefix, reason="Flower's SuperLink cannot start from a path with a space")
-def test_two_sets_of_survivors_at_once(small: Settings, tmp_path: Path) -> None:
+def test_two_sets_of_survivors_at_once(small: SimulationSettings, tmp_path: Path) -> None:
     """Would catch a company whose state is lost, or split in two, on the way through Flower: it would sign both sets
     and give seed and key of the company that is in the one and not in the other."""
     four = small.companies.model_copy(update={"count": 4})

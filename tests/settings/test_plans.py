@@ -24,12 +24,13 @@ from fedblocks.client.policy import Policy
 from fedblocks.client.rehearsal import _rehearsed
 from fedblocks.client.training import train_block
 from fedblocks.errors import InputError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import check_device, make_plan, prepare
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.protocol.messages import TRAIN, refused
 from fedblocks.protocol.release import block_size
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import DataKind, Plan, Settings, load_settings, validated
+from fedblocks.settings import DataKind, Plan, SimulationSettings, validated
 
 COMPANIES = 5
 POLICY = Policy(
@@ -49,7 +50,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def raw(small: Settings) -> dict[str, Any]:
+def raw(small: SimulationSettings) -> dict[str, Any]:
     plan = make_plan(small, build_model(small.model, small.noise), "run")
     # Edges that are given would forbid any other range of noise.
     return changed(plan.model_dump(mode="json"), at("noise.edges", None))
@@ -190,7 +191,7 @@ least_colluders = 0
 
 
 @pytest.fixture(scope="module")
-def willing(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def willing(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose companies refuse next to nothing, so that what a plan may hold is found by its bounds alone."""
     run = prepare(small, tmp_path_factory.mktemp("willing") / "run")
     for home in run.companies.iterdir():
@@ -212,7 +213,7 @@ def outcome(willing: Path, folder: Path, plan: Plan) -> tuple[str | None, int]:
         coordinator.model = split(model)
     code = next(filter(None, map(refused, coordinator.join(plan).values())), None)
     if code is None:
-        session = coordinator.session(length=block_size(model, 0, plan), threshold=5)
+        session = coordinator.session(length=block_size(model, 0, plan.training), threshold=5)
         request = coordinator.train_request(session)
         code = refused(coordinator.ask(1, TRAIN, request.to_record()))
     coordinator.grid.close()
@@ -335,7 +336,7 @@ def test_text_models_whose_heads_rotary_positions_cannot_turn_are_refused() -> N
 
 
 def test_settings_refuse_before_public_pretraining_what_a_plan_would_refuse(
-    small: Settings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path
 ) -> None:
     """Would catch a run that trains its public model first, and then cannot be offered to anybody."""
     training = small.training.model_copy(update={"local_learning_rate": 1e4})
@@ -348,7 +349,7 @@ def test_settings_refuse_before_public_pretraining_what_a_plan_would_refuse(
     assert not list(tmp_path.iterdir())
 
 
-def test_public_pretraining_that_ends_in_nan_stops_the_run(small: Settings, tmp_path: Path) -> None:
+def test_public_pretraining_that_ends_in_nan_stops_the_run(small: SimulationSettings, tmp_path: Path) -> None:
     pretraining = small.pretraining.model_copy(update={"learning_rate": 1e30, "steps": 4})
     with pytest.raises(InputError, match=r"pretraining\.learning_rate"):
         prepare(small.model_copy(update={"pretraining": pretraining}), tmp_path / "run")

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from pydantic import model_validator
+from pydantic import TypeAdapter, model_validator
 
 from fedblocks.blocks.settings import Part, require
 from fedblocks.client.endpoint import Endpoint
 from fedblocks.client.policy import load_policy
 from fedblocks.errors import InputError
+from fedblocks.experiments.presets import load_settings, preset_names
 from fedblocks.privacy.secure_aggregation import Identity
 from fedblocks.protocol.identity import IDENTITY_FILE, load_member, save_identity, save_roster
 from fedblocks.protocol.transport.certificates import COORDINATOR, OwnCertificate
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.stream import ServiceSettings
-from fedblocks.settings import load_settings, preset_names, validated
+from fedblocks.settings import RunSettings, read_simulation, validated, write_simulation
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -97,6 +98,9 @@ def test_unknown_presets_and_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("name = ")
     with pytest.raises(InputError, match="not valid TOML"):
         load_settings(str(tmp_path / "bad.toml"))
+    (tmp_path / "bad.toml").write_text("name = " + "[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_settings(str(tmp_path / "bad.toml"))
 
 
 def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
@@ -134,7 +138,9 @@ def test_settings_and_plan_survive_the_run_folder(tmp_path: Path, epsilon: str) 
     plan = make_plan(settings, build_model(settings.model, settings.noise), "r")
     folder = RunFolder(tmp_path)
     folder.write_settings(settings, plan)
-    assert folder.settings() == settings
+    write_simulation(folder.path, settings)
+    assert read_simulation(folder.path) == settings
+    assert folder.settings().model_dump() == TypeAdapter(RunSettings).dump_python(settings)
     assert folder.plan() == plan
     assert folder.plan().digest() == plan.digest()
 

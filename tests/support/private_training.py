@@ -14,11 +14,12 @@ from fedblocks.blocks.examples import Examples
 from fedblocks.client.batches import fixed_losses, random_examples, random_weights
 from fedblocks.client.policy import Policy
 from fedblocks.client.training import train_block
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import make_plan
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.privacy.source import CryptographicSource
 from fedblocks.protocol.release import block_size
-from fedblocks.settings import Plan, load_settings
+from fedblocks.settings import Plan
 
 _SMALL = ("hidden_size=16", "heads=2")
 _DEEP = ("layers=2", "blocks=2")
@@ -47,7 +48,7 @@ class Setting:
 
     @property
     def size(self) -> int:
-        return block_size(self.model, 0, self.plan)
+        return block_size(self.model, 0, self.plan.training)
 
     def train(self, randomness: Randomness, data: Examples | None = None) -> npt.NDArray[np.uint32]:
         data = self.data if data is None else data

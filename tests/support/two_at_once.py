@@ -15,22 +15,17 @@ from fedblocks.blocks import digest
 from fedblocks.privacy.secure_aggregation import Confirmations, Session, Survivors
 from fedblocks.protocol.messages import (
     CONFIRM,
-    KEYS,
-    TRAIN,
     UNMASK,
     ConfirmReply,
     ConfirmRequest,
-    KeysReply,
-    KeysRequest,
-    TrainReply,
-    TrainRequest,
     UnmaskReply,
     UnmaskRequest,
     refused,
 )
 from fedblocks.server.checkpoint import Checkpoint
-from fedblocks.server.cohort import Absences, join
+from fedblocks.server.cohort import join
 from fedblocks.server.run_folder import RunFolder
+from fedblocks.server.secure_sum import Absences, SecureSum
 
 coordinator = ServerApp()
 
@@ -47,15 +42,11 @@ def main(grid: Grid, context: Context) -> None:
         settings_digest=cohort.settings_digest, cohort=names, threshold=3,
         length=sum(v.numel() for name, v in model.blocks[0].items() if ".layers." in name), bits=plan.bits,
     )  # fmt: skip
+    # Up to here the sum is an honest one.
     none = Absences()
-    everyone = dict.fromkeys(names, KeysRequest(session, dict(cohort.channels)).to_record())
-    adverts = {
-        company: reply.advert
-        for company, reply in cohort.ask(KEYS, "keys", everyone, KeysReply.from_record, none).items()
-    }
-    requests = TrainRequest.for_each(0, {0: model.blocks[0]}, adverts)
-    orders = {company: request.to_record() for company, request in requests.items()}
-    assert len(cohort.ask(TRAIN, "train", orders, TrainReply.from_record, none)) == 4, none.why
+    secure_sum = SecureSum(session, cohort, "honest", none)
+    survivors = secure_sum.train(0, {0: model.blocks[0]}, secure_sum.keys())
+    assert survivors.names == names, none.why
 
     # The last company is in one set and out of the other: seeds from the one, keys from the other.
     sets = [names, names[:3]]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from fedblocks.blocks.families import family
 from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
 from fedblocks.blocks.families.dit import DiTSettings
 from fedblocks.blocks.families.vit import ViTClassifier, ViTSettings
-from fedblocks.errors import RunError
+from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import DropoutSettings, PrivacySettings, Settings
+from fedblocks.settings import DropoutSettings, PrivacySettings, SimulationSettings
 from fedblocks.threat_model.attack_budget import AttackBudget
 from fedblocks.threat_model.audit import AuditDesign, audit_block
 from fedblocks.threat_model.metrics import psnr
@@ -74,7 +74,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def finished(small: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def finished(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A whole run in which companies drop out, its blocks diagnosed."""
     dropout = small.companies.model_copy(update={"dropout": DropoutSettings(rate=0.25, phase="train")})
     settings = small.model_copy(update={"companies": dropout})
@@ -256,7 +256,9 @@ def test_figures_agree_with_the_ledgers_and_the_metrics(finished: RunFolder, bro
     assert f"Absences\n{absent}\n{aborted} of 4 rounds aborted" in text
 
 
-def test_a_run_without_dp_opens_with_that(small: Settings, tmp_path: Path, browser: Browser) -> None:
+def test_a_run_without_dp_opens_with_that(
+    small: SimulationSettings, tmp_path: Path, browser: Browser
+) -> None:
     privacy = PrivacySettings(epsilon=None, i_accept_no_dp=True)
     training = small.training.model_copy(update={"rounds": 1})
     settings = small.model_copy(update={"privacy": privacy, "training": training})
@@ -544,12 +546,106 @@ def test_an_audit_of_another_version_is_refused_by_name(audited: RunFolder, tmp_
         write_report(run)
 
 
+def raise_a_score(view: dict[str, Any]) -> None:
+    view["rows"]["released"]["psnr"]["mean"] = "40"
+
+
+BENT: dict[str, Callable[[dict[str, Any]], object]] = {
+    "an outcome that the counts deny": lambda view: view.update(exact=1),
+    "a success of no case": lambda view: view.update(outcome="recovered"),
+    "an outcome of no meaning": lambda view: view.update(outcome="safe"),
+    "more cases recovered than there are": lambda view: view.update(reidentified=10**6),
+    "a protected view without its control": lambda view: view["rows"].pop("control"),
+    "a control that was not counted": lambda view: view.update(control_exact=None),
+    "a text for a number": raise_a_score,
+    "no number": lambda view: view["gain"]["psnr"].update(low=float("nan")),
+    "another view": lambda view: view.update(name="raw_gradient"),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_an_audit_that_does_not_agree_with_itself_has_no_report(
+    audited: RunFolder, tmp_path: Path, name: str
+) -> None:
+    """Would catch "Not recovered" over a recovered image, a leak that is shown as unprotected, a traceback."""
+    run = copy_of(audited, tmp_path)
+    audit = run.read_json("audit.json")
+    assert audit is not None
+    audit["views"][1] |= {"outcome": "not recovered", "exact": 0}
+    run.write_json("audit.json", audit)
+    write_report(run)
+    BENT[name](audit["views"][1])
+    run.write_json("audit.json", audit)
+    with pytest.raises(RunError, match=r"audit\.json is of another version of fedblocks or was changed"):
+        write_report(run)
+
+
+def test_an_audit_that_lacks_a_view_has_no_report(audited: RunFolder, tmp_path: Path) -> None:
+    run = copy_of(audited, tmp_path)
+    audit = run.read_json("audit.json")
+    assert audit is not None
+    del audit["views"][1]
+    run.write_json("audit.json", audit)
+    with pytest.raises(RunError, match=r"audit\.json is of another version"):
+        write_report(run)
+
+
+def test_damaged_pictures_are_refused_by_name(audited: RunFolder, tmp_path: Path) -> None:
+    run = copy_of(audited, tmp_path)
+    path = run.path / "audit_images.npz"
+    whole = path.read_bytes()
+    with np.load(path) as file:
+        images = dict(file)
+    np.savez(path, **images | {"opened_sum.released": images["opened_sum.released"][:1]})
+    smaller = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-30], whole[:60] + bytes(40) + whole[100:], smaller):
+        path.write_bytes(damaged)
+        with pytest.raises(RunError, match=r"audit_images\.npz: damaged"):
+            write_report(run)
+    path.write_bytes(whole)
+    write_report(run)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 10**5, "{}\udcff"])
+@pytest.mark.parametrize("name", ["audit.json", "result.json", "diagnostics.json", "plan.json"])
+def test_a_file_of_a_run_that_is_no_json_object_is_refused_by_name(
+    finished: RunFolder, tmp_path: Path, name: str, text: str
+) -> None:
+    run = copy_of(finished, tmp_path)
+    (run.path / name).write_text(text, "utf-8", "surrogateescape")
+    with pytest.raises((RunError, InputError), match=r"\.json|plan|settings"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["{}", "[]", "3", '{"round": 2}', '{"round": -1}', '{"round": "2"}', "\udcff", "[" * 10**5]
+    + [
+        json.dumps({"round": 2, "status": "done", "survivors": [], "absent": {}} | changed)
+        for changed in ({"survivors": [1]}, {"absent": {"a": "x"}}, {"quality": {"heldout": ["x"]}})
+    ],
+)
+def test_metrics_that_no_run_appends_are_refused_by_line(
+    finished: RunFolder, tmp_path: Path, bad: str
+) -> None:
+    """Would catch rounds that are left out of a report, or dropped by a resume, because a line before is damaged."""
+    run = copy_of(finished, tmp_path)
+    lines = run.metrics_file.read_bytes().splitlines(keepends=True)
+    lines[2] = bad.encode("utf-8", "surrogateescape") + b"\n"
+    run.metrics_file.write_bytes(b"".join(lines))
+    with pytest.raises(RunError, match=r"metrics\.jsonl line 3"):
+        write_report(run)
+    with pytest.raises(RunError, match=r"metrics\.jsonl line 3"):
+        run.forget_metrics_after(4)
+    assert run.metrics_file.read_bytes() == b"".join(lines)
+
+
 def test_the_same_run_gives_the_same_page(audited: RunFolder) -> None:
     first = write_report(audited).read_bytes()
     assert write_report(audited).read_bytes() == first
 
 
-def test_a_run_that_has_only_been_prepared_has_a_report(small: Settings, tmp_path: Path) -> None:
+def test_a_run_that_has_only_been_prepared_has_a_report(small: SimulationSettings, tmp_path: Path) -> None:
     run = prepare(small, tmp_path / "run")
     text = write_report(run).read_text("utf-8")
     assert "0 of 4 rounds have run so far" in text

@@ -1,4 +1,4 @@
-"""The drawing of an audit: how close each attempt came in each view, with its interval and its worst case."""
+"""The figure of an audit: PSNR of each condition in each view, with its interval and its worst case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .audited import Audited, Row
 from .canvas import ALERT, GRID, INK, MUTED, PAPER, PRIVATE, REFERENCE, axes, chart
 
 _ROW, _TITLE, _FOOT = 24, 34, 48
-# Beyond this many decibels all reconstructions look the same; the scale ends, the figures beside it do not.
+# Above this many decibels all reconstructions look the same: the scale ends here, the printed values do not.
 _SCALE_END = 60.0
 _STYLES = {
     "control": (REFERENCE, "s"),

@@ -10,14 +10,12 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from ...blocks.families import ModelSettings, family
-from ...errors import RunError
 from ...server.run_folder import RunFolder
 from ..attack_budget import AttackBudget
 from ..metrics import Score, psnr
 from ..verdicts import TITLES, Verdict
+from .audit_file import Images, read_audit_file, read_images
 from .images import picture
-
-Images = dict[str, npt.NDArray[np.float32]]
 
 METRICS = {
     "psnr": "PSNR, dB",
@@ -140,19 +138,9 @@ def attackable(model: ModelSettings) -> bool:
 
 
 def read_audit(run: RunFolder) -> Audited | None:
-    """None if the run has not been audited. Raises: RunError where another version has audited it."""
-    raw = run.read_json("audit.json")
-    if raw is None:
-        return None
-    path, images = run.path / "audit_images.npz", {}
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            images = {name: file[name] for name in file.files}
-    try:
-        return _audited(raw, images)
-    except (KeyError, TypeError):
-        rule = "audit.json is of another version of fedblocks; audit the run again, or remove the file"
-        raise RunError(f"{run.path}: {rule}") from None
+    """None if the run has not been audited. Raises: RunError where its files are not as an audit writes them."""
+    raw = read_audit_file(run)
+    return None if raw is None else _audited(raw, read_images(run))
 
 
 def _audited(raw: dict[str, Any], images: Images) -> Audited:

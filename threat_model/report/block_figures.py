@@ -1,4 +1,4 @@
-"""The drawings of what each block does: how it answers when something is taken away, and where it learns."""
+"""The figures of each block: its quality under each condition, and its loss over noise levels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ASKED: tuple[tuple[str, Callable[[BlockDiagnosis], float | None], str, str], ..
 def block_answers(diagnosed: Diagnosed) -> Markup:
     """Every block's quality under each condition; below, how often it follows a wrong z."""
     m, blocks = diagnosed.by_answer, diagnosed.blocks
-    # A metric of more than one answer and a score of single answers have no scale in common.
+    # A metric over a whole set and a score of single predictions cannot share a scale.
     questions = _ASKED if diagnosed.by_example else _ASKED[1:]
     asked = [(name, colour, marker, _values(blocks, get)) for name, get, colour, marker in questions]
     asked = [entry for entry in asked if entry[3]]

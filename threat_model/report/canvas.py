@@ -1,8 +1,8 @@
-"""From a matplotlib figure to an SVG element that sits in the page: themed, labelled, the same every time.
+"""From a matplotlib figure to an SVG element in the page: with the page's theme, a label, and reproducible bytes.
 
-Colours are named by what they mean. While drawing each stands for a placeholder that no figure would use
-otherwise; in the page it becomes a CSS variable, so that one drawing serves light, dark and print.
-Text stays text, in the page's own typeface, and is laid out with matplotlib's bundled (wider) one.
+Colours are named by meaning. While drawing each is a placeholder that no figure uses otherwise; in the page it
+becomes a CSS variable, so that one figure serves light, dark and print. Text stays text, in the page's own typeface;
+its layout is computed with matplotlib's bundled (wider) one.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ Draw = Callable[[Figure, bool], None]
 
 
 def chart(name: str, label: str, draw: Draw, height: int, *, narrow_height: int | None = None) -> Markup:
-    """The drawing twice, for a desk and for a phone; the page shows the one that fits.
+    """The figure in a wide and a narrow version; the page shows the one that fits.
 
-    `draw(figure, wide)` draws on a figure measured in pixels; `label` is what a screen reader says.
+    `draw(figure, wide)` draws on a figure measured in pixels; `label` is the text for screen readers.
     """
     return Markup("").join(
         _svg(f"{name}-{kind}", label, draw, kind == "wide", width, pixels)
@@ -77,7 +77,7 @@ def chart(name: str, label: str, draw: Draw, height: int, *, narrow_height: int 
 
 
 def axes(figure: Figure, left: float, top: float, right: float, bottom: float) -> Axes:
-    """Axes with margins in pixels, quiet by default: a base line and horizontal grid lines."""
+    """Axes with margins in pixels, with only a base line and horizontal grid lines."""
     width, height = (float(size) * figure.dpi for size in figure.get_size_inches())
     box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
     ax = figure.add_axes(box)
@@ -130,7 +130,7 @@ def at_end(ax: Axes, y: float, text: str, colour: str) -> None:
 
 
 def legend_above(ax: Axes, labels: list[str], columns: int = 1) -> None:
-    """A label for each of the first lines, in their order, over the drawing."""
+    """A legend of the first lines, in their order, above the axes."""
     ax.legend(
         list(ax.get_lines())[: len(labels)],
         labels,
@@ -146,13 +146,13 @@ def legend_above(ax: Axes, labels: list[str], columns: int = 1) -> None:
 
 
 def title_at_top(figure: Figure, text: str) -> None:
-    """What a drawing's scale shows, above all else in it."""
+    """The title of the vertical scale, at the top of the figure."""
     width, height = (float(size) * figure.dpi for size in figure.get_size_inches())
     figure.text(LEFT / width, 1 - 11 / height, text, fontsize=11, color=MUTED)
 
 
 def title_over(ax: Axes, text: str) -> None:
-    """What the axis shows, in the strip just above it."""
+    """The title of the vertical scale, just above the axes."""
     ax.annotate(
         text, (0, 1), (0, 5), xycoords="axes fraction", textcoords="offset points", fontsize=11, color=MUTED
     )
@@ -182,13 +182,13 @@ def _svg(name: str, label: str, draw: Draw, wide: bool, width: int, height: int)
 
 @contextmanager
 def _drawing(name: str) -> Iterator[None]:
-    # The salt keeps the ids of two drawings in one page apart, and alike from one report to the next.
+    # With the salt, ids differ between the figures of a page, and are equal in every report.
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
         yield
 
 
 def _tidy(root: ET.Element) -> None:
-    """Drop what clashes when many drawings share a page: namespaces, group names, a global style sheet."""
+    """Remove what conflicts when several figures are in one page: namespaces, group names, a global style sheet."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.endswith("}style") or child.tag.endswith("}metadata"):

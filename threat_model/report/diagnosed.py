@@ -1,4 +1,4 @@
-"""What the report says about the blocks: `diagnostics.json`, and the controls that put it in proportion."""
+"""The report's data on blocks: `diagnostics.json`, and the control experiments to compare it with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SCORE = "score of single answers"
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """Diagnoses of all blocks after a round, and the controls, where they have been run.
+    """Diagnoses of all blocks after a round, and the controls, if they have been run.
 
     Controls are single networks trained end to end under the run's own conditions: `end_to_end` with all
     `layers`, `shallow` with those of one block. `chain` is the quality after each block to compare them with.
@@ -40,12 +40,12 @@ class Diagnosed:
 
     @property
     def by_example(self) -> bool:
-        """Whether what is asked of single examples is in the metric itself."""
+        """Whether measurements on single examples are in the family's metric."""
         return self.blocks[0].by_example
 
     @property
     def by_answer(self) -> Measure:
-        """What the answers to single questions are measured in."""
+        """The measure of single examples."""
         m = self.measure.metric
         return self.measure if self.by_example else Measure(Metric(_SCORE, m.higher_is_better, "number"))
 
@@ -113,7 +113,7 @@ def read_diagnosed(run: RunFolder, facts: Facts) -> Diagnosed | None:
         return None
     blocks = tuple(_block(block) for block in raw["heldout"])
     chain = tuple(block.in_chain for block in blocks)
-    # Diagnoses may be made on a part of the held-out examples; controls are measured on all, as rounds are.
+    # Diagnoses may be computed on some of the held-out examples; controls and rounds are measured on all.
     if facts.utility is not None and facts.utility.last.round == raw["round"]:
         chain = facts.utility.last.heldout
     return Diagnosed(

@@ -1,4 +1,4 @@
-"""What the report says about the rounds of a run, read back from the run's own files alone."""
+"""The report's data on the rounds of a run, read from the run's files only."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ...blocks import metric_of
+from ...blocks.examples import Examples
 from ...server.run_folder import RunFolder
-from ...settings import Plan, Settings
+from ...settings import Plan, RunSettings, SimulationSettings, is_simulation, read_simulation
 from .measures import Measure
 from .spending import Spending, read_spending
 
@@ -24,7 +23,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Point:
-    """Quality after a round: for each set one figure after each block, the last being the model's own."""
+    """Quality after a round: for each set one value after each block; the last is the model's."""
 
     round: int
     heldout: tuple[float, ...]
@@ -33,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Absence:
-    """A company that was missing; `counted` where its update had entered the sum before it fell silent."""
+    """A company that dropped out; `counted`: its update was already in the sum."""
 
     round: int
     company: str
@@ -62,7 +61,7 @@ class Utility:
         return self.points[-1]
 
     def losing_blocks(self) -> list[tuple[int, float]]:
-        """(block, quality lost) wherever the chain is better off before a block than after it."""
+        """(block, quality lost) for each block after which the chain is worse than before it."""
         after, m = self.last.heldout, self.measure
         return [
             (b, m.gain(after[b], after[b - 1]))
@@ -72,18 +71,19 @@ class Utility:
 
     @property
     def best_block(self) -> int:
-        """After which block the chain is at its best now."""
+        """The block after which the chain has its best quality in the last round."""
         after = self.last.heldout
         return max(range(len(after)), key=lambda b: self.measure.gain(0.0, after[b]))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything but the audit."""
+    """All data of a report except audit and diagnoses."""
 
     run: str
     folder: str
-    settings: Settings
+    settings: RunSettings
+    simulation: SimulationSettings | None
     plan: Plan
     measure: Measure
     rounds_done: int
@@ -118,7 +118,7 @@ class Facts:
 
 
 def read_facts(run: RunFolder) -> Facts:
-    """Gather; a run that is still going, or whose companies are elsewhere, gives what is there."""
+    """Read a run's files, as far as they exist: the run may be unfinished, its companies elsewhere."""
     settings, plan, rows = run.settings(), run.plan(), run.metrics()
     spending = read_spending(run, plan)
     rounds = [row for row in rows if row["round"] > 0]
@@ -129,6 +129,7 @@ def read_facts(run: RunFolder) -> Facts:
         run=plan.run,
         folder=str(run.path),
         settings=settings,
+        simulation=read_simulation(run.path) if is_simulation(run.path) else None,
         plan=plan,
         measure=measure,
         rounds_done=rounds[-1]["round"] if rounds else 0,
@@ -174,10 +175,7 @@ def _points(rows: list[dict[str, Any]]) -> tuple[Point, ...]:
 
 def _examples(run: RunFolder, name: str) -> int:
     path = run.evaluation / f"{name}.npz"
-    if not path.is_file():
-        return 0
-    with np.load(path, allow_pickle=False) as file:
-        return len(file["targets"])
+    return len(Examples.load(path)) if path.is_file() else 0
 
 
 def _absence(row: dict[str, Any], company: str) -> Absence:
@@ -188,7 +186,7 @@ def _absence(row: dict[str, Any], company: str) -> Absence:
 
 
 def _unused(spending: list[Spending], rounds: list[dict[str, Any]]) -> int:
-    """Releases that were charged, and trained, but entered no sum."""
+    """The number of releases that were charged and trained, but are in no sum."""
     summed = {row["round"]: set(row["survivors"]) for row in rounds}
     return sum(
         1 for s in spending for round_, _ in s.curve[1:] if s.company not in summed.get(round_, {s.company})

@@ -1,4 +1,4 @@
-"""The drawings of what a run spent and whom it missed. What they show also stands in a table or in words."""
+"""The figures of privacy spent and of dropouts. The report also gives their content in tables or text."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def absences(facts: Facts) -> Markup:
 
 
 def _cell(ax: Axes, missing: Absence, round_: int, y: int, cell: float) -> None:
-    """A filled cell with its phase's letter; hollow where the update had counted all the same."""
+    """A filled cell with its phase's letter; hollow where the update was in the sum."""
     size = 0.84 if cell >= 5 else 1.0
     ax.add_patch(
         Rectangle(

@@ -1,4 +1,4 @@
-"""The report's first page in words: what the numbers say, nothing that they do not."""
+"""The report's findings: sentences made from the run's data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .spending import planned
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence or two; `attention` where somebody should look before going on."""
+    """One or two sentences; `attention`: to be checked before the run continues."""
 
     topic: str
     text: str
@@ -25,14 +25,14 @@ class Finding:
 
 
 def largest_epsilon(facts: Facts) -> float:
-    """The largest of the ledgers' epsilons; of the plan, where the ledgers are elsewhere."""
+    """The largest of the ledgers' epsilons; the plan's, if the ledgers are elsewhere."""
     if not facts.private:
         return math.inf
     return max((s.spent for s in facts.spending), default=0.0) or _planned(facts).epsilon
 
 
 def largest_against_company(facts: Facts) -> float:
-    """As `largest_epsilon`, against a company that takes part: more, where shared noise tolerates no colluder."""
+    """As `largest_epsilon`, against a company that takes part: larger where shared noise tolerates no colluder."""
     if not facts.private:
         return math.inf
     return (
@@ -45,7 +45,7 @@ def _planned(facts: Facts) -> Guarantee:
 
 
 def find(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> list[Finding]:
-    """In order of what a privacy officer asks first."""
+    """All findings, the most important for a privacy officer first."""
     found: list[Finding] = []
     if not facts.finished:
         done, planned = facts.rounds_done, facts.plan.training.rounds
@@ -158,7 +158,7 @@ def _epsilon(facts: Facts) -> Finding:
 
 
 def _company(facts: Facts) -> str:
-    """What the figure is against a company, where it holds against the coordinator only."""
+    """The epsilon against a company that takes part, where the other holds against the coordinator only."""
     if largest_against_company(facts) <= largest_epsilon(facts):
         return ""
     return (

@@ -1,4 +1,4 @@
-"""Small images as they are, pixel by pixel, inside the page."""
+"""Small images embedded in the page, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def picture(pixels: npt.NDArray[np.generic], label: str) -> Markup:
-    """An image (C, S, S) or (S, S) with values in [0, 1], as a PNG in the page that reads out `label`."""
+    """An image (C, S, S) or (S, S) with values in [0, 1], as an embedded PNG with the alt text `label`."""
     out = io.BytesIO()
     Image.fromarray(_levels(pixels)).save(out, format="PNG", optimize=True)
     return Markup('<img class="pixels" alt="{}" src="data:image/png;base64,{}">').format(

@@ -1,4 +1,4 @@
-"""The drawings of quality in the family's metric: over the rounds, and after each block of the chain."""
+"""The figures of quality in the family's metric: over the rounds, and after each block of the chain."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def quality_by_block(utility: Utility) -> Markup:
 
 
 def scale(ax: Axes, m: Measure, values: list[float]) -> None:
-    """The vertical axis: shares from 0 in per cent; other metrics over what they cover, and a little more."""
+    """The vertical axis: shares from 0 in per cent; other metrics over their range and a margin."""
     low, high = min(values), max(values)
     if m.is_share:
         limit = min(1.0, math.ceil((high + 0.04) * 10) / 10)
@@ -141,7 +141,7 @@ def scale(ax: Axes, m: Measure, values: list[float]) -> None:
 
 
 def plain_numbers(ax: Axes, most: int) -> None:
-    """At most so many ticks and one, all with as many decimals."""
+    """At most `most` + 1 ticks, all with equally many decimals."""
     ax.yaxis.set_major_locator(MaxNLocator(most))
     formatter = ScalarFormatter(useOffset=False)
     formatter.set_scientific(False)

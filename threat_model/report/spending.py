@@ -1,4 +1,4 @@
-"""What each company's own ledger says: the curve of its epsilon, its ceiling, and its releases by block."""
+"""Each company's ledger: epsilon over the rounds, its ceiling, and its releases by block."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from ...settings import Plan
 
 @dataclass(frozen=True)
 class Spending:
-    """One company's ledger. `spent` covers all its runs, `account` says by what; `curve` and `by_block` this run.
+    """One company's ledger. `spent` covers all its runs, `account` names the accountant; `curve` and `by_block` cover
+    this run.
 
-    `spent_company`: the same against a company that takes part, and so knows its own share of the noise.
+    `spent_company`: as `spent`, against a company that takes part and so knows its own share of the noise.
     """
 
     company: str
@@ -36,17 +37,18 @@ class Spending:
 
 
 def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
-    """All ledgers that lie in the run folder: those of simulated companies. None without noise."""
-    if not plan.private or not run.companies.is_dir():
+    """All ledgers in the run folder, which are those of simulated companies; none for a run without noise."""
+    if not plan.private:
         return []
-    homes = sorted(home for home in run.companies.iterdir() if (home / "policy.toml").is_file())
-    return [_spending(Company(home, load_policy(home / "policy.toml")), plan) for home in homes]
+    return [_spending(Company(home, load_policy(home / "policy.toml")), plan) for home in run.homes()]
 
 
 def planned(plan: Plan, companies: int) -> Guarantee:
-    """What the whole plan costs a company whose ledger it is the first run of, in sums of so many `companies`."""
-    # Only a model can tell a block's size.
-    whole = run_terms(plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan), companies).whole
+    """The cost of the whole plan as a ledger's first run, in sums of `companies` companies."""
+    # A block's size is known from a model only.
+    whole = run_terms(
+        plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan.training), companies
+    ).whole
     return replace(
         guarantee([whole], plan.delta),
         epsilon=run_epsilon(whole, plan.delta),

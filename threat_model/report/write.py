@@ -1,7 +1,7 @@
-"""Fill the templates and put the page into the run folder.
+"""Fills the templates and writes the page into the run folder.
 
-Everything from outside (names of companies, settings, codes) is text to be escaped: autoescape is on for
-every template, and only what this package itself has drawn passes as markup.
+Values from outside (names of companies, settings, codes) are escaped: autoescape is on for every template, and only
+figures of this package are markup.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _context(
         "earlier": sum(s.other_releases for s in facts.spending),
         "losing": dict(facts.utility.losing_blocks()) if facts.utility else {},
         "simulated": run.companies.is_dir(),
-        "settings": list(_flat(facts.settings.model_dump(mode="json"))),
+        "settings": list(_flat((facts.simulation or facts.settings).model_dump(mode="json"))),
         "most_rows": figures.MOST_ROWS,
         "metric_names": METRICS,
         "shares": SHARES,
@@ -150,5 +150,5 @@ def _factor(epsilon: float) -> str:
 
 
 def _epsilon(value: float) -> str:
-    """Rounded up, so that what is shown is never below what was spent."""
+    """Rounded up, so that the shown epsilon is never below the one spent."""
     return f"{round_up(value):g}" if math.isfinite(value) else "unbounded"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ....errors import InputError
 
-FAMILIES = ("dit", "masked-lm", "ar-lm", "recurrent-lm", "forecaster")
+FAMILIES = ("dit", "masked-lm", "ar-lm", "recurrent-lm", "forecaster", "tabular")
 
 
 def measure(

@@ -1,0 +1,42 @@
+"""What looking at a source gives: what was found, and the text of a contract to start from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import tomli_w
+
+from .findings import Findings
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`draft` is the text of a contract, `example` what the first example becomes by it."""
+
+    findings: Findings
+    draft: str
+    example: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.findings.to_json(), "draft": self.draft, "example": self.example}
+
+
+def contract_text(raw: dict[str, Any], findings: Findings) -> str:
+    """TOML, with the notes above it."""
+    notes = [f"# - {note}" for note in findings.notes]
+    head = [
+        "# A draft: read it, and mend what is guessed. Ranges and values were found in the file; of private data,",
+        "# put what the field allows in their place.",
+    ]
+    body = tomli_w.dumps({key: value for key, value in raw.items() if value not in ({}, None)})
+    return "\n".join([*head, *notes, "", _ARRAY.sub(_on_one_line, body)])
+
+
+_ARRAY = re.compile(r"\[\n((?:    .+,\n)+)\]")
+
+
+def _on_one_line(array: re.Match[str]) -> str:
+    short = "[" + ", ".join(line.strip().rstrip(",") for line in array[1].splitlines()) + "]"
+    return short if len(short) < 90 else array[0]

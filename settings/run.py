@@ -1,0 +1,121 @@
+"""What decides a run for its coordinator, who holds public data alone and expects companies that it did not make."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ..blocks.families import ModelSettings, family
+from ..blocks.settings import NoiseSettings, Part, require
+from .contract import DataContract
+from .privacy import PrivacySettings, SecureAggregationSettings, check_mechanism
+from .training import PretrainingSettings, TrainingSettings
+
+
+class DataSource(Part):
+    """A built-in set, or a path on disk; see `client/data/` for the formats.
+
+    `label` names the label column of a table of images, `columns` the value columns of a table of time
+    series (none means all numeric ones).
+    """
+
+    source: str
+    label: str = "label"
+    columns: tuple[str, ...] | None = None
+    contract: DataContract | None = None
+
+
+class PublicDataSettings(Part):
+    """The coordinator's public data, for pretraining and evaluation."""
+
+    public: DataSource = DataSource(source="digits")
+    match_contrast: bool = True
+    test_examples: int = Field(
+        2000, ge=1, description="of each held-out set at most so many are evaluated, spread evenly over it"
+    )
+
+
+class CohortSettings(Part):
+    """How many companies the coordinator expects."""
+
+    count: int = Field(5, ge=1, le=100)
+
+
+class InfluenceSettings(Part):
+    """Whether the coordinator looks, every round, at what each group's sum does to the model on public data.
+
+    A group is flagged where the public metric would be better without its sum by more than `tolerance`, a share
+    of the metric; "discard" also leaves it out.
+    """
+
+    leave_group_out: Literal["off", "flag", "discard"] = "off"
+    tolerance: float = Field(0.1, gt=0)
+
+    @property
+    def discards(self) -> bool:
+        return self.leave_group_out == "discard"
+
+
+class RunSettings(Part):
+    """Everything that decides a run but the companies' own data; `SimulationSettings` adds invented companies."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    seed: int = Field(0, ge=0, lt=2**57)  # a pretrained block's own is 64 times that
+    device: str = "cpu"
+    model: ModelSettings = Field(default_factory=lambda: family("vit").settings.model_validate({}))
+    noise: NoiseSettings = NoiseSettings()
+    data: PublicDataSettings = PublicDataSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
+    companies: CohortSettings = CohortSettings()
+    training: TrainingSettings = TrainingSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
+    influence: InfluenceSettings = InfluenceSettings()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        from ..privacy.secure_aggregation import lowest_threshold
+
+        check_mechanism(self.training, self.privacy, "privacy.")
+        n, least = self.companies.count, self.secure_aggregation.minimum_cohort
+        require(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
+        t = self.secure_aggregation.threshold
+        group = self.smallest_group
+        colluders = self.privacy.colluders
+        require(colluders < group, "privacy.colluders", colluders, f"sums are of {group} companies")
+        floor = lowest_threshold(n, colluders)
+        require(t is None or floor <= t <= n, "secure_aggregation.threshold", t, f"expected {floor} to {n}")
+        if self.privacy.mode == "secure_step":
+            dropouts = self.privacy.dropouts
+            rule = f"sums are of {group} companies, of which privacy.colluders={colluders} are tolerated"
+            require(dropouts + colluders < group, "privacy.dropouts", dropouts, rule)
+            needed = group - dropouts
+            require(t is None or t >= needed, "secure_aggregation.threshold", t, f"expected {needed} or more")
+        return self
+
+    @property
+    def largest_group(self) -> int:
+        """How many companies a sum has at most."""
+        return -(-self.companies.count // self._groups)
+
+    @property
+    def smallest_group(self) -> int:
+        """How many companies a sum has where nobody is missing, at least."""
+        return self.companies.count // self._groups
+
+    @property
+    def _groups(self) -> int:
+        if self.training.assignment != "parallel":
+            return 1
+        return groups_of(self.companies.count, self.model.blocks, self.secure_aggregation.minimum_cohort)
+
+    @property
+    def total_steps(self) -> int:
+        """DP-SGD steps of one company over the run."""
+        return self.training.releases(self.model.blocks) * self.training.local_steps
+
+
+def groups_of(companies: int, blocks: int, minimum_cohort: int) -> int:
+    """Into how many groups `parallel` splits a cohort: one a block, as far as each stays large enough."""
+    return min(blocks, companies // minimum_cohort)
