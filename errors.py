@@ -29,7 +29,9 @@ class InputError(FedblocksError):
 
     def __init__(self, field: str, value: object, rule: str) -> None:
         shown = repr(value)
-        super().__init__(f"{field}={shown if len(shown) <= 80 else shown[:77] + '...'}: {rule}")
+        if len(shown) > 80:  # the end of a path names the file
+            shown = f"{shown[:37]}...{shown[-40:]}"
+        super().__init__(f"{field}={shown}: {rule}")
 
 
 class RunError(FedblocksError):

@@ -6,6 +6,7 @@ stands in a URL: drivers take it from their own place (PGPASSWORD, .pgpass), so 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -80,21 +81,32 @@ def read_frame(
 
 def read_csv(field: str, path: Path, contract: FileContract, columns: list[str] | None = None) -> pa.Table:
     """By pyarrow. A separator or decimal sign other than the contract's is refused by name, and is never guessed."""
+    import pyarrow as pa
     from pyarrow import csv
 
     head = first_lines(field, path, contract.encoding)
     _refuse_other_separator(field, path, head, contract)
     _refuse_twice(field, str(path), _names(head, contract))
-    with opened(path) as stream:
-        return csv.read_csv(
-            stream,
-            read_options=csv.ReadOptions(encoding=_encoding(contract)),
-            parse_options=csv.ParseOptions(delimiter=contract.separator, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(
-                decimal_point=contract.decimal, include_columns=columns, strings_can_be_null=True,
-                null_values=list(EMPTY), auto_dict_encode=False,
-            ),
-        )  # fmt: skip
+
+    def read(threads: bool) -> pa.Table:
+        with opened(path) as stream:
+            return csv.read_csv(
+                stream,
+                read_options=csv.ReadOptions(encoding=_encoding(contract), use_threads=threads),
+                parse_options=csv.ParseOptions(delimiter=contract.separator, newlines_in_values=True),
+                convert_options=csv.ConvertOptions(
+                    decimal_point=contract.decimal, include_columns=columns, strings_can_be_null=True,
+                    null_values=list(EMPTY), auto_dict_encode=False,
+                ),
+            )  # fmt: skip
+
+    try:
+        return read(threads=True)
+    except pa.ArrowInvalid:
+        try:
+            return read(threads=False)  # which tells the row
+        except pa.ArrowInvalid as error:
+            raise InputError(field, str(path), _of_a_cell(str(error), {})) from None
 
 
 def batches_of_csv(
@@ -146,7 +158,10 @@ def batches_of_csv(
 
 
 def _of_a_cell(text: str, types: dict[str, pa.DataType]) -> str:
-    """What pyarrow says of a cell, without the cell's value."""
+    """What pyarrow says of a cell or a row, without any value of it."""
+    ragged = re.match(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)", text)
+    if ragged:
+        return f"row {int(ragged[1]) - 1} has {ragged[3]} cells, expected {ragged[2]}"
     found = re.match(r"In CSV column #(\d+): (?:Row #(\d+): )?CSV conversion error to (\w+)", text)
     if found and int(found[1]) < len(types):
         where = f"row {int(found[2]) - 1} of " if found[2] else ""
@@ -164,6 +179,11 @@ def opened(path: Path) -> Any:
     """The bytes of a file, uncompressed."""
     import pyarrow as pa
 
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:  # pyarrow opens no name that is not UTF-8
+        codec = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}.get(path.suffix.lower())
+        return pa.input_stream(path.open("rb"), compression=codec)
     return pa.input_stream(str(path), compression="detect")
 
 
