@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from .denoiser import Denoiser, Metric
@@ -23,7 +24,8 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
     """
     network = family(model.family).network_of(model)
     options = model.network_options() | network.noise_options(noise)
-    partition = partition_of(model, noise)
+    with torch.device("cpu"):  # numbers, whatever device the network is laid out on
+        partition = partition_of(model, noise)
     if only is None:
         return network(partition=partition, **options)
     options["layers"] = model.layers // model.blocks

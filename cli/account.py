@@ -154,13 +154,16 @@ def planned(
 def _release_at(settings: RunSettings) -> Callable[[float], Event]:
     """One release of these settings by its noise."""
     # What integer noise costs, and what floating point does, goes by a block's size, which only a model can tell.
+    import torch
+
     from ..blocks import build_model
     from ..experiments.simulation.preparation import make_plan
     from ..protocol.release import block_size, event_of
 
     training, privacy = settings.training, settings.privacy
     shared = privacy.mode == "secure_step"
-    model = build_model(settings.model, settings.noise, None if shared else 0)
+    with torch.device("meta"):  # its shapes alone: no memory, however large the model is
+        model = build_model(settings.model, settings.noise, None if shared else 0)
     size = block_size(model, 0, training)
     # Of shares of one noise, refuses what a run would be refused for.
     sums = make_plan(settings, model, "account").secure_aggregation if shared else settings.secure_aggregation

@@ -39,6 +39,8 @@ _MENDED = {
     errno.EIO: "the device reports an error",
     errno.EADDRINUSE: "the address is in use; another process listens there",
 }
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_SHARED_MEMORY = re.compile(r"</torch_\w+>.*\((\d+)\)")
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
 
@@ -71,6 +73,20 @@ def failure_of(error: BaseException) -> Failure | None:
         return Failure(2, "error", rule)
     if isinstance(error, OSError):
         return _of_the_machine(error)
+    return _told_in_a_text(str(error))
+
+
+def _told_in_a_text(text: str) -> Failure | None:
+    """Libraries in Rust and C++ name the operating system's error by its number in their text."""
+    found = _RUST_ERROR.search(text)
+    if found is not None:
+        return Failure(
+            2, "error", f"a file could not be written or read: {_MENDED.get(int(found[1]), found[0])}"
+        )
+    found = _SHARED_MEMORY.search(text)
+    if found is not None:
+        rule = _MENDED.get(int(found[1]), found[0])
+        return Failure(2, "error", f"/dev/shm, the memory that processes share: {rule}")
     return None
 
 

@@ -14,7 +14,7 @@ from ..blocks import BlockObjective, build_model, merge
 from ..blocks.examples import Examples
 from ..blocks.families import family, family_names
 from ..blocks.families.vit import ViTClassifier
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
@@ -38,6 +38,8 @@ def audit_run(
         attacked = ", ".join(name for name in family_names() if family(name).problem)
         raise InputError("model.family", plan.model.family, f"there is no attack yet but on {attacked}")
     homes = run.homes()
+    if not homes:
+        raise RunError(f"{run.companies}: no company's home is there; put them back from a copy")
     last = assign(max(checkpoint.round, 1), tuple(home.name for home in homes), plan)[-1]
     block = chosen.block
     if block is None:

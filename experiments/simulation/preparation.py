@@ -35,6 +35,7 @@ from ...protocol.release import block_size, default_company_clip, event_of, fewe
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, write_simulation
+from .machine import check_device, check_memory
 from .private_data import read_private
 
 PUBLIC_TEST_SHARE = 0.2
@@ -73,6 +74,7 @@ def read_public(
 ) -> tuple[Examples, Examples]:
     """The public examples, (train, test), as in `read_inputs`."""
     check_device(settings.device)
+    check_memory(settings.model, settings.device)
     contrast = settings.data.match_contrast
     public = load_examples("data.public.source", settings.data.public, settings.model, contrast, findings)
     rng = rng or _holding_out(settings)
@@ -108,15 +110,6 @@ def _hold_out(
     order = index if rng is None else rng.permutation(index)
     cut = len(order) - max(least, int(len(order) * share))
     return order[:cut], order[cut:]
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that PyTorch does not have here."""
-    try:
-        torch.zeros(1, device=device).add(1).item()  # one that only plans, as meta, has no values
-    except Exception as error:  # each of PyTorch's devices has its own way to be missing
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError("device", device, f"not available here ({reason[:80]})") from None
 
 
 def make_plan(settings: RunSettings, model: Denoiser, run: str) -> Plan:

@@ -25,7 +25,8 @@ from fedblocks.client.rehearsal import _rehearsed
 from fedblocks.client.training import train_block
 from fedblocks.errors import InputError
 from fedblocks.experiments.presets import load_settings
-from fedblocks.experiments.simulation.preparation import check_device, make_plan, prepare
+from fedblocks.experiments.simulation.machine import check_device
+from fedblocks.experiments.simulation.preparation import make_plan, prepare
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.protocol.messages import TRAIN, refused
 from fedblocks.protocol.release import block_size

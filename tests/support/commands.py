@@ -32,9 +32,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Machine:
-    """`largest_file` bytes, as a device that is full; `ordinary`: without root's right to pass over file modes."""
+    """`largest_file` bytes, as a device that is full; `memory` bytes of addresses; `ordinary`: without
+    root's right to pass over file modes."""
 
     largest_file: int | None = None
+    memory: int | None = None
     ordinary: bool = False
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -75,6 +77,8 @@ def _child(words: list[str], folder: Path, said: list[Connection], machine: Mach
     if machine.largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (machine.largest_file, machine.largest_file))
+    if machine.memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (machine.memory, machine.memory))
     if machine.ordinary and os.geteuid() == 0:
         _drop_overrides()
     import torch
