@@ -19,12 +19,16 @@ from ..settings import DataKind, Plan, parsed_toml, read_text, validated
 LARGEST_MODEL = 100_000_000
 
 
+# A name stands in file names, certificates and logs.
+COMPANY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
 class Policy(BaseModel):
     """Ceilings and floors of one company."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    company: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    company: str = Field(pattern=COMPANY_NAME)
     epsilon_ceiling: float = Field(ge=0)
     delta: float = Field(gt=0, lt=1)
     composition: Literal["runs", "renyi"] = Field(

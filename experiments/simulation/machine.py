@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import torch
@@ -22,6 +23,16 @@ def check_device(device: str) -> None:
     except Exception as error:  # each of PyTorch's devices has its own way to be missing
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError("device", device, f"not available here ({reason[:80]})") from None
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder, which is made if need be, in which nothing can be made. Raises: OSError with its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def check_memory(model: ModelSettings, device: str) -> None:

@@ -35,7 +35,7 @@ from ...protocol.release import block_size, default_company_clip, event_of, fewe
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, write_simulation
-from .machine import check_device, check_memory
+from .machine import check_device, check_memory, check_writable
 from .private_data import read_private
 
 PUBLIC_TEST_SHARE = 0.2
@@ -180,6 +180,7 @@ def prepare(
     """
     inputs = inputs or read_inputs(settings)
     make_plan(settings, fresh_model(settings), folder.name)  # what it refuses needs no trained model
+    check_writable(folder.parent)
     model = public_model(settings, inputs.public_train, on_step)
     plan = make_plan(settings, model, folder.name)
 

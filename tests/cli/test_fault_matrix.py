@@ -278,3 +278,24 @@ def test_without_a_fault_the_command_works(command: str, template: Path, tmp_pat
     """Else everything above could pass on refusals that have nothing to do with the fault."""
     done, _ = tried(command, FAULTS["none"], template, tmp_path)
     assert done.exit_code == 0, done.stderr
+
+
+def test_a_folder_without_permission_is_refused_before_pretraining(template: Path, tmp_path: Path) -> None:
+    """Would catch an hour of pretraining thrown away: this many steps would take days."""
+    fault = Fault(unwritable, Machine(ordinary=True), add=("--set", "pretraining.steps=100000000"))
+    done, _ = tried("prepare", fault, template, tmp_path)
+    assert done.exit_code == 2
+    assert "no permission" in done.stderr
+    assert "runs" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "Müller GmbH", "../acme", ".hidden"])
+def test_a_certificate_is_not_made_for_a_name_that_no_policy_has(name: str, tmp_path: Path) -> None:
+    """Would catch an empty name that makes the coordinator's certificate, and a traceback of the library's."""
+    (tmp_path / "place").mkdir()
+    words = ["transport", "certificate", "keys", "--company", name]
+    done = run_command(words, tmp_path / "place", Machine())
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
+    assert "error: --company=" in done.stderr
+    assert not (tmp_path / "place" / "keys").exists()
