@@ -40,7 +40,7 @@ class FileContract(_Contract):
     """How a table is written down. Excel, Parquet and Feather say so themselves.
 
     `encoding` none: UTF-8, with or without a byte order mark. `sheet`: of an Excel file; none: the first.
-    `table` or `query`: of a database; see `client/data/frames.py`.
+    `table` or `query`: of a database; see `client/data/tables/frames.py`.
     """
 
     separator: Literal[",", ";", "\t", "|"] = ","

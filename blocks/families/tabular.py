@@ -2,7 +2,7 @@
 
 The tokens are those of FT-Transformer (Gorishniy et al. 2021, arXiv 2106.11959, section 3.3): a number x of column j
 becomes x w_j + b_j, a category its own vector. The row is the clean stream. The target is denoised as in the image
-classifier: a class by its embedding, a number as it is, scaled to [-1, 1] (see `client/data/tables.py`).
+classifier: a class by its embedding, a number as it is, scaled to [-1, 1] (see `client/data/tables/load.py`).
 """
 
 from __future__ import annotations

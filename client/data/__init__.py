@@ -16,10 +16,10 @@ from ...errors import InputError
 from ...settings import DataSource
 from ...settings.contract import ImageContract, SeriesContract, TableContract, TextContract
 from .findings import Findings
-from .images import load_images
-from .series import load_series
-from .tables import load_table
-from .text import load_text
+from .images.load import load_images
+from .series.load import load_series
+from .tables.load import load_table
+from .text.load import load_text
 
 C = TypeVar("C", TableContract, ImageContract, TextContract, SeriesContract)
 

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...errors import InputError
-from . import built_in_series, built_in_texts, images, tables
 from .draft import Inspection
-from .frames import inner_suffix, is_database, is_table, read_frame
-from .image_files import is_image_file, training_files
-from .image_folders import is_picture
-from .inspect_images import inspect_images
-from .inspect_series import inspect_series
-from .inspect_text import inspect_text
-from .inspection import how_it_is_written, inspect_table
-from .text_files import SUFFIXES as TEXTS
-from .times import columns_of_times
+from .images.folders import is_picture
+from .images.inspect import inspect_images
+from .images.known_files import is_image_file, training_files
+from .images.load import BUILT_IN as BUILT_IN_IMAGES
+from .series.built_in import BUILT_IN as BUILT_IN_SERIES
+from .series.inspect import inspect_series
+from .series.times import columns_of_times
+from .tables.frames import inner_suffix, is_database, is_table, read_frame
+from .tables.inspect import how_it_is_written, inspect_table
+from .tables.load import BUILT_IN as BUILT_IN_TABLES
+from .text.built_in import BUILT_IN as BUILT_IN_TEXTS
+from .text.files import SUFFIXES as TEXTS
+from .text.inspect import inspect_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +34,10 @@ KINDS: dict[str, Callable[[str], Inspection]] = {
     "series": inspect_series,
 }
 _BUILT_IN: dict[Kind, object] = {
-    "table": tables.BUILT_IN,
-    "images": images.BUILT_IN,
-    "text": built_in_texts.BUILT_IN,
-    "series": built_in_series.BUILT_IN,
+    "table": BUILT_IN_TABLES,
+    "images": BUILT_IN_IMAGES,
+    "text": BUILT_IN_TEXTS,
+    "series": BUILT_IN_SERIES,
 }
 _LONG_CELL = 200  # characters, on average, of a column that is text rather than a name
 

@@ -27,7 +27,7 @@ if kind == "pandas":
     import pandas as pd, pyarrow.csv
 else:
     from fedblocks.client.data.findings import Findings
-    from fedblocks.client.data.tables import load_table
+    from fedblocks.client.data.tables.load import load_table
     from fedblocks.settings.contract import TableContract
     import pyarrow.csv
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

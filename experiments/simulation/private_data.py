@@ -8,9 +8,9 @@ import torch
 
 from ...blocks.examples import Examples
 from ...client.data import load_examples
-from ...client.data.class_labels import check_same
 from ...client.data.findings import Findings
-from ...client.data.tables import load_by_company
+from ...client.data.images.class_labels import check_same
+from ...client.data.tables.load import load_by_company
 from ...errors import InputError
 from ...settings import DataSource, SimulationSettings
 from ...settings.contract import TableContract

@@ -16,7 +16,7 @@ from fedblocks.blocks.families import ModelSettings
 from fedblocks.blocks.families.dit import DiTSettings
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.client.data import load_examples
-from fedblocks.client.data.images import standardise_contrast
+from fedblocks.client.data.images.load import standardise_contrast
 from fedblocks.errors import InputError
 from fedblocks.experiments.simulation.partition import deal
 from fedblocks.settings import CompanySettings, DataSource

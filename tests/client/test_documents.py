@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from fedblocks.client.data.documents import documents
 from fedblocks.client.data.findings import Findings
+from fedblocks.client.data.text.documents import documents
 from fedblocks.errors import InputError
 from fedblocks.settings.contract import TextContract
 

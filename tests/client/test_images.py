@@ -22,8 +22,8 @@ from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.cli.progress import prepare_with_progress
 from fedblocks.client.data import load_examples
-from fedblocks.client.data.class_labels import check_same
 from fedblocks.client.data.findings import Findings
+from fedblocks.client.data.images.class_labels import check_same
 from fedblocks.errors import InputError
 from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import read_inputs
@@ -370,7 +370,7 @@ def test_bad_archives_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "'cat/0.png' is not a readable image (damaged in the .zip file" in refused(
         tmp_path / "flipped.zip"
     )
-    monkeypatch.setattr("fedblocks.client.data.image_folders.MOST_UNPACKED", 50)
+    monkeypatch.setattr("fedblocks.client.data.images.folders.MOST_UNPACKED", 50)
     assert "at most 50 are read" in refused(path)
     assert "an encrypted .zip file" in refused(encrypted(path))
 

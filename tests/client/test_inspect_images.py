@@ -15,7 +15,7 @@ from PIL import Image
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.client.data import load_examples
 from fedblocks.client.data.draft import Inspection
-from fedblocks.client.data.inspect_images import inspect_images
+from fedblocks.client.data.images.inspect import inspect_images
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
 from fedblocks.settings.contract import ImageContract

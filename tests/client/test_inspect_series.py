@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from fedblocks.blocks.families.forecaster import ForecasterSettings
 from fedblocks.cli.main import app
 from fedblocks.client.data.findings import Findings
-from fedblocks.client.data.inspect_series import inspect_series
-from fedblocks.client.data.series import load_series
+from fedblocks.client.data.series.inspect import inspect_series
+from fedblocks.client.data.series.load import load_series
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
 from fedblocks.settings.contract import SeriesContract

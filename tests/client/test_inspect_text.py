@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
-from fedblocks.client.data.inspect_text import inspect_text
-from fedblocks.client.data.text import load_text
+from fedblocks.client.data.text.inspect import inspect_text
+from fedblocks.client.data.text.load import load_text
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
 from fedblocks.settings.contract import TextContract

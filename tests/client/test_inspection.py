@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from fedblocks.cli.main import app
 from fedblocks.client.data.findings import Findings
-from fedblocks.client.data.inspection import inspect_table
-from fedblocks.client.data.tables import load_table
+from fedblocks.client.data.tables.inspect import inspect_table
+from fedblocks.client.data.tables.load import load_table
 from fedblocks.errors import InputError
 from fedblocks.settings.contract import TableContract
 

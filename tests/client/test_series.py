@@ -11,7 +11,7 @@ import torch
 
 from fedblocks.blocks.families.forecaster import ForecasterSettings
 from fedblocks.client.data import load_examples
-from fedblocks.client.data.series import BUILT_IN, Part, load_series
+from fedblocks.client.data.series.load import BUILT_IN, Part, load_series
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
 

@@ -13,8 +13,8 @@ import torch
 from fedblocks.blocks.families.forecaster import ForecasterSettings
 from fedblocks.client.data import load_examples
 from fedblocks.client.data.findings import Findings
-from fedblocks.client.data.series import load_series
-from fedblocks.client.data.series_table import Read, read_series
+from fedblocks.client.data.series.load import load_series
+from fedblocks.client.data.series.table import Read, read_series
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
 from fedblocks.settings.contract import SeriesContract, TextContract

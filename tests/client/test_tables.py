@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fedblocks.client.data.findings import Findings
-from fedblocks.client.data.frames import read_frame
-from fedblocks.client.data.tables import load_by_company, load_table
+from fedblocks.client.data.tables.frames import read_frame
+from fedblocks.client.data.tables.load import load_by_company, load_table
 from fedblocks.errors import InputError
 from fedblocks.settings.contract import FileContract, TableContract
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
 from fedblocks.client.data import load_examples
 from fedblocks.client.data.findings import Findings
-from fedblocks.client.data.text import load_text
-from fedblocks.client.data.tokenizer import CHARACTERS, Tokenizer
+from fedblocks.client.data.text.load import load_text
+from fedblocks.client.data.text.tokenizer import CHARACTERS, Tokenizer
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
 from fedblocks.settings.contract import SeriesContract, TextContract

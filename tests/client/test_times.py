@@ -12,7 +12,7 @@ import pytest
 
 from fedblocks.client.data import steps
 from fedblocks.client.data.findings import Findings
-from fedblocks.client.data.times import Times, columns_of_times, local, read_times
+from fedblocks.client.data.series.times import Times, columns_of_times, local, read_times
 from fedblocks.errors import InputError
 from fedblocks.settings.contract import SeriesContract
 

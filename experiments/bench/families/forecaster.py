@@ -22,7 +22,7 @@ from ....blocks import BlockObjective, Denoiser, Schedule, build_model, sample_c
 from ....blocks.examples import Examples
 from ....blocks.families.forecaster import ForecasterSettings
 from ....blocks.forecast_metrics import mase, seasonal_naive
-from ....client.data.series import Part, load_series
+from ....client.data.series.load import Part, load_series
 from ....settings import DataSource, NoiseSettings
 from ...baselines.forecasting import QuantileForecaster, quantile_score, train_quantiles, uncut
 

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...blocks.examples import Examples
-from ...errors import InputError
-from ...settings.contract import TableContract
-from .findings import Findings, counted
+from ....blocks.examples import Examples
+from ....errors import InputError
+from ....settings.contract import TableContract
+from ..findings import Findings, counted
 from .frames import CSV, batches_of_csv, inner_suffix, is_database, read_frame
 
 if TYPE_CHECKING:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
-from ...settings.contract import FileContract
+from ....errors import InputError
+from ....settings.contract import FileContract
+from ..findings import Findings, counted
+from ..tables.frames import read_frame
+from ..tables.inspect import LABELS, MOST_VALUES
 from .class_labels import clean, in_order
-from .findings import Findings, counted
-from .frames import read_frame
-from .image_folders import is_picture
-from .inspection import LABELS, MOST_VALUES
+from .folders import is_picture
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ....errors import InputError
 
 Tokens = npt.NDArray[np.int64]
 

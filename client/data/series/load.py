@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...blocks.series import normalise
-from ...blocks.settings import SeriesSettings
-from ...errors import InputError
-from ...settings import DataSource
-from ...settings.contract import SeriesContract
-from .built_in_series import BUILT_IN
-from .findings import Findings, counted
-from .series_order import Mask, Series, Values, span
-from .series_table import read_series
+from ....blocks.series import normalise
+from ....blocks.settings import SeriesSettings
+from ....errors import InputError
+from ....settings import DataSource
+from ....settings.contract import SeriesContract
+from ..findings import Findings, counted
+from .built_in import BUILT_IN
+from .order import Mask, Series, Values, span
+from .table import read_series
 
 Part = Literal["all", "train", "validation", "test"]
 

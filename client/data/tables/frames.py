@@ -14,8 +14,8 @@ from csv import reader as csv_reader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
-from ...settings.contract import FileContract
+from ....errors import InputError
+from ....settings.contract import FileContract
 
 if TYPE_CHECKING:
     import pandas as pd

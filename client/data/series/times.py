@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...settings.contract import SeriesContract
-from .findings import Findings
+from ....errors import InputError
+from ....settings.contract import SeriesContract
+from ..findings import Findings
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import InputError
-from ...settings.contract import FileContract, TableContract
-from .draft import Inspection, contract_text
-from .findings import Findings, counted
+from ....errors import InputError
+from ....settings.contract import FileContract, TableContract
+from ..draft import Inspection, contract_text
+from ..findings import Findings, counted
 from .frames import CSV, first_lines, inner_suffix, is_database, is_table, read_frame, separator_of
-from .tables import BUILT_IN, load_table
+from .load import BUILT_IN, load_table
 
 if TYPE_CHECKING:
     import pandas as pd

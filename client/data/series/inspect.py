@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import InputError
-from ...settings import DataSource
-from ...settings.contract import SeriesContract
-from .built_in_series import BUILT_IN
-from .draft import Inspection, contract_text
-from .findings import Findings, counted
-from .inspection import how_it_is_written
-from .series import stretches
-from .series_order import Series, found_step, span, ticks
-from .series_table import Read, check_file, is_number, read_rows, series_of
+from ....errors import InputError
+from ....settings import DataSource
+from ....settings.contract import SeriesContract
+from ..draft import Inspection, contract_text
+from ..findings import Findings, counted
+from ..tables.inspect import how_it_is_written
+from .built_in import BUILT_IN
+from .load import stretches
+from .order import Series, found_step, span, ticks
+from .table import Read, check_file, is_number, read_rows, series_of
 from .times import Times, columns_of_times, empty_times, read_times
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ...blocks.settings import ImageSettings
-from ...settings.contract import ImageContract
-from .findings import Findings, counted
+from ....blocks.settings import ImageSettings
+from ....settings.contract import ImageContract
+from ..findings import Findings, counted
 
 MOST_NAMED = 3
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from ...errors import InputError
-from .findings import Findings, counted
-from .frames import COMPRESSED, EXCEL, inner_suffix, opened
+from ....errors import InputError
+from ..findings import Findings, counted
+from ..tables.frames import COMPRESSED, EXCEL, inner_suffix, opened
 
 PLAIN = (".txt", ".md", ".rst")
 LINES = (".jsonl", ".ndjson")

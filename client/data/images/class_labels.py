@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...settings.contract import ImageContract
-from .findings import Findings
+from ....errors import InputError
+from ....settings.contract import ImageContract
+from ..findings import Findings
 
 Labels = npt.NDArray[np.int64]
 _WHOLE = re.compile(r"^\d+$")

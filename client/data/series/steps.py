@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...settings.contract import STEP
+from ....settings.contract import STEP
 from .times import Ticks
 
 _MICROSECONDS = {

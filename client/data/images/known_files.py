@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
+from ....errors import InputError
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 

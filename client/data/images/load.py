@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...blocks.settings import ImageSettings
-from ...errors import InputError
-from ...settings import DataSource
-from ...settings.contract import ImageContract
+from ....blocks.settings import ImageSettings
+from ....errors import InputError
+from ....settings import DataSource
+from ....settings.contract import ImageContract
+from ..findings import Findings, counted
+from ..tables.frames import is_database, is_table
+from .arrays import read_npz
 from .class_labels import Labels, of_folders, of_values, shown
-from .findings import Findings, counted
-from .frames import is_database, is_table
-from .image_arrays import read_npz
-from .image_files import is_image_file, read_image_file, training_files
-from .image_folders import File, classes_of, listing
-from .image_tables import read_files, read_pixels
-from .image_tally import Tally, Target, report_sizes
+from .file_tables import read_files, read_pixels
+from .folders import File, classes_of, listing
+from .known_files import is_image_file, read_image_file, training_files
 from .pictures import Pixels, Unfit, Unreadable, not_square, picture
+from .tally import Tally, Target, report_sizes
 
 Arrays = tuple[npt.NDArray[np.generic], Labels]
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...blocks.settings import TextSettings
-from ...errors import InputError
-from ...settings import DataSource
-from ...settings.contract import TextContract
+from ....blocks.settings import TextSettings
+from ....errors import InputError
+from ....settings import DataSource
+from ....settings.contract import TextContract
+from ..findings import Findings, counted
 from .documents import documents
-from .findings import Findings, counted
 from .tokenizer import CHARACTERS, Tokenizer, Tokens
 
 _DIGEST_BYTES = 16

@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...settings.contract import ImageContract
+from ....errors import InputError
+from ....settings.contract import ImageContract
+from ..draft import Inspection, contract_text
+from ..findings import Findings, counted
+from ..tables.frames import is_database, is_table
+from ..tables.inspect import how_it_is_written
+from .arrays import arrays_of
 from .class_labels import clean, in_order
-from .draft import Inspection, contract_text
-from .findings import Findings, counted
-from .frames import is_database, is_table
-from .image_arrays import arrays_of
-from .image_folders import File, classes_of, listing
-from .image_table_draft import drafted_table
-from .image_tables import read_files, read_pixels
-from .image_tally import MOST_NAMED, Tally, Target
-from .images import built_in_or_set, is_tree
-from .inspection import how_it_is_written
+from .file_tables import read_files, read_pixels
+from .folders import File, classes_of, listing
+from .load import built_in_or_set, is_tree
 from .pictures import Unfit, Unreadable, changes, look, picture, reading
+from .table_draft import drafted_table
+from .tally import MOST_NAMED, Tally, Target
 
 HEADERS, PIXELS, COPIES = 1.6, 1.6, 0.8  # seconds at most, each
 _MOST_SIDE = 32  # of the example that is shown

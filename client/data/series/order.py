@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ...settings.contract import SeriesContract
+from ....settings.contract import SeriesContract
+from ..findings import Findings, counted
 from . import steps
-from .findings import Findings, counted
 from .steps import Step
 from .times import Ticks, Times, Wrong, shown
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...settings.contract import ImageContract
+from ....errors import InputError
+from ....settings.contract import ImageContract
+from ..findings import Findings
 from .class_labels import Labels, of_values, some
-from .findings import Findings
 
 Array = npt.NDArray[np.generic]
 # Deflate packs a thousand zeros into a byte: what grows so much from so little is no set of images.

@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
-from ...settings.contract import TextContract
-from .built_in_texts import BUILT_IN
+from ....errors import InputError
+from ....settings.contract import TextContract
+from ..draft import Inspection, contract_text
+from ..findings import Findings, counted
+from ..tables.inspect import encoding_of
+from .built_in import BUILT_IN
 from .documents import by_path, documents
-from .draft import Inspection, contract_text
-from .findings import Findings, counted
-from .inspection import encoding_of
-from .text_files import LINES, File, files_of
+from .files import LINES, File, files_of
 from .tokenizer import Tokenizer
 
 MOST = 1 << 26  # characters that are looked at

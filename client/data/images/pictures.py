@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .image_tally import Tally, Target
+from .tally import Tally, Target
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose

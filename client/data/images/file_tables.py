@@ -10,12 +10,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InputError
-from ...settings.contract import ImageContract
+from ....errors import InputError
+from ....settings.contract import ImageContract
+from ..findings import Findings, counted
+from ..tables.frames import is_database, read_frame
 from .class_labels import Labels, of_values, some
-from .findings import Findings, counted
-from .frames import is_database, read_frame
-from .image_folders import File
+from .folders import File
 from .pictures import Unreadable
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from ...errors import InputError
-from ...settings.contract import TextContract
-from .built_in_texts import BUILT_IN
-from .findings import Findings, counted
-from .text_files import LINES, Bomb, File, files_of
+from ....errors import InputError
+from ....settings.contract import TextContract
+from ..findings import Findings, counted
+from .built_in import BUILT_IN
+from .files import LINES, Bomb, File, files_of
 
 _PIECE = 1 << 24  # characters read at once
 _MARK = "\ufeff"  # also where files with a mark each were joined

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import InputError
-from ...settings import DataSource
-from ...settings.contract import FileContract, SeriesContract
+from ....errors import InputError
+from ....settings import DataSource
+from ....settings.contract import FileContract, SeriesContract
+from ..findings import Findings, counted
+from ..tables.frames import CSV, SUFFIXES, inner_suffix, is_database, read_frame
 from . import steps
-from .built_in_series import BUILT_IN
-from .findings import Findings, counted
-from .frames import CSV, SUFFIXES, inner_suffix, is_database, read_frame
-from .series_order import Series, Values, apart, found_step, in_order, note_gaps, resampled
+from .built_in import BUILT_IN
+from .order import Series, Values, apart, found_step, in_order, note_gaps, resampled
 from .steps import Step
 from .times import Times, Wrong, columns_of_times, empty_times, local, read_times
 

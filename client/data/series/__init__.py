@@ -1,0 +1,1 @@
+"""Time series: tables with times, on a grid with gaps, cut into pairs of past and future."""

@@ -1,0 +1,1 @@
+"""Tables: every format of them, and their rows by a contract."""

@@ -1,0 +1,1 @@
+"""Texts: documents in files, folders and archives, cut into windows of tokens."""
