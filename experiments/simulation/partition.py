@@ -23,7 +23,8 @@ def deal(
     Texts and series are cut into stretches, so that companies differ as their documents and times do.
     """
     if len(private) < companies.count * SMALLEST_PART:
-        rule = f"{len(private)} examples are too few to deal out"
+        rule = f"{len(private)} examples are too few to deal out: enough for {len(private) // SMALLEST_PART}"
+        rule += "" if model.label_side is not None else "; shorter windows give more"
         raise InputError("companies.count", companies.count, rule)
     if model.label_side is not None:
         labels = private.targets if model.label_side == "targets" else private.inputs
