@@ -16,9 +16,10 @@ from .images.load import BUILT_IN as BUILT_IN_IMAGES
 from .series.built_in import BUILT_IN as BUILT_IN_SERIES
 from .series.inspect import inspect_series
 from .series.times import columns_of_times
-from .tables.frames import inner_suffix, is_database, is_table, read_frame
+from .tables.built_in import BUILT_IN as BUILT_IN_TABLES
+from .tables.csv_files import inner_suffix
+from .tables.frames import is_database, is_table, read_frame
 from .tables.inspect import how_it_is_written, inspect_table
-from .tables.load import BUILT_IN as BUILT_IN_TABLES
 from .text.built_in import BUILT_IN as BUILT_IN_TEXTS
 from .text.files import SUFFIXES as TEXTS
 from .text.inspect import inspect_text

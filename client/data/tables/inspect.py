@@ -16,8 +16,10 @@ from ....errors import InputError
 from ....settings.contract import FileContract, TableContract
 from ..draft import Inspection, contract_text
 from ..findings import Findings, counted
-from .frames import CSV, first_lines, inner_suffix, is_database, is_table, read_frame, separator_of
-from .load import BUILT_IN, load_table
+from .built_in import BUILT_IN
+from .csv_files import CSV, first_lines, inner_suffix, separator_of
+from .frames import is_database, is_table, read_frame
+from .load import load_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +84,7 @@ def encoding_of(path: Path, most: int = 1 << 20) -> str | None:
     """The likely encoding of a text file; none: UTF-8."""
     from charset_normalizer import from_bytes
 
-    from .frames import opened
+    from .csv_files import opened
 
     with opened(path) as stream:
         raw: bytes = stream.read(most)

@@ -7,7 +7,7 @@ example-level privacy does not allow for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ from ....blocks.examples import Examples
 from ....errors import InputError
 from ....settings.contract import TableContract
 from ..findings import Findings, counted
-from .frames import CSV, batches_of_csv, inner_suffix, is_database, read_frame
+from .built_in import BUILT_IN
+from .csv_files import CSV, batches_of_csv, inner_suffix
+from .frames import is_database, read_frame
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
 
 Rows = npt.NDArray[np.float32]
@@ -270,39 +271,3 @@ class _Reading:
             return codes.astype(np.float32)
         assert c.range is not None
         return self._scaled(c.label, values, c.range)
-
-
-def _breast_cancer(private: bool) -> pd.DataFrame:
-    """Wisconsin's 569 rows of 30 numbers (scikit-learn): every ninth row is public, the others are private."""
-    from sklearn.datasets import load_breast_cancer
-
-    found = load_breast_cancer(as_frame=True)
-    frame = found.frame.assign(target=found.target.map({0: "malignant", 1: "benign"}))
-    mine = np.arange(len(frame)) % 9 != 0
-    return frame[mine if private else ~mine].reset_index(drop=True)
-
-
-_OCCUPATIONS = ("student", "unskilled", "white-collar", "skilled", "managerial", "professional")
-
-
-def _fair(private: bool) -> pd.DataFrame:
-    """Redbook's survey of 6,366 marriages (Fair 1978, in statsmodels): numbers, and two occupations as categories.
-
-    Every fiftieth row is public. `affair`: whether there was one.
-    """
-    from statsmodels.datasets import fair
-
-    frame = fair.load_pandas().data
-    for name in ("occupation", "occupation_husb"):
-        frame[name] = frame[name].map(lambda code: _OCCUPATIONS[int(code) - 1])
-    frame["affair"] = (frame.pop("affairs") > 0).map({True: "yes", False: "no"})
-    mine = np.arange(len(frame)) % 50 != 0
-    return frame[mine if private else ~mine].reset_index(drop=True)
-
-
-BUILT_IN: dict[str, Callable[[], pd.DataFrame]] = {
-    "breast-cancer-public": lambda: _breast_cancer(False),
-    "breast-cancer-private": lambda: _breast_cancer(True),
-    "fair-public": lambda: _fair(False),
-    "fair-private": lambda: _fair(True),
-}

@@ -13,7 +13,8 @@ from typing import IO, Any
 
 from ....errors import InputError
 from ..findings import Findings, counted
-from ..tables.frames import COMPRESSED, EXCEL, inner_suffix, opened
+from ..tables.csv_files import COMPRESSED, inner_suffix, opened
+from ..tables.frames import EXCEL
 
 PLAIN = (".txt", ".md", ".rst")
 LINES = (".jsonl", ".ndjson")
