@@ -115,5 +115,7 @@ def _sql(field: str, source: str, contract: FileContract) -> pd.DataFrame:
             engine.dispose()
     except ModuleNotFoundError as error:
         raise InputError(field, shown, f"its driver is not installed: pip install {error.name}") from None
-    except SQLAlchemyError as error:
-        raise InputError(field, shown, f"not readable ({type(error).__name__})") from None
+    except (SQLAlchemyError, pd.errors.DatabaseError) as error:
+        # The driver's own error has the plainest name, and a text that may hold values.
+        told = getattr(error.__cause__ or error, "orig", None) or error
+        raise InputError(field, shown, f"not readable ({type(told).__name__})") from None
