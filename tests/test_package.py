@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -210,3 +211,35 @@ def test_the_agent_starts_without_the_packages_of_the_extras() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "started", done.stderr
+
+
+@pytest.mark.slow
+def test_pip_resolves_a_companys_install_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Oracle: pip in a clean environment. Would catch a simulation's package, or CUDA, on a company's machine."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True, timeout=120)
+    pins = [
+        line for line in (ROOT / "constraints.txt").read_text().splitlines() if re.match(r"^[a-z0-9]", line)
+    ]
+    cpu = "torch==2.13.0+cpu"  # constraints-cpu.txt; on an index's own wheel CUDA comes along
+    (tmp_path / "pins.txt").write_text("\n".join([cpu, *(line.split(" ")[0] for line in pins)]))
+    words = [
+        "install",
+        "--dry-run",
+        "--quiet",
+        "--report",
+        tmp_path / "report.json",
+        "-c",
+        tmp_path / "pins.txt",
+    ]
+    subprocess.run(
+        [tmp_path / "clean" / "bin" / "python", "-m", "pip", *words, f"{wheel}[agent]"],
+        check=True,
+        timeout=600,
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    names = {canonicalize_name(each["metadata"]["name"]) for each in report["install"]}
+    assert "torch" in names
+    unwanted = {"ray", "opacus", "matplotlib", "mlxtend", "scikit-learn", "pandas", "pyarrow", "statsmodels"}
+    assert not names & unwanted
+    assert not {name for name in names if name.startswith("nvidia-")}
+    assert len(names) <= 72

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedblocks.client.data import steps
 from fedblocks.client.data.findings import Findings
+from fedblocks.client.data.series import steps
 from fedblocks.client.data.series.times import Times, columns_of_times, local, read_times
 from fedblocks.errors import InputError
 from fedblocks.settings.contract import SeriesContract
