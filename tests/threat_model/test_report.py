@@ -245,6 +245,8 @@ def test_figures_agree_with_the_ledgers_and_the_metrics(finished: RunFolder, bro
     # Wilson's limits p are where (p - share)^2 = z^2 p (1 - p) / n.
     limits = sorted(np.roots([1 + z**2 / n, -2 * share - z**2 / n, share**2]))
     assert [float(interval[2]) / 100, float(interval[3]) / 100] == pytest.approx(limits, abs=6e-4)
+    within = limits[0] <= result["accuracy_public_model"] <= limits[1]
+    assert ("so the change may be chance" in " ".join(text.split())) == within
     assert "one example of one company (adjacency: add or remove one example" in " ".join(text.split())
     shown = [float(found) for found in re.findall(r"ε\s=\s([\d.]+)", text)]
     largest = max(result["epsilon"].values())

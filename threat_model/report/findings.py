@@ -80,8 +80,10 @@ def _utility(utility: Utility, facts: Facts) -> list[Finding]:
         f"to {m.show(after)} after round {last.round}, a change of {m.change(after - before)}"
         f"{' points' if m.is_share else ''} ({m.direction}{_certainty(utility, after)})"
     )
+    chance = _may_be_chance(utility, before, after)
+    text += ". The public model lies within that interval, so the change may be chance" if chance else ""
     text += f". {_price(utility, after)}" if facts.private else "."
-    found = [Finding("Utility", text, not m.noticeably_better(before, after))]
+    found = [Finding("Utility", text, chance or not m.noticeably_better(before, after))]
     if last.public and m.forgotten(first.public[-1], last.public[-1]):
         text = (
             f"The model forgets public data: {m.words} there went from {m.show(first.public[-1])} to "
@@ -108,8 +110,23 @@ def _certainty(utility: Utility, after: float) -> str:
         return ""
     if not utility.measure.is_share:
         return f"; {n:,} examples"
-    low, high = binomtest(round(after * n), n).proportion_ci(0.95, method="wilson")
+    low, high = _interval(after, n)
     return f"; {n:,} examples, 95% interval {low:.1%} to {high:.1%}"
+
+
+def _interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's, at 95%."""
+    low, high = binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def _may_be_chance(utility: Utility, before: float, after: float) -> bool:
+    """Whether so few held-out examples cannot tell the change from chance; known of shares alone."""
+    n = utility.heldout_examples
+    if not n or not utility.measure.is_share:
+        return False
+    low, high = _interval(after, n)
+    return low <= before <= high
 
 
 def _price(utility: Utility, after: float) -> str:
