@@ -22,6 +22,7 @@ from rich.progress import (
 from safetensors import SafetensorError
 
 from ..blocks.build import metric_of
+from ..client.data.findings import Findings
 from ..errors import RunError
 from ..experiments.simulation.controls import CONTROLS, prepare_control
 from ..experiments.simulation.diagnosing import diagnose_run
@@ -54,14 +55,18 @@ def progress_on(console: Console) -> Iterator[Progress]:
         yield progress
 
 
+def _say(console: Console, side: str, findings: Findings) -> None:
+    """What was done to the data, or looks odd in them."""
+    for note in findings.notes:
+        console.print(f"[yellow]{side} data:[/] {escape(note)}", highlight=False, soft_wrap=True)
+
+
 @one_core()
 def prepare_with_progress(settings: SimulationSettings, runs: Path, console: Console) -> RunFolder:
     """Check the inputs, then prepare a new run under `runs`."""
     inputs = read_inputs(settings)
     for side, findings in inputs.findings.items():
-        for note in findings.notes:
-            text = f"[yellow]{side} data:[/] {escape(note)}"
-            console.print(text, highlight=False, soft_wrap=True)
+        _say(console, side, findings)
     with progress_on(console) as progress:
         task = progress.add_task(
             "Public pretraining", total=settings.pretraining.steps * settings.model.blocks, note=""
@@ -88,7 +93,10 @@ def pretrain_with_progress(
                     tasks[b] = progress.add_task(f"Block {b}", total=settings.pretraining.steps, note="")
                 progress.update(tasks[b], completed=step)
 
-            return pretrain(settings, folder, block=block, processes=processes, on_step=on_step)
+            return pretrain(
+                settings, folder, block=block, processes=processes, on_step=on_step,
+                on_data=lambda findings: _say(console, "public", findings),
+            )  # fmt: skip
     except KeyboardInterrupt:
         console.print("Interrupted; the same command goes on from the last checkpoint.")
         raise

@@ -19,6 +19,7 @@ from ... import atomic_file
 from ...blocks import BlockObjective, save_state, split
 from ...blocks.build import metric_of
 from ...blocks.single_block_training import Job, train_in_processes, train_single_block, trained_by
+from ...client.data.findings import Findings
 from ...errors import InputError
 from ...server.run_lock import exclusive
 from ...settings import RunSettings
@@ -46,15 +47,19 @@ def pretrain(
     block: int | None = None,
     processes: int = 1,
     on_step: Callable[[int, int], None] = lambda block, step: None,
+    on_data: Callable[[Findings], None] = lambda findings: None,
 ) -> dict[str, Any]:
     """Train one block of the folder, or all that are not trained yet; the quality once all of them are.
 
-    `on_step` hears block and step; with several processes only of whole blocks.
+    `on_step` hears block and step; with several processes only of whole blocks. `on_data` hears what was found
+    in the public data.
     """
     blocks, job = settings.model.blocks, job_of(settings)
     if block is not None and not 0 <= block < blocks:
         raise InputError("--block", block, f"expected 0 to {blocks - 1}")
-    data, test = read_public(settings)
+    findings = Findings(settings.data.public.source)
+    data, test = read_public(settings, findings=findings)
+    on_data(findings)
     _check(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder, _MAKING):

@@ -40,6 +40,7 @@ COMMANDS: dict[str, list[str]] = {
     "ledger verify": ["ledger", "verify", str(RUN), "--json"],
     "ledger export": ["ledger", "export", str(HOME), "ledger.csv", "--json"],
     "ledger accept": ["ledger", "accept", str(HOME), "--json"],
+    "ledger create": ["ledger", "create", str(HOME), "--json"],
     "identity": ["identity", str(HOME), "--json"],
     "transport certificate": ["transport", "certificate", "keys", "--company", "acme", "--json"],
     "transport agent": ["transport", "agent", str(HOME), "--json"],
