@@ -160,9 +160,8 @@ class TrainRequest:
         }
         block = _field(record, "block", int)
         held = _arrays(record)
-        if (
-            len(held) > MOST_BLOCKS
-        ):  # before any is read: a tensor takes ten times the room of what declares it
+        # Before any is read: a tensor takes ten times the room of what declares it.
+        if len(held) > MOST_BLOCKS:
             raise ProtocolError("malformed", f"more than {MOST_BLOCKS} block states")
         blocks = range(block - len(held) + 1, block + 1)
         if not held or set(held) != {f"block-{b}" for b in blocks}:
