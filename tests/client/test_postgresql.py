@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not PROGRAMS:
         pytest.skip("PostgreSQL is not installed")
     # Its own folder: the server must reach it as another user than root, and a socket's name has to be short.
-    place = Path("/tmp") / f"fedblocks-pg-{os.getpid()}"
+    place = Path(tempfile.gettempdir()) / f"fedblocks-pg-{os.getpid()}"
     place.mkdir(mode=0o700)
     user = NOBODY if os.geteuid() == 0 else None
     if user is not None:
