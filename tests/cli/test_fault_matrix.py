@@ -138,6 +138,9 @@ FAULTS: dict[str, Fault] = {
     "plan torn": Fault(torn(str(RUN / "plan.json"))),
     "plan is noise": Fault(noise(str(RUN / "plan.json"))),
     "result torn": Fault(torn(str(RUN / "result.json"))),
+    "result of other types": Fault(
+        lambda place: (place / RUN / "result.json").write_text('{"seconds": "long", "epsilon": []}')
+    ),
     "audit torn": Fault(lambda place: (place / RUN / "audit.json").write_text('{"views": [')),
     "audit is a folder": Fault(a_folder(str(RUN / "audit.json"))),
     "report is a folder": Fault(a_folder(str(RUN / "report.html"))),

@@ -124,6 +124,7 @@ def read_facts(run: RunFolder) -> Facts:
     rounds = [row for row in rows if row["round"] > 0]
     seen = {name for row in rounds for name in (*row["survivors"], *row["absent"])}
     result = run.read_json("result.json") or {}
+    seconds = result.get("seconds")
     measure = Measure(metric_of(plan.model))
     return Facts(
         run=plan.run,
@@ -145,7 +146,7 @@ def read_facts(run: RunFolder) -> Facts:
             if effect["flagged"]
         ),
         unused_charges=_unused(spending, rounds),
-        seconds=result.get("seconds"),
+        seconds=seconds if isinstance(seconds, int | float) else None,
     )
 
 
