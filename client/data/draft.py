@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tomli_w
 
-from .findings import Findings
+from .findings import Findings, counted
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,17 @@ _ARRAY = re.compile(r"\[\n((?:    .+,\n)+)\]")
 def _on_one_line(array: re.Match[str]) -> str:
     short = "[" + ", ".join(line.strip().rstrip(",") for line in array[1].splitlines()) + "]"
     return short if len(short) < 90 else array[0]
+
+
+def note_sentinels(name: str, values: npt.NDArray[np.float64], findings: Findings) -> None:
+    """Note a number far outside all others that stands there again and again, as for a value that is missing."""
+    for sentinel in _SENTINELS:
+        times = int((values == sentinel).sum())
+        others = values[values != sentinel]
+        if times > 1 and len(others) and abs(sentinel) > 3 * np.abs(others).max():
+            findings.note(
+                f"column {name!r} is {sentinel:g} in {counted(times, 'row')}: perhaps a sign of no value"
+            )
+
+
+_SENTINELS = (-9999.0, -999.0, -99.0, 999.0, 9999.0, 99999.0)

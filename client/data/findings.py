@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -34,3 +35,10 @@ class Findings:
 def counted(count: int, thing: str) -> str:
     """ "1 row", "3 rows"."""
     return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
+def some(names: Iterable[str], most: int = 12) -> str:
+    """The first names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

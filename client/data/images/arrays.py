@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from ....errors import InputError
 from ....settings.contract import ImageContract
-from ..findings import Findings
-from .class_labels import Labels, of_values, some
+from ..findings import Findings, some
+from .class_labels import Labels, of_values
 
 Array = npt.NDArray[np.generic]
 # Deflate packs a thousand zeros into a byte: what grows so much from so little is no set of images.

@@ -11,22 +11,15 @@ import numpy.typing as npt
 
 from ....errors import InputError
 from ....settings.contract import ImageContract
-from ..findings import Findings
+from ..findings import Findings, some
 
 Labels = npt.NDArray[np.int64]
 _WHOLE = re.compile(r"^\d+$")
-MOST_SHOWN = 12
 
 
 def clean(name: str) -> str:
     """A name as it is compared and shown: composed characters, and bytes that are no UTF-8 written out."""
     return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
-
-
-def some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - MOST_SHOWN} more" if len(listed) > MOST_SHOWN else ""
-    return ", ".join(listed[:MOST_SHOWN]) + more
 
 
 def in_order(names: Iterable[str]) -> list[str]:

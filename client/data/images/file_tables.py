@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from ....errors import InputError
 from ....settings.contract import ImageContract
-from ..findings import Findings, counted
+from ..findings import Findings, counted, some
 from ..tables.frames import is_database, read_frame
-from .class_labels import Labels, of_values, some
+from .class_labels import Labels, of_values
 from .folders import File
 from .pictures import Unreadable
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from ....errors import InputError
-from ..findings import Findings, counted
-from .class_labels import clean, in_order, some
+from ..findings import Findings, counted, some
+from .class_labels import clean, in_order
 from .pictures import SUFFIXES, Unreadable
 
 MOST_UNPACKED = 1 << 28  # bytes of one file of a .zip

@@ -11,7 +11,7 @@ import numpy as np
 from ....errors import InputError
 from ....settings import DataSource
 from ....settings.contract import SeriesContract
-from ..draft import Inspection, contract_text
+from ..draft import Inspection, contract_text, note_sentinels
 from ..findings import Findings, counted
 from ..tables.inspect import how_it_is_written
 from .built_in import BUILT_IN
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _PARTS = ("year", "month", "day", "hour", "minute")
 _TIME_NAMES = re.compile(r"(^|_)(time|timestamp|ts|date|datetime|epoch|year|unix)(_|$)", re.IGNORECASE)
-_SENTINELS = (-9999.0, -999.0, -99.0, 999.0, 9999.0, 99999.0)
 _RESTS = 24  # steps without a change that are worth a note
 _EXAMPLE = (96, 24)
 
@@ -204,12 +203,7 @@ def _facts(read: Read, findings: Findings) -> None:
         rests = _longest_rest(values)
         if rests >= _RESTS:
             findings.note(f"column {name!r} does not change for {rests:,} steps: such contexts are left out")
-        for sentinel in _SENTINELS:
-            times, others = int((there == sentinel).sum()), there[there != sentinel]
-            if times > 1 and len(others) and abs(sentinel) > 3 * np.abs(others).max():
-                findings.note(
-                    f"column {name!r} is {sentinel:g} in {counted(times, 'row')}: perhaps a sign of no value"
-                )
+        note_sentinels(name, there, findings)
 
 
 def _longest_rest(values: np.ndarray[Any, np.dtype[np.float64]]) -> int:

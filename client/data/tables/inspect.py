@@ -14,11 +14,11 @@ import numpy as np
 
 from ....errors import InputError
 from ....settings.contract import FileContract, TableContract
-from ..draft import Inspection, contract_text
-from ..findings import Findings, counted
+from ..draft import Inspection, contract_text, note_sentinels
+from ..findings import Findings
 from .built_in import BUILT_IN
 from .csv_files import CSV, first_lines, inner_suffix, separator_of
-from .frames import is_database, is_table, read_frame
+from .frames import is_database, read_frame
 from .load import load_table
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ MOST_CLASSES = 20
 LABELS = ("label", "target", "class", "y", "outcome", "diagnosis", "category", "species")
 _DECIMAL_COMMA = re.compile(r"^\s*[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+\s*$")
 _DATE = re.compile(r"^\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\d|\s*$)")
-_SENTINELS = (-9999.0, -999.0, -99.0, 999.0, 9999.0, 99999.0)
 
 
 def inspect_table(source: str, table: str | None = None) -> Inspection:
@@ -124,7 +123,7 @@ def _drafted(frame: pd.DataFrame, findings: Findings) -> dict[str, Any]:
         else:
             low, high = float(values.min()), float(values.max())
             findings.fact(name, f"numbers, {low:g} to {high:g}{hollow}")
-            _look_odd(name, values, findings)
+            note_sentinels(name, values.to_numpy(dtype=np.float64), findings)
             if not np.isfinite([low, high]).all():
                 findings.note(f"column {name!r} is left out: it holds infinite values")
             elif low == high:
@@ -188,17 +187,6 @@ def _few_whole(values: pd.Series[Any]) -> bool:
     return bool((values == values.round()).all()) and 2 <= values.nunique() <= MOST_CLASSES
 
 
-def _look_odd(name: str, values: pd.Series[Any], findings: Findings) -> None:
-    array = values.to_numpy(dtype=np.float64)
-    for sentinel in _SENTINELS:
-        times = int((array == sentinel).sum())
-        others = array[array != sentinel]
-        if times > 1 and len(others) and abs(sentinel) > 3 * np.abs(others).max():
-            findings.note(
-                f"column {name!r} is {sentinel:g} in {counted(times, 'row')}: perhaps a sign of no value"
-            )
-
-
 def _likely_label(
     frame: pd.DataFrame, numeric: dict[str, list[float]], categories: dict[str, list[str]]
 ) -> str | None:
@@ -220,7 +208,3 @@ def _example(source: str, contract: TableContract, frame: pd.DataFrame) -> dict[
     row = frame[frame[contract.label].notna()].iloc[0]
     shown = {name: f"{row[name]} -> {float(x):.3g}" for name, x in zip(names, found.inputs[0], strict=False)}
     return shown | {contract.label: f"{row[contract.label]} -> {found.targets[0].item():.3g}"}
-
-
-def table_like(source: str) -> bool:
-    return source in BUILT_IN or is_database(source) or is_table(Path(source))

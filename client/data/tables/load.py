@@ -19,7 +19,7 @@ import torch
 from ....blocks.examples import Examples
 from ....errors import InputError
 from ....settings.contract import TableContract
-from ..findings import Findings, counted
+from ..findings import Findings, counted, some
 from .built_in import BUILT_IN
 from .csv_files import CSV, batches_of_csv, inner_suffix
 from .frames import is_database, read_frame
@@ -122,14 +122,8 @@ def _batches(field: str, source: str, contract: TableContract) -> Iterator[pa.Re
     frame = BUILT_IN[source]() if source in BUILT_IN else read_frame(field, source, contract)
     for name in columns:
         if name not in frame.columns:
-            raise InputError(
-                field, source, f"column {name!r} is missing; there are {_some(list(frame.columns))}"
-            )
+            raise InputError(field, source, f"column {name!r} is missing; there are {some(frame.columns)}")
     yield from pa.Table.from_pandas(frame[columns], preserve_index=False).to_batches()
-
-
-def _some(names: list[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class _Reading:
@@ -249,7 +243,7 @@ class _Reading:
             return
         if self.contract.missing == "refuse":
             row = self.first + int(np.argmax(unknown))
-            rule = f"not one of the contract's {counted(len(known), 'value')}: {_some(list(known))}"
+            rule = f"not one of the contract's {counted(len(known), 'value')}: {some(known)}"
             raise InputError(self.field, f"row {row} of column {name!r}", rule)
         self.findings.note(f"values of {name!r} that the contract does not list count as empty")
 
