@@ -51,11 +51,15 @@ class Schedule:
 
 
 def optimizer_of(parameters: Iterable[nn.Parameter], schedule: Schedule) -> tuple[AdamW, OneCycleLR]:
-    """Optimiser and learning rate of every training here, the baselines' included: AdamW, warm-up, cosine."""
+    """Optimiser and learning rate of every training here, the baselines' included: AdamW, warm-up, cosine.
+
+    Warm-up is a tenth of the steps; ten steps or fewer have none.
+    """
     decay = schedule.weight_decay
     optimizer = AdamW(parameters, schedule.learning_rate, weight_decay=decay, betas=(0.9, 0.99), fused=True)
     steps = max(2, schedule.steps + 1)
-    return optimizer, OneCycleLR(optimizer, schedule.learning_rate, total_steps=steps, pct_start=0.1)
+    warm_up = 0.1 if steps > 10 else 0.0  # OneCycleLR divides by zero where a warm-up has exactly one step
+    return optimizer, OneCycleLR(optimizer, schedule.learning_rate, total_steps=steps, pct_start=warm_up)
 
 
 class BlockTrainer:

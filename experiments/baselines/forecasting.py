@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...blocks import Denoiser, Schedule, build_model
 from ...blocks.families.forecaster import ForecasterSettings, patches_of
 from ...blocks.patches import placed, positions
+from ...blocks.training import optimizer_of
 from ...blocks.transformer import Layer, Shape
 from ...settings import NoiseSettings
 
@@ -63,12 +64,7 @@ def train_quantiles(
     model: QuantileForecaster, inputs: Tensor, targets: Tensor, schedule: Schedule, generator: torch.Generator
 ) -> None:
     """End to end, in the recipe of `blocks.training.BlockTrainer`."""
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay, betas=(0.9, 0.99)
-    )
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, schedule.learning_rate, total_steps=max(2, schedule.steps + 1), pct_start=0.1
-    )
+    optimizer, rate = optimizer_of(model.parameters(), schedule)
     for _ in range(schedule.steps):
         index = torch.randint(len(targets), (schedule.batch_size,), generator=generator)
         optimizer.zero_grad(set_to_none=True)

@@ -192,7 +192,7 @@ def measure(
                 given = schedule
                 if method == SAME_TIME:
                     longer = seconds["accuracy"][seed] / seconds["end_to_end"][seed]
-                    given = replace(schedule, steps=round(longer * schedule.steps))
+                    given = replace(schedule, steps=max(1, round(longer * schedule.steps)))
                 runs.append(run(data, given, seed))
                 on_progress(
                     f"{name} {method} seed {seed}: {100 * runs[-1].chain[-1]:.1f}%, "

@@ -25,6 +25,7 @@ from fedblocks.blocks import (
 from fedblocks.blocks.families.vit import ViTClassifier, ViTSettings
 from fedblocks.blocks.information import LossCurve, posterior_entropy
 from fedblocks.blocks.noise import Seeded
+from fedblocks.blocks.training import optimizer_of
 from fedblocks.errors import RunError
 
 
@@ -240,3 +241,20 @@ def test_a_schedule_gives_every_block_its_steps(schedule: str) -> None:
     assert len(order) == 150
     counts = np.bincount(order, minlength=3)
     assert counts.min() >= (30 if schedule == "random" else 50)
+
+
+@pytest.mark.parametrize("steps", range(1, 31))
+def test_the_learning_rate_lasts_for_any_number_of_steps(steps: int) -> None:
+    """Would catch a warm-up of exactly one step (nine steps), by which torch's schedule divides."""
+    schedule = Schedule(steps=steps, batch_size=1, learning_rate=0.1)
+    optimizer, rate = optimizer_of([torch.nn.Parameter(torch.zeros(1))], schedule)
+    rates = []
+    for _ in range(steps):
+        rates.append(rate.get_last_lr()[0])
+        optimizer.step()
+        rate.step()
+    warm_up = steps // 10
+    assert min(rates) > 0
+    assert max(rates) <= 0.1
+    assert rates[warm_up:] == sorted(rates[warm_up:], reverse=True)
+    assert rates[-1] < rates[warm_up] or steps == 1
