@@ -19,6 +19,7 @@ from .noise import LogNormalNoise, NoiseLaw, Partition, Source
 from .preconditioning import Preconditioning
 from .sampler import sample_chain
 from .settings import NoiseSettings
+from .taps import Tap
 from .transformer import Block
 
 Features = Literal["raw", "prefix"]
@@ -145,6 +146,10 @@ class Denoiser(nn.Module, ABC):
     def weight(self, level: Tensor, kind: Literal["unit", "edm"]) -> Tensor:
         """Weight of each example's loss, (N,)."""
         return torch.ones_like(level)
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """Weights of a block whose gradient shows what an example consists of, by names within the block."""
+        return ()
 
     @torch.no_grad()
     def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:

@@ -1,0 +1,84 @@
+"""What an example consists of, and where a block's weights read it: for the audit, which looks for both in gradients.
+
+A tap is a weight whose gradient is a sum of outer products with an input that is a known function of one part of the
+example: whoever sees that gradient can enumerate the inputs, or solve for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Norm = Literal["layer", "rms", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One unknown of an example.
+
+    `classes`: how many values it may take, none: real values within `bounds`. `nuisance`: drawn in training by a
+    law that everybody knows, once a draw. `what`: for figures and sentences.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    what: Literal[
+        "image", "series", "numbers", "codes", "tokens", "label", "number", "level", "noise", "mask"
+    ]
+    classes: int | None = None
+    bounds: tuple[float, float] | None = None
+    nuisance: bool = False
+
+    @property
+    def continuous(self) -> bool:
+        return self.classes is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuousTap:
+    """Token t enters `weight` as norm(embedding[t] @ part_t + offset[t]), part_t (p,) cut from a real field.
+
+    `rows`: those rows of the weight's gradient that only such tokens feed, as far as that is so. `cut` takes values
+    (N, *shape) to parts (N, T, p), `join` is its inverse.
+    """
+
+    field: str
+    weight: str
+    rows: slice
+    embedding: Tensor  # (T, D, p)
+    offset: Tensor  # (T, D)
+    norm: Norm
+    cut: Callable[[Tensor], Tensor]
+    join: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTap:
+    """Token t of value v enters `weight` as norm(table[v] + offset[t]).
+
+    `nuisance`: how many further directions, of noisy tokens, an example of T tokens may add to the rows' span.
+    """
+
+    field: str
+    weight: str
+    rows: slice
+    table: Tensor  # (V, D)
+    offset: Tensor  # (T, D)
+    norm: Norm
+    nuisance: int
+
+
+Tap = ContinuousTap | TokenTap
+
+
+def normalised(tokens: Tensor, norm: Norm) -> Tensor:
+    """Tokens (..., D) as they enter a layer's first linear map; epsilon as in `blocks.transformer`."""
+    if norm == "layer":
+        return F.layer_norm(tokens, tokens.shape[-1:])
+    if norm == "rms":
+        return F.rms_norm(tokens, tokens.shape[-1:], eps=1e-5)
+    return tokens

@@ -1,0 +1,110 @@
+"""What is audited: a run as its attackers and the scoring need it, each block's model at the state that was released.
+
+The mechanism attacked is the run's own object, built from its plan by the code that the companies run; nothing here
+copies one of its numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+
+from ..blocks import BlockObjective, Denoiser, build_model, merge
+from ..blocks.examples import Examples
+from ..errors import RunError
+from ..privacy.dp_sgd import DPSGD
+from ..privacy.secure_step import SecureStep
+from ..protocol.release import block_size, mechanism, secure_step
+from ..server.assignment import assign
+from ..server.checkpoint import Checkpoint
+from ..server.run_folder import RunFolder
+from ..settings import Plan
+from .clock import Clock
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One run under audit; `clock` is that of the attack at work, `seed` all that its randomness comes from.
+
+    `blocks`: which blocks are attacked. `private`: each company's own examples, which the simulator holds: the
+    victim's side of an experiment and the scoring read them, an attack never. `public`: what everybody knows.
+    """
+
+    run: RunFolder
+    plan: Plan
+    checkpoint: Checkpoint
+    private: dict[str, Examples]
+    public: Examples
+    seed: int
+    clock: Clock
+    blocks: tuple[int, ...]
+    workers: int = 2
+    _models: dict[str, Denoiser] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls, run: RunFolder, *, seed: int = 0, clock: Clock | None = None, block: int | None = None
+    ) -> Subject:
+        """A simulated run at its last checkpoint; `block` none means all.
+
+        Raises:
+            RunError: a file of the run is missing or damaged, or no company's home is there.
+        """
+        plan = run.plan()
+        homes = run.homes()
+        if not homes:
+            raise RunError(f"{run.companies}: no company's home is there; put them back from a copy")
+        return cls(
+            run=run,
+            plan=plan,
+            checkpoint=Checkpoint.load(run.checkpoints),
+            private={home.name: Examples.load(home / "data.npz") for home in homes},
+            public=Examples.load(run.path / "public_train.npz"),
+            seed=seed,
+            clock=clock or Clock(float("inf")),
+            blocks=tuple(range(plan.model.blocks)) if block is None else (block,),
+        )
+
+    def within(self, clock: Clock) -> Subject:
+        return replace(self, clock=clock)
+
+    @property
+    def model(self) -> Denoiser:
+        """The released model on the CPU in float32; it is shared, so attackers copy it before they change it."""
+        if "released" not in self._models:
+            model = build_model(self.plan.model, self.plan.noise)
+            merge(model, self.checkpoint.model.shared, *self.checkpoint.model.blocks)
+            self._models["released"] = model.eval()
+        return self._models["released"]
+
+    @cached_property
+    def objective(self) -> BlockObjective:
+        return BlockObjective(weight=self.plan.noise.weight)
+
+    def cohort(self, block: int) -> tuple[str, ...]:
+        """The companies of the last round that trained this block; all of them where none did."""
+        for round_ in range(max(self.checkpoint.round, 1), 0, -1):
+            for task in assign(round_, tuple(self.private), self.plan):
+                if task.block == block:
+                    return task.companies
+        return tuple(self.private)
+
+    def mechanism(self, block: int) -> DPSGD | SecureStep:
+        """What one company of the block's cohort does to its gradients before anyone sees them."""
+        if self.plan.secure_step:
+            size = block_size(self.model, block, self.plan.training)
+            return secure_step(self.plan, size, len(self.cohort(block)))
+        return mechanism(self.plan)
+
+    def generator(self, *names: object) -> torch.Generator:
+        """Fresh for every name and the same in every audit with this seed: experiments are repeatable."""
+        digest = hash_of("/".join(str(name) for name in (self.seed, *names)))
+        return torch.Generator().manual_seed(digest)
+
+
+def hash_of(text: str) -> int:
+    """A seed of 63 bits from a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
