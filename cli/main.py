@@ -2,7 +2,7 @@
 
 People read stderr (progress, hints), machines read stdout: with `--json` it ends with one JSON object.
 Exit codes: 0 done, 2 input that cannot be used (nothing was written), 3 a privacy or protocol rule
-stopped the run, 130 interrupted.
+stopped the run, or an audit exceeded its gate, 4 an audit was inconclusive, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
-from ..blocks.families import family
-from ..errors import InputError, ProtocolError, RunError
+from ..errors import InputError, ProtocolError
 from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
 from ..settings import Transport
+from .audit import audit
 from .bench import bench
 from .data import data
 from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
+from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
 from .transport import transport
 
@@ -49,6 +50,7 @@ app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
+app.command("audit")(audit)
 app.command("identity")(identity)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
@@ -56,8 +58,6 @@ app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unk
 people = Console(stderr=True)
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
-RunsDir = Annotated[Path, typer.Option("--runs-dir", help="where run folders live")]
-RunArgument = Annotated[Path | None, typer.Argument(help="a run folder; none means the newest")]
 
 
 def _version(wanted: bool) -> None:
@@ -179,32 +179,7 @@ def simulate(
     for key, value in _readable(result):
         table.add_row(key, value)
     people.print(table)
-    attacked = family(result["family"]).problem is not None
-    people.print(f"Next: fedblocks {'audit' if attacked else 'report'} {escape(_short(run.path))}")
-
-
-@app.command()
-def audit(
-    run: RunArgument = None,
-    targets: Annotated[int | None, typer.Option(help="single targets for each view")] = None,
-    aggregates: Annotated[int | None, typer.Option(help="opened sums to attack")] = None,
-    block: Annotated[int | None, typer.Option(help="block to attack; none means the last one")] = None,
-    runs_dir: RunsDir = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Attack what a run released, and measure what comes back."""
-    from ..threat_model.verdicts import sentences
-    from .progress import audit_with_progress
-
-    folder = _existing(run, runs_dir)
-    chosen = {"targets": targets, "aggregates": aggregates, "block": block}
-    result = audit_with_progress(folder, {k: v for k, v in chosen.items() if v is not None}, people)
-    if as_json:
-        print(json.dumps(result))
-        return
-    for title, verdict in sentences(result):
-        people.print(f"[bold]{title}[/]: {verdict}")
-    people.print(f"Next: fedblocks report {escape(_short(folder.path))}")
+    people.print(f"Next: fedblocks audit {escape(shortest(run.path))}")
 
 
 @app.command()
@@ -212,23 +187,12 @@ def report(run: RunArgument = None, runs_dir: RunsDir = Path("runs"), as_json: A
     """Write one self-contained HTML report of a run and its audit."""
     from ..threat_model.report import write_report
 
-    path = write_report(_existing(run, runs_dir))
+    path = write_report(existing_run(run, runs_dir))
     if as_json:
         print(json.dumps({"report": str(path)}))
     else:
         people.print("Report: ", end="")
         print(path)
-
-
-def _existing(run: Path | None, runs_dir: Path) -> Any:
-    from ..server.run_folder import RunFolder
-
-    if run is not None:
-        return RunFolder.existing(run)
-    found = sorted(p.parent for p in runs_dir.glob("[!.]*/plan.json"))
-    if not found:
-        raise RunError(f"{runs_dir}: no run here yet; make one with `fedblocks simulate digits`")
-    return RunFolder.existing(max(found, key=lambda p: (p / "plan.json").stat().st_mtime))
 
 
 def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -244,14 +208,6 @@ def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:
         return str(value)
 
     return [(key, text(value)) for key, value in result.items()]
-
-
-def _short(path: Path) -> str:
-    """Relative to here where that is shorter to type."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def main() -> None:

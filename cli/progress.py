@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -35,6 +35,10 @@ from ..server.events import Event, RoundFinished, RunFinished, RunStarted
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
 from ..settings import RunSettings, SimulationSettings, Transport
+
+if TYPE_CHECKING:
+    from ..threat_model.audit_file import Audit
+    from ..threat_model.auditing import AuditDesign
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -162,14 +166,20 @@ def _simulate(
     return simulate(run, [show], transport=transport)
 
 
-def audit_with_progress(run: RunFolder, overrides: dict[str, int], console: Console) -> dict[str, Any]:
-    """Audit a run; `overrides` replace fields of its audit settings."""
+def audit_with_progress(run: RunFolder, design: AuditDesign, console: Console) -> Audit:
+    """Audit a run; interrupted, the same command goes on with the attacks that have not finished."""
     from ..threat_model.auditing import audit_run
 
-    with exclusive(run.path), progress_on(console) as progress:
-        task: TaskID = progress.add_task("Audit", total=100, note="")
-        return audit_run(
-            run,
-            overrides,
-            on_progress=lambda done, note: progress.update(task, completed=round(100 * done), note=note),
-        )
+    try:
+        with exclusive(run.path), progress_on(console) as progress:
+            task: TaskID = progress.add_task("Audit", total=1000, note="")
+            return audit_run(
+                run,
+                design,
+                on_progress=lambda share, note: progress.update(
+                    task, completed=round(1000 * share), note=escape(note)
+                ),
+            )
+    except KeyboardInterrupt:
+        console.print("Interrupted; nothing is lost: the same command goes on with what is left.")
+        raise

@@ -3,7 +3,7 @@
 from fedblocks import audit, load_run, simulate
 run = simulate("digits", {"privacy.epsilon": 3.0, "training.rounds": 40})
 run.read_json("result.json")["accuracy"]
-audit(run, targets=4)["views"]
+audit(run, minutes=2).verdict.ending
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from typing import Any
 from ..server.events import Subscriber
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
-from ..threat_model.auditing import audit_run
+from ..settings import read_simulation
+from ..threat_model.audit_file import Audit
+from ..threat_model.auditing import AuditDesign, audit_run
+from ..threat_model.gate import Gate
 from .presets import load_settings
 from .simulation.preparation import new_run, prepare
 from .simulation.simulate import simulate as continue_run
@@ -58,10 +61,47 @@ def load_run(path: str | Path) -> RunFolder:
     return RunFolder.existing(Path(path))
 
 
-def audit(run: RunFolder, **budget: int) -> dict[str, Any]:
-    """Attack what a run released; returns what `audit.json` holds then. `budget`: targets, aggregates, block.
+def audit(
+    run: RunFolder,
+    *,
+    minutes: float | None = None,
+    adversaries: Sequence[str] = (),
+    block: int | None = None,
+    gate: Gate | str | Path | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> Audit:
+    """Attack what a run released; returns what `audit.json` holds then, `results` and `verdict` above all.
 
-    Raises: InputError for a family that no attack knows yet, or a budget out of range.
+    `minutes` and `block`, where they are not given, are the run's own settings; `gate`: limits, or their TOML file.
+
+    Raises: InputError for an unknown adversary or a number out of range.
     """
+    limits = gate if isinstance(gate, Gate) else Gate() if gate is None else Gate.load(Path(gate))
+    design = audit_design(
+        run, minutes=minutes, adversaries=adversaries, block=block, gate=limits, seed=seed, workers=workers
+    )
     with exclusive(run.path):
-        return audit_run(run, budget, on_progress=lambda done, note: None)
+        return audit_run(run, design)
+
+
+def audit_design(
+    run: RunFolder,
+    *,
+    minutes: float | None,
+    adversaries: Sequence[str],
+    block: int | None,
+    gate: Gate,
+    seed: int,
+    workers: int,
+) -> AuditDesign:
+    """What is asked of an audit; the run's own settings where nothing is given."""
+    settings = read_simulation(run.path).audit
+    return AuditDesign(
+        minutes=settings.minutes if minutes is None else minutes,
+        adversaries=tuple(adversaries),
+        block=settings.block if block is None else block,
+        gate=gate,
+        seed=seed,
+        workers=workers,
+    )

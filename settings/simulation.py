@@ -55,11 +55,10 @@ class CompanySettings(CohortSettings):
 
 
 class AuditSettings(Part):
-    """Budget of the leakage audit, which needs the companies' own examples; `block` none means the last one
-    trained."""
+    """Of the leakage audit, which needs the companies' own examples: `minutes` for all attacks together, `block`
+    none means all."""
 
-    targets: int = Field(6, ge=2)
-    aggregates: int = Field(4, ge=1)
+    minutes: float = Field(5.0, gt=0, le=1e4)
     block: int | None = Field(None, ge=0)
 
 

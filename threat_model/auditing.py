@@ -1,82 +1,175 @@
-"""Auditing a run: load what it released and under which mechanism, attack it, keep the result."""
+"""Auditing a run: adversary, view, attack, result, verdict.
+
+What is finished is kept in `.audit/` of the run, so that an interrupted audit goes on where it stopped; a former
+audit stays until the new one is whole.
+"""
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
+import shutil
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
+import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
-from .. import atomic_file
-from ..blocks import BlockObjective, build_model, merge
-from ..blocks.examples import Examples
-from ..blocks.families import family, family_names
-from ..blocks.families.vit import ViTClassifier
-from ..errors import InputError, RunError
-from ..server.assignment import assign
-from ..server.checkpoint import Checkpoint
+from .. import __version__, atomic_file
+from ..blocks import digest
+from ..errors import InputError
 from ..server.run_folder import RunFolder
-from ..settings import AuditSettings, Plan, read_simulation, validated
-from .audit import AuditDesign, audit_block
+from .adversaries import ADVERSARIES, adversary
+from .attacks import attacks
+from .audit_file import Audit, Verdict
+from .exhibits import Exhibit
+from .gate import Gate
+from .jobs import Found, Job, jobs_of, run_jobs
+from .results import Result
+from .subject import Subject
+
+Images = dict[str, npt.NDArray[np.float32]]
+IMAGES_FILE = "audit_images.npz"
+_RESULTS = TypeAdapter(list[Result])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditDesign:
+    """What is asked of an audit. `adversaries` empty: all. `block` none: all. `minutes`: for all attacks together.
+
+    Raises:
+        InputError: an adversary is unknown, or a number is out of range.
+    """
+
+    minutes: float = 5.0
+    adversaries: tuple[str, ...] = ()
+    block: int | None = None
+    seed: int = 0
+    workers: int = 2
+    gate: Gate = field(default_factory=Gate)
+
+    def __post_init__(self) -> None:
+        for name in self.adversaries:
+            adversary(name)
+        if not 0 < self.minutes < float("inf"):
+            raise InputError("minutes", self.minutes, "expected more than 0")
+        if self.workers < 1:
+            raise InputError("workers", self.workers, "expected a whole number >= 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.adversaries or tuple(ADVERSARIES)
 
 
 def audit_run(
-    run: RunFolder, overrides: dict[str, int], on_progress: Callable[[float, str], None]
-) -> dict[str, Any]:
-    """Attack one block of a run's last checkpoint with the run's own mechanism; writes audit.json and images.
+    run: RunFolder, design: AuditDesign, on_progress: Callable[[float, str], None] = lambda share, note: None
+) -> Audit:
+    """Mount every attack of the design's adversaries on a simulated run; writes audit.json and its images.
 
-    The examples attacked are the companies' own training examples: the simulator holds them, and only the
-    scoring reads them.
+    Raises:
+        InputError, RunError: something that was given cannot be used; a former audit is still there then.
     """
-    settings, plan = read_simulation(run.path), run.plan()
-    chosen = validated(AuditSettings, settings.audit.model_dump() | overrides)
-    checkpoint = Checkpoint.load(run.checkpoints)
-    problem = family(plan.model.family).problem
-    if problem is None:
-        attacked = ", ".join(name for name in family_names() if family(name).problem)
-        raise InputError("model.family", plan.model.family, f"there is no attack yet but on {attacked}")
-    homes = run.homes()
-    if not homes:
-        raise RunError(f"{run.companies}: no company's home is there; put them back from a copy")
-    last = assign(max(checkpoint.round, 1), tuple(home.name for home in homes), plan)[-1]
-    block = chosen.block
-    if block is None:
-        block = 0 if plan.model.features == "prefix" else last.block
-    if block >= plan.model.blocks:
-        raise InputError("audit.block", block, f"the model has {plan.model.blocks} blocks")
-    model = build_model(plan.model, plan.noise)
-    merge(model, checkpoint.model.shared, *checkpoint.model.blocks)
-    parts = [Examples.load(home / "data.npz") for home in homes]
-    # One core: its matrices are small, and a second thread only waits.
-    torch.set_num_threads(1)
-    result = audit_block(
-        cast(ViTClassifier, model),  # as the problem says
-        block,
-        private=(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts])),
-        public=Examples.load(run.path / "public_train.npz").inputs,
-        objective=BlockObjective(weight=plan.noise.weight),
-        draws=plan.training.noise_draws,
-        max_grad_norm=plan.max_grad_norm,
-        noise_multiplier=own_noise(plan, len(last.companies)),
-        design=AuditDesign(
-            targets=chosen.targets,
-            aggregates=chosen.aggregates,
-            cohort=len(last.companies),
-            seed=settings.seed,
-        ),
-        on_progress=on_progress,
+    started = time.monotonic()
+    subject = Subject.of(run, seed=design.seed, block=design.block)
+    subject = replace(subject, workers=design.workers)
+    blocks = subject.plan.model.blocks
+    if design.block is not None and not 0 <= design.block < blocks:
+        raise InputError("block", design.block, f"expected 0 to {blocks - 1}: the model has {blocks} blocks")
+    jobs, results = jobs_of(subject, [adversary(name) for name in design.names])
+    kept = _Kept.of(run, subject, design)
+    images: Images = {}
+    todo = []
+    for job in jobs:
+        found = kept.read(job)
+        if found is None:
+            todo.append(job)
+        else:
+            results += found[0]
+            images |= found[1]
+    for job, each in run_jobs(
+        todo, subject, design.names, seconds=60 * design.minutes, on_progress=on_progress
+    ):
+        found_results, found_images = kept.write(job, each)
+        results += found_results
+        images |= found_images
+    ordered = tuple(sorted(results, key=lambda result: result.key))
+    audit = Audit(
+        version=__version__,
+        run=subject.plan.run,
+        plan=subject.plan.digest().hex(),
+        round=subject.checkpoint.round,
+        blocks=subject.blocks,
+        adversaries=design.names,
+        seed=design.seed,
+        minutes=design.minutes,
+        seconds=round(time.monotonic() - started, 1),
+        gate=design.gate,
+        results=ordered,
+        verdict=Verdict.of(ordered, design.gate),
     )
-    document = {"run": run.path.name, "round": checkpoint.round} | result.to_json()
-    with atomic_file.replacing(run.path / "audit_images.npz") as draft, draft.open("wb") as file:
-        np.savez_compressed(file, **cast(dict[str, Any], result.images))
-    run.write_json("audit.json", document)
-    return document
+    with atomic_file.replacing(run.path / IMAGES_FILE) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, **cast(dict[str, Any], images))
+    audit.write(run)
+    kept.remove()
+    return audit
 
 
-def own_noise(plan: Plan, companies: int) -> float:
-    """The noise multiplier of what one company sends: all of it, or its share (see `SkellamNoise`)."""
-    if not plan.secure_step:
-        return plan.noise_multiplier
-    return plan.noise_multiplier / math.sqrt(companies - plan.dropouts - plan.colluders)
+@dataclass(frozen=True)
+class _Kept:
+    """Finished jobs of an audit that is not whole yet, a file each; those of another design are removed."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, run: RunFolder, subject: Subject, design: AuditDesign) -> _Kept:
+        asked = {
+            "version": __version__,
+            "plan": subject.plan.digest().hex(),
+            "round": subject.checkpoint.round,
+            "model": digest(subject.checkpoint.model.shared, *subject.checkpoint.model.blocks).hex(),
+            "minutes": design.minutes,
+            "seed": design.seed,
+            "adversaries": design.names,
+        }
+        name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        parent = run.path / ".audit"
+        for other in parent.glob("*") if parent.is_dir() else ():
+            if other.name != name:
+                shutil.rmtree(other, ignore_errors=True)
+        (parent / name).mkdir(parents=True, exist_ok=True)
+        return cls(parent / name)
+
+    def read(self, job: Job) -> tuple[list[Result], Images] | None:
+        """None where the job has not finished, or what it left is not whole."""
+        try:
+            results = _RESULTS.validate_json((self.folder / f"{job.name}.json").read_bytes())
+            with np.load(self.folder / f"{job.name}.npz", allow_pickle=False) as file:
+                return results, {name: file[name] for name in file.files}
+        except (OSError, ValueError, ValidationError, EOFError):
+            return None
+
+    def write(self, job: Job, found: Found) -> tuple[list[Result], Images]:
+        results = [each for each in found if isinstance(each, Result)]
+        images: Images = {}
+        for each in found:
+            if isinstance(each, Exhibit):
+                images |= each.named()
+        path = self.folder / job.name
+        with atomic_file.replacing(path.with_suffix(".npz")) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, **cast(dict[str, Any], images))
+        # The results last: what is read back is then whole.
+        atomic_file.write(path.with_suffix(".json"), _RESULTS.dump_json(results))
+        return results, images
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
+def listed() -> list[dict[str, object]]:
+    """Every attack: what it sees, needs and costs, as its file says."""
+    keys = ("name", "title", "statement", "adversaries", "sees", "needs", "cost")
+    return [{key: getattr(each, key) for key in keys} for each in attacks()]

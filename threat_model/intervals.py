@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 from scipy import stats
 
 from ..errors import InputError
@@ -25,7 +25,10 @@ Method = Literal["clopper-pearson", "cluster-bootstrap", "student", "delong", "e
 
 
 class Estimate(BaseModel):
-    """A figure of `n` cases with its interval at `level`; without an interval, `low` and `high` are infinite."""
+    """A figure of `n` cases with its interval at `level`.
+
+    Without an interval, `low` and `high` are infinite: null in JSON, which has no number for that.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -35,6 +38,20 @@ class Estimate(BaseModel):
     n: int = Field(ge=1)
     method: Method
     level: float = Field(LEVEL, gt=0, lt=1)
+
+    @field_validator("low", mode="before")
+    @classmethod
+    def _unbounded_below(cls, low: object) -> object:
+        return -math.inf if low is None else low
+
+    @field_validator("high", mode="before")
+    @classmethod
+    def _unbounded_above(cls, high: object) -> object:
+        return math.inf if high is None else high
+
+    @field_serializer("low", "high", when_used="json")
+    def _finite(self, bound: float) -> float | None:
+        return bound if math.isfinite(bound) else None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,19 +1,10 @@
-"""Scores of reconstructions, with confidence intervals that account for how the cases were drawn.
-
-Images of one opened sum are reconstructed together, so their scores are dependent: intervals come from a bootstrap
-over whole sums (a cluster bootstrap, Davison & Hinkley 1997, section 3.8), never over images. The worst case, that is
-the best reconstruction, is reported beside every mean.
-"""
+"""Scores of reconstructed images; their intervals are made in `intervals`."""
 
 from __future__ import annotations
-
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
-
-from ..errors import InputError
 
 Array = npt.NDArray[np.float64]
 
@@ -21,20 +12,6 @@ EXACT_PSNR = 40.0
 """The lowest PSNR of a reconstruction that counts as exact, in dB."""
 
 _PSNR_CEILING = 150.0  # higher values are rounding noise, and an infinite score has no mean
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean over n cases with its 95% interval; `worst` is the case in which the attacker did best."""
-
-    mean: float
-    low: float
-    high: float
-    worst: float
-    n: int
-
-    def to_json(self) -> dict[str, float | int]:
-        return asdict(self)
 
 
 def psnr(estimates: Array, originals: Array) -> Array:
@@ -83,27 +60,3 @@ def reidentified(estimates: Array, originals: Array, candidates: Array) -> npt.N
     rival = ((estimates[:, None] - candidates) ** 2).reshape(*candidates.shape[:2], -1).sum(2)
     nearest: npt.NDArray[np.bool_] = own < rival.min(1)
     return nearest
-
-
-def summarise(
-    values: Array, clusters: npt.NDArray[np.int64], generator: np.random.Generator, resamples: int = 2000
-) -> Score:
-    """Mean of values (n,) with a 95% percentile interval from a bootstrap over clusters (n,) of cases.
-
-    With one cluster the interval is the range of its values.
-
-    Raises:
-        InputError: there is not one value for each case, or there is no case.
-    """
-    if len(values) == 0 or len(values) != len(clusters):
-        raise InputError("values", len(values), f"expected one value for each of {len(clusters)} > 0 cases")
-    _, index = np.unique(clusters, return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    if len(sums) == 1:
-        return Score(
-            float(values.mean()), float(values.min()), float(values.max()), float(values.max()), len(values)
-        )
-    drawn = generator.integers(len(sums), size=(resamples, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Score(float(values.mean()), float(low), float(high), float(values.max()), len(values))

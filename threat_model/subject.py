@@ -21,7 +21,7 @@ from ..protocol.release import block_size, mechanism, secure_step
 from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
-from ..settings import Plan
+from ..settings import Plan, read_simulation
 from .clock import Clock
 
 
@@ -51,8 +51,9 @@ class Subject:
         """A simulated run at its last checkpoint; `block` none means all.
 
         Raises:
-            RunError: a file of the run is missing or damaged, or no company's home is there.
+            RunError: it is no simulation, a file of it is missing or damaged, or no company's home is there.
         """
+        read_simulation(run.path)  # names a run that is none, and one of an earlier version
         plan = run.plan()
         homes = run.homes()
         if not homes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
@@ -33,16 +33,13 @@ class Family:
     """A model family: what it is called, what is set of it, and the network that is built from it.
 
     `settings` say which data the family reads (see `ImageSettings`, `TextSettings`, `SeriesSettings`), `network` how
-    it is judged; a family of several networks has a function of its settings there. `problem` is what the leakage
-    audit solves on its gradients, none where there is no attack on the family yet ("patch-classification": the
-    network is a `ViTClassifier`, or derives from it). `small` are settings of a model that is built in milliseconds,
-    for the checks of per-example clipping.
+    it is judged; a family of several networks has a function of its settings there. `small` are settings of a model
+    that is built in milliseconds, for the checks of per-example clipping.
     """
 
     title: str
     settings: type[TransformerSettings]
     network: type[Denoiser] | Callable[[Any], type[Denoiser]]
-    problem: Literal["patch-classification"] | None = None
     small: Mapping[str, object] = field(default_factory=dict)
 
     def network_of(self, model: TransformerSettings) -> type[Denoiser]:

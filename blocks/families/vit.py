@@ -101,6 +101,5 @@ FAMILY = Family(
     title="image classifier (ViT)",
     settings=ViTSettings,
     network=ViTClassifier,
-    problem="patch-classification",
     small={"image_size": 6, "patch_size": 3, "classes": 7},
 )

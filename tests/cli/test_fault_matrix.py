@@ -34,7 +34,7 @@ COMMANDS: dict[str, list[str]] = {
     "pretrain": ["pretrain", "digits", *SETS, "--folder", "model", "--json"],
     "simulate": ["simulate", "digits", *SETS, "--json"],
     "resume": ["simulate", "--resume", str(RUN), "--json"],
-    "audit": ["audit", str(RUN), "--targets", "2", "--aggregates", "1", "--json"],
+    "audit": ["audit", str(RUN), "--minutes", "0.05", "--block", "0", "--json"],
     "report": ["report", str(RUN), "--json"],
     "ledger show": ["ledger", "show", str(RUN), "--json"],
     "ledger verify": ["ledger", "verify", str(RUN), "--json"],

@@ -56,7 +56,7 @@ def fedblocks_json(done: Outcome) -> dict[str, Any]:
     return value
 
 
-def test_a_new_family_is_simulated_reported_and_refused_by_the_audit(
+def test_a_new_family_is_simulated_audited_and_reported(
     copied: Callable[..., Outcome],
 ) -> None:
     """Would catch a second place that has to know the families: settings, data, dealing, policy, report, audit."""
@@ -70,10 +70,11 @@ def test_a_new_family_is_simulated_reported_and_refused_by_the_audit(
     rounds = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("status") for row in rounds] == [None, "done", "done"]
 
-    audited = command("audit", run)
-    assert audited.returncode == 2
-    refusal = audited.stderr.strip().splitlines()[-1]
-    assert refusal == "error: model.family='whole-image': there is no attack yet but on vit"
+    audited = command("audit", run, "--minutes", "0.2", "--adversary", "auditor", "--block", "0", "--json")
+    assert audited.returncode in (0, 4), (
+        audited.stderr
+    )  # nothing refuted; in so short a time perhaps nothing said
+    assert json.loads(audited.stdout)["run"] == Path(run).name
 
     assert command("report", run).returncode == 0
     page = (Path(run) / "report.html").read_text("utf-8")

@@ -33,6 +33,7 @@ from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.run_lock import exclusive
 from fedblocks.settings import SimulationSettings
+from fedblocks.threat_model.auditing import AuditDesign
 
 FB = (sys.executable, "-c", "from fedblocks.cli.main import main; main()")
 
@@ -107,7 +108,7 @@ def test_of_two_processes_that_resume_one_run_the_second_is_refused_and_after_a_
         ),
         simulate,
         lambda run: simulate(run, transport="grpc"),
-        lambda run: audit_with_progress(run, {}, Console(quiet=True)),
+        lambda run: audit_with_progress(run, AuditDesign(), Console(quiet=True)),
     ],
 )
 def test_whatever_writes_into_a_run_is_refused_while_another_process_has_it(

@@ -33,7 +33,7 @@ from fedblocks.settings import (
     write_settings,
     write_simulation,
 )
-from fedblocks.threat_model.auditing import audit_run
+from fedblocks.threat_model.auditing import AuditDesign, audit_run
 from fedblocks.threat_model.report import write_report
 
 
@@ -80,7 +80,7 @@ def test_each_key_stands_in_one_file_and_both_together_are_the_simulation(
     found = {key for key in keys(rest) if not key.startswith("data.private.")}
     dropout = {"companies.dropout.rate", "companies.dropout.phase"}
     assert found == dropout | {"companies.alpha", "companies.holdout", "workers"} | {
-        "audit.targets", "audit.aggregates", "audit.block"
+        "audit.minutes", "audit.block"
     }  # fmt: skip
     # A report tells its reader to take the settings of a run as they are.
     assert load_settings(str(tmp_path / "settings.toml")) == settings
@@ -119,7 +119,7 @@ def test_a_run_whose_companies_are_real_has_a_report_and_no_audit(run: RunFolder
     assert "Data: public digits." in page
     assert "companies.alpha" not in page
     with pytest.raises(RunError, match="not a simulation"):
-        audit_run(run, {}, on_progress=lambda done, note: None)
+        audit_run(run, AuditDesign())
 
 
 def test_the_coordinators_settings_alone_make_the_plan(small: SimulationSettings) -> None:

@@ -16,6 +16,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
+from ...errors import InputError
+from ..exhibits import Exhibit
 from ..results import Result, Statement
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ class Attack:
 
     `adversaries`: who can mount it, by name. `sees`, `needs`, `cost`: in words, for `fedblocks audit --list`.
     `applies`: why it cannot be mounted on this run, none where it can. `run`: yields each result as soon as it is
-    there; it spends at most `subject.clock`, and what the clock cut short is inconclusive. `weight`: its share of the
-    time, beside the others'.
+    there; it spends at most `subject.clock`, and what the clock cut short is inconclusive. `by_block`: it is run on
+    one block at a time, else once on all of the subject's. `weight`: its share of the time, beside the others'.
     """
 
     name: str
@@ -40,7 +42,8 @@ class Attack:
     needs: str
     cost: str
     applies: Callable[[Subject], str | None]
-    run: Callable[[Subject], Iterator[Result]]
+    run: Callable[[Subject], Iterator[Result | Exhibit]]
+    by_block: bool = True
     weight: float = 1.0
 
 
@@ -56,3 +59,11 @@ def attacks() -> tuple[Attack, ...]:
             raise TypeError(f"threat_model/attacks/{module.name}.py must define ATTACK, an Attack")
         found.append(attack)
     return tuple(sorted(found, key=lambda attack: attack.name))
+
+
+def attack(name: str) -> Attack:
+    """The attack of this name. Raises: InputError if there is none."""
+    for each in attacks():
+        if each.name == name:
+            return each
+    raise InputError("attack", name, f"expected one of {', '.join(each.name for each in attacks())}")

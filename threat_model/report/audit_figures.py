@@ -1,4 +1,4 @@
-"""The figure of an audit: PSNR of each condition in each view, with its interval and its worst case."""
+"""The figure of an audit: every share and every AUC with its interval, beside its control, baseline and ceiling."""
 
 from __future__ import annotations
 
@@ -6,102 +6,73 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .audited import Audited, Row
+from ..results import Result
+from ..sentences import Group, figure
 from .canvas import ALERT, GRID, INK, MUTED, PAPER, PRIVATE, REFERENCE, axes, chart
 
-_ROW, _TITLE, _FOOT = 24, 34, 48
-# Above this many decibels all reconstructions look the same: the scale ends here, the printed values do not.
-_SCALE_END = 60.0
-_STYLES = {
-    "control": (REFERENCE, "s"),
-    "released": (ALERT, "D"),
-    "prior": (PRIVATE, "o"),
-    "random": (MUTED, "^"),
-}
+_ROW, _FOOT, _TOP = 38, 48, 4
+MOST = 24  # rows; the others are in the tables
 
 
-def psnr_by_view(audit: Audited) -> Markup:
-    """PSNR of every row of every view on one scale: mean, 95% interval, worst (best recovered) case."""
-    views = [(f"({view.letter}) {view.title}", view.rows) for view in audit.views]
-    label = "Dots with intervals of PSNR in decibels. " + " ".join(
-        f"{title}: " + ", ".join(f"{row.label} {row.scores['psnr'].mean:.1f}" for row in rows) + "."
-        for title, rows in views
-    )
-    height = sum(_TITLE + _ROW * len(rows) for _, rows in views) + _FOOT
-    scores = [row.scores["psnr"] for _, rows in views for row in rows]
-    low = min(0.0, *(s.low for s in scores))
-    high = min(_SCALE_END, max(audit.exact_psnr + 5, *(s.worst for s in scores)))
+def shares(groups: list[Group]) -> list[Group]:
+    """Those that have a place on a scale from 0 to 1, of protected views, as far as they are shown."""
+    return [
+        g for g in groups
+        if g.worst.protected and g.worst.value is not None and g.worst.unit in ("share", "auc")
+    ][:MOST]  # fmt: skip
 
-    def draw(figure: Figure, wide: bool) -> None:
-        left, right = (196, 64) if wide else (84, 50)
-        ax = axes(figure, left, 4, right, _FOOT - 4)
+
+def success_by_attack(groups: list[Group]) -> Markup:
+    """Each group's worst block: the figure, its 95% interval, and what it is to be read beside."""
+    rows = [group.worst for group in groups]
+    label = "Dots with intervals, from 0 to 1. " + " ".join(_spoken(row) for row in rows)
+    height = _TOP + _ROW * len(rows) + _FOOT
+
+    def draw(drawing: Figure, wide: bool) -> None:
+        left, right = (12, 60) if wide else (8, 46)
+        ax = axes(drawing, left, _TOP, right, _FOOT - 4)
         ax.grid(False)
         ax.grid(axis="x", color=GRID, linewidth=0.8)
-        ax.set_xlim(low, high + 1)
-        ax.set_ylim(height - _FOOT, 0)
+        ax.set_xlim(-0.01, 1.01)
+        ax.set_ylim(_ROW * len(rows), 0)
         ax.set_yticks([])
-        ax.axvline(audit.exact_psnr, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-        y = 0.0
-        for title, rows in views:
-            _text(
-                ax,
-                title if wide else _shortened(title, 52),
-                8 - left,
-                y + _TITLE - 13,
-                "left",
-                INK,
-                12 if wide else 11,
-            )
-            y += _TITLE
-            for row in rows:
-                _row(ax, row, y + _ROW / 2 - 4, high, wide)
-                y += _ROW
-        ax.set_xlabel(
-            "PSNR in dB: higher is closer" if not wide else "PSNR in dB: higher is closer to the original"
-        )
+        for i, row in enumerate(rows):
+            _row(ax, row, _ROW * i, wide)
+        ax.set_xlabel("share of cases, or area under the curve")
 
-    return chart("psnr", label, draw, height)
+    return chart("success", label, draw, height)
 
 
-def _row(ax: Axes, row: Row, y: float, end: float, wide: bool) -> None:
-    score = row.scores["psnr"]
-    colour, marker = _STYLES[row.condition]
-    _text(ax, row.label if wide else row.short, -8, y, "right", MUTED, 11)
-    low, high, worst = (min(value, end) for value in (score.low, score.high, score.worst))
-    ax.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-    if score.mean > end:
-        ax.plot([end], [y], marker=">", color=colour, markersize=7, zorder=3)
-    else:
-        ax.plot([worst], [y], marker="|", color=colour, markersize=12, markeredgewidth=1.6)
-        ax.plot([score.mean], [y], marker=marker, color=colour, markersize=7, zorder=3)
+def _spoken(row: Result) -> str:
+    assert row.value is not None
+    return f"{row.attack}, {row.view}, {row.statistic}: {figure(row.value.value, row.unit)}."
+
+
+def _row(ax: Axes, row: Result, top: float, wide: bool) -> None:
+    value = row.value
+    assert value is not None
+    y = top + 26
+    text = f"{row.attack}: {row.statistic}, {row.view}"
+    most = 92 if wide else 46
     ax.annotate(
-        f"{score.mean:.1f}",
-        (1, y),
-        (8, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center_baseline",
-        fontsize=11,
-        color=INK,
-    )
-
-
-def _text(ax: Axes, text: str, offset: float, y: float, side: str, colour: str, size: float) -> None:
-    """Text at a distance in pixels from the left edge of the scale."""
-    ax.annotate(
-        text,
-        (0, y),
-        (offset, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha=side,
-        va="center_baseline",
-        fontsize=size,
-        color=colour,
-        annotation_clip=False,
+        text if len(text) <= most else text[: most - 1] + "…",
+        (0, top + 10), (0, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        va="center_baseline", fontsize=11, color=INK if wide else MUTED, annotation_clip=False,
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
-    )
-
-
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    )  # fmt: skip
+    low, high = max(value.low, 0.0), min(value.high, 1.0)
+    ax.plot([low, high], [y, y], color=ALERT, linewidth=2, solid_capstyle="butt")
+    for beside, colour, marker in (
+        (None if row.control is None else row.control.value, REFERENCE, "s"),
+        (None if row.baseline is None else row.baseline.value, PRIVATE, "o"),
+        (row.ceiling, MUTED, "|"),
+    ):
+        if beside is not None:
+            ax.plot(
+                [min(max(beside, 0), 1)], [y], marker=marker, color=colour, markersize=7, linestyle="none"
+            )
+    ax.plot([min(max(value.value, 0), 1)], [y], marker="D", color=ALERT, markersize=6, zorder=3)
+    ax.annotate(
+        figure(value.value, row.unit), (1, y), (8, 0), xycoords=("axes fraction", "data"),
+        textcoords="offset points", va="center_baseline", fontsize=11, color=INK,
+    )  # fmt: skip

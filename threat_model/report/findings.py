@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 
 from ...privacy.accounting import Guarantee, round_up, shown
-from .audited import Audited, attackable
+from .audited import Audited
 from .diagnosed import Diagnosed
 from .facts import Facts, Utility
 from .measures import Measure
@@ -63,7 +63,7 @@ def find(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> li
             "of companies: a sign of poisoned updates, or of private data unlike the public ones."
         )
         found.append(Finding("Influence", text, True))
-    found += _audit(facts, audit)
+    found += _audit(audit)
     return found
 
 
@@ -208,15 +208,10 @@ def _aborted(facts: Facts) -> str:
     return ", where nothing was opened" if facts.one_block_a_round else ", wholly or for some of their blocks"
 
 
-def _audit(facts: Facts, audit: Audited | None) -> list[Finding]:
+def _audit(audit: Audited | None) -> list[Finding]:
     if audit is not None:
         return [Finding(*sentence) for sentence in audit.sentences()]
     text = "The releases of this run have not been attacked yet, so nothing is known about what leaks."
-    if not attackable(facts.plan.model):
-        text = (
-            "No attack on this family of models is part of fedblocks yet, so nothing is known about what the "
-            "releases of this run leak."
-        )
     return [Finding("Audit", text, True)]
 
 

@@ -16,9 +16,10 @@ from markupsafe import Markup
 from ... import __version__, atomic_file
 from ...privacy.accounting import round_up
 from ...server.run_folder import RunFolder
+from ..sentences import figure
 from . import figures
-from .audit_figures import psnr_by_view
-from .audited import METRICS, SHARES, Audited, attackable, read_audit
+from .audit_figures import shares, success_by_attack
+from .audited import Audited, read_audit
 from .block_figures import block_answers, loss_by_noise
 from .diagnosed import Diagnosed, read_diagnosed
 from .facts import Facts, read_facts
@@ -59,7 +60,7 @@ def write_report(run: RunFolder) -> Path:
         digits=three_digits,
         epsilon=_epsilon,
         delta=delta,
-        score=_score,
+        figure=figure,
     )
     page = environment.get_template("report.html.j2").render(_context(run, facts, diagnosed, audit))
     path = run.path / "report.html"
@@ -78,7 +79,6 @@ def _context(
         "measure": facts.measure,
         "model_words": model_words(facts.plan.model),
         "diagnosed": diagnosed,
-        "attackable": attackable(facts.plan.model),
         "audit": audit,
         "findings": find(facts, diagnosed, audit),
         "sections": _SECTIONS,
@@ -94,8 +94,6 @@ def _context(
         "simulated": run.companies.is_dir(),
         "settings": list(_flat((facts.simulation or facts.settings).model_dump(mode="json"))),
         "most_rows": figures.MOST_ROWS,
-        "metric_names": METRICS,
-        "shares": SHARES,
         "commands": _commands(facts, diagnosed),
     }
 
@@ -112,16 +110,15 @@ def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) ->
         charts["epsilon"] = figures.epsilon_by_company(facts.spending)
     if facts.absences or facts.aborted:
         charts["absences"] = figures.absences(facts)
-    if audit is not None:
-        charts["psnr"] = psnr_by_view(audit)
+    if audit is not None and (rows := shares(audit.groups)):
+        charts["success"] = success_by_attack(rows)
     return charts
 
 
 def _commands(facts: Facts, diagnosed: Diagnosed | None) -> str:
     reference = " --with-reference" if facts.utility and facts.utility.reference else ""
     controls = " --with-controls" if diagnosed and diagnosed.controlled else ""
-    audit = "fedblocks audit\n" if attackable(facts.plan.model) else ""
-    return f"fedblocks simulate settings.toml{reference}{controls}\n{audit}fedblocks report"
+    return f"fedblocks simulate settings.toml{reference}{controls}\nfedblocks audit\nfedblocks report"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -136,11 +133,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def _percent(share: float) -> str:
     return f"{share:.1%}"
-
-
-def _score(value: float, metric: str, signed: bool = False) -> str:
-    form = ("+" if signed else "") + (".0%" if metric in SHARES else ".1f" if metric == "psnr" else ".2f")
-    return format(value, form).replace("-", "−")
 
 
 def _factor(epsilon: float) -> str:

@@ -1,0 +1,84 @@
+"""What an audit must not exceed: limits that a privacy officer sets beforehand, in TOML.
+
+    inconclusive = "fails"           # or "passes"
+    found = "fails"                  # a protected view that gave something away; or "passes", limits alone decide
+
+    [[limit]]
+    statement = "reconstruction"     # of these results: by statement, attack, adversary, view or statistic
+    of = "high"                      # the figure itself, an end of its interval, or its worst decile
+    most = 0.1
+
+A claim that is refuted always fails. Limits are for protected views: of a raw gradient everything comes back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..settings.load import parsed_toml, read_text, validated
+from .results import Result, Statement
+
+Of = Literal["value", "low", "high", "worst_decile"]
+
+
+class Limit(BaseModel):
+    """At most `most`, in the unit of the results that it names; without a name, all of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    statement: Statement | None = None
+    attack: str | None = None
+    adversary: str | None = None
+    view: str | None = None
+    statistic: str | None = None
+    of: Of = "value"
+    most: float = Field(allow_inf_nan=False)
+
+    def concerns(self, result: Result) -> bool:
+        names = ("statement", "attack", "adversary", "view", "statistic")
+        return all(getattr(self, name) in (None, getattr(result, name)) for name in names)
+
+    def exceeded(self, result: Result) -> str | None:
+        """What to say of a result above this limit; none where it is within, or has no such figure."""
+        figure = result.worst_decile if self.of == "worst_decile" else None
+        if self.of != "worst_decile" and result.value is not None:
+            figure = getattr(result.value, self.of)
+        if figure is None or figure <= self.most:
+            return None
+        return f"{self.of.replace('_', ' ')} {figure:.4g} is above the limit of {self.most:g}"
+
+
+class Gate(BaseModel):
+    """The limits of an audit; the default has none but that nothing protected may be found."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inconclusive: Literal["fails", "passes"] = "fails"
+    found: Literal["fails", "passes"] = "fails"
+    limit: tuple[Limit, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> Gate:
+        """Raises: InputError naming field, value and rule."""
+        return validated(cls, parsed_toml("--gate", path, read_text("--gate", path)))
+
+    def failures(self, result: Result) -> list[str]:
+        """Why this result fails, in words; empty where it does not."""
+        if result.outcome == "refuted":
+            return [result.reason]
+        if not result.protected:
+            return []
+        found = [self._found(result)] if self.found == "fails" else []
+        over = [limit.exceeded(result) for limit in self.limit if limit.concerns(result)]
+        return [why for why in (*found, *over) if why is not None]
+
+    @staticmethod
+    def _found(result: Result) -> str | None:
+        return result.outcome if result.outcome in ("found", "partly found") else None
+
+    def unused(self, results: tuple[Result, ...]) -> list[Limit]:
+        """Limits that concern no result at all: they would pass for want of evidence."""
+        return [limit for limit in self.limit if not any(limit.concerns(result) for result in results)]

@@ -1,0 +1,179 @@
+"""The attacks of an audit, a job each: which there are, how long each may take, and running them side by side.
+
+A job is one attack on one block (or on all). Its experiments are seeded by their names, so results do not depend on
+which process runs a job, nor on how many there are; only what the clock cuts short does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..server.run_folder import RunFolder
+from .adversaries import Adversary
+from .attacks import Attack, attack, attacks
+from .clock import Clock
+from .exhibits import Exhibit
+from .results import Result
+from .subject import Subject
+
+Found = list[Result | Exhibit]
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """`block` none: all of the audited blocks at once."""
+
+    attack: str
+    block: int | None
+
+    @property
+    def name(self) -> str:
+        return self.attack if self.block is None else f"{self.attack}-block-{self.block}"
+
+    @property
+    def weight(self) -> float:
+        return attack(self.attack).weight
+
+
+def jobs_of(subject: Subject, adversaries: Sequence[Adversary]) -> tuple[list[Job], list[Result]]:
+    """What can be mounted by one of these adversaries, and for the rest why it cannot."""
+    jobs: list[Job] = []
+    refused: list[Result] = []
+    names = [each.name for each in adversaries]
+    for each in attacks():
+        able = [name for name in names if name in each.adversaries]
+        if not able:
+            continue
+        why = each.applies(subject)
+        if why is not None:
+            refused.append(_not_applicable(each, able[0], why))
+        elif each.by_block:
+            jobs += [Job(each.name, block) for block in subject.blocks]
+        else:
+            jobs.append(Job(each.name, None))
+    return jobs, refused
+
+
+def _not_applicable(each: Attack, adversary: str, why: str) -> Result:
+    return Result(
+        attack=each.name, adversary=adversary, view="run", statement=each.statement, statistic="applies",
+        unit="number", outcome="not applicable", reason=why,
+    )  # fmt: skip
+
+
+def run_job(job: Job, subject: Subject, names: Sequence[str]) -> Found:
+    """One job in this process; of its results those of the adversaries in `names`."""
+    blocks = subject.blocks if job.block is None else (job.block,)
+    found: Found = []
+    for each in attack(job.attack).run(replace(subject, blocks=blocks)):
+        if isinstance(each, Exhibit) or each.adversary in names:
+            found.append(each)
+    return found
+
+
+@dataclass
+class Progress:
+    """The finished share of all jobs, by weight."""
+
+    jobs: Sequence[Job]
+    tell: Callable[[float, str], None]
+
+    def __post_init__(self) -> None:
+        self._shares = dict.fromkeys((job.name for job in self.jobs), 0.0)
+        self._weights = {job.name: job.weight for job in self.jobs}
+
+    def update(self, name: str, share: float, note: str) -> None:
+        self._shares[name] = share
+        whole = sum(self._weights.values())
+        done = sum(self._weights[n] * s for n, s in self._shares.items())
+        self.tell(done / whole if whole else 1.0, note)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    subject: Subject,
+    names: Sequence[str],
+    *,
+    seconds: float,
+    on_progress: Callable[[float, str], None],
+) -> Iterator[tuple[Job, Found]]:
+    """Each job's findings as soon as it has ended, the heaviest jobs first.
+
+    `seconds`: for all jobs together; what the early ones leave over goes to the later ones.
+    """
+    waiting = sorted(jobs, key=lambda job: (-job.weight, job))
+    progress = Progress(jobs, on_progress)
+    whole = Clock(seconds)
+    if subject.workers == 1 or len(jobs) < 2:
+        while waiting:
+            job, share = waiting[0], _share(waiting, whole, 1)
+            waiting.pop(0)
+            clock = Clock(share, lambda s, note, name=job.name: progress.update(name, s, note))  # type: ignore[misc]
+            yield job, run_job(job, subject.within(clock), names)
+            progress.update(job.name, 1.0, job.name)
+        return
+    yield from _side_by_side(waiting, subject, names, whole, progress)
+
+
+def _share(waiting: Sequence[Job], whole: Clock, workers: int) -> float:
+    """Seconds of the next job: its part by weight of what is left of all workers' time, within what is left."""
+    rest = sum(job.weight for job in waiting)
+    return min(whole.left, whole.left * workers * waiting[0].weight / rest)
+
+
+def _side_by_side(
+    waiting: list[Job], subject: Subject, names: Sequence[str], whole: Clock, progress: Progress
+) -> Iterator[tuple[Job, Found]]:
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork of a process whose OpenMP threads have run may hang
+    news, stop = context.SimpleQueue(), context.Event()
+    workers = min(subject.workers, len(waiting))
+    given = (subject.run.path, subject.seed, subject.blocks, news, stop)
+    with ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=given) as pool:
+        running: dict[Future[Found], Job] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    share = _share(waiting, whole, workers)
+                    job = waiting.pop(0)
+                    running[pool.submit(_run, job, tuple(names), share)] = job
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not news.empty():
+                    progress.update(*news.get())
+                for future in done:
+                    job = running.pop(future)
+                    yield job, future.result()
+                    progress.update(job.name, 1.0, job.name)
+        finally:
+            stop.set()  # the jobs at work end at their next step, and the pool can close
+
+
+_subject: Subject | None = None
+_news: Any = None
+_stop: Any = None
+
+
+def _prepare(run: Path, seed: int, blocks: tuple[int, ...], news: Any, stop: Any) -> None:
+    global _subject, _news, _stop
+    torch.set_num_threads(1)  # one core each: the matrices are small
+    _news, _stop = news, stop
+    _subject = replace(Subject.of(RunFolder.existing(run), seed=seed), blocks=blocks, workers=1)
+
+
+def _run(job: Job, names: tuple[str, ...], seconds: float) -> Found:
+    assert _subject is not None
+
+    def tell(share: float, note: str) -> None:
+        if _stop.is_set():
+            raise KeyboardInterrupt
+        _news.put((job.name, share, note))
+
+    return run_job(job, _subject.within(Clock(seconds, tell)), names)
