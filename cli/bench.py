@@ -59,6 +59,18 @@ def block_quality(
     show(measure(seeds, others, on_progress=_say), as_json)
 
 
+@bench.command("attack")
+def attack(
+    seeds: Seeds = 3,
+    only: Annotated[list[str] | None, typer.Option("--only", help="a part; repeatable")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The audit's attacks and tests on trained blocks of the presets, each beside its control."""
+    from ..experiments.bench.attack import measure
+
+    show(measure(seeds, only or [], on_progress=_say), as_json)
+
+
 @bench.command("data")
 def data(
     megabytes: Annotated[int, typer.Option(min=1, help="of the CSV that is read")] = 1000,
