@@ -1,0 +1,254 @@
+"""The audit around its attacks: jobs, time, interruption, refusals. The attacks here are made up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedblocks.errors import InputError, RunError
+from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.experiments.simulation.simulate import simulate
+from fedblocks.server.run_folder import RunFolder
+from fedblocks.settings import SimulationSettings
+from fedblocks.threat_model import auditing, jobs
+from fedblocks.threat_model.attacks import Attack, attacks
+from fedblocks.threat_model.auditing import AuditDesign, audit_run
+from fedblocks.threat_model.exhibits import Exhibit
+from fedblocks.threat_model.intervals import proportion
+from fedblocks.threat_model.results import Result
+from fedblocks.threat_model.subject import Subject
+
+Found = Iterator[Result | Exhibit]
+
+
+@pytest.fixture(scope="module")
+def done(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = prepare(small, tmp_path_factory.mktemp("audit") / "run")
+    simulate(run)
+    return run
+
+
+@pytest.fixture
+def run(done: RunFolder, tmp_path: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(done.path, tmp_path / "run")))
+
+
+def found_by(name: str, subject: Subject, adversary: str = "coordinator") -> Result:
+    return Result(
+        attack=name, adversary=adversary, view=f"sum seen by {adversary}", statement="reconstruction",
+        statistic="exact", unit="share", outcome="not found", value=proportion(0, 6),
+        block=subject.blocks[0] if len(subject.blocks) == 1 else None,
+    )  # fmt: skip
+
+
+def made_up(name: str, run: Callable[[Subject], Found] | None = None, **changed: object) -> Attack:
+    def once(subject: Subject) -> Found:
+        yield found_by(name, subject)
+
+    given = Attack(
+        name=name, title=name, statement="reconstruction", adversaries=("coordinator", "insider"), sees="a sum",
+        needs="nothing", cost="nothing", applies=lambda subject: None, run=run or once,
+    )  # fmt: skip
+    return replace(given, **changed)  # type: ignore[arg-type]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *made: Attack) -> None:
+    monkeypatch.setattr(jobs, "attacks", lambda: made)
+    monkeypatch.setattr(jobs, "attack", lambda name: next(each for each in made if each.name == name))
+
+
+ONE = AuditDesign(workers=1, minutes=0.5)
+
+
+def test_every_attack_is_run_on_every_block_or_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = made_up("whole", by_block=False)
+    use(monkeypatch, made_up("span"), whole, made_up("tokens", applies=lambda subject: "rank 127 >= 64"))
+    audit = audit_run(run, ONE)
+    keys = [each.key for each in audit.results]
+    assert len(keys) == 1 + run.plan().model.blocks + 1
+    refused = [each for each in audit.results if each.outcome == "not applicable"]
+    assert [each.reason for each in refused] == ["rank 127 >= 64"]
+    assert json.loads((run.path / "audit.json").read_text())["verdict"]["ending"] == "passed"
+
+
+def test_only_the_adversaries_asked_for_are_reported(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(subject: Subject) -> Found:
+        yield found_by("span", subject)
+        yield found_by("span", subject, "insider")
+
+    use(monkeypatch, made_up("span", both), made_up("other", adversaries=("user",)))
+    audit = audit_run(run, replace(ONE, adversaries=("insider",)))
+    assert {each.adversary for each in audit.results} == {"insider"}
+    assert {each.attack for each in audit.results} == {"span"}
+
+
+def test_an_interrupted_audit_goes_on_where_it_stopped(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch work done twice, or lost; and a former audit destroyed by one that did not end."""
+    calls: list[tuple[str, int]] = []
+    stops = [True]
+
+    def counted(name: str) -> Callable[[Subject], Found]:
+        def attack(subject: Subject) -> Found:
+            calls.append((name, subject.blocks[0]))
+            if name == "second" and subject.blocks[0] == 1 and stops.pop() is True:
+                raise KeyboardInterrupt
+            yield found_by(name, subject)
+            yield Exhibit(
+                attack=name, view="sum", block=subject.blocks[0], what="image",
+                arrays={"original": np.full((1, 1, 2, 2), subject.blocks[0], np.float32)},
+            )  # fmt: skip
+
+        return attack
+
+    use(monkeypatch, made_up("first"))
+    former = audit_run(run, ONE)
+    use(monkeypatch, made_up("first", counted("first"), weight=2.0), made_up("second", counted("second")))
+    with pytest.raises(KeyboardInterrupt):
+        audit_run(run, ONE)
+    assert json.loads((run.path / "audit.json").read_text()) == former.model_dump(mode="json")
+    stops.append(False)
+    before = list(calls)
+    audit = audit_run(run, ONE)
+    assert calls[len(before) :] == [("second", b) for b in range(1, run.plan().model.blocks)]
+    assert len(audit.results) == 2 * run.plan().model.blocks
+    with np.load(run.path / "audit_images.npz") as images:
+        assert len(images.files) == 2 * run.plan().model.blocks
+        assert images["second/sum/block-1/image/original"].max() == 1
+    assert not (run.path / ".audit").exists()
+
+
+def test_what_another_audit_left_is_not_taken(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch results of another seed in this one's audit."""
+    seeds: list[int] = []
+
+    def attack(subject: Subject) -> Found:
+        seeds.append(subject.seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        yield found_by("span", subject)
+
+    use(monkeypatch, made_up("span", attack))
+    with pytest.raises(KeyboardInterrupt):
+        audit_run(run, ONE)
+    audit_run(run, replace(ONE, seed=1))
+    assert seeds[2:] == [1] * run.plan().model.blocks
+
+
+def test_a_torn_file_of_a_finished_job_is_made_again(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attack(subject: Subject) -> Found:
+        if subject.blocks[0] == 1 and not torn:
+            raise KeyboardInterrupt
+        yield found_by("span", subject)
+
+    torn: list[Path] = []
+    use(monkeypatch, made_up("span", attack))
+    with pytest.raises(KeyboardInterrupt):
+        audit_run(run, ONE)
+    torn += (run.path / ".audit").rglob("*.json")
+    assert torn
+    torn[0].write_text(torn[0].read_text()[:40])
+    assert len(audit_run(run, ONE).results) == run.plan().model.blocks
+
+
+def test_the_minutes_are_kept_and_shared_by_weight(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch one attack that eats the others' time, and an audit that outlives its budget."""
+    given: dict[str, float] = {}
+
+    def patient(name: str) -> Callable[[Subject], Found]:
+        def attack(subject: Subject) -> Found:
+            given[name] = subject.clock.seconds
+            while not subject.clock.over:
+                time.sleep(0.01)
+            yield found_by(name, subject)
+
+        return attack
+
+    heavy = made_up("heavy", patient("heavy"), weight=3.0, by_block=False)
+    use(monkeypatch, heavy, made_up("light", patient("light"), by_block=False))
+    started = time.monotonic()
+    audit_run(run, replace(ONE, minutes=2 / 60))
+    assert time.monotonic() - started < 5
+    assert given["heavy"] == pytest.approx(1.5, abs=0.2)
+    assert given["light"] == pytest.approx(0.5, abs=0.2)
+
+
+def test_a_job_that_ends_early_leaves_its_time_to_the_others(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def attack(subject: Subject) -> Found:
+        given.append(subject.clock.seconds)
+        yield found_by("light", subject)
+
+    use(monkeypatch, made_up("heavy", weight=9.0, by_block=False), made_up("light", attack, by_block=False))
+    audit_run(run, replace(ONE, minutes=1.0))
+    assert given == [pytest.approx(60, abs=2)]
+
+
+def test_progress_rises_to_the_whole(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def attack(subject: Subject) -> Found:
+        subject.clock.tell(0.5, "half")
+        yield found_by("span", subject)
+
+    use(monkeypatch, made_up("span", attack, weight=2.0), made_up("other"))
+    told: list[float] = []
+    audit_run(run, ONE, lambda share, note: told.append(share))
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"minutes": 0.0}, "minutes=0.0"),
+        ({"minutes": float("nan")}, "minutes=nan"),
+        ({"adversaries": ("nobody",)}, "adversary='nobody': expected one of insider"),
+        ({"workers": 0}, "workers=0"),
+        ({"block": 7}, "block=7: expected 0 to 1"),
+        ({"block": -1}, "block=-1"),
+    ],
+)
+def test_a_bad_design_is_refused_and_a_former_audit_stays(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, changed: dict[str, object], named: str
+) -> None:
+    use(monkeypatch, made_up("span"))
+    audit_run(run, ONE)
+    before = (run.path / "audit.json").read_bytes()
+    with pytest.raises(InputError) as error:
+        audit_run(run, replace(ONE, **changed))  # type: ignore[arg-type]
+    assert named in str(error.value)
+    assert (run.path / "audit.json").read_bytes() == before
+
+
+def test_an_attack_that_fails_fails_the_audit(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch an audit that passes because an attack could not be mounted."""
+
+    def broken(subject: Subject) -> Found:
+        raise RunError("releases/round-0003.safetensors: damaged")
+        yield found_by("span", subject)
+
+    use(monkeypatch, made_up("span", broken))
+    with pytest.raises(RunError, match="damaged"):
+        audit_run(run, ONE)
+    assert not (run.path / "audit.json").exists()
+
+
+def test_every_attack_says_what_it_is() -> None:
+    """Would catch an attack of an adversary that is none, and one that --list cannot describe."""
+    rows = auditing.listed()
+    assert [row["name"] for row in rows] == [each.name for each in attacks()]
+    for each in attacks():
+        assert set(each.adversaries) <= set(auditing.ADVERSARIES)
+        assert each.adversaries
+        assert all((each.title, each.sees, each.needs, each.cost))
+        assert each.weight > 0
