@@ -21,7 +21,7 @@ class Field:
     """One unknown of an example.
 
     `classes`: how many values it may take, none: real values within `bounds`. `nuisance`: drawn in training by a
-    law that everybody knows, once a draw. `what`: for figures and sentences.
+    law that everybody knows, once a draw. `what`: for figures and sentences. `side`: where a model reads it.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Field:
     classes: int | None = None
     bounds: tuple[float, float] | None = None
     nuisance: bool = False
+    side: Literal["inputs", "targets", "both", "draw"] = "draw"
 
     @property
     def continuous(self) -> bool:
