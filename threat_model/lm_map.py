@@ -1,272 +1,293 @@
-"""LM-MAP: maximum a posteriori reconstruction by projected Levenberg-Marquardt.
+"""LM-MAP: maximum a posteriori reconstruction by projected Levenberg-Marquardt, on any block problem.
 
-Image, noise level and noise draw of every unknown example are estimated jointly under the exact likelihood of
-clipping and Gaussian noise, a Gaussian public prior on images, N(0, I) on eps and the training's own law of
-sigma. The noise draw is a nuisance parameter that is estimated too: averaging over it, as in expectation over
-transformation, would lose information. Without noise the likelihood is annealed from a coarse artificial noise per
-tensor.
+Real fields, noise levels and noise draws of every unknown example are estimated jointly, under the exact likelihood
+of clipping and Gaussian noise, a public Gaussian prior on fields and the training's own laws of the noise draws. The
+draw is a nuisance parameter that is estimated too: averaging over it would lose information. Without noise the
+likelihood is annealed from a coarse artificial noise per tensor.
+
+Few unknowns are solved for by a dense Jacobian, many by conjugate gradients, which need products with it alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.func import jvp, vjp, vmap
 
-from ..blocks import LogNormalNoise
-from ..blocks.patches import patches_of
-from .attack_budget import AttackBudget
-from .gradients import BlockGradient, Unknowns
+from ..blocks.taps import Field
+from .clock import Clock
+from .likelihood import Clip, modelled
 from .prior import GaussianPrior
-from .token_span import PatchSearch
-from .views import Observation, scale
+from .problem import Problem, Values
+from .releases import Release
 
 NAME = "LM-MAP"
-_GOOD_START = 0.06  # relative residual below which the joint phase is run
-_EXPLAINED = 1e-2  # relative residual that no wrong reconstruction was seen to reach
+_DENSE = 400  # unknowns up to which the Jacobian is made
+_AT_ONCE = 64  # directions of it
 
 
-@dataclass(frozen=True)
-class _Phase:
-    """Which unknowns change, how the artificial noise decreases (by half a step), and the residual to stop at."""
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """`attempts` starts of the noise draws with `draw_steps` each, then `steps` on everything from the best one."""
 
-    image: bool
-    coarse: float
-    finest: float
-    solved: float  # relative residual
+    attempts: int = 3
+    draw_steps: int = 12
+    steps: int = 25
+    conjugate: int = 60  # products a step, where the Jacobian is not made
+    solved: float = 1e-6  # relative residual at which the search ends
 
-
-# The noise draws first: wrong ones would change an image that is nearly right.
-_DRAWS = _Phase(False, 0.3, 0.003, 0.005)
-_ALL = _Phase(True, 0.01, 1e-6, 1e-5)
-_LABEL_NOISE = 0.3  # artificial noise at which labels are compared
+    def words(self) -> str:
+        return f"{self.attempts} starts of {self.draw_steps} steps on the noise draws, {self.steps} on everything"
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    unknowns: Unknowns
-    objective: float  # negative log posterior, up to a constant
-    residual: float  # root mean square of (observed - modelled) relative to each tensor's own size
-    iterations: int
+    """`residual`: root mean square of observed less modelled, relative to each tensor's own size."""
+
+    values: Values
+    objective: float
+    residual: float
+    steps: int
+    cut_short: bool = False
 
 
-@dataclass
-class _Weights:
-    """Standard deviation of each used coordinate under real and artificial noise."""
+@dataclass(frozen=True)
+class Law:
+    """N(mean, precision^-1) of one unknown, flat (n,), within bounds; `precision` (n,) or (n, n)."""
 
-    coordinates: Tensor  # (R,) indices into the P coordinates
-    size: Tensor  # (R,) root mean square of the coordinate's tensor, without the real noise
-    noise: float
+    mean: Tensor
+    precision: Tensor
+    bounds: tuple[float, float] | None
 
-    def at(self, artificial: float) -> Tensor:
-        return 1 / (self.noise**2 + (artificial * self.size) ** 2).sqrt()
+    def times(self, v: Tensor) -> Tensor:
+        """precision @ v, for (..., n)."""
+        return v * self.precision if self.precision.dim() == 1 else v @ self.precision
 
 
 class LMMAP:
-    """The attack, for one model and one public data set.
+    """The attack on one release.
 
-    attack = LMMAP(gradient, objective, public_images, classes=10, budget=AttackBudget())
-    found = attack.run(observation, generator)          # found.unknowns.images (K, C, H, W)
+    attack = LMMAP(problem, release, clip, priors, nuisance)
+    found = attack.run(starts, Budget(), clock)
+
+    `priors`: of the real fields that are looked for; `nuisance`: the law of each nuisance, of one draw.
     """
 
     def __init__(
         self,
-        gradient: BlockGradient,
-        public: Tensor,
-        *,
-        classes: int,
-        budget: AttackBudget,
+        problem: Problem,
+        release: Release,
+        clip: Clip,
+        priors: dict[str, GaussianPrior],
+        nuisance: dict[str, Law],
     ) -> None:
-        self.gradient, self.public, self.classes, self.budget = gradient, public.double(), classes, budget
-        self.prior = GaussianPrior.fit(public, (0.0, 1.0))
-        partition = gradient.model.partition
-        low, high = partition.training_interval(gradient.block)
-        self.median = partition.levels(gradient.block, torch.tensor(0.5, dtype=torch.float64)).log()
-        self.interval = torch.tensor([low, high], dtype=torch.float64).log()
-        law = partition.law
-        assert isinstance(law, LogNormalNoise)
-        self.level_mean, self.level_std = law.P_mean, law.P_std
-
-    def run(self, observation: Observation, generator: torch.Generator) -> Reconstruction:
-        """Fit the noise draws from several starts, then all unknowns from the starts with a small residual.
-
-        Without noise the search ends at the first reconstruction that explains the observation. With noise that
-        cannot be known, so all starts are tried and the most probable one is continued.
-        """
-        weights = self._weights(observation, generator)
-        best: Reconstruction | None = None
-        for start in self._starts(observation, weights, generator):
-            found = self._descend(observation, weights, start, _DRAWS, self.budget.draw_iterations)
-            if best is None or found.objective < best.objective:
-                best = found
-            if not observation.noise and found.residual < _GOOD_START:
-                whole = self._descend(observation, weights, found.unknowns, _ALL, self.budget.iterations)
-                if whole.residual < _EXPLAINED:
-                    return whole
-        if best is None:
-            raise ValueError(f"Expected attempts={self.budget.attempts} > 0.")
-        return self._descend(observation, weights, best.unknowns, _ALL, self.budget.iterations)
-
-    def _weights(self, observation: Observation, generator: torch.Generator) -> _Weights:
+        self.problem, self.release, self.clip = problem, release, clip
+        self.laws: dict[str, Law] = dict(nuisance)
+        for name, prior in priors.items():
+            self.laws[name] = Law(prior.mean, prior.precision, prior.bounds)
         power = torch.cat(
             [
-                (t.square().mean() - observation.noise**2).clamp_min(0.0).expand(t.numel())
-                for t in self.gradient.tensors(observation.vector).values()
+                (t.square().mean() - release.noise**2).clamp_min(0.0).expand(t.numel())
+                for t in problem.tensors(release.vector).values()
             ]
         )
-        chosen = torch.arange(len(power))
-        if not observation.noise and len(power) > self.budget.coordinates:
-            chosen = torch.randperm(len(power), generator=generator)[: self.budget.coordinates]
-        size = power.sqrt().clamp_min(1e-12 * float(power.max().sqrt()))
-        return _Weights(chosen, size[chosen], observation.noise)
+        self.size = power.sqrt().clamp_min(1e-12 * float(power.max().sqrt()) + 1e-300)  # (P,)
 
-    def _starts(
-        self, observation: Observation, weights: _Weights, generator: torch.Generator
-    ) -> Iterator[Unknowns]:
-        """Starts with images and noise levels from the row spaces, the last one from the prior's mode; random eps.
+    def run(self, starts: list[Values], budget: Budget, clock: Clock) -> Reconstruction:
+        """The noise draws from every start, then everything from the best; without noise the first that fits."""
+        draws = tuple(name for name in self.laws if self._field(name).nuisance)
+        fields = tuple(self.laws)
+        best: Reconstruction | None = None
+        for start in starts[: budget.attempts]:
+            found = self.descend(start, draws, 0.3, 0.003, budget.draw_steps, budget, clock)
+            if not self.release.noise and found.residual < 0.1:
+                whole = self.descend(found.values, fields, 0.03, 1e-7, budget.steps, budget, clock)
+                if whole.residual < 1e-2:
+                    return whole
+            if best is None or found.objective < best.objective:
+                best = found
+            if clock.over:
+                break
+        assert best is not None
+        return self.descend(best.values, fields, 0.03, 1e-7, budget.steps, budget, clock)
 
-        eps = 0 is a saddle point: there the draws of one example are exchangeable.
-        """
-        k, d = observation.examples, observation.draws
-        library = patches_of(self.public, self.gradient.model.patch_size).flatten(0, 1)  # (M T, C p^2)
-        chosen = torch.randperm(len(library), generator=generator)[: self.budget.library]
-        log_sigma, images = PatchSearch(
-            self.gradient, observation, library[chosen], self.prior.shape
-        ).images()
-        for attempt in range(self.budget.attempts):
-            if attempt and attempt + 1 == self.budget.attempts:
-                images = self.prior.mode.expand(k, *self.prior.shape).clone()
-                log_sigma = self.median.expand(k, d).clone()
-            eps = torch.randn(k, d, self.gradient.width, generator=generator, dtype=torch.float64)
-            start = Unknowns(images, log_sigma, eps, torch.zeros(k, dtype=torch.long))
-            yield replace(start, labels=self._labels(observation, weights, start, attempt))
-
-    def _labels(self, observation: Observation, weights: _Weights, start: Unknowns, attempt: int) -> Tensor:
-        """The most plausible labels at the start, (K,): a gradient depends far more on the label than on eps.
-
-        For one example, some attempts take the second most plausible.
-        """
-        w = weights.at(_LABEL_NOISE)
-        target = observation.vector[weights.coordinates] * w  # (R,)
-        candidates = []
-        for label in range(self.classes):
-            g = self.gradient(replace(start, labels=torch.full_like(start.labels, label)))  # (K, P)
-            candidates.append(self._scaled(g, observation)[:, weights.coordinates] * w)
-        table = torch.stack(candidates, dim=1)  # (K, classes, R)
-        distance = ((table - target) ** 2).sum(2)  # (K, classes)
-        if len(distance) == 1:
-            rank = int(attempt % 3 == 2)
-            return distance[0].topk(2, largest=False).indices[rank : rank + 1]
-        labels = distance.argmin(1)  # (K,)
-        for _ in range(2):  # coordinate descent over the examples of a sum
-            for i in range(len(labels)):
-                others = table[torch.arange(len(labels)), labels].sum(0) - table[i, labels[i]]
-                labels[i] = ((target - others - table[i]) ** 2).sum(1).argmin()
-        return labels
-
-    @staticmethod
-    def _scaled(gradients: Tensor, observation: Observation) -> Tensor:
-        return scale(gradients, observation.scaling, observation.max_grad_norm)[0]
-
-    def _prior_terms(self, u: Unknowns) -> tuple[Tensor, Tensor]:
-        """(mean (n,), precision (n, n)) of the flat unknowns of one example."""
-        d, width = u.log_sigma.shape[1], self.gradient.width
-        draw_mean = torch.cat([torch.zeros(width), torch.tensor([self.level_mean])]).double()
-        draw_precision = torch.cat([torch.ones(width), torch.tensor([self.level_std**-2.0])]).double()
-        mean = torch.cat([self.prior.mean, draw_mean.repeat(d)])
-        precision = torch.block_diag(self.prior.precision, torch.diag(draw_precision.repeat(d)))
-        return mean, precision
-
-    def _descend(
-        self, observation: Observation, weights: _Weights, u: Unknowns, phase: _Phase, iterations: int
+    def descend(
+        self,
+        values: Values,
+        names: tuple[str, ...],
+        coarse: float,
+        finest: float,
+        steps: int,
+        budget: Budget,
+        clock: Clock,
     ) -> Reconstruction:
-        """Levenberg-Marquardt on all unknowns, or on the noise draws alone."""
-        mean, precision = self._prior_terms(u)
-        k = len(u.labels)
-        target = observation.vector[weights.coordinates]
-        first = 0 if phase.image else len(self.prior.mean)  # unknowns before it stay
-        moving = precision[first:, first:]
-
-        def misfit(g: Tensor) -> Tensor:
-            return target - self._scaled(g, observation).sum(0)[weights.coordinates]
-
-        def objective(r: Tensor, flat: Tensor, w: Tensor) -> float:
-            centred = flat - mean
-            return float(0.5 * (r * w).square().sum() + 0.5 * ((centred @ precision) * centred).sum())
-
-        g = self.gradient(u)
-        r, damping, stalled, step = misfit(g), 1e-3, 0, 0
-        for step in range(iterations):
-            artificial = max(phase.coarse * 0.5**step, phase.finest)
-            w, flat = weights.at(artificial), u.flat()
-            jacobian = self._jacobian(u, g, observation, weights, w, phase.image)  # (K m, R)
-            curvature = (jacobian @ jacobian.T).double() + torch.block_diag(*[moving] * k)
-            pull = ((flat - mean) @ precision)[:, first:].flatten()
-            slope = (jacobian @ (r * w).to(jacobian.dtype)).double() - pull  # (K m,)
-            held = self._held(flat, first, slope.view(k, -1)).flatten()
-            before = objective(r, flat, w)
+        """Levenberg-Marquardt on the named unknowns; the artificial noise falls by half a step."""
+        flat = torch.cat([values[name].flatten(1) for name in names], dim=1)  # (K, n)
+        summed = self._summed(values, names)
+        target, damping, stalled, step = self.release.vector, 1e-3, 0, 0
+        modelled_now = summed(flat)
+        for step in range(1, steps + 1):
+            artificial = max(coarse * 0.5 ** (step - 1), finest)
+            w = 1 / (self.release.noise**2 + (artificial * self.size) ** 2).sqrt()
+            r = target - modelled_now
+            before = self._objective(r * w, flat, names)
+            move_of = self._system(summed, flat, r, w, names, budget)
+            gained = 0.0
             for _ in range(5):
-                matrix = curvature + damping * curvature.diagonal().mean() * torch.eye(len(curvature))
-                matrix = matrix.masked_fill(held[:, None] | held, 0) + torch.diag(held.double())
-                move = torch.linalg.solve(matrix, slope.masked_fill(held, 0)).view(k, -1)
-                candidate = u.moved_to(
-                    self._projected(torch.cat([flat[:, :first], flat[:, first:] + move], 1))
-                )
-                g_new = self.gradient(candidate)
-                r_new = misfit(g_new)
-                gained = before - objective(r_new, candidate.flat(), w)
+                candidate = self._projected(flat + move_of(damping), names)
+                there = summed(candidate)
+                gained = before - self._objective((target - there) * w, candidate, names)
                 if gained > 0:
-                    u, g, r, damping = candidate, g_new, r_new, max(damping / 5, 1e-12)
+                    flat, modelled_now, damping = candidate, there, max(damping / 5, 1e-12)
                     break
                 damping = min(damping * 6, 1e6)
-            stalled = stalled + 1 if gained < 1e-3 * before else 0
-            # Annealing the artificial noise has no effect once the real noise is larger.
-            annealed = bool((w > 0.99 * weights.at(phase.finest)).all())
-            solved = not observation.noise and self._relative(r, weights) < phase.solved
-            if solved or (stalled >= 2 and annealed):
+            stalled = stalled + 1 if gained < 1e-3 * abs(before) else 0
+            relative = self._relative(target - modelled_now)
+            annealed = bool((self.release.noise >= 100 * finest * self.size).all()) or artificial <= finest
+            if (not self.release.noise and relative < budget.solved) or (stalled >= 3 and annealed):
                 break
+            if stalled >= 6 or clock.over:
+                break
+        w = 1 / (self.release.noise**2 + (finest * self.size) ** 2).sqrt()
+        r = target - modelled_now
+        objective = self._objective(r * w, flat, names)
         return Reconstruction(
-            u, objective(r, u.flat(), weights.at(phase.finest)), self._relative(r, weights), step + 1
+            self._values(values, flat, names), objective, self._relative(r), step, clock.over
         )
 
-    @staticmethod
-    def _relative(r: Tensor, weights: _Weights) -> float:
-        return float((r / weights.size).square().mean().sqrt())
+    def _field(self, name: str) -> Field:
+        return next(f for f in self.problem.fields if f.name == name)
 
-    def _jacobian(
-        self, u: Unknowns, g: Tensor, observation: Observation, weights: _Weights, w: Tensor, of_image: bool
-    ) -> Tensor:
-        """Derivative of the weighted sum, (K m, R). Each example changes its own summand only."""
-        _, factors, bound = scale(g, observation.scaling, observation.max_grad_norm)
-        blocks = []
-        for i in range(len(g)):
-            one = Unknowns(u.images[i : i + 1], u.log_sigma[i : i + 1], u.eps[i : i + 1], u.labels[i : i + 1])
-            j = self.gradient.jacobian(one, of_image=of_image)[0]  # (m, P)
-            direction = (g[i] / g[i].norm().clamp_min(1e-30)).float()
-            radial = (j @ direction) * bound[i].float()  # (m,)
-            chosen = weights.coordinates
-            j = j[:, chosen] if len(chosen) < j.shape[1] else j
-            j = j - radial[:, None] * direction[chosen]
-            blocks.append(j * (factors[i] * w).float())
-        stacked = torch.cat(blocks)
-        # With few coordinates double precision is cheap; with all of them the noise is far above rounding.
-        return stacked if observation.noise else stacked.double()
+    def _values(self, values: Values, flat: Tensor, names: tuple[str, ...]) -> Values:
+        sizes = [values[name][0].numel() for name in names]
+        cut = zip(names, flat.split(sizes, dim=1), strict=True)
+        return values | {name: part.reshape(values[name].shape) for name, part in cut}
 
-    def _projected(self, flat: Tensor) -> Tensor:
-        """Images clamped to [0, 1], noise levels to the block's interval."""
-        pixels, width = len(self.prior.mean), self.gradient.width
-        out = flat.clone()
-        out[:, :pixels] = out[:, :pixels].clamp(0, 1)
-        out[:, pixels + width :: width + 1] = out[:, pixels + width :: width + 1].clamp(*self.interval)
-        return out
+    def _summed(self, values: Values, names: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
+        def summed(flat: Tensor) -> Tensor:
+            return modelled(self.problem, self.clip, self._values(values, flat, names))
 
-    def _held(self, flat: Tensor, first: int, slope: Tensor) -> Tensor:
-        """Pixels at a bound that the step would push further out; flat (K, n), slope (K, n - first)."""
-        held = torch.zeros_like(slope, dtype=torch.bool)
-        pixels = len(self.prior.mean) - first
-        x, s = flat[:, : len(self.prior.mean)], slope[:, :pixels]
-        if pixels:
-            held[:, :pixels] = ((x <= 0) & (s < 0)) | ((x >= 1) & (s > 0))
-        return held
+        return summed
+
+    def _laws(self, names: tuple[str, ...]) -> list[tuple[Law, int]]:
+        """Each name's law, and how often it stands side by side: once, or once a draw."""
+        return [(self.laws[name], self.problem.draws if self._field(name).nuisance else 1) for name in names]
+
+    def _cut(self, flat: Tensor, names: tuple[str, ...]) -> list[tuple[Law, Tensor]]:
+        """(law, part (K, repeats, n)) of every name."""
+        laws = self._laws(names)
+        sizes = [len(law.mean) * repeats for law, repeats in laws]
+        parts = flat.split(sizes, dim=1)
+        return [
+            (law, part.reshape(len(flat), repeats, -1))
+            for (law, repeats), part in zip(laws, parts, strict=True)
+        ]
+
+    def _prior_times(self, v: Tensor, names: tuple[str, ...]) -> Tensor:
+        return torch.cat([law.times(part).flatten(1) for law, part in self._cut(v, names)], dim=1)
+
+    def _off_mean(self, flat: Tensor, names: tuple[str, ...]) -> Tensor:
+        return torch.cat([(part - law.mean).flatten(1) for law, part in self._cut(flat, names)], dim=1)
+
+    def _objective(self, weighted: Tensor, flat: Tensor, names: tuple[str, ...]) -> float:
+        off = self._off_mean(flat, names)
+        return float(0.5 * weighted.square().sum() + 0.5 * (off * self._prior_times(off, names)).sum())
+
+    def _projected(self, flat: Tensor, names: tuple[str, ...]) -> Tensor:
+        return torch.cat(
+            [
+                (part if law.bounds is None else part.clamp(*law.bounds)).flatten(1)
+                for law, part in self._cut(flat, names)
+            ],
+            dim=1,
+        )
+
+    def _held(self, flat: Tensor, slope: Tensor, names: tuple[str, ...]) -> Tensor:
+        """Unknowns at a bound that the step would push further out."""
+        held = []
+        for (law, part), (_, s) in zip(self._cut(flat, names), self._cut(slope, names), strict=True):
+            if law.bounds is None:
+                held.append(torch.zeros_like(part, dtype=torch.bool).flatten(1))
+            else:
+                low, high = law.bounds
+                held.append((((part <= low) & (s < 0)) | ((part >= high) & (s > 0))).flatten(1))
+        return torch.cat(held, dim=1)
+
+    def _relative(self, r: Tensor) -> float:
+        return float((r / self.size).square().mean().sqrt())
+
+    def _system(
+        self,
+        summed: Callable[[Tensor], Tensor],
+        flat: Tensor,
+        r: Tensor,
+        w: Tensor,
+        names: tuple[str, ...],
+        budget: Budget,
+    ) -> Callable[[float], Tensor]:
+        """The step (K, n) as a function of the damping."""
+        pull: Callable[[Tensor], tuple[Tensor]] = vjp(summed, flat)[1]
+        slope = pull(r * w * w)[0] - self._prior_times(self._off_mean(flat, names), names)
+        held = self._held(flat, slope, names)
+        free = (~held).double()
+        if flat.numel() <= _DENSE:
+            return self._dense(summed, flat, w, names, slope, held)
+
+        def curvature(v: Tensor) -> Tensor:
+            v = v * free
+            ahead: Tensor = jvp(summed, (flat,), (v,))[1]
+            return (pull(ahead * w * w)[0] + self._prior_times(v, names)) * free
+
+        probe = torch.randn(
+            flat.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        ).sign()
+        scale = float(
+            (probe * curvature(probe)).sum() / probe.numel()
+        )  # mean of the diagonal (Hutchinson 1990)
+
+        def conjugate(damping: float) -> Tensor:
+            x, rest = torch.zeros_like(flat), slope * free
+            p, norm = rest.clone(), float((rest * rest).sum())
+            first = norm
+            for _ in range(budget.conjugate):
+                if norm <= 1e-8 * first or norm == 0:
+                    break
+                hp = curvature(p) + damping * scale * p
+                alpha = norm / float((p * hp).sum())
+                x, rest = x + alpha * p, rest - alpha * hp
+                new = float((rest * rest).sum())
+                p, norm = rest + (new / norm) * p, new
+            return x
+
+        return conjugate
+
+    def _dense(
+        self,
+        summed: Callable[[Tensor], Tensor],
+        flat: Tensor,
+        w: Tensor,
+        names: tuple[str, ...],
+        slope: Tensor,
+        held: Tensor,
+    ) -> Callable[[float], Tensor]:
+        eye = torch.eye(flat.numel(), dtype=torch.float64).view(-1, *flat.shape)
+
+        def along(direction: Tensor) -> Tensor:
+            found: Tensor = jvp(summed, (flat,), (direction,))[1]
+            return found
+
+        jacobian = torch.cat([vmap(along)(part) for part in eye.split(_AT_ONCE)]) * w  # (K n, P)
+        prior = torch.stack([self._prior_times(e, names).flatten() for e in eye])
+        h = jacobian @ jacobian.T + prior
+        mask = held.flatten()
+
+        def solved(damping: float) -> Tensor:
+            matrix = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
+            matrix = matrix.masked_fill(mask[:, None] | mask, 0) + torch.diag(mask.double())
+            step: Tensor = torch.linalg.solve(matrix, slope.flatten().masked_fill(mask, 0))
+            return step.view_as(flat)
+
+        return solved
