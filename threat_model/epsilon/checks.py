@@ -1,0 +1,147 @@
+"""Tests of one promise each: a statistic with its exact interval, and whether what was promised lies in it.
+
+Every test takes the level at which it may alarm falsely. A hundred of them at a family-wise level alpha get
+alpha / 100 each (Bonferroni), so the laws are exact where they can be: a normal approximation is off by far at 1e-7.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import fft, stats
+
+from ..intervals import Estimate, proportion
+
+Array = npt.NDArray[np.float64]
+_LARGEST = 1e300  # stands for what is not finite, which a stored estimate cannot be
+
+
+@dataclass(frozen=True)
+class Check:
+    """`estimate` of the statistic `name`; `reason` says why it does not hold."""
+
+    name: str
+    held: bool
+    estimate: Estimate
+    reason: str = ""
+
+
+def within(name: str, value: float, most: float, n: int, reason: str) -> Check:
+    """A bound that holds without exception: `value` of the worst of n cases is at most `most`."""
+    held = value <= most  # false for NaN
+    shown = min(value, _LARGEST) if value == value else _LARGEST
+    return Check(name, held, _exact(shown, shown, shown, n), "" if held else f"{shown:.5g}: {reason}")
+
+
+def variance(noise: Array, level: float, name: str = "noise variance / promised") -> Check:
+    """Of `noise` (N,) in units of what was promised: N times the ratio is chi-square of N, its mean being zero."""
+    n, found = len(noise), float(noise @ noise) / len(noise)
+    low, high = (found * n / stats.chi2.ppf(p, n) for p in (1 - level / 2, level / 2))
+    return _interval(name, found, float(low), float(high), n, 1.0, "of the promised variance")
+
+
+def distribution(noise: Array, level: float) -> Check:
+    """The largest distance of the noise's distribution function from the normal one (Kolmogorov and Smirnov).
+
+    The band is that of Dvoretzky, Kiefer and Wolfowitz with Massart's constant (1990), which holds for any n.
+    """
+    n, found = len(noise), float(stats.ks_1samp(noise, stats.norm.cdf).statistic)
+    half = math.sqrt(math.log(2 / level) / (2 * n))
+    estimate = _exact(found, max(0.0, found - half), found + half, n)
+    held = found <= half
+    reason = "" if held else f"{found:.4f} from the normal law, at most {half:.4f} by chance"
+    return Check("noise distribution", held, estimate, reason)
+
+
+def tail(noise: Array, level: float) -> Check:
+    """The largest of |noise| (N,), whose law is known: P(max <= x) = (2 Phi(x) - 1)^N."""
+    n, found = len(noise), float(np.abs(noise).max())
+    # 1 - p^(1/N), computed without cancellation.
+    low, high = (float(stats.norm.isf(-math.expm1(math.log(p) / n) / 2)) for p in (level / 2, 1 - level / 2))
+    held = low <= found <= high
+    reason = "" if held else f"{found:.3f} deviations, expected {low:.2f} to {high:.2f}"
+    return Check("largest noise / deviation", held, _exact(found, found, found, n), reason)
+
+
+def uncorrelated(series: list[Array], level: float, name: str, *, own: bool) -> Check:
+    """The largest correlation at any shift: of each series (P,) with itself, or with each of the others.
+
+    Given one of two series, the sum of products with the other is exactly normal. A series with itself is not quite
+    (an excess kurtosis of 6 / P), for which its level is divided by 10.
+    """
+    size = len(series[0])
+    spectra = [fft.rfft(each / max(float(np.linalg.norm(each)), 1e-300)) for each in series]
+    pairs = [(i, j) for i in range(len(series)) for j in range(i, len(series)) if (i == j) == own]
+    worst, found = (0, 0, 0), 0.0
+    for i, j in pairs:
+        shifted = fft.irfft(spectra[i] * spectra[j].conj(), n=size)
+        if own:
+            shifted[0] = 0.0
+        at = int(np.abs(shifted).argmax())
+        if abs(shifted[at]) > abs(found):
+            worst, found = (i, j, at), float(shifted[at])
+    tests = max(1, len(pairs) * (size // 2 if own else size)) * (10 if own else 1)
+    half = float(stats.norm.isf(level / 2 / tests)) / math.sqrt(size)
+    held = abs(found) <= half
+    where = f"at a shift of {worst[2]}" if own else f"of number {worst[0]} with number {worst[1]}"
+    reason = "" if held else f"{found:.4f} {where}, at most {half:.4f} by chance among {tests} correlations"
+    return Check(name, held, _exact(found, found - half, found + half, size), reason)
+
+
+def rate(successes: int, n: int, promised: float, level: float, name: str) -> Check:
+    """A proportion in units of what was promised, with the interval of Clopper and Pearson."""
+    found = proportion(successes, n, 1 - level)
+    low, value, high = (x / promised for x in (found.low, found.value, found.high))
+    return _interval(name, value, low, high, n, 1.0, f"times the promised {promised:.6g}")
+
+
+def dispersion(counts: Array, trials: int, q: float, level: float, name: str) -> Check:
+    """The variance of `counts` (m,), each of Binomial(trials, q), in units of the promised one.
+
+    A gamma law with the exact mean and variance: for binomial counts that is (2 + excess kurtosis) / m.
+    """
+    v, m = trials * q * (1 - q), len(counts)
+    found = float(((counts - trials * q) ** 2).mean()) / v
+    shape = m / (2 + (1 - 6 * q * (1 - q)) / v)
+    return _gamma(name, found, shape, m, level)
+
+
+def pearson(counts: Array, level: float, name: str) -> Check:
+    """Pearson's statistic over its mean: `counts` (m, k), each row multinomial over k places of equal chances."""
+    m, k = counts.shape
+    n = counts.sum(1, keepdims=True)
+    found = float(((counts - n / k) ** 2 / (n / k)).sum()) / (m * (k - 1))
+    # Its variance is exactly 2 (k - 1)(n - 1) / n a row.
+    variance = 2 * float(((n - 1) / n).sum()) / (m**2 * (k - 1))
+    return _gamma(name, found, 1 / variance, m * k, level)
+
+
+def overlap(shared: int, examples: int, steps: int, q: float, level: float) -> Check:
+    """Examples in both of two consecutive batches, summed over `steps` - 1 pairs, in units of their mean."""
+    mean = examples * (steps - 1) * q**2
+    # Of one example: sum over t of b_t b_(t+1), whose neighbouring terms share a coin.
+    v = examples * ((steps - 1) * q**2 * (1 - q**2) + 2 * (steps - 2) * (q**3 - q**4))
+    half = float(stats.norm.isf(level / 2)) * math.sqrt(v) / mean
+    found = shared / mean
+    return _interval(
+        "examples in two batches / expected", found, found - half, found + half, steps - 1, 1.0, "times the expected"
+    )
+
+
+def _gamma(name: str, found: float, shape: float, n: int, level: float) -> Check:
+    low, high = (found * shape / stats.gamma.ppf(p, shape) for p in (1 - level / 2, level / 2))
+    return _interval(name, found, float(low), float(high), n, 1.0, "times the expected")
+
+
+def _interval(name: str, value: float, low: float, high: float, n: int, promised: float, what: str) -> Check:
+    held = low <= promised <= high
+    estimate = _exact(value, low, high, n)
+    reason = "" if held else f"{value:.5g} {what} (interval {low:.5g} to {high:.5g})"
+    return Check(name, held, estimate, reason)
+
+
+def _exact(value: float, low: float, high: float, n: int) -> Estimate:
+    return Estimate(value=value, low=low, high=high, n=n, method="exact")
