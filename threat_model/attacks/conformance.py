@@ -1,4 +1,4 @@
-"""Does a company's own step do what its ledger is charged for? One result for each promise (`epsilon.conformance`)."""
+"""Does a company's own step do what its ledger is charged for? A result for each promise (`epsilon.conformance`)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def _block(subject: Subject, block: int) -> Iterator[Result]:
     for number, name in enumerate(cohort):
         subject.clock.tell(number / len(cohort), f"block {block}, {name}")
         if subject.clock.over:
-            yield _result(block, name, "own step", "inconclusive", "steps", "the time ran out before its step")
+            yield _result(
+                block, name, "own step", "inconclusive", "steps", "the time ran out before its step"
+            )
             continue
         started = subject.clock.spent
         try:
@@ -87,7 +89,9 @@ def _companies(noises: dict[str, _Array], level: float) -> Check:
     """Whether two companies draw from one stream."""
     names: Sequence[str] = list(noises)
     found = checks.uncorrelated(list(noises.values()), level, "correlation of companies", own=False)
-    return Check(found.name, found.held, found.estimate, found.reason and f"{found.reason} ({', '.join(names)})")
+    return Check(
+        found.name, found.held, found.estimate, found.reason and f"{found.reason} ({', '.join(names)})"
+    )
 
 
 def _of(check: Check, block: int, company: str | None, view: str, seconds: float) -> Result:

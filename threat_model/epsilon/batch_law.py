@@ -78,7 +78,10 @@ def _epochs(
     releases = max(2, steps // (2 * b))
     # (releases, 2 epochs, b, n)
     table = np.stack(
-        [_table([x.numpy() for x in draws.batches(examples, 2 * b, randomness)], examples) for _ in range(releases)]
+        [
+            _table([x.numpy() for x in draws.batches(examples, 2 * b, randomness)], examples)
+            for _ in range(releases)
+        ]
     ).reshape(releases, 2, b, examples)
     most = int(np.abs(table.sum(2) - 1).max())
     found = [
@@ -97,10 +100,14 @@ def _epochs(
     else:
         once = table[:, 0]
         off = examples * releases - again
-        found.append(checks.within("examples whose batch changed", off, 0, examples, "examples changed their batch"))
+        found.append(
+            checks.within("examples whose batch changed", off, 0, examples, "examples changed their batch")
+        )
     found.append(checks.pearson(once.sum(2).astype(float), level, "variance of batch sizes / promised"))
     between = int((place[1:, 0] == place[:-1, 0]).sum())
     found.append(
-        checks.rate(between, examples * (releases - 1), 1 / b, level, "examples in a release's batch again / expected")
+        checks.rate(
+            between, examples * (releases - 1), 1 / b, level, "examples in a release's batch again / expected"
+        )
     )
     return found

@@ -127,7 +127,13 @@ def overlap(shared: int, examples: int, steps: int, q: float, level: float) -> C
     half = float(stats.norm.isf(level / 2)) * math.sqrt(v) / mean
     found = shared / mean
     return _interval(
-        "examples in two batches / expected", found, found - half, found + half, steps - 1, 1.0, "times the expected"
+        "examples in two batches / expected",
+        found,
+        found - half,
+        found + half,
+        steps - 1,
+        1.0,
+        "times the expected",
     )
 
 

@@ -42,7 +42,7 @@ _ROUNDING = 0.02
 
 @dataclass(frozen=True)
 class StepAudit:
-    """What was found; `noise` (P,): of the first step, in promised deviations, for comparison with other companies."""
+    """What was found; `noise` (P,): of the first step, in promised deviations, to compare with other companies."""
 
     checks: list[Check]
     noise: Array
@@ -161,8 +161,8 @@ def _drawing(rounds: Sequence[Recording]) -> list[Check]:
     if values:
         out.append(
             checks.within(
-                "values / 24 bits of the stream", 24 * values / max(bits, 1e-3), 1.0, values,
-                f"times 24 diffusion values from each 24 random bits: {values} values were drawn from {bits:.0f} bits",
+                "24 x diffusion values / random bits", 24 * values / max(bits, 1e-3), 1.0, values,
+                f"expected at most 1: {values} values of 24 bits were drawn from {bits:.0f} bits",
             )
         )  # fmt: skip
     found = next((each.neighbours for each in rounds if each.neighbours), None)

@@ -24,11 +24,13 @@ from ...errors import InputError
 from ...privacy import clipping, dp_sgd
 from ...privacy.clipping import ClippedSum, PerExampleClipping
 from ...privacy.mechanisms.banded import BandedNoise, BandedStream
+from ...privacy.mechanisms.gaussian import add_gaussian_noise
 from ...privacy.mechanisms.skellam import SkellamNoise
 from ...privacy.mechanisms.skellam_sampler import SkellamSampler
 from ...privacy.randomness import Randomness
 from ...privacy.sampling import PoissonSampling
 from ...privacy.secure_aggregation import masks
+from ...privacy.secure_aggregation.keys import derive
 from ...privacy.source import CryptographicSource
 from .seams import replaced
 
@@ -37,9 +39,10 @@ Mode = Literal["local", "secure_step"]
 
 @dataclass(frozen=True)
 class Defect:
-    """`modes`: of the plans whose step it is in."""
+    """`shows`: the statistic that it must refute. `modes`: of the plans whose step it is in."""
 
     name: str
+    shows: str
     planted: Callable[[], AbstractContextManager[Any]]
     modes: tuple[Mode, ...] = ("local", "secure_step")
 
@@ -68,7 +71,7 @@ def mutated(function: Any, old: str, new: str) -> Any:
 
 def noise_times(factor: float) -> AbstractContextManager[Any]:
     """Of all three mechanisms: a company's own noise, correlated noise, shares of noise."""
-    gaussian, banded, sample = dp_sgd.add_gaussian_noise, BandedStream._next, SkellamSampler.sample
+    gaussian, banded, sample = add_gaussian_noise, BandedStream._next, SkellamSampler.sample
 
     def add(clipped: ClippedSum, noise_multiplier: float, randomness: Randomness) -> Tensor:
         return gaussian(clipped, noise_multiplier * factor, randomness)
@@ -142,9 +145,7 @@ def wrong_rate() -> AbstractContextManager[Any]:
 def shuffled() -> AbstractContextManager[Any]:
     """A shuffled data set cut into batches of one size, accounted as Poisson batches."""
 
-    def cut(
-        sampling: PoissonSampling, examples: int, steps: int, randomness: Randomness
-    ) -> Iterator[Tensor]:
+    def cut(sampling: PoissonSampling, examples: int, steps: int, randomness: Randomness) -> Iterator[Tensor]:
         count = max(1, round(1 / sampling.rate))
         for step in range(steps):
             if step % count == 0:
@@ -156,7 +157,7 @@ def shuffled() -> AbstractContextManager[Any]:
 
 def noise_reused() -> AbstractContextManager[Any]:
     """Every step of every round has the noise of the first."""
-    gaussian, sample, stream = dp_sgd.add_gaussian_noise, SkellamSampler.sample, BandedStream.__init__
+    gaussian, sample, stream = add_gaussian_noise, SkellamSampler.sample, BandedStream.__init__
 
     def same() -> Randomness:
         return Randomness.from_seed(0, "reused")
@@ -167,9 +168,7 @@ def noise_reused() -> AbstractContextManager[Any]:
     def drawn(sampler: SkellamSampler, n: int, randomness: Randomness) -> Any:
         return sample(sampler, n, same())
 
-    def begun(
-        self: BandedStream, noise: BandedNoise, size: int, clip: float, randomness: Randomness
-    ) -> None:
+    def begun(self: BandedStream, noise: BandedNoise, size: int, clip: float, randomness: Randomness) -> None:
         stream(self, noise, size, clip, same())
 
     return _all(
@@ -182,9 +181,11 @@ def noise_reused() -> AbstractContextManager[Any]:
 def masks_reused() -> AbstractContextManager[Any]:
     """A pair's mask follows from their names alone, so that it is the same in every sum."""
 
-    def pair(private: Any, digest: bytes, own: tuple[str, bytes], peer: tuple[str, bytes]) -> tuple[bytes, bool]:
+    def pair(
+        private: Any, digest: bytes, own: tuple[str, bytes], peer: tuple[str, bytes]
+    ) -> tuple[bytes, bool]:
         first, second = sorted((own[0], peer[0]))
-        return masks.derive(b"pair", bytes(32), "pair mask", first.encode(), second.encode()), own[0] == first
+        return derive(b"pair", bytes(32), "pair mask", first.encode(), second.encode()), own[0] == first
 
     return replaced(masks, "pair_mask_key", pair)
 
@@ -206,18 +207,21 @@ def seeded_diffusion_noise() -> AbstractContextManager[Any]:
     )
 
 
+_VARIANCE = "noise variance / promised"
 _ALL = (
-    Defect("noise off", lambda: noise_times(0.0)),
-    Defect("noise times .5", lambda: noise_times(0.5)),
-    Defect("noise times .9", lambda: noise_times(0.9)),
-    Defect("a missing share of Skellam noise", missing_share, ("secure_step",)),
-    Defect("clip per batch", clip_per_batch),
-    Defect("NaN past the clip", nan_past_clip),
-    Defect("divisor that depends on the batch", batch_divisor, ("local",)),
-    Defect("wrong sampling rate", wrong_rate),
-    Defect("shuffled accounted as Poisson", shuffled),
-    Defect("noise reused over rounds", noise_reused),
-    Defect("masks reused", masks_reused),
-    Defect("diffusion noise from a 32-bit seed", seeded_diffusion_noise),
+    Defect("noise off", _VARIANCE, lambda: noise_times(0.0)),
+    Defect("noise times .5", _VARIANCE, lambda: noise_times(0.5)),
+    Defect("noise times .9", _VARIANCE, lambda: noise_times(0.9)),
+    Defect("a missing share of Skellam noise", _VARIANCE, missing_share, ("secure_step",)),
+    Defect("clip per batch", "change of others / clip", clip_per_batch),
+    Defect("NaN past the clip", "sensitivity / clip", nan_past_clip),
+    Defect("divisor that depends on the batch", "sent - promised / its norm", batch_divisor, ("local",)),
+    Defect("wrong sampling rate", "sampling rate / promised", wrong_rate),
+    Defect("shuffled accounted as Poisson", "variance of batch sizes / promised", shuffled),
+    Defect("noise reused over rounds", "correlation of steps", noise_reused),
+    Defect("masks reused", "mask keys in two sums", masks_reused),
+    Defect(
+        "diffusion noise from a 32-bit seed", "24 x diffusion values / random bits", seeded_diffusion_noise
+    ),
 )
 DEFECTS = {each.name: each for each in _ALL}

@@ -43,7 +43,9 @@ def audit_masks(level: float, *, bits: int, companies: int = 3, length: int = 20
     shared, most = keys[0].keys() & keys[1].keys(), max((*keys[0].values(), *keys[1].values()))
     # Of two sums and of two companies: a mask that is used twice cancels in the difference.
     pairs = list(combinations(rows, 2))
-    each = [_spread(a - b, bits, level / len(pairs), "spread of masks' differences / uniform") for a, b in pairs]
+    each = [
+        _spread(a - b, bits, level / len(pairs), "spread of masks' differences / uniform") for a, b in pairs
+    ]
     return [
         checks.within(
             "mask keys in two sums", len(shared), 0, len(keys[0]), f"of {len(keys[0])} keys mask another sum too"

@@ -83,7 +83,7 @@ class _RandomOperations(TorchDispatchMode):
     """Names of operations in this thread that drew from a generator of torch."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

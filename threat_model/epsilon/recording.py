@@ -87,10 +87,10 @@ class _Watched(Examples):
 
     def __init__(self, own: Examples, read: set[int]) -> None:
         super().__init__(own.inputs, own.targets)
-        object.__setattr__(self, "_read", read)
+        self.__dict__["read"] = read  # the class is frozen
 
     def __getitem__(self, index: Any) -> Examples:
-        getattr(self, "_read").update(np.arange(len(self))[index].tolist())
+        self.__dict__["read"].update(np.arange(len(self))[index].tolist())
         return super().__getitem__(index)
 
 
@@ -99,7 +99,9 @@ def record(own: OwnStep, randomness: Randomness, *, probe: bool) -> Recording:
 
     With `probe`, the first step that has examples is repeated on neighbouring batches.
     """
-    flushed(lambda: examples_at_once(own.model, own.block, own.plan, own.policy))  # its passes are not recorded
+    flushed(
+        lambda: examples_at_once(own.model, own.block, own.plan, own.policy)
+    )  # its passes are not recorded
     before = {name: p.detach().clone() for name, p in own.model.named_parameters()}
     found, tape, read = Recording(), Tape(randomness), set[int]()
     try:
@@ -115,9 +117,7 @@ def record(own: OwnStep, randomness: Randomness, *, probe: bool) -> Recording:
 
 
 @contextmanager
-def _watching(
-    model: Denoiser, found: Recording, tape: Tape, read: set[int], probe: bool
-) -> Iterator[None]:
+def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], probe: bool) -> Iterator[None]:
     drawn: list[set[int]] = []
 
     def batches(original: Callable[..., Iterator[Tensor]]) -> Callable[..., Iterator[Tensor]]:
@@ -129,7 +129,9 @@ def _watching(
         return watched
 
     def summed(original: Callable[..., ClippedSum]) -> Callable[..., ClippedSum]:
-        def watched(clipping: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1) -> ClippedSum:
+        def watched(
+            clipping: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1
+        ) -> ClippedSum:
             read.clear()
             with tape.kept():
                 result = original(clipping, losses, examples=examples, draws=draws)
