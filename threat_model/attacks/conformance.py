@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...client.company import Company
 from ...client.policy import load_policy
-from ...errors import PrivacyError
+from ...errors import InputError, PrivacyError
 from ...privacy.randomness import Randomness
 from ..epsilon import checks
 from ..epsilon.checks import Check
@@ -53,13 +53,15 @@ def _block(subject: Subject, block: int) -> Iterator[Result]:
         started = subject.clock.spent
         try:
             audit = _company(subject, block, name, level)
-        except PrivacyError as error:
+        except (InputError, PrivacyError) as error:
             yield _result(block, name, "own step", "inconclusive", "steps", f"the step was refused: {error}")
             continue
         noises[name] = audit.noise
         seconds = (subject.clock.spent - started) / len(audit.checks)
         for check in audit.checks:
             yield _of(check, block, name, "own step", seconds)
+        for statistic, why in audit.untested.items():
+            yield _result(block, name, "own step", "inconclusive", statistic, why)
     if len(noises) > 1:
         yield _of(_companies(noises, level), block, None, "steps of all companies", 0.0)
     for check in audit_masks(level, bits=subject.plan.bits):
@@ -88,7 +90,7 @@ def _company(subject: Subject, block: int, name: str, level: float) -> StepAudit
 def _companies(noises: dict[str, _Array], level: float) -> Check:
     """Whether two companies draw from one stream."""
     names: Sequence[str] = list(noises)
-    found = checks.uncorrelated(list(noises.values()), level, "correlation of companies", own=False)
+    found = checks.shifted_correlation(list(noises.values()), level, "correlation of companies")
     return Check(
         found.name, found.held, found.estimate, found.reason and f"{found.reason} ({', '.join(names)})"
     )

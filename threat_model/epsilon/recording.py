@@ -38,6 +38,7 @@ from .seams import replaced
 from .tape import Tape
 
 Array = npt.NDArray[np.float64]
+Places = slice | npt.NDArray[np.int64]  # of a vector (P,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,13 @@ class OwnStep:
 
 @dataclass
 class StepRecord:
-    """One local step: `clean` and `noisy` are sums (P,) before the learning rate and the divisor."""
+    """One local step: `clean` and `noisy` are sums at the kept places, before learning rate and divisor. `drawn`: the
+    batch that was drawn for it; `loaded`: the examples that it read; `examples`: how many it summed."""
 
     sensitivity: float
     examples: int
     clean: Array
-    noisy: Array = field(default_factory=lambda: np.zeros(0))
+    noisy: Array | None = None
     loaded: set[int] = field(default_factory=set)
     drawn: set[int] = field(default_factory=set)
     count_noise: float | None = None  # of a moving clip, in its deviations
@@ -72,14 +74,26 @@ class StepRecord:
 
 @dataclass
 class Recording:
-    """One round's training: its steps, the residues (P,) that it returns, and how its diffusion noise was drawn."""
+    """One round's training: its steps, their sums `clean` and `noisy` (P,) over all steps, and the residues (P,) that
+    it returned. `shared`: what noise was added to, where companies share it. `values`: of diffusion noise, drawn
+    from `bits` of randomness."""
 
+    places: Places
+    clean: Array
+    noisy: Array
     steps: list[StepRecord] = field(default_factory=list)
     residues: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(0, dtype=np.uint32))
-    shared: Array | None = None  # what was given to the sampler of shares
+    shared: Array | None = None
     neighbours: Neighbours | None = None
-    values: int = 0  # diffusion noise, and the random bits that were asked for to draw it
+    values: int = 0
     bits: float = 0.0
+
+    def forget(self) -> None:
+        """Free what has P values."""
+        self.clean = self.noisy = np.zeros(0)
+        self.shared, self.residues = None, np.zeros(0, dtype=np.uint32)
+        for step in self.steps:
+            step.clean, step.noisy = np.zeros(0), None
 
 
 class _Watched(Examples):
@@ -94,8 +108,10 @@ class _Watched(Examples):
         return super().__getitem__(index)
 
 
-def record(own: OwnStep, randomness: Randomness, *, probe: bool) -> Recording:
-    """One round of the company's own training; the model is as before afterwards.
+def record(
+    own: OwnStep, randomness: Randomness, *, places: Places = slice(None), probe: bool = True
+) -> Recording:
+    """One round of the company's own training; the model is as before afterwards. Of steps, `places` are kept.
 
     With `probe`, the first step that has examples is repeated on neighbouring batches.
     """
@@ -103,7 +119,8 @@ def record(own: OwnStep, randomness: Randomness, *, probe: bool) -> Recording:
         lambda: examples_at_once(own.model, own.block, own.plan, own.policy)
     )  # its passes are not recorded
     before = {name: p.detach().clone() for name, p in own.model.named_parameters()}
-    found, tape, read = Recording(), Tape(randomness), set[int]()
+    found = Recording(places, np.zeros(own.size), np.zeros(own.size))
+    tape, read = Tape(randomness), set[int]()
     try:
         with _watching(own.model, found, tape, read, probe):
             found.residues = training.train_block(
@@ -135,7 +152,9 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
             read.clear()
             with tape.kept():
                 result = original(clipping, losses, examples=examples, draws=draws)
-                step = StepRecord(result.sensitivity, examples, _array(result.vector))
+                clean = _array(result.vector)
+                found.clean += clean
+                step = StepRecord(result.sensitivity, examples, clean[found.places].copy())
                 step.loaded, step.drawn = set(read), drawn[-1] if drawn else set()
                 found.steps.append(step)
                 if probe and examples and found.neighbours is None:
@@ -147,7 +166,9 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
     def noised(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def watched(*args: Any, **kwargs: Any) -> Tensor:
             result = original(*args, **kwargs)
-            found.steps[-1].noisy = _array(result)
+            noisy = _array(result)
+            found.noisy += noisy
+            found.steps[-1].noisy = noisy[found.places].copy()
             return result
 
         return watched
