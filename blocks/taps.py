@@ -47,7 +47,7 @@ class ContinuousTap:
     `rows`: those rows of the weight's gradient that only such tokens feed, as far as that is so. `cut` takes values
     (N, *shape) to parts (N, T, p), `join` is its inverse. Into the same rows go `others` further tokens of an example
     and `noisy` ones of every noise draw. `shown`: how many directions of the rows a draw's gradient has at most, none
-    where that is no limit.
+    where that is no limit. `noisy_basis` (D, m): where a draw has one noisy token, the space in which it lies.
     """
 
     field: str
@@ -61,6 +61,7 @@ class ContinuousTap:
     others: int = 0
     noisy: int = 1
     shown: int | None = None
+    noisy_basis: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ def affine_tap(
     join: Callable[[Tensor], Tensor],
     noisy: int = 1,
     shown: int | None = None,
+    noisy_basis: Tensor | None = None,
 ) -> ContinuousTap:
     """Parts that one linear map embeds, at learnt positions, into the keys and values of the first layer."""
     assert isinstance(embedding, nn.Linear)
@@ -109,6 +111,7 @@ def affine_tap(
         join=join,
         noisy=noisy,
         shown=shown,
+        noisy_basis=noisy_basis,
     )
 
 

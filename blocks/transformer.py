@@ -206,8 +206,8 @@ class Block(GroupedModule):
     def directions(self, noisy: int) -> int | None:
         """The rank at most of the gradient of the first layer's keys and values, from one draw of `noisy` tokens.
 
-        as keys and one as values. Where there are more layers, clean tokens read each other too: no limit then.
-        as keys and one as values. Where there are more layers, the clean tokens read each other: no limit then.
+        The last layer's clean tokens are read by the noisy ones alone, and each head of these sees one mixture of
+        them as keys and one as values. Where there are more layers, clean tokens read each other: no limit then.
         """
         first = self.layers[0]
         assert isinstance(first, Layer)

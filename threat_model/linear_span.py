@@ -77,17 +77,32 @@ def solve(
     """
     gradient = problem.tensors(release.vector)[tap.weight][tap.rows]
     basis, singular = row_space(gradient, rank_of(tap, draws))
-    embedding = centred(tap.embedding.double().transpose(1, 2), tap)  # (T, p, D)
-    offset = centred(tap.offset.double(), tap)  # (T, D)
-    a = (embedding - (embedding @ basis.T) @ basis).transpose(1, 2)  # (T, D, p)
-    b = offset - (offset @ basis.T) @ basis  # (T, D)
+    a, b = _outside(tap, basis)
     if release.noise == 0.0:
-        parts = torch.linalg.lstsq(a, -b[..., None]).solution[..., 0]  # (T, p)
-    else:
-        parts = _weighed(tap, a, b, prior, gradient, release.noise, singular)
-    outside = (torch.einsum("tdp,tp->td", a, parts) + b).norm(dim=1)
-    whole = (torch.einsum("tpd,tp->td", embedding, parts) + offset).norm(dim=1).clamp_min(1e-300)
-    return Solution(prior.within(tap.join(parts[None])[0].reshape(-1)).view(prior.shape), outside / whole)
+        return solve_in(tap, basis, prior)
+    parts = _weighed(tap, a, b, prior, gradient, release.noise, singular)
+    return _solution(tap, basis, prior, parts)
+
+
+def solve_in(tap: ContinuousTap, basis: Tensor, prior: GaussianPrior) -> Solution:
+    """The field whose tokens lie in the space of `basis` (r, D), orthonormal rows, by least squares."""
+    a, b = _outside(tap, basis)
+    return _solution(tap, basis, prior, torch.linalg.lstsq(a, -b[..., None]).solution[..., 0])
+
+
+def _outside(tap: ContinuousTap, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Embedding (T, D, p) and offset (T, D) less what lies in the space."""
+    embedding = centred(tap.embedding.double().transpose(1, 2), tap)  # (T, p, D)
+    offset = centred(tap.offset.double(), tap)
+    return (embedding - (embedding @ basis.T) @ basis).transpose(1, 2), offset - (offset @ basis.T) @ basis
+
+
+def _solution(tap: ContinuousTap, basis: Tensor, prior: GaussianPrior, parts: Tensor) -> Solution:
+    tokens = torch.einsum("tdp,tp->td", tap.embedding.double(), parts) + tap.offset.double()
+    tokens = centred(tokens, tap)
+    outside = (tokens - (tokens @ basis.T) @ basis).norm(dim=1)
+    values = prior.within(tap.join(parts[None])[0].reshape(-1)).view(prior.shape)
+    return Solution(values, outside / tokens.norm(dim=1).clamp_min(1e-300))
 
 
 def _weighed(

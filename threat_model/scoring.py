@@ -132,3 +132,42 @@ class Attacked:
             rebuilt = f"{round(control.value * control.n)} of {control.n}"
             return "inconclusive", f"the control failed: without noise {rebuilt} rebuilt exactly"
         return "not found", ""
+
+
+def guessed(
+    *,
+    attack: str,
+    adversary: str,
+    view: str,
+    block: int,
+    of: Field,
+    released: npt.NDArray[np.bool_],
+    control: npt.NDArray[np.bool_] | None,
+    blind: float,
+    protected: bool = True,
+    cut_short: str = "",
+    seconds: float = 0.0,
+    budget: dict[str, float | int | str] | None = None,
+) -> Result:
+    """How many labels, codes or tokens (n,) were read off; `blind`: the share that is right without the release.
+
+    Found where even the low end of an interval at 99.9% lies above `blind`.
+    """
+    n = len(released)
+    sure = proportion(int(released.sum()), n, level=_SURE)
+    own = None if control is None else proportion(int(control.sum()), len(control))
+    outcome: Outcome = "not found"
+    reason = ""
+    if sure.low > blind:
+        outcome = "found"
+    elif cut_short:
+        outcome, reason = "inconclusive", cut_short
+    elif own is not None and own.low <= blind:
+        outcome, reason = "inconclusive", "the control failed: without noise no more are right than blindly"
+    return Result(
+        attack=attack, adversary=adversary, view=view, block=block, statement="reconstruction",
+        statistic=f"{of.what}s read off" if not of.what.endswith("s") else f"{of.what} read off",
+        unit="share", outcome=outcome, reason=reason, protected=protected, seconds=round(seconds, 2),
+        value=proportion(int(released.sum()), n), control=own,
+        baseline=Estimate(value=blind, low=blind, high=blind, n=n, method="exact"), budget=budget or {},
+    )  # fmt: skip

@@ -101,7 +101,7 @@ class Forecaster(GaussianDenoiser):
         own = part.interface
         tokens = own["future"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, horizon/p, D)
         tokens = tokens + placed(own["future_position"], z)
-        _, out = part(context, tokens, own["noise"](self.preconditioning.c_noise(level)))
+        _, out = part(context, tokens, self.condition(block, level))
         return self.denoised(z, level, series_of(own["head"](own["norm"](out)), self.channels))
 
     def estimate(self, prediction: Tensor) -> Tensor:

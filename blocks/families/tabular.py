@@ -84,7 +84,7 @@ class Columns(nn.Module):
         return torch.cat(tokens, dim=1)
 
 
-def column_tap(part: Block) -> tuple[Tap, ...]:
+def column_tap(part: Block, noisy_basis: Tensor) -> tuple[Tap, ...]:
     """Number x of column j enters the first layer as x w_j + b_j: a part of one value."""
     columns = part.interface["columns"]
     assert isinstance(columns, Columns)
@@ -103,6 +103,7 @@ def column_tap(part: Block) -> tuple[Tap, ...]:
             join=lambda parts: parts[..., 0],
             others=len(columns.offsets),
             shown=part.directions(1),
+            noisy_basis=noisy_basis,
         ),
     )
 
@@ -151,7 +152,7 @@ class TabularClassifier(EmbeddedDenoiser):
         return self.own(block, "columns", inputs)
 
     def taps(self, block: int) -> tuple[Tap, ...]:
-        return () if block and self.features == "prefix" else column_tap(self.part(block))
+        return () if block and self.features == "prefix" else column_tap(self.part(block), self.table.T)
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         evidence = self.evidence(z, level)  # (N, classes)
@@ -200,12 +201,15 @@ class TabularRegressor(GaussianDenoiser):
         return targets
 
     def taps(self, block: int) -> tuple[Tap, ...]:
-        return () if block and self.features == "prefix" else column_tap(self.part(block))
+        if block and self.features == "prefix":
+            return ()
+        number = self.part(block).interface["number"]
+        assert isinstance(number, nn.Linear)
+        return column_tap(self.part(block), torch.stack([number.weight[:, 0], number.bias], dim=1).detach())
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         token = self.own(block, "number", self.scaled(z, level)[:, None])[:, None]  # (N, 1, D)
-        condition = self.own(block, "noise", self.preconditioning.c_noise(level))
-        _, out = self.part(block)(context, token, condition)
+        _, out = self.part(block)(context, token, self.condition(block, level))
         raw = self.own(block, "head", self.own(block, "norm", out[:, 0]))[:, 0]
         return self.denoised(z, level, raw)
 

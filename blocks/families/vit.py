@@ -113,6 +113,7 @@ class ViTClassifier(EmbeddedDenoiser):
                 cut=lambda images: patches_of(images, self.patch_size),
                 join=lambda patches: images_of(patches, shape, self.patch_size),
                 shown=self.part(block).directions(1),
+                noisy_basis=self.table.T,  # of posterior means
             ),
         )  # fmt: skip
 

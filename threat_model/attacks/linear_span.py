@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +16,11 @@ from ..releases import Release, clip_of, raw_gradient, released
 from ..results import Result
 from ..scoring import Attacked, closeness
 from ..subject import Subject
+from ..winning import wins_at
 from . import Attack
 
 _CASES = 40
-_GRID = tuple(float(z) for z in np.logspace(-6, 0.5, 14))  # noise multipliers
-_GRID_CASES = 6
-_GAIN = 1.0  # dB from which on an attack wins
+_FEW = 6  # cases of the search for the noise at which the attack wins
 
 
 def _taps(subject: Subject, block: int) -> list[ContinuousTap]:
@@ -78,7 +76,7 @@ def _attacked(subject: Subject, block: int, tap: ContinuousTap) -> Iterator[Resu
     def control(i: int) -> Release:
         return released(subject, block, victims[i : i + 1], "span", i, noisy=False)
 
-    wins_at = _wins_at(subject, block, originals, rebuilt, control, prior)
+    winning = _wins_at(subject, block, originals, rebuilt, control, prior)
     subject.clock.tell(0.3, f"linear span, block {block}")
     views: list[tuple[str, str, bool, Callable[[int], Release]]] = [
         (
@@ -103,7 +101,7 @@ def _attacked(subject: Subject, block: int, tap: ContinuousTap) -> Iterator[Resu
         attacked = Attacked(
             attack=ATTACK.name, adversary=adversary, view=view, block=block, of=field, originals=originals,
             released=found, control=without_noise if protected else None, prior=prior.mode.expand_as(originals),
-            protected=protected, wins_at=wins_at if protected else None,
+            protected=protected, wins_at=winning if protected else None,
             budget={"cases": len(victims), "solutions": 1}, seconds=time.monotonic() - started,
         )  # fmt: skip
         yield from attacked.results()
@@ -120,20 +118,21 @@ def _wins_at(
     control: Callable[[int], Release],
     prior: GaussianPrior,
 ) -> float | None:
-    """The largest noise multiplier of the grid at which a company's release is rebuilt visibly; none: at no one."""
+    """The noise multiplier up to which a company's release is rebuilt visibly."""
     field = next(f for f in subject.problem(block).fields if f.shape == tuple(prior.shape) and f.continuous)
-    clip, cases = clip_of(subject.mechanism(block)), min(_GRID_CASES, len(originals))
+    clip, cases = clip_of(subject.mechanism(block)), min(_FEW, len(originals))
     releases = [control(i) for i in range(cases)]
     without = closeness(field, prior.mode.expand_as(originals[:cases]), originals[:cases])
-    for z in reversed(_GRID):
+
+    def gain(z: float) -> float:
         noised = [
             release.noised(z * clip, subject.generator("grid", block, z, i))
             for i, release in enumerate(releases)
         ]
         found = rebuilt(noised.__getitem__, cases)
-        if float((closeness(field, found, originals[:cases]) - without).mean()) >= _GAIN:
-            return z
-    return None
+        return float((closeness(field, found, originals[:cases]) - without).mean())
+
+    return wins_at(gain)
 
 
 ATTACK = Attack(
