@@ -75,7 +75,8 @@ def measure(seeds: int = 3, clean_runs: int = CLEAN_RUNS) -> dict[str, Any]:
         caught.append(sum(found.values()))
         missed += [name for name, shown in found.items() if not shown]
     sound = {name: sound_step(name) for name in SOUND}
-    names, alarms = list(SOUND), []
+    sound |= {f"digits, {mode}": own for mode, own in trained.items()}
+    names, alarms = list(sound), []
     started = time.monotonic()
     for number in range(clean_runs):
         name = names[number % len(names)]
