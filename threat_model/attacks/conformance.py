@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from ...blocks.examples import Examples
 from ...client.company import Company
 from ...client.policy import load_policy
 from ...errors import InputError, PrivacyError
@@ -24,6 +27,7 @@ from ..subject import Subject
 from . import Attack
 
 NAME = "conformance"
+_BATCH = 100  # examples, expected
 _Array = npt.NDArray[np.float64]
 
 
@@ -74,7 +78,7 @@ def _company(subject: Subject, block: int, name: str, level: float) -> StepAudit
     own = OwnStep(
         model=copy.deepcopy(subject.model).to(company.policy.device),
         block=block,
-        data=subject.private[name],
+        data=_part(subject, name),
         plan=subject.plan,
         companies=len(subject.cohort(block)),
         policy=company.policy,
@@ -84,7 +88,21 @@ def _company(subject: Subject, block: int, name: str, level: float) -> StepAudit
         # By the company's own code, which seeds it in simulations: an audit of the same run finds the same.
         return company.randomness(NAME, subject.seed, block, number)[1]
 
-    return audit_step(own, randomness, level=level, proceed=lambda: not subject.clock.over)
+    return audit_step(
+        own,
+        randomness,
+        examples=len(subject.private[name]),
+        level=level,
+        proceed=lambda: not subject.clock.over,
+    )
+
+
+def _part(subject: Subject, name: str) -> Examples:
+    """So many of the company's examples that a batch fits into one pass of most machines."""
+    data, most = subject.private[name], math.ceil(_BATCH / subject.plan.training.sampling_rate)
+    if len(data) <= most:
+        return data
+    return data[torch.randperm(len(data), generator=subject.generator(NAME, name))[:most]]
 
 
 def _companies(noises: dict[str, _Array], level: float) -> Check:

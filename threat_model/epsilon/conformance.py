@@ -40,7 +40,7 @@ FAMILY_WISE = 1e-4
 STATISTICAL = 16  # more than there are tests of chance in one audit of a step and of its masks
 _LEAST_VALUES = 20_000  # noisy values in all recorded steps
 _MOST_VALUES = 1 << 24  # that are kept
-_ROUNDS, _MOST_ROUNDS = 3, 24
+_ROUNDS, _MOST_ROUNDS = 2, 24
 _WINDOWS = 64  # of a vector that is not kept whole
 # Of the clip: what rounding may change, before and after.
 _ROUNDING = 2 * slack(torch.float32)
@@ -72,12 +72,14 @@ def audit_step(
     own: OwnStep,
     randomness: Callable[[int], Randomness],
     *,
+    examples: int | None = None,
     level: float = FAMILY_WISE / STATISTICAL,
     proceed: Callable[[], bool] = lambda: True,
 ) -> StepAudit:
     """Record some rounds of the company's own step and test them, each test of chance at `level`.
 
-    `randomness`: what the company makes for its round of this number. Without `proceed` no further round is recorded
+    `randomness`: what the company makes for its round of this number. `examples`: how many the company has, where the
+    step's are a part of them. Without `proceed` no further round is recorded
     than correlations need.
 
     Raises:
@@ -88,8 +90,7 @@ def audit_step(
     if len(own.data) == 0:
         raise InputError("data", 0, "expected at least one example to test the step with")
     steps = own.plan.training.local_steps
-    least = 2 if steps >= _ROUNDS else _ROUNDS
-    wanted = min(max(least, math.ceil(_LEAST_VALUES / (own.size * steps))), _MOST_ROUNDS)
+    wanted = min(max(_ROUNDS, math.ceil(_LEAST_VALUES / (own.size * steps))), _MOST_ROUNDS)
     places = _places(own.size, max(1 << 16, _MOST_VALUES // (wanted * steps)), randomness(-2))
     rounds: list[_Round] = []
     neighbours: Neighbours | None = None
@@ -107,7 +108,7 @@ def audit_step(
     if counts:
         found.append(checks.variance(np.array(counts), level, "count noise variance / promised"))
     draws = sampler(own.plan, own.size, own.companies)
-    found += batch_checks(draws, recorded, promise, len(own.data), steps, randomness(-1), level)
+    found += batch_checks(draws, recorded, promise, examples or len(own.data), steps, randomness(-1), level)
     if neighbours is not None:
         return StepAudit(found + _sensitivity(neighbours), {}, rounds[0].noise[0], len(rounds))
     why = f"no example was in any batch of {len(rounds)} rounds"

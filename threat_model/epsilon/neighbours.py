@@ -19,8 +19,8 @@ from ...privacy.clipping import ClippedSum, PerExampleClipping
 from .tape import Tape
 
 Losses = Callable[[Tensor], Tensor]
-# As it is, above every clip, where squares of float32 overflow, where the gradient itself does, and no number.
-SCALES = (1.0, 1e6, 1e30, float("inf"), float("nan"))
+_LARGE = 1e6  # times a loss, whose gradient is then above every clip
+_OUT_OF_RANGE = (1e30, float("nan"))  # where squares of float32 overflow, and no number
 
 
 @dataclass(frozen=True)
@@ -45,37 +45,47 @@ def compare(
     draws: int,
     tape: Tape,
 ) -> Neighbours:
-    """The step of `found` and its neighbours, by the function `sum_of` that made it."""
-    last, clip = examples - 1, found.sensitivity
+    """The step of `found` and its neighbours, by the function `sum_of` that made it.
+
+    The example as it is: in the whole batch. In all other cases the batch is as much of its end as fits in a pass.
+    """
+    clip = found.sensitivity
 
     def total(
-        count: int = examples, *, scale: float = 1.0, others: float = 1.0, duplicate: bool = False
+        count: int, missing: int = 0, *, scale: float = 1.0, others: float = 1.0, duplicate: bool = False
     ) -> Tensor:
+        """Of the last `count` examples but for the last `missing`."""
+        first, last = examples - count, examples - 1
+
         def changed(places: Tensor) -> Tensor:
-            values = losses(places.masked_fill(places == last, 0) if duplicate else places)
-            weights = torch.where(places == last, scale, others).repeat_interleave(draws)
+            places = places + first
+            values = losses(places.masked_fill(places == last, first) if duplicate else places)
             # The loss of an example that is left out must not count even where it is not finite.
+            weights = torch.where(places == last, scale, others).repeat_interleave(draws)
             return values * weights.to(values)
 
         tape.rewind()
-        return sum_of(clipping, changed, examples=count, draws=draws).vector.clone()
+        return sum_of(clipping, changed, examples=count - missing, draws=draws).vector.clone()
 
-    def apart(a: Tensor, b: Tensor) -> float:
+    def apart(a: Tensor, b: Tensor | float) -> float:
         norm = float((a - b).norm()) / clip
         return norm if norm == norm else float("inf")
 
-    without = total(last)
-    moved, disturbed = {}, {}
-    for scale in SCALES:
-        kind = {1.0: "as it is"}.get(scale, f"loss times {scale:g}")
-        own = total(scale=scale) - without
-        moved[kind] = apart(own, torch.zeros_like(own))
-        disturbed[kind] = apart(own, total(scale=scale, others=0.0))
-    if examples > 1:
-        own = total(duplicate=True) - without
-        moved["a duplicate"] = apart(own, torch.zeros_like(own))
+    few = min(examples, clipping.examples_at_once)
+    without = total(examples, 1)
+    own, kind = found.vector - without, f"loss times {_LARGE:g}"
+    moved = {"as it is": apart(own, 0.0)}
+    disturbed = {"as it is": apart(own, total(examples, others=0.0))}
+    if few < examples:
+        without = total(few, 1)
+    own = total(few, scale=_LARGE) - without
+    moved[kind], disturbed[kind] = apart(own, 0.0), apart(own, total(few, scale=_LARGE, others=0.0))
+    for scale in _OUT_OF_RANGE:
+        moved[f"loss times {scale:g}"] = apart(total(few, scale=scale), without)
+    if few > 1:
+        moved["a duplicate"] = apart(total(few, duplicate=True) - without, 0.0)
     with _RandomOperations() as asked:
-        again = total()
+        again = total(examples)
     return Neighbours(moved, disturbed, apart(again, found.vector), tuple(sorted(asked.names)))
 
 
