@@ -24,6 +24,7 @@ from ..noise import Partition
 from ..preconditioning import Preconditioning
 from ..sampler import run_chain
 from ..settings import TextSettings
+from ..taps import PrefixTap, Tap, TokenTap, normalised
 from ..transformer import Block, KeysValues, Layer, NoiseEmbedding, Shape
 from . import Family
 
@@ -117,6 +118,47 @@ class ARLanguageModel(EmbeddedDenoiser):
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return self.loss(prediction, targets) / math.log(2)
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """Keys and values of the first two layers. The last token is read by none: noisy tokens see those before."""
+        part = self.text_block(block)
+        width = self.table.shape[1]
+        names = [f"prelude.{i}" for i in range(len(part.prelude))]
+        names += [f"layers.{i}" for i in range(len(part.layers))]
+        found: list[Tap] = []
+        for depth, name in enumerate(names[:2]):
+            weight, rows = f"{name}.qkv.weight", slice(width, 3 * width)
+            nuisance = 0 if name.startswith("prelude") else 1
+            if depth == 0 and (block == 0 or self.features == "raw"):
+                table = self.token(block, torch.arange(len(self.table), device=self.device)).detach()
+                found.append(
+                    TokenTap(
+                        field="tokens", weight=weight, rows=rows, table=table,
+                        offset=table.new_zeros(1, width), norm="rms", nuisance=nuisance,
+                    )
+                )  # fmt: skip
+                continue
+
+            def enter(tokens: Tensor, depth: int = depth) -> Tensor:
+                return normalised(self._clean_stream(block, tokens, depth), "rms")
+
+            found.append(
+                PrefixTap(field="tokens", weight=weight, rows=rows, enter=enter, nuisance=nuisance)
+            )
+        return tuple(found)
+
+    @torch.no_grad()
+    def _clean_stream(self, block: int, tokens: Tensor, depth: int) -> Tensor:
+        """The clean stream of a block after its first `depth` layers: (N, t) -> (N, t, D)."""
+        part = self.text_block(block)
+        x = self.token(block, tokens)
+        if self.features == "prefix" and block:
+            before = self.features_before(block, tokens)
+            x = x + before  # the prelude of a model in several blocks is empty
+        for layer in [*part.prelude, *part.layers][:depth]:
+            assert isinstance(layer, Layer)
+            x = layer.clean(x)
+        return x
 
 
 class GrowingText:
