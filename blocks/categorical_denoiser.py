@@ -44,10 +44,6 @@ class EmbeddedDenoiser(GaussianDenoiser):
     def clean(self, targets: Tensor) -> Tensor:
         return self.table[targets]
 
-    def condition(self, block: int, sigma: Tensor) -> Tensor:
-        """Embedding of the noise level that modulates a block: (N,) -> (N, D)."""
-        return self.own(block, "noise", self.preconditioning.c_noise(sigma))
-
     def evidence(self, z: Tensor, sigma: Tensor) -> Tensor:
         """log p(z | y) up to a constant: z (N, ..., D) -> (N, ..., V)."""
         variance = sigma.view(-1, *[1] * (z.dim() - 1)) ** 2

@@ -274,6 +274,10 @@ class GaussianDenoiser(Denoiser):
     def weight(self, level: Tensor, kind: Literal["unit", "edm"]) -> Tensor:
         return torch.ones_like(level) if kind == "unit" else self.preconditioning.weight(level)
 
+    def condition(self, block: int, sigma: Tensor) -> Tensor:
+        """Embedding of the noise level that modulates a block: (N,) -> (N, D)."""
+        return self.own(block, "noise", self.preconditioning.c_noise(sigma))
+
     def denoised(self, z: Tensor, sigma: Tensor, raw: Tensor) -> Tensor:
         """D = c_skip z + c_out F."""
         p = self.preconditioning

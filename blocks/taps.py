@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Norm = Literal["layer", "rms", "none"]
 
@@ -44,7 +45,9 @@ class ContinuousTap:
     """Token t enters `weight` as norm(embedding[t] @ part_t + offset[t]), part_t (p,) cut from a real field.
 
     `rows`: those rows of the weight's gradient that only such tokens feed, as far as that is so. `cut` takes values
-    (N, *shape) to parts (N, T, p), `join` is its inverse.
+    (N, *shape) to parts (N, T, p), `join` is its inverse. Into the same rows go `others` further tokens of an example
+    and `noisy` ones of every noise draw. `shown`: how many directions of the rows a draw's gradient has at most, none
+    where that is no limit. `noisy_basis` (D, m): where a draw has one noisy token, the space in which it lies.
     """
 
     field: str
@@ -55,6 +58,10 @@ class ContinuousTap:
     norm: Norm
     cut: Callable[[Tensor], Tensor]
     join: Callable[[Tensor], Tensor]
+    others: int = 0
+    noisy: int = 1
+    shown: int | None = None
+    noisy_basis: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,38 @@ class PrefixTap:
 
 
 Tap = ContinuousTap | TokenTap | PrefixTap
+
+
+def affine_tap(
+    field: str,
+    embedding: nn.Module,
+    position: nn.Module,
+    *,
+    cut: Callable[[Tensor], Tensor],
+    join: Callable[[Tensor], Tensor],
+    noisy: int = 1,
+    shown: int | None = None,
+    noisy_basis: Tensor | None = None,
+) -> ContinuousTap:
+    """Parts that one linear map embeds, at learnt positions, into the keys and values of the first layer."""
+    assert isinstance(embedding, nn.Linear)
+    assert isinstance(position, nn.Embedding)
+    width, tokens = embedding.out_features, position.num_embeddings
+    weight = embedding.weight.detach()
+    bias = torch.zeros(width).to(weight) if embedding.bias is None else embedding.bias.detach()
+    return ContinuousTap(
+        field=field,
+        weight="layers.0.qkv.weight",
+        rows=slice(width, 3 * width),
+        embedding=weight.expand(tokens, *weight.shape),
+        offset=position.weight.detach() + bias,
+        norm="layer",
+        cut=cut,
+        join=join,
+        noisy=noisy,
+        shown=shown,
+        noisy_basis=noisy_basis,
+    )
 
 
 def normalised(tokens: Tensor, norm: Norm) -> Tensor:

@@ -203,6 +203,16 @@ class Block(GroupedModule):
     def interface_modules(self) -> Sequence[nn.Module]:
         return (self.interface,)
 
+    def directions(self, noisy: int) -> int | None:
+        """The rank at most of the gradient of the first layer's keys and values, from one draw of `noisy` tokens.
+
+        The last layer's clean tokens are read by the noisy ones alone, and each head of these sees one mixture of
+        them as keys and one as values. Where there are more layers, clean tokens read each other: no limit then.
+        """
+        first = self.layers[0]
+        assert isinstance(first, Layer)
+        return 2 * first.shape.heads * noisy if len(self.layers) == 1 else None
+
     def forward(
         self, clean: Tensor, z: Tensor, condition: Tensor, need_clean: bool = False
     ) -> tuple[Tensor, Tensor]:

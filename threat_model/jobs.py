@@ -51,20 +51,19 @@ def jobs_of(subject: Subject, adversaries: Sequence[Adversary]) -> tuple[list[Jo
         able = [name for name in names if name in each.adversaries]
         if not able:
             continue
-        why = each.applies(subject)
-        if why is not None:
-            refused.append(_not_applicable(each, able[0], why))
-        elif each.by_block:
-            jobs += [Job(each.name, block) for block in subject.blocks]
-        else:
-            jobs.append(Job(each.name, None))
+        for block in subject.blocks if each.by_block else (None,):
+            why = each.applies(subject if block is None else replace(subject, blocks=(block,)))
+            if why is None:
+                jobs.append(Job(each.name, block))
+            else:
+                refused.append(_not_applicable(each, able[0], block, why))
     return jobs, refused
 
 
-def _not_applicable(each: Attack, adversary: str, why: str) -> Result:
+def _not_applicable(each: Attack, adversary: str, block: int | None, why: str) -> Result:
     return Result(
         attack=each.name, adversary=adversary, view="run", statement=each.statement, statistic="applies",
-        unit="number", outcome="not applicable", reason=why,
+        unit="number", outcome="not applicable", reason=why, block=block,
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from ..blocks import LogNormalNoise
 from ..blocks.patches import patches_of
 from .attack_budget import AttackBudget
 from .gradients import BlockGradient, Unknowns
-from .prior import ImagePrior
+from .prior import GaussianPrior
 from .token_span import PatchSearch
 from .views import Observation, scale
 
@@ -80,7 +80,7 @@ class LMMAP:
         budget: AttackBudget,
     ) -> None:
         self.gradient, self.public, self.classes, self.budget = gradient, public.double(), classes, budget
-        self.prior = ImagePrior.fit(public)
+        self.prior = GaussianPrior.fit(public, (0.0, 1.0))
         partition = gradient.model.partition
         low, high = partition.training_interval(gradient.block)
         self.median = partition.levels(gradient.block, torch.tensor(0.5, dtype=torch.float64)).log()

@@ -21,7 +21,7 @@ def figure(value: float, unit: str) -> str:
     if unit == "share":
         return f"{100 * value:.3g}%"
     if unit == "dB":
-        return f"{value:.1f} dB"
+        return f"{value:+.1f} dB" if abs(value) >= 0.05 else "0.0 dB"
     return f"{value:.3g}"
 
 

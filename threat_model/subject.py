@@ -22,6 +22,7 @@ from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
 from ..settings import Plan, read_simulation
+from .block_problem import BlockProblem
 from .clock import Clock
 
 
@@ -43,6 +44,7 @@ class Subject:
     blocks: tuple[int, ...]
     workers: int = 2
     _models: dict[str, Denoiser] = field(default_factory=dict, repr=False, compare=False)
+    _problems: dict[int, BlockProblem] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -99,6 +101,23 @@ class Subject:
             size = block_size(self.model, block, self.plan.training)
             return secure_step(self.plan, size, len(self.cohort(block)))
         return mechanism(self.plan)
+
+    def problem(self, block: int) -> BlockProblem:
+        """The reconstruction problem of a block, in the state that was released; made once."""
+        if block not in self._problems:
+            training = self.plan.training
+            self._problems[block] = BlockProblem(
+                self.model, block, self.objective, self.plan.model,
+                draws=training.noise_draws, interface=training.interface,
+            )  # fmt: skip
+        return self._problems[block]
+
+    def victims(self, count: int, *names: object) -> Examples:
+        """At most `count` examples of the companies, all companies alike; different names give different ones."""
+        parts = list(self.private.values())
+        pool = Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
+        order = torch.randperm(len(pool), generator=self.generator("victims", *names))
+        return pool[order[:count]]
 
     def generator(self, *names: object) -> torch.Generator:
         """Fresh for every name and the same in every audit with this seed: experiments are repeatable."""

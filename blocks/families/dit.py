@@ -103,8 +103,7 @@ class DiT(GaussianDenoiser):
         tokens = own["patch"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, T, D)
         tokens = tokens + placed(own["position"], tokens)
         label = context[:, 0].repeat_interleave(len(z) // len(context), dim=0)  # (n m, D)
-        condition = own["noise"](self.preconditioning.c_noise(level)) + label
-        _, out = part(context[:, :0], tokens, condition)
+        _, out = part(context[:, :0], tokens, self.condition(block, level) + label)
         raw = images_of(own["head"](own["norm"](out)), z.shape[1:], self.patch_size)
         return self.denoised(z, level, raw) / SCALE + CENTRE
 

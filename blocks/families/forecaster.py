@@ -26,6 +26,7 @@ from ..preconditioning import Preconditioning
 from ..sampler import sample_chain
 from ..series import location_and_scale, normalise
 from ..settings import SeriesSettings, require
+from ..taps import Tap, affine_tap
 from ..transformer import Block, NoiseEmbedding, Shape
 from . import Family
 
@@ -100,7 +101,7 @@ class Forecaster(GaussianDenoiser):
         own = part.interface
         tokens = own["future"](patches_of(self.scaled(z, level), self.patch_size))  # (n m, horizon/p, D)
         tokens = tokens + placed(own["future_position"], z)
-        _, out = part(context, tokens, own["noise"](self.preconditioning.c_noise(level)))
+        _, out = part(context, tokens, self.condition(block, level))
         return self.denoised(z, level, series_of(own["head"](own["norm"](out)), self.channels))
 
     def estimate(self, prediction: Tensor) -> Tensor:
@@ -127,6 +128,21 @@ class Forecaster(GaussianDenoiser):
         """The law of z where it tells nothing: the targets' own spread and the noise's."""
         spread = math.hypot(level, self.preconditioning.sigma_data)
         return spread * torch.randn(shape, generator=generator, device=generator.device)
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """The first layer's keys and values of the past; later blocks read features where they have them."""
+        own = self.part(block).interface
+        if block and self.features == "prefix":
+            return ()
+        return (
+            affine_tap(
+                "past", own["past"], own["past_position"],
+                cut=lambda series: patches_of(series, self.patch_size),
+                join=lambda patches: series_of(patches, self.channels),
+                noisy=self.horizon // self.patch_size,
+                shown=self.part(block).directions(self.horizon // self.patch_size),
+            ),
+        )  # fmt: skip
 
 
 def forecast(

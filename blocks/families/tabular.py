@@ -22,6 +22,7 @@ from ..noise import Partition
 from ..patches import placed, positions
 from ..preconditioning import Preconditioning
 from ..settings import DataKind, TransformerSettings, require
+from ..taps import ContinuousTap, Tap
 from ..transformer import Block, NoiseEmbedding, Shape
 from . import Family
 
@@ -83,6 +84,30 @@ class Columns(nn.Module):
         return torch.cat(tokens, dim=1)
 
 
+def column_tap(part: Block, noisy_basis: Tensor) -> tuple[Tap, ...]:
+    """Number x of column j enters the first layer as x w_j + b_j: a part of one value."""
+    columns = part.interface["columns"]
+    assert isinstance(columns, Columns)
+    if not columns.numeric:
+        return ()
+    width = columns.scale.embedding_dim
+    return (
+        ContinuousTap(
+            field="numbers",
+            weight="layers.0.qkv.weight",
+            rows=slice(width, 3 * width),
+            embedding=columns.scale.weight.detach()[..., None],  # (T, D, 1)
+            offset=columns.place.weight.detach(),
+            norm="layer",
+            cut=lambda rows: rows[..., None],
+            join=lambda parts: parts[..., 0],
+            others=len(columns.offsets),
+            shown=part.directions(1),
+            noisy_basis=noisy_basis,
+        ),
+    )
+
+
 def interface(numeric: int, categories: Sequence[int], hidden_size: int, outputs: int) -> nn.ModuleDict:
     """What a block owns besides its layers."""
     return nn.ModuleDict(
@@ -125,6 +150,9 @@ class TabularClassifier(EmbeddedDenoiser):
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
         return self.own(block, "columns", inputs)
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        return () if block and self.features == "prefix" else column_tap(self.part(block), self.table.T)
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         evidence = self.evidence(z, level)  # (N, classes)
@@ -172,10 +200,16 @@ class TabularRegressor(GaussianDenoiser):
     def clean(self, targets: Tensor) -> Tensor:
         return targets
 
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        if block and self.features == "prefix":
+            return ()
+        number = self.part(block).interface["number"]
+        assert isinstance(number, nn.Linear)
+        return column_tap(self.part(block), torch.stack([number.weight[:, 0], number.bias], dim=1).detach())
+
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
         token = self.own(block, "number", self.scaled(z, level)[:, None])[:, None]  # (N, 1, D)
-        condition = self.own(block, "noise", self.preconditioning.c_noise(level))
-        _, out = self.part(block)(context, token, condition)
+        _, out = self.part(block)(context, token, self.condition(block, level))
         raw = self.own(block, "head", self.own(block, "norm", out[:, 0]))[:, 0]
         return self.denoised(z, level, raw)
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ..categorical_denoiser import EmbeddedDenoiser
 from ..denoiser import Features, Metric
 from ..noise import Partition
-from ..patches import patches_of, placed, positions
+from ..patches import images_of, patches_of, placed, positions
 from ..preconditioning import Preconditioning
 from ..settings import ImageSettings, require
+from ..taps import Tap, affine_tap
 from ..transformer import Block, NoiseEmbedding, Shape, initialise
 from . import Family
 
@@ -95,6 +96,26 @@ class ViTClassifier(EmbeddedDenoiser):
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return (prediction.argmax(dim=1) == targets).float()
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """The first layer's keys and values of the patches; later blocks read features where they have them."""
+        own = self.part(block).interface
+        if block and self.features == "prefix":
+            return ()
+        patch, position = own["patch"], own["position"]
+        assert isinstance(patch, nn.Linear)
+        assert isinstance(position, nn.Embedding)
+        side = self.patch_size * math.isqrt(position.num_embeddings)
+        shape = torch.Size((patch.in_features // self.patch_size**2, side, side))
+        return (
+            affine_tap(
+                "image", patch, position,
+                cut=lambda images: patches_of(images, self.patch_size),
+                join=lambda patches: images_of(patches, shape, self.patch_size),
+                shown=self.part(block).directions(1),
+                noisy_basis=self.table.T,  # of posterior means
+            ),
+        )  # fmt: skip
 
 
 FAMILY = Family(

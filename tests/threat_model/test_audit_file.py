@@ -159,7 +159,7 @@ def test_a_decibel_gain_reads_as_such() -> None:
     text = sentence(
         result(value=gain, unit="dB", statistic="gain over prior-only", control=None, baseline=None)
     )
-    assert "2.0 dB (95% interval -0.5 dB to 4.5 dB)" in text
+    assert "+2.0 dB (95% interval -0.5 dB to +4.5 dB)" in text
 
 
 def test_a_group_stands_for_its_worst_block() -> None:

@@ -1,0 +1,173 @@
+"""From reconstructions to results: the only place that compares them with the truth.
+
+Conditions of one view are scored on the same examples in the same order: the attack on the release, its control
+without noise, and the guess without the release.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..blocks.taps import Field
+from .exhibits import MOST, Condition, Exhibit
+from .intervals import Array, Estimate, mean, proportion
+from .results import Outcome, Result
+
+EXACT_IMAGE = 40.0
+"""PSNR in dB from which on an image counts as rebuilt exactly."""
+EXACT_OTHER = 60.0
+"""Of series and numbers: signal over error, in dB; 60 is one part in a thousand."""
+_CEILING = 300.0  # higher values are rounding noise, and an infinite score has no mean
+_VISIBLE = 0.5  # dB
+# Of many views, blocks and fields one gains something by chance: what counts as found is judged at this level.
+_SURE = 0.999
+
+
+def closeness(what: Field, estimates: Tensor, originals: Tensor) -> Array:
+    """dB for each of (n, *shape): PSNR of images in [0, 1], else power of the original over that of the error."""
+    error = (estimates.double() - originals.double()).square().reshape(len(originals), -1).mean(1)
+    power = torch.ones_like(error)
+    if what.what != "image":
+        power = originals.double().square().reshape(len(originals), -1).mean(1).clamp_min(1e-12)
+    decibels: Array = (10 * (power.log10() - error.clamp_min(1e-30).log10())).clamp(max=_CEILING).numpy()
+    return decibels
+
+
+def exact_from(what: Field) -> float:
+    return EXACT_IMAGE if what.what == "image" else EXACT_OTHER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """One attack on one view of one block: what it gave of one real field, (n, *shape) each.
+
+    `clusters`: which release each example was in. `cut_short`: why there are fewer cases than asked for, or the
+    attack had less than its budget.
+    """
+
+    attack: str
+    adversary: str
+    view: str
+    block: int
+    of: Field
+    originals: Tensor
+    released: Tensor
+    prior: Tensor
+    control: Tensor | None = None
+    protected: bool = True
+    clusters: npt.NDArray[np.int64] | None = None
+    cut_short: str = ""
+    wins_at: float | None = None
+    budget: dict[str, float | int | str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def results(self) -> list[Result]:
+        """How many were rebuilt exactly, and how much closer than without the release they came."""
+        limit, n = exact_from(self.of), len(self.originals)
+        scores = {
+            name: closeness(self.of, found, self.originals)
+            for name, found in (("released", self.released), ("prior", self.prior), ("control", self.control))
+            if found is not None
+        }
+        exact = {name: proportion(int((score >= limit).sum()), n) for name, score in scores.items()}
+        gain = scores["released"] - scores["prior"]
+        sure = mean(gain, self.clusters, level=_SURE)
+        outcome, reason = self._judged(exact, sure)
+        control = exact.get("control")
+        words = {"image": "images", "series": "series", "numbers": "rows"}.get(self.of.what, self.of.name)
+        both = {
+            "attack": self.attack, "adversary": self.adversary, "view": self.view, "block": self.block,
+            "statement": "reconstruction", "protected": self.protected, "budget": self.budget,
+            "seconds": round(self.seconds, 2), "outcome": outcome, "reason": reason,
+        }  # fmt: skip
+        gains: Estimate = mean(gain, self.clusters)
+        return [
+            Result.model_validate(
+                both
+                | {
+                    "statistic": f"{words} rebuilt exactly ({self.of.name})", "unit": "share",
+                    "value": exact["released"], "control": control, "baseline": exact["prior"],
+                    "wins_at": self.wins_at,
+                }
+            ),
+            Result.model_validate(
+                both
+                | {
+                    "statistic": f"closer than without the release ({self.of.name})", "unit": "dB",
+                    "value": gains, "worst_decile": float(np.quantile(gain, 0.9)),
+                    "control": None if control is None else mean(scores["control"] - scores["prior"], self.clusters),
+                }
+            ),
+        ]  # fmt: skip
+
+    def exhibit(self) -> Exhibit:
+        """The same for the eye."""
+        shown: dict[Condition, Tensor] = {
+            "original": self.originals,
+            "released": self.released,
+            "prior": self.prior,
+        }
+        if self.control is not None:
+            shown["control"] = self.control
+        return Exhibit(
+            attack=self.attack, view=self.view, block=self.block,
+            what="image" if self.of.what == "image" else "series",
+            arrays={name: values[:MOST].numpy().astype(np.float32) for name, values in shown.items()},
+        )  # fmt: skip
+
+    def _judged(self, exact: dict[str, Estimate], sure: Estimate) -> tuple[Outcome, str]:
+        if exact["released"].value > 0:
+            return "found", ""
+        if sure.low > _VISIBLE and len(self.originals) > 1:
+            return "partly found", ""
+        if self.cut_short:
+            return "inconclusive", self.cut_short
+        control = exact.get("control", exact["released"])
+        if control.value < 0.5:
+            rebuilt = f"{round(control.value * control.n)} of {control.n}"
+            return "inconclusive", f"the control failed: without noise {rebuilt} rebuilt exactly"
+        return "not found", ""
+
+
+def guessed(
+    *,
+    attack: str,
+    adversary: str,
+    view: str,
+    block: int,
+    of: Field,
+    released: npt.NDArray[np.bool_],
+    control: npt.NDArray[np.bool_] | None,
+    blind: float,
+    protected: bool = True,
+    cut_short: str = "",
+    seconds: float = 0.0,
+    budget: dict[str, float | int | str] | None = None,
+) -> Result:
+    """How many labels, codes or tokens (n,) were read off; `blind`: the share that is right without the release.
+
+    Found where even the low end of an interval at 99.9% lies above `blind`.
+    """
+    n = len(released)
+    sure = proportion(int(released.sum()), n, level=_SURE)
+    own = None if control is None else proportion(int(control.sum()), len(control))
+    outcome: Outcome = "not found"
+    reason = ""
+    if sure.low > blind:
+        outcome = "found"
+    elif cut_short:
+        outcome, reason = "inconclusive", cut_short
+    elif own is not None and own.low <= blind:
+        outcome, reason = "inconclusive", "the control failed: without noise no more are right than blindly"
+    return Result(
+        attack=attack, adversary=adversary, view=view, block=block, statement="reconstruction",
+        statistic=f"{of.what}s read off" if not of.what.endswith("s") else f"{of.what} read off",
+        unit="share", outcome=outcome, reason=reason, protected=protected, seconds=round(seconds, 2),
+        value=proportion(int(released.sum()), n), control=own,
+        baseline=Estimate(value=blind, low=blind, high=blind, n=n, method="exact"), budget=budget or {},
+    )  # fmt: skip

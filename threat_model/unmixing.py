@@ -1,0 +1,169 @@
+"""Un-mixing: what each of several unknown examples added to one sum, in closed form, where a block is one layer deep.
+
+adaLN gives every noise draw a vector c(sigma) that an attacker can enumerate, and the gradient of the modulation is a
+sum of outer products with these. From there everything of a draw's own noisy token follows, draw by draw:
+
+1. each sigma is where the curve c meets the row space of the modulation's gradient (6 D, D); projecting on the c's
+   gives each draw's gradient of shift, scale and gate;
+2. d scale = d shift * norm(token), so the noisy token itself comes out, and with it its query;
+3. the keys' gradient of head h is a sum over draws of (query) x (a mixture of that draw's tokens): known queries give
+   the mixtures, a head each. Together with the noisy token they span that draw's tokens, and `linear_span` solves.
+
+The heads must be at least as many as the tokens, and the draws no more than the width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jacfwd, vmap
+
+from ..blocks.categorical_denoiser import EmbeddedDenoiser
+from ..blocks.denoiser import GaussianDenoiser
+from ..blocks.taps import ContinuousTap
+from ..blocks.transformer import Block, Layer
+from .block_problem import BlockProblem
+from .linear_span import Solution, rank_of, solve_in
+from .prior import GaussianPrior
+from .problem import Values
+from .releases import Release
+
+_GRID = 4096  # noise levels tried along the curve
+_STEPS = 12
+
+
+@dataclass(frozen=True)
+class Unmixed:
+    """One draw's part of a sum: `log_sigma`, its solution, and the label, where nothing else is unknown."""
+
+    log_sigma: float
+    solution: Solution
+    label: int | None
+
+
+def unsuited(problem: BlockProblem, tap: ContinuousTap, examples: int) -> str | None:
+    """Why a sum of so many examples cannot be un-mixed here, none where it can."""
+    part, count = problem.model.part(problem.block), examples * problem.draws
+    if len(part.layers) != 1:
+        return f"the block has {len(part.layers)} layers: clean tokens read each other there"
+    if tap.noisy_basis is None:
+        return "a draw has several noisy tokens, and their mixture has no known query"
+    shape = _layer(part).shape
+    if rank_of(tap, 1) > shape.heads + 1:
+        return f"{shape.heads} heads show no more mixtures than that, of {rank_of(tap, 1)} tokens"
+    if count > shape.hidden_size // shape.heads:
+        return f"{count} noise draws, and a head is {shape.hidden_size // shape.heads} wide"
+    return None
+
+
+def noise_levels(problem: BlockProblem, gradient: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """At most `count` log sigmas, rising, and their vectors c (count, D), from the modulation's gradient (6 D, D)."""
+    model = problem.model
+    assert isinstance(model, GaussianDenoiser)
+    basis = torch.linalg.svd(gradient, full_matrices=False)[2][:count]
+    low, high = problem.by_name["level"].bounds or (0.0, 0.0)
+
+    def along(log_sigma: Tensor) -> Tensor:
+        return model.condition(problem.block, log_sigma.exp()[None])[0]
+
+    def outside(log_sigma: Tensor) -> Tensor:
+        c = along(log_sigma)
+        c = c / c.norm()
+        rest: Tensor = c - (c @ basis.T) @ basis
+        return rest
+
+    grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
+    distance = vmap(outside)(grid).norm(dim=1)
+    padded = torch.cat([distance[:1] + 1, distance, distance[-1:] + 1])
+    minima = ((distance <= padded[:-2]) & (distance < padded[2:])).nonzero()[:, 0]
+    found = grid[minima[distance[minima].argsort()[:count]]]
+    slope = vmap(jacfwd(outside))
+    cell = (high - low) / _GRID
+    for _ in range(_STEPS):  # Gauss-Newton in one dimension; a step stays near its grid cell
+        r, j = vmap(outside)(found), slope(found)
+        step = (r * j).sum(1) / (j * j).sum(1).clamp_min(1e-30)
+        found = (found - step.clamp(-cell, cell)).clamp(low, high)
+    found = found.sort().values
+    return found, vmap(along)(found)
+
+
+def unmix(
+    problem: BlockProblem, tap: ContinuousTap, release: Release, prior: GaussianPrior, *, labels: bool
+) -> list[Unmixed]:
+    """Every draw of every unknown example of the sum; fewer where two noise levels are too close to tell apart.
+
+    `labels`: whether they are looked for too, which takes most of the time.
+    """
+    tensors = problem.tensors(release.vector)
+    layer = _layer(problem.model.part(problem.block))
+    width, heads = layer.shape.hidden_size, layer.shape.heads
+    count = release.examples * problem.draws
+    levels, c = noise_levels(problem, tensors["layers.0.modulation.weight"], count)
+    modulation: Tensor = tensors["layers.0.modulation.weight"]
+    by_draw = torch.linalg.lstsq(c.T, modulation.T).solution.view(-1, 6, width)  # (J, 6, D)
+    shift, scale = layer.modulation(c).chunk(6, dim=1)[:2]
+    assert tap.noisy_basis is not None
+    basis = tap.noisy_basis.double()
+    centre = basis - basis.mean(0)  # as the layer norm does
+    weights = torch.stack(
+        [torch.linalg.lstsq(g[0][:, None] * centre, g[1][:, None]).solution[:, 0] for g in by_draw]
+    )  # (J, m): d scale = d shift * norm(token)
+    entered = (weights @ centre.T) * (1 + scale) + shift  # (J, D)
+    queries = layer.qkv(entered)[:, :width].view(-1, heads, width // heads)  # (J, H, d)
+    keys = tensors[tap.weight][width : 2 * width].view(heads, width // heads, width)
+    mixtures = torch.stack(
+        [torch.linalg.lstsq(queries[:, h].T, keys[h]).solution for h in range(heads)], dim=1
+    )  # (J, H, D)
+    found = []
+    for j, level in enumerate(levels):
+        span = torch.cat([mixtures[j], entered[j][None]])
+        span = span / span.norm(dim=1, keepdim=True).clamp_min(1e-300)
+        solution = solve_in(tap, torch.linalg.svd(span, full_matrices=False)[2], prior)
+        label = None
+        if labels:
+            label = _label(problem, tap, solution.values, level, weights[j], c[j], by_draw[j])
+        found.append(Unmixed(float(level), solution, label))
+    return found
+
+
+def _label(
+    problem: BlockProblem,
+    tap: ContinuousTap,
+    value: Tensor,
+    log_sigma: Tensor,
+    weights: Tensor,
+    c: Tensor,
+    seen: Tensor,
+) -> int | None:
+    """The label whose gradient of the modulation points as the one that was seen, (6, D).
+
+    The noisy token is the posterior mean of the label's embedding, so its weights are the posterior: the noisy
+    embedding z follows, up to what no gradient depends on.
+    """
+    model = problem.model
+    if set(problem.of_example) != {tap.field, "label"} or not isinstance(model, EmbeddedDenoiser):
+        return None
+    posterior = (weights / weights.sum()).clamp_min(1e-12)
+    sigma = log_sigma.exp()
+    z = (sigma**2 * posterior.log()) @ model.table
+    classes = len(model.table)
+    labels = torch.arange(classes)
+    values: Values = {
+        tap.field: value.expand(classes, *value.shape),
+        "label": labels,
+        "level": log_sigma.expand(classes, 1),
+        "noise": ((z - model.table[labels]) / sigma)[:, None],
+    }
+    gradients = problem.gradient(values)  # (classes, P)
+    pointing = torch.stack(
+        [problem.tensors(g)["layers.0.modulation.weight"] @ c for g in gradients]
+    )  # (classes, 6 D)
+    return int(torch.cosine_similarity(pointing, seen.reshape(1, -1)).argmax())
+
+
+def _layer(part: Block) -> Layer:
+    layer = part.layers[0]
+    assert isinstance(layer, Layer)
+    return layer
