@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .text_prefixes import TextPrefixes
+
 Norm = Literal["layer", "rms", "none"]
 
 
@@ -97,15 +99,17 @@ class TokenTap:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixTap:
-    """The token at place t enters `weight` as `enter(tokens)[:, t]`, a function of the tokens up to t: causal models.
+    """The token at place t enters `weight` as a function of the tokens up to t: causal models.
 
-    `enter` takes tokens (N, t) to (N, t, D), normalised. `nuisance` as in `TokenTap`.
+    `enter` takes tokens (N, t) to all that enters, (N, t, D), normalised; `prefixes` starts a search that gives the
+    same token by token. `nuisance` as in `TokenTap`.
     """
 
     field: str
     weight: str
     rows: slice
     enter: Callable[[Tensor], Tensor]
+    prefixes: Callable[[], TextPrefixes]
     nuisance: int
 
 

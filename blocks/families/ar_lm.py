@@ -12,6 +12,7 @@ cross-entropy is an exact negative log-likelihood.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -24,7 +25,8 @@ from ..noise import Partition
 from ..preconditioning import Preconditioning
 from ..sampler import run_chain
 from ..settings import TextSettings
-from ..taps import PrefixTap, Tap, TokenTap, normalised
+from ..taps import PrefixTap, Tap, TokenTap
+from ..text_prefixes import Stage, TextPrefixes
 from ..transformer import Block, KeysValues, Layer, NoiseEmbedding, Shape
 from . import Family
 
@@ -139,26 +141,30 @@ class ARLanguageModel(EmbeddedDenoiser):
                 )  # fmt: skip
                 continue
 
-            def enter(tokens: Tensor, depth: int = depth) -> Tensor:
-                return normalised(self._clean_stream(block, tokens, depth), "rms")
+            stages = self._stages(block, depth)
+
+            def prefixes(stages: list[Stage] = stages) -> TextPrefixes:
+                return TextPrefixes(stages)
+
+            def enter(tokens: Tensor, stages: list[Stage] = stages) -> Tensor:
+                return TextPrefixes(stages).read(tokens)
 
             found.append(
-                PrefixTap(field="tokens", weight=weight, rows=rows, enter=enter, nuisance=nuisance)
-            )
+                PrefixTap(
+                    field="tokens", weight=weight, rows=rows, enter=enter, prefixes=prefixes, nuisance=nuisance
+                )
+            )  # fmt: skip
         return tuple(found)
 
-    @torch.no_grad()
-    def _clean_stream(self, block: int, tokens: Tensor, depth: int) -> Tensor:
-        """The clean stream of a block after its first `depth` layers: (N, t) -> (N, t, D)."""
-        part = self.text_block(block)
-        x = self.token(block, tokens)
-        if self.features == "prefix" and block:
-            before = self.features_before(block, tokens)
-            x = x + before  # the prelude of a model in several blocks is empty
-        for layer in [*part.prelude, *part.layers][:depth]:
-            assert isinstance(layer, Layer)
-            x = layer.clean(x)
-        return x
+    def _stages(self, block: int, depth: int) -> list[Stage]:
+        """The clean stream of a block after its first `depth` layers, with the blocks that it reads."""
+        first = 0 if self.features == "prefix" else block
+        found = []
+        for b in range(first, block + 1):
+            part = self.text_block(b)
+            layers = [layer for layer in (*part.prelude, *part.layers) if isinstance(layer, Layer)]
+            found.append(Stage(partial(self.token, b), layers if b < block else layers[:depth]))
+        return found
 
 
 class GrowingText:
