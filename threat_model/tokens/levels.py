@@ -17,7 +17,9 @@ _ZOOMS = 8  # each narrows a level's cell sixteenfold
 _FINE = 33
 
 
-def levels(tensors: dict[str, Tensor], modulation: Modulation, interval: tuple[float, float], draws: int) -> Tensor:
+def levels(
+    tensors: dict[str, Tensor], modulation: Modulation, interval: tuple[float, float], draws: int
+) -> Tensor:
     """At most `draws` levels within `interval`, (d,), whose embeddings agree best with the gradients in `tensors`."""
     rows = torch.cat([tensors[name] for name in modulation.weights])  # (6 D layers, D)
     _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)

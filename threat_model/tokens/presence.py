@@ -20,7 +20,9 @@ from .levels import levels
 from .span import Span
 
 Sets = list[frozenset[int]]
-_CONTEXTS = 16  # public places at which each value is looked at, where its input depends on what stands before it
+_CONTEXTS = (
+    16  # public places at which each value is looked at, where its input depends on what stands before it
+)
 _RIDGE = 1e-2
 _NEWTON = 60
 
