@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score
 
 from fedblocks.errors import InputError
+from fedblocks.threat_model.gate import Gate
 from fedblocks.threat_model.roc import auc, gaussian_auc, hits_at, log_mean_exp
 
 
@@ -49,6 +51,16 @@ def test_a_low_rate_of_false_alarms_needs_enough_non_members() -> None:
         hits_at(draw.normal(1, 1, 100), draw.normal(0, 1, 100), 0.01)
     found = hits_at(draw.normal(3, 1, 4000), draw.normal(0, 1, 40_000), 0.001)
     assert found.low <= stats.norm.sf(stats.norm.isf(0.001) - 3) <= found.high
+
+
+def test_the_default_limit_is_what_epsilon_8_allows() -> None:
+    """Oracle: the Gaussian's privacy profile (Balle & Wang 2018, theorem 8), solved for mu."""
+
+    def delta(mu: float) -> float:
+        return float(stats.norm.cdf(mu / 2 - 8 / mu) - np.exp(8) * stats.norm.cdf(-mu / 2 - 8 / mu))
+
+    mu = brentq(lambda m: delta(m) - 1e-5, 0.5, 4)
+    assert gaussian_auc(mu) == pytest.approx(Gate().membership, abs=0.005)
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
