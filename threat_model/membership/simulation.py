@@ -1,0 +1,94 @@
+"""The likelihood ratio test at noise, sampling and numbers of rounds that are asked for, from gradients that were drawn.
+
+A release matters through its products with the candidate's gradients, and those of Gaussian noise with them are
+N(0, s^2 G), G their Gram matrix: so a release costs m numbers, not P.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..intervals import Array
+from .likelihood import Hypotheses, Participation, log_ratio
+from .roc import area
+
+GRID = tuple(float(z) for z in np.logspace(-3, 3, 49))  # noise multipliers, eight a decade
+_ROUNDS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Gram matrices (n, t + m, t + m) of n candidates' clipped gradients: the first t are what happens, the other m
+    what the attacker draws."""
+
+    gram: Array
+    truths: int
+
+    @cached_property
+    def _roots(self) -> Array:
+        """R with R R^T = G (..., t + m, t + m)."""
+        values, vectors = np.linalg.eigh(self.gram)
+        found: Array = vectors * np.sqrt(np.maximum(values, 0))[..., None, :]
+        return found
+
+    @property
+    def drawn(self) -> Array:
+        """The attacker's part of the Gram matrices, (n, m, m)."""
+        return self.gram[:, self.truths :, self.truths :]
+
+    def noise(self, deviation: float, rng: np.random.Generator, releases: int = 1) -> Array:
+        """Products of noise with all gradients: (releases, n, t + m)."""
+        normal = rng.standard_normal((releases, *self.gram.shape[:2]))
+        found: Array = deviation * np.einsum("nij,rnj->rni", self._roots, normal)
+        return found
+
+    def scores(
+        self,
+        members: npt.NDArray[np.bool_],
+        deviation: float,
+        participation: Participation,
+        rounds: int,
+        rng: np.random.Generator,
+    ) -> Array:
+        """Log likelihood ratios (n,) over `rounds` releases each; `members` (n,): whose gradients are in them."""
+        t = self.truths
+        hypotheses = Hypotheses.of(participation, self.gram.shape[1] - t, rng)
+        total = np.zeros(len(self.gram))
+        for start in range(0, rounds, _ROUNDS_AT_ONCE):
+            now = min(_ROUNDS_AT_ONCE, rounds - start)
+            shape = (now, len(self.gram), participation.most)
+            taken = (rng.random(shape) < participation.rate) & members[None, :, None]
+            counts = (np.eye(t)[rng.integers(t, size=shape)] * taken[..., None]).sum(2)  # (rounds, n, t)
+            added = np.einsum("rnt,ntj->rnj", counts, self.gram[:, :t, t:])
+            products = added + self.noise(deviation, rng, now)[..., t:]
+            total += log_ratio(products, self.drawn, deviation, hypotheses).sum(0)
+        return total
+
+    def area(self, deviation: float, participation: Participation, rounds: int, seed: int) -> float:
+        """The area under the ROC curve that the test is expected to have, every candidate once in and once out."""
+        rng = np.random.default_rng(seed)
+        everyone = np.ones(len(self.gram), dtype=bool)
+        members, others = (
+            self.scores(side, deviation, participation, rounds, rng) for side in (everyone, ~everyone)
+        )
+        return area(members, others).value
+
+
+def wins_at(area_at: Callable[[float], float], least: float) -> float | None:
+    """The largest noise multiplier of the grid at which the expected area reaches `least`; none: at none of them.
+
+    By bisection: more noise helps no test.
+    """
+    won, lost = -1, len(GRID)
+    while lost - won > 1:
+        middle = (won + lost) // 2
+        if area_at(GRID[middle]) >= least:
+            won = middle
+        else:
+            lost = middle
+    return GRID[won] if won >= 0 else None
