@@ -176,7 +176,7 @@ class BlockProblem(Problem):
         return self._in_float32
 
     def gradient(self, values: Values, *, fast: bool = False) -> Tensor:
-        """Gradients (K, P) of K examples, each averaged over its draws; `fast`: float32, as a company computes them."""
+        """Gradients (K, P) of K examples, each averaged over its draws; `fast`: in float32, as companies do."""
         k, d = values["level"].shape
         of_one = self._fast if fast else self._exact
         if fast:

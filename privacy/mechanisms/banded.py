@@ -98,7 +98,7 @@ class BandedNoise:
 
     @property
     def sum_variance(self) -> float:
-        """Variance of the noise in the sum of all steps, in units of (noise_multiplier * clip)^2, for a coordinate."""
+        """Variance of a coordinate's noise in the sum of all steps, in units of (noise_multiplier * clip)^2."""
         response, _ = _response(self.coefficients, self.steps)
         return float(response @ response)
 

@@ -11,17 +11,17 @@ import numpy.typing as npt
 import torch
 
 from ...privacy.dp_sgd import DPSGD
-from ...privacy.sampling import EpochSampling
 from ...privacy.secure_step import SecureStep
 from ...server.assignment import assign
-from ..intervals import Array, Estimate
-from ..membership.likelihood import Hypotheses, Participation, gradients_of, log_ratio
-from ..membership.roc import area, found_at, gaussian_area, refusal
-from ..membership.simulation import Candidates, wins_at
-from ..membership.verdict import COIN, WINS, Judged, judged
+from ..intervals import Array, Estimate, proportion
+from ..membership.simulation import Candidates
+from ..membership.sums import Hypotheses, Participation, gradients_of, log_ratio
+from ..membership.verdict import COIN, WINS, Judged, judged, left_out
 from ..releases import clip_of, deviation, released
 from ..results import Result
+from ..roc import LEAST_NON_MEMBERS, auc, gaussian_auc
 from ..subject import Subject
+from ..winning import wins_at
 from . import Attack
 
 CASES = 400
@@ -31,7 +31,7 @@ _TRUTHS, _DRAWS = 3, 8  # noise draws of a candidate: those of simulated release
 _NULLS = 100  # simulated releases without each candidate, of which the threshold is made
 _FALSE_ALARMS = 0.01
 _SHARE = 0.7  # of the time, for the cases
-_QUIET = 1e-3  # deviation that the attacker assumes in a control, in clips
+_QUIET = 0.02  # what the attacker takes a control's noise for, in clips: other draws are other gradients
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ def draw_cases(subject: Subject, block: int, count: int = CASES, *names: object)
         if i % 20 == 0:
             subject.clock.tell(_SHARE * i / count, f"membership in a sum, block {block}")
     return Cases(
-        member[: len(grams)], np.array(products), np.array(without), Candidates(np.array(grams), _TRUTHS), count
+        member[: len(grams)],
+        np.array(products),
+        np.array(without),
+        Candidates(np.array(grams), _TRUTHS),
+        count,
     )
 
 
@@ -126,7 +130,7 @@ _RELEASE = "one company's release, all other examples known"
 _SECRET = "one company's release, all other examples known but not the batch"
 _SUM = "the opened sum, all other examples known"
 _ROUNDS = "a company's releases of all rounds, all other examples known but not the batches"
-_AREA = "members told from others (area under the ROC curve)"
+_AREA = "members told from others (AUC)"
 
 
 def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iterator[Result]:
@@ -140,9 +144,12 @@ def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iter
     unit = one / subject.plan.noise_multiplier  # deviation of a noise multiplier of 1
     certain = Hypotheses.of(own.certain, _DRAWS, rng)
     quiet = log_ratio(
-        cases.without_noise, candidates.drawn[: len(cases.without_noise)], _QUIET * clip_of(mechanism), certain
+        cases.without_noise,
+        candidates.drawn[: len(cases.without_noise)],
+        _QUIET * clip_of(mechanism),
+        certain,
     )
-    control = area(*cases.split(quiet))
+    control = auc(*cases.split(quiet))
     seed = int(rng.integers(2**62))
 
     def result(adversary: str, view: str, found: Judged, ceiling: float | None, wins: float | None) -> Result:
@@ -156,32 +163,33 @@ def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iter
     def verdict(scores: Array, ceiling: float | None) -> Judged:
         return judged(*cases.split(scores), control=control, ceiling=ceiling, cut_short=cases.cut_short)
 
+    def winning(companies: int, participation: Participation, rounds: int) -> float | None:
+        spread = unit * companies**0.5
+        return wins_at(lambda z: candidates.auc(z * spread, participation, rounds, seed) - 0.5, WINS)
+
     # One company's release: what the mechanism made.
     scores = log_ratio(cases.products, candidates.drawn, one, certain)
-    ceiling = gaussian_area(_strength(mechanism))
+    ceiling = gaussian_auc(_strength(mechanism))
     found = verdict(scores, ceiling)
-    wins = wins_at(lambda z: candidates.area(z * unit, own.certain, 1, seed), WINS)
-    yield result("colluding-coordinator", _RELEASE, found, ceiling, wins)
-    yield _at_few_false_alarms(cases, scores, one, own.certain, found, control, block, rng)
+    yield result("colluding-coordinator", _RELEASE, found, ceiling, winning(1, own.certain, 1))
+    yield _at_few_false_alarms(cases, scores, one, own.certain, found, block, rng)
 
     # The sum of the cohort's: the others' noise on top.
     more = (everyone**2 - one**2) ** 0.5
     products = cases.products + candidates.noise(more, rng)[0, :, _TRUTHS:]
     summed = log_ratio(products, candidates.drawn, everyone, certain)
-    ceiling = gaussian_area(_strength(mechanism, companies))
-    wins = wins_at(lambda z: candidates.area(z * unit * companies**0.5, own.certain, 1, seed), WINS)
-    yield result("coordinator", _SUM, verdict(summed, ceiling), ceiling, wins)
+    ceiling = gaussian_auc(_strength(mechanism, companies))
+    yield result("coordinator", _SUM, verdict(summed, ceiling), ceiling, winning(companies, own.certain, 1))
 
-    if own.rate == 1:
-        return
-    # The batch is secret: what the mechanism does to an example that it may leave out, from simulated noise.
-    for view, rounds in ((_SECRET, 1), (_ROUNDS, rounds_of(subject, block))):
-        if rounds == 0 or (view == _ROUNDS and subject.clock.over):
-            continue
-        scores = candidates.scores(cases.member, one, own, rounds, rng)
-        bound = gaussian_area(_strength(mechanism), own.rate) if rounds * own.most == 1 else None
-        wins = wins_at(lambda z, n=rounds: candidates.area(z * unit, own, n, seed), WINS)  # type: ignore[misc]
-        yield result("colluding-coordinator", view, verdict(scores, bound), bound, wins)
+    # The batch is secret. A member that it left out leaves what a non-member leaves, and the ratio rises with that of
+    # a certain batch: of one step the area follows.
+    if own.rate < 1 and own.most == 1:
+        bound = gaussian_auc(_strength(mechanism), own.rate)
+        yield result("colluding-coordinator", _SECRET, left_out(found, own.rate), bound, None)
+    rounds = rounds_of(subject, block)
+    if rounds and not subject.clock.over:
+        scores = candidates.scores(cases.member, one, own, rounds, rng)  # of simulated noise
+        yield result("colluding-coordinator", _ROUNDS, verdict(scores, None), None, winning(1, own, rounds))
 
 
 def _at_few_false_alarms(
@@ -190,7 +198,6 @@ def _at_few_false_alarms(
     noise: float,
     participation: Participation,
     found: Judged,
-    control: Estimate,
     block: int,
     rng: np.random.Generator,
 ) -> Result:
@@ -207,21 +214,20 @@ def _at_few_false_alarms(
         "statement": "membership", "statistic": "members found at 1% false alarms", "unit": "share",
         "budget": {"cases": n, "noise draws": _DRAWS},
     }  # fmt: skip
-    few = refusal(_FALSE_ALARMS, len(others))
-    if few:
-        return Result.model_validate(common | {"outcome": "inconclusive", "reason": few})
-    share = found_at(members, threshold, false_alarms=_FALSE_ALARMS, others=len(others))
-    said = [
-        found.reason,
-        f"{int((others > threshold).sum())} of {len(others)} others above the threshold",
-        refusal(0.001, len(others)),
-    ]
+    if len(members) == 0:
+        return Result.model_validate(
+            common | {"outcome": "inconclusive", "reason": "no member among the cases"}
+        )
+    least = LEAST_NON_MEMBERS[0.001]
+    said = [found.reason, f"{int((others > threshold).sum())} of {len(others)} others passed the threshold"]
+    if len(others) < least:
+        said.append(f"nothing is said at 0.1%, which takes {least:,} non-members")
     baseline = Estimate(value=_FALSE_ALARMS, low=_FALSE_ALARMS, high=_FALSE_ALARMS, n=1, method="exact")
     return Result.model_validate(
         common
         | {
-            "outcome": found.outcome, "reason": "; ".join(each for each in said if each), "value": share,
-            "baseline": baseline,
+            "outcome": found.outcome, "reason": "; ".join(each for each in said if each), "baseline": baseline,
+            "value": proportion(int((members > threshold).sum()), len(members)),
         }
     )  # fmt: skip
 

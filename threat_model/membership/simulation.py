@@ -1,4 +1,4 @@
-"""The likelihood ratio test at noise, sampling and numbers of rounds that are asked for, from gradients that were drawn.
+"""The likelihood ratio test at any noise, sampling and number of rounds, from gradients that were drawn.
 
 A release matters through its products with the candidate's gradients, and those of Gaussian noise with them are
 N(0, s^2 G), G their Gram matrix: so a release costs m numbers, not P.
@@ -6,7 +6,6 @@ N(0, s^2 G), G their Gram matrix: so a release costs m numbers, not P.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..intervals import Array
-from .likelihood import Hypotheses, Participation, log_ratio
-from .roc import area
+from ..roc import auc
+from .sums import Hypotheses, Participation, log_ratio
 
-GRID = tuple(float(z) for z in np.logspace(-3, 3, 49))  # noise multipliers, eight a decade
 _ROUNDS_AT_ONCE = 16
 
 
@@ -69,26 +67,11 @@ class Candidates:
             total += log_ratio(products, self.drawn, deviation, hypotheses).sum(0)
         return total
 
-    def area(self, deviation: float, participation: Participation, rounds: int, seed: int) -> float:
+    def auc(self, deviation: float, participation: Participation, rounds: int, seed: int) -> float:
         """The area under the ROC curve that the test is expected to have, every candidate once in and once out."""
         rng = np.random.default_rng(seed)
         everyone = np.ones(len(self.gram), dtype=bool)
         members, others = (
             self.scores(side, deviation, participation, rounds, rng) for side in (everyone, ~everyone)
         )
-        return area(members, others).value
-
-
-def wins_at(area_at: Callable[[float], float], least: float) -> float | None:
-    """The largest noise multiplier of the grid at which the expected area reaches `least`; none: at none of them.
-
-    By bisection: more noise helps no test.
-    """
-    won, lost = -1, len(GRID)
-    while lost - won > 1:
-        middle = (won + lost) // 2
-        if area_at(GRID[middle]) >= least:
-            won = middle
-        else:
-            lost = middle
-    return GRID[won] if won >= 0 else None
+        return auc(members, others).value

@@ -1,8 +1,8 @@
 """Likelihood ratio of a candidate's gradient in a sum, under the noise that the mechanism adds.
 
-Who knows all other examples subtracts them; what is left of a release is y = sum_s g_s + noise or noise alone, g_s the
-candidate's clipped gradient in step s. The noise is N(0, s^2 I) (or Skellam of the same variance, whose likelihood
-ratio differs by less than a thousandth from z = 0.01 on: its excess kurtosis is 1 / variance, at least 10^5 levels), so
+Who knows all other examples subtracts them; what is left of a release is y = sum_t g_t + noise or noise alone, g_t
+the candidate's clipped gradient in step t. The noise is N(0, s^2 I) (or Skellam of the same variance, of 10^5 levels
+and more, whose log likelihood ratio is the same to a hundredth), so
 
     log p(y | g) / p(y | 0) = (<y, g> - |g|^2 / 2) / s^2,
 
@@ -22,13 +22,12 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from ...blocks.examples import Examples
-from ...privacy.clipping import clip_factors
 from ...privacy.dp_sgd import DPSGD
 from ...privacy.sampling import EpochSampling, PoissonSampling
 from ...privacy.secure_step import SecureStep
 from ..block_problem import BlockProblem
 from ..intervals import Array
-from ..releases import clip_of
+from ..likelihood import Clip
 
 _COMBINATIONS = 128  # of draws and batches, over several local steps
 
@@ -89,23 +88,6 @@ def log_ratio(products: Array, gram: Array, deviation: float, hypotheses: Hypoth
     return found
 
 
-def clipped(gradients: Tensor, problem: BlockProblem, mechanism: DPSGD | SecureStep) -> Tensor:
-    """Gradients (n, P) as the mechanism clips each of them; a moving clip is where it starts."""
-    layers: dict[str, list[int]] = {}
-    by_layer = mechanism.clipping == "per-layer"
-    for i, name in enumerate(problem.names):
-        layers.setdefault(name.rpartition(".")[0] if by_layer else "", []).append(i)
-    bound = clip_of(mechanism) / len(layers) ** 0.5
-    parts = list(gradients.split(problem.sizes, dim=1))
-    for own in layers.values():
-        squared = sum(parts[i].double().square().sum(1) for i in own)
-        assert isinstance(squared, Tensor)
-        factors = clip_factors(squared, bound, automatic=mechanism.clipping == "automatic")
-        for i in own:
-            parts[i] = parts[i] * factors[:, None].to(parts[i])
-    return torch.cat(parts, dim=1)
-
-
 def gradients_of(
     problem: BlockProblem,
     mechanism: DPSGD | SecureStep,
@@ -113,10 +95,11 @@ def gradients_of(
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Clipped gradients (draws, P) float32 of one example (1, ...), each with noise draws of its own."""
+    """Gradients (draws, P) float32 of one example (1, ...), each with noise draws of its own, clipped as the
+    mechanism does; a moving clip is where it starts."""
     values = {name: v.repeat_interleave(draws, 0) for name, v in problem.values_of(candidate).items()}
     drawn = problem.gradient(problem.sample(values, generator), fast=True)
-    return clipped(drawn, problem, mechanism)
+    return Clip.of(mechanism)(problem, drawn)
 
 
 @dataclass(frozen=True)
