@@ -14,7 +14,7 @@ import torch
 
 from fedblocks.client.company import Company
 from fedblocks.errors import InputError
-from fedblocks.experiments.bench.attack.conform import SOUND, audited, sound_step
+from fedblocks.experiments.bench.attack.conformance import SOUND, audited, sound_step
 from fedblocks.privacy import dp_sgd
 from fedblocks.privacy.clipping import ClippedSum, PerExampleClipping
 from fedblocks.privacy.randomness import Randomness

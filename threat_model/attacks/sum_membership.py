@@ -31,7 +31,9 @@ _TRUTHS, _DRAWS = 3, 8  # noise draws of a candidate: those of simulated release
 _NULLS = 100  # simulated releases without each candidate, of which the threshold is made
 _FALSE_ALARMS = 0.01
 _SHARE = 0.7  # of the time, for the cases
-_QUIET = 0.02  # what the attacker takes a control's noise for, in clips: other draws are other gradients
+CONTROL_NOISE = (
+    0.02  # what the attacker takes a control's noise for, in clips: other draws are other gradients
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def draw_cases(subject: Subject, block: int, count: int = CASES, *names: object)
     )
 
 
-def _strength(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
+def strength(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
     """mu, the mechanism of a release being mu-Gaussian DP for an example that is taken every time."""
     if isinstance(mechanism, SecureStep):
         return float(mechanism.noise.l2 / (companies * mechanism.noise.variance_share) ** 0.5)
@@ -146,7 +148,7 @@ def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iter
     quiet = log_ratio(
         cases.without_noise,
         candidates.drawn[: len(cases.without_noise)],
-        _QUIET * clip_of(mechanism),
+        CONTROL_NOISE * clip_of(mechanism),
         certain,
     )
     control = auc(*cases.split(quiet))
@@ -169,7 +171,7 @@ def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iter
 
     # One company's release: what the mechanism made.
     scores = log_ratio(cases.products, candidates.drawn, one, certain)
-    ceiling = gaussian_auc(_strength(mechanism))
+    ceiling = gaussian_auc(strength(mechanism))
     found = verdict(scores, ceiling)
     yield result("colluding-coordinator", _RELEASE, found, ceiling, winning(1, own.certain, 1))
     yield _at_few_false_alarms(cases, scores, one, own.certain, found, block, rng)
@@ -178,13 +180,13 @@ def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iter
     more = (everyone**2 - one**2) ** 0.5
     products = cases.products + candidates.noise(more, rng)[0, :, _TRUTHS:]
     summed = log_ratio(products, candidates.drawn, everyone, certain)
-    ceiling = gaussian_auc(_strength(mechanism, companies))
+    ceiling = gaussian_auc(strength(mechanism, companies))
     yield result("coordinator", _SUM, verdict(summed, ceiling), ceiling, winning(companies, own.certain, 1))
 
     # The batch is secret. A member that it left out leaves what a non-member leaves, and the ratio rises with that of
     # a certain batch: of one step the area follows.
     if own.rate < 1 and own.most == 1:
-        bound = gaussian_auc(_strength(mechanism), own.rate)
+        bound = gaussian_auc(strength(mechanism), own.rate)
         yield result("colluding-coordinator", _SECRET, left_out(found, own.rate), bound, None)
     rounds = rounds_of(subject, block)
     if rounds and not subject.clock.over:
