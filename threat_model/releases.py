@@ -55,14 +55,16 @@ def clip_of(mechanism: DPSGD | SecureStep) -> float:
 def deviation(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
     """Standard deviation of a coordinate of what `companies` companies release, in the units of a gradient.
 
-    Exact for steps with one clip and independent noise; with a moving clip, that of its start.
+    Exact for steps with one clip; with a moving clip, that of its start.
     """
     if isinstance(mechanism, SecureStep):
         return float((companies * mechanism.noise.variance_share) ** 0.5 / mechanism.noise.scale)
     z = mechanism.noise_multiplier
     if mechanism.quantile_clip is not None:
         z = mechanism.quantile_clip.sum_noise_multiplier(z)
-    return float(z * mechanism.max_grad_norm * (mechanism.steps * companies) ** 0.5)
+    banded = mechanism.banded() if z > 0 else None
+    parts = mechanism.steps if banded is None else banded.sum_variance
+    return float(z * mechanism.max_grad_norm * (parts * companies) ** 0.5)
 
 
 def released(

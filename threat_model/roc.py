@@ -58,9 +58,21 @@ def hits_at(members: Array, non_members: Array, false_alarms: float) -> Estimate
     return proportion(int((members > threshold).sum()), len(members))
 
 
-def gaussian_auc(mu: float) -> float:
-    """The area under the curve of N(mu, 1) against N(0, 1): no attack on a mu-GDP release has more."""
-    return float(stats.norm.cdf(mu / math.sqrt(2)))
+def gaussian_auc(mu: float, rate: float = 1.0) -> float:
+    """The area under the curve of N(mu, 1) against N(0, 1): no attack on a mu-GDP release has more.
+
+    `rate`: with what probability a member is in the release at all; else it leaves what a non-member leaves.
+    """
+    return 0.5 + rate * (float(stats.norm.cdf(mu / math.sqrt(2))) - 0.5)
+
+
+def pooled_auc(distances: npt.NDArray[np.float64]) -> float:
+    """The area of log likelihood ratios of candidates whose known gradients are `distances` (n,) deviations long.
+
+    Candidate i's is N(-+d_i^2/2, d_i^2), so a member i beats another j with probability Phi(sqrt(d_i^2 + d_j^2) / 2).
+    """
+    squares = distances**2
+    return float(stats.norm.cdf(np.sqrt(squares[:, None] + squares[None, :]) / 2).mean())
 
 
 def log_mean_exp(values: npt.NDArray[np.float64]) -> Array:

@@ -1,4 +1,4 @@
-"""Was this example in the step? The likelihood ratio of a candidate's gradient under the release's exact noise."""
+"""Membership of a candidate in a sum: the likelihood ratio under the noise that the run's own mechanism adds."""
 
 from __future__ import annotations
 
@@ -9,197 +9,239 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from ...blocks.examples import Examples
-from ...errors import InputError
-from ..exhibits import Exhibit
-from ..intervals import Array, Estimate
-from ..likelihood import Clip, unmodelled
+from ...privacy.dp_sgd import DPSGD
+from ...privacy.secure_step import SecureStep
+from ...server.assignment import assign
+from ..intervals import Array, Estimate, proportion
+from ..membership.simulation import Candidates
+from ..membership.sums import Hypotheses, Participation, gradients_of, log_ratio
+from ..membership.verdict import COIN, WINS, Judged, judged, left_out
 from ..releases import clip_of, deviation, released
-from ..results import Outcome, Result
-from ..roc import auc, gaussian_auc, hits_at, log_mean_exp
+from ..results import Result
+from ..roc import LEAST_NON_MEMBERS, auc, gaussian_auc
 from ..subject import Subject
 from ..winning import wins_at
 from . import Attack
 
-_CANDIDATES = 120  # half of them take part
-_DRAWS = 16  # noise draws over which the unknown one is averaged
-_CONTROL = 0.02  # noise multiplier of the control: without any noise a likelihood is infinite
-_WINS = 0.1  # area above one half that counts as winning
-_SURE = 0.999
+CASES = 400
+_LEAST = 100
+_CONTROLS = 40
+_TRUTHS, _DRAWS = 3, 8  # noise draws of a candidate: those of simulated releases, and the attacker's
+_NULLS = 100  # simulated releases without each candidate, of which the threshold is made
+_FALSE_ALARMS = 0.01
+_SHARE = 0.7  # of the time, for the cases
+CONTROL_NOISE = (
+    0.02  # what the attacker takes a control's noise for, in clips: other draws are other gradients
+)
 
 
 @dataclass(frozen=True)
-class _Candidates:
-    """What the attacker imagines: `gradients` (M, P) of each candidate, clipped; float32 holds them."""
+class Cases:
+    """n candidates, members by a fair coin: products (n, m) of one company's release with the attacker's gradients.
 
-    gradients: list[Tensor]
+    `without_noise`: the same of the first few in a release without noise.
+    """
 
-    def scores(self, releases: list[Tensor], noise: float) -> Array:
-        """Log likelihood ratio, candidate in against candidate out, of each candidate's own release."""
-        return np.array(
-            [
-                _ratio((g @ r.float()).double(), g, noise)
-                for g, r in zip(self.gradients, releases, strict=True)
-            ]
-        )
+    member: npt.NDArray[np.bool_]
+    products: Array
+    without_noise: Array
+    candidates: Candidates
+    asked: int
+
+    @property
+    def cut_short(self) -> str:
+        if len(self.member) >= _LEAST:
+            return ""
+        return f"the time ran out after {len(self.member)} of {self.asked} cases"
+
+    def split(self, scores: Array) -> tuple[Array, Array]:
+        """Scores of members and of others."""
+        member = self.member[: len(scores)]
+        return scores[member], scores[~member]
 
 
-def _ratio(inner: Tensor, gradients: Tensor, noise: float) -> float:
-    """log mean over the draws of exp((r.g - |g|^2 / 2) / noise^2); `inner` (M,) holds the r.g."""
-    exponent = (inner - 0.5 * gradients.double().square().sum(1)) / noise**2
-    return float(log_mean_exp(exponent.numpy()))
+def draw_cases(subject: Subject, block: int, count: int = CASES, *names: object) -> Cases:
+    """Releases of the run's own mechanism, each with a candidate or without, all other examples subtracted."""
+    problem, mechanism = subject.problem(block), subject.mechanism(block)
+    pool = subject.victims(count, "sum membership", block, *names)
+    count = len(pool)
+    generator = subject.generator("sum membership", block, "draws", *names)
+    # Half are members, in random order: a fair coin for each, but that both sides are there.
+    member = (torch.randperm(count, generator=generator) < count / 2).numpy()
+    grams, products, without = [], [], []
+    for i in range(count):
+        if subject.clock.spent > _SHARE * subject.clock.seconds:
+            break
+        candidate = pool[i : i + 1]
+        g = gradients_of(problem, mechanism, candidate, _TRUTHS + _DRAWS, generator)
+        g = g.double()
+        inside = candidate if member[i] else candidate[:0]
+        release = released(subject, block, inside, "membership", i, *names, noisy=True)
+        products.append((g[_TRUTHS:] @ release.vector).numpy())
+        if i < _CONTROLS:
+            quiet = released(subject, block, inside, "membership", i, *names, noisy=False)
+            without.append((g[_TRUTHS:] @ quiet.vector).numpy())
+        grams.append((g @ g.T).numpy())
+        if i % 20 == 0:
+            subject.clock.tell(_SHARE * i / count, f"membership in a sum, block {block}")
+    return Cases(
+        member[: len(grams)],
+        np.array(products),
+        np.array(without),
+        Candidates(np.array(grams), _TRUTHS),
+        count,
+    )
+
+
+def strength(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
+    """mu, the mechanism of a release being mu-Gaussian DP for an example that is taken every time."""
+    if isinstance(mechanism, SecureStep):
+        return float(mechanism.noise.l2 / (companies * mechanism.noise.variance_share) ** 0.5)
+    most = Participation.of(mechanism).most
+    return float((most / companies) ** 0.5 / mechanism.noise_multiplier)
+
+
+def rounds_of(subject: Subject, block: int) -> int:
+    """In how many rounds of the run so far this block was trained."""
+    companies, rounds = tuple(subject.private), range(1, subject.checkpoint.round + 1)
+    return sum(any(t.block == block for t in assign(r, companies, subject.plan)) for r in rounds)
 
 
 def _applies(subject: Subject) -> str | None:
-    (block,) = subject.blocks
-    mechanism = subject.mechanism(block)
-    if deviation(mechanism) == 0:
-        return "the release has no noise: whoever knows all other examples sees each gradient as it is"
-    return unmodelled(mechanism)
+    if subject.plan.noise_multiplier == 0:
+        return "the run adds no noise: a sum shows each example's gradient as it is"
+    return None
 
 
-def _run(subject: Subject) -> Iterator[Result | Exhibit]:
+def _run(subject: Subject) -> Iterator[Result]:
     (block,) = subject.blocks
     started = time.monotonic()
-    mechanism, companies = subject.mechanism(block), len(subject.cohort(block))
-    victims = subject.victims(_CANDIDATES, "membership", block)
-    taking_part = torch.rand(len(victims), generator=subject.generator("coins", block)) < 0.5
-    gradients: list[Tensor] = []
-    for i in range(len(victims)):
-        gradients.append(_imagined(subject, block, victims[i : i + 1], i))
-        subject.clock.tell(0.6 * i / len(victims), f"membership, block {block}")
-        if subject.clock.over:
-            break
-    cut_short = ""
-    if len(gradients) < len(victims):
-        cut_short = f"the time ran out after {len(gradients)} of {len(victims)} candidates"
-    if len(gradients) < 20:
-        yield _result(
-            subject, block, "one company's release", "colluding-coordinator", None, cut_short, started
-        )
+    cases = draw_cases(subject, block)
+    if len(set(cases.member)) < 2:
+        yield Result(
+            attack=ATTACK.name, adversary="colluding-coordinator", view=_RELEASE, statement="membership",
+            statistic=_AREA, unit="auc", outcome="inconclusive", reason=cases.cut_short, block=block,
+        )  # fmt: skip
         return
-    candidates = _Candidates(gradients)
-    part = taking_part[: len(gradients)].numpy()
-    ceiling = {n: gaussian_auc(clip_of(mechanism) / deviation(mechanism, n)) for n in (1, companies)}
-    winning = wins_at(
-        lambda z: _simulated(subject, block, candidates, part, z * clip_of(mechanism)).value - 0.5, _WINS
+    yield from _results(subject, block, cases, time.monotonic() - started)
+    subject.clock.tell(1.0, f"membership in a sum, block {block}")
+
+
+_RELEASE = "one company's release, all other examples known"
+_SECRET = "one company's release, all other examples known but not the batch"
+_SUM = "the opened sum, all other examples known"
+_ROUNDS = "a company's releases of all rounds, all other examples known but not the batches"
+_AREA = "members told from others (AUC)"
+
+
+def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iterator[Result]:
+    mechanism = subject.mechanism(block)
+    candidates, companies = cases.candidates, len(subject.cohort(block))
+    own = Participation.of(mechanism)
+    rng = np.random.default_rng(
+        int(torch.randint(2**62, (), generator=subject.generator("sum membership", block)))
     )
-    control = _simulated(subject, block, candidates, part, _CONTROL * clip_of(mechanism))
-    views = (
-        ("one company's release", "colluding-coordinator", 1),
-        ("the opened sum", "coordinator", companies),
+    one, everyone = deviation(mechanism), deviation(mechanism, companies)
+    unit = one / subject.plan.noise_multiplier  # deviation of a noise multiplier of 1
+    certain = Hypotheses.of(own.certain, _DRAWS, rng)
+    quiet = log_ratio(
+        cases.without_noise,
+        candidates.drawn[: len(cases.without_noise)],
+        CONTROL_NOISE * clip_of(mechanism),
+        certain,
     )
-    for done, (view, adversary, n) in enumerate(views, start=1):
-        releases = [
-            released(
-                subject, block, victims[i : i + 1] if inside else victims[:0], "membership", n, i,
-                noisy=True, companies=n,
-            ).vector
-            for i, inside in enumerate(part)
-        ]  # fmt: skip
-        scores = candidates.scores(releases, deviation(mechanism, n))
-        yield _result(
-            subject, block, view, adversary, (scores[part], scores[~part]), cut_short, started,
-            ceiling=ceiling[n], control=control, winning=winning,
-        )  # fmt: skip
-        subject.clock.tell(0.6 + 0.4 * done / len(views), f"membership, block {block}")
-        if n == 1:
-            yield _low_rate(block, view, adversary, scores[part], scores[~part])
+    control = auc(*cases.split(quiet))
+    seed = int(rng.integers(2**62))
 
-
-def _imagined(subject: Subject, block: int, victim: Examples, i: int) -> Tensor:
-    """The victim's clipped gradient at noise draws of the attacker's own, (M, P)."""
-    problem = subject.problem(block)
-    values = {
-        name: value.expand(_DRAWS, *value.shape[1:]) for name, value in problem.values_of(victim).items()
-    }
-    drawn = problem.sample(values, subject.generator("imagined", block, i))
-    clip = Clip.of(subject.mechanism(block))
-    with torch.no_grad():
-        return clip(problem, problem.gradient(drawn)).float()
-
-
-def _simulated(
-    subject: Subject, block: int, candidates: _Candidates, part: npt.NDArray[np.bool_], noise: float
-) -> Estimate:
-    """The area at another noise: the first imagined draw is taken for the true one, the others for the attacker's.
-
-    Only inner products of the noise with gradients matter, so these are drawn, by their Gram matrix.
-    """
-    draw = np.random.default_rng(subject.seed)
-    scores = []
-    for g, inside in zip(candidates.gradients, part, strict=True):
-        gram = (g @ g.T).double().numpy()
-        values, vectors = np.linalg.eigh(gram)
-        noises = noise * (vectors * np.sqrt(np.maximum(values, 0))) @ draw.standard_normal(len(gram))
-        inner = noises[1:] + (gram[0, 1:] if inside else 0.0)
-        exponent = (inner - 0.5 * np.diag(gram)[1:]) / noise**2
-        scores.append(float(log_mean_exp(exponent)))
-    found = np.array(scores)
-    return auc(found[part], found[~part])
-
-
-def _result(
-    subject: Subject,
-    block: int,
-    view: str,
-    adversary: str,
-    scores: tuple[Array, Array] | None,
-    cut_short: str,
-    started: float,
-    *,
-    ceiling: float | None = None,
-    control: Estimate | None = None,
-    winning: float | None = None,
-) -> Result:
-    outcome: Outcome = "inconclusive"
-    reason, value = cut_short, None
-    if scores is not None:
-        value = auc(*scores)
-        sure = auc(*scores, level=_SURE)
-        if sure.low > 0.5:
-            outcome, reason = "found", ""
-        elif not cut_short and control is not None and control.low > 0.5:
-            outcome = "not found"
-        elif not cut_short:
-            reason = f"the control failed: at a noise multiplier of {_CONTROL:g} nothing is told apart either"
-    return Result(
-        attack=ATTACK.name, adversary=adversary, view=f"{view}, all other examples known", block=block,
-        statement="membership", statistic="members told from others (AUC)", unit="auc", outcome=outcome,
-        reason=reason, value=value, control=control, ceiling=ceiling, wins_at=winning,
-        baseline=Estimate(value=0.5, low=0.5, high=0.5, n=1, method="exact"),
-        budget={"candidates": _CANDIDATES, "noise draws": _DRAWS}, seconds=round(time.monotonic() - started, 2),
-    )  # fmt: skip
-
-
-def _low_rate(block: int, view: str, adversary: str, members: Array, others: Array) -> Result:
-    """Hits at a thousandth of false alarms, refused where there are too few to say."""
-    try:
-        hits = hits_at(members, others, 0.001)
-    except InputError as error:
+    def result(adversary: str, view: str, found: Judged, ceiling: float | None, wins: float | None) -> Result:
         return Result(
-            attack=ATTACK.name, adversary=adversary, view=f"{view}, all other examples known", block=block,
-            statement="membership", statistic="hits at 0.1% false alarms", unit="share",
-            outcome="not applicable", reason=str(error),
+            attack=ATTACK.name, adversary=adversary, view=view, statement="membership", statistic=_AREA,
+            unit="auc", outcome=found.outcome, reason=found.reason, block=block, value=found.value,
+            control=control, baseline=COIN, ceiling=ceiling, wins_at=wins,
+            budget={"cases": len(cases.member), "noise draws": _DRAWS}, seconds=round(seconds, 2),
         )  # fmt: skip
-    return Result(
-        attack=ATTACK.name, adversary=adversary, view=f"{view}, all other examples known", block=block,
-        statement="membership", statistic="hits at 0.1% false alarms", unit="share",
-        outcome="found" if hits.low > 0.001 else "not found", value=hits,
+
+    def verdict(scores: Array, ceiling: float | None) -> Judged:
+        return judged(*cases.split(scores), control=control, ceiling=ceiling, cut_short=cases.cut_short)
+
+    def winning(companies: int, participation: Participation, rounds: int) -> float | None:
+        spread = unit * companies**0.5
+        return wins_at(lambda z: candidates.auc(z * spread, participation, rounds, seed) - 0.5, WINS)
+
+    # One company's release: what the mechanism made.
+    scores = log_ratio(cases.products, candidates.drawn, one, certain)
+    ceiling = gaussian_auc(strength(mechanism))
+    found = verdict(scores, ceiling)
+    yield result("colluding-coordinator", _RELEASE, found, ceiling, winning(1, own.certain, 1))
+    yield _at_few_false_alarms(cases, scores, one, own.certain, found, block, rng)
+
+    # The sum of the cohort's: the others' noise on top.
+    more = (everyone**2 - one**2) ** 0.5
+    products = cases.products + candidates.noise(more, rng)[0, :, _TRUTHS:]
+    summed = log_ratio(products, candidates.drawn, everyone, certain)
+    ceiling = gaussian_auc(strength(mechanism, companies))
+    yield result("coordinator", _SUM, verdict(summed, ceiling), ceiling, winning(companies, own.certain, 1))
+
+    # The batch is secret. A member that it left out leaves what a non-member leaves, and the ratio rises with that of
+    # a certain batch: of one step the area follows.
+    if own.rate < 1 and own.most == 1:
+        bound = gaussian_auc(strength(mechanism), own.rate)
+        yield result("colluding-coordinator", _SECRET, left_out(found, own.rate), bound, None)
+    rounds = rounds_of(subject, block)
+    if rounds and not subject.clock.over:
+        scores = candidates.scores(cases.member, one, own, rounds, rng)  # of simulated noise
+        yield result("colluding-coordinator", _ROUNDS, verdict(scores, None), None, winning(1, own, rounds))
+
+
+def _at_few_false_alarms(
+    cases: Cases,
+    scores: Array,
+    noise: float,
+    participation: Participation,
+    found: Judged,
+    block: int,
+    rng: np.random.Generator,
+) -> Result:
+    """Members found at 1% false alarms: the threshold is that of simulated releases without the candidates."""
+    n = len(cases.member)
+    nobody = np.zeros(n, dtype=bool)
+    nulls = np.concatenate(
+        [cases.candidates.scores(nobody, noise, participation, 1, rng) for _ in range(_NULLS)]
+    )
+    threshold = float(np.quantile(nulls, 1 - _FALSE_ALARMS))
+    members, others = cases.split(scores)
+    common = {
+        "attack": ATTACK.name, "adversary": "colluding-coordinator", "view": _RELEASE, "block": block,
+        "statement": "membership", "statistic": "members found at 1% false alarms", "unit": "share",
+        "budget": {"cases": n, "noise draws": _DRAWS},
+    }  # fmt: skip
+    if len(members) == 0:
+        return Result.model_validate(
+            common | {"outcome": "inconclusive", "reason": "no member among the cases"}
+        )
+    least = LEAST_NON_MEMBERS[0.001]
+    said = [found.reason, f"{int((others > threshold).sum())} of {len(others)} others passed the threshold"]
+    if len(others) < least:
+        said.append(f"nothing is said at 0.1%, which takes {least:,} non-members")
+    baseline = Estimate(value=_FALSE_ALARMS, low=_FALSE_ALARMS, high=_FALSE_ALARMS, n=1, method="exact")
+    return Result.model_validate(
+        common
+        | {
+            "outcome": found.outcome, "reason": "; ".join(each for each in said if each), "baseline": baseline,
+            "value": proportion(int((members > threshold).sum()), len(members)),
+        }
     )  # fmt: skip
 
 
 ATTACK = Attack(
     name="sum-membership",
-    title="Likelihood ratio of a candidate's gradient in one release, averaged over the noise draws it may have had",
+    title="Asks whether a known example is in a sum, by the likelihood ratio under the run's own noise",
     statement="membership",
     adversaries=("colluding-coordinator", "coordinator"),
-    sees="one release of one block, of which all examples but the candidate are known",
-    needs="the model and the candidate, not its noise draws",
-    cost="a tenth of a second a candidate",
+    sees="one release or all of a block, of which all examples but the candidate are known",
+    needs="the model and the candidate; not its noise draws, nor whether its batch took it",
+    cost="some 10 ms a case; 400 cases",
     applies=_applies,
     run=_run,
-    weight=1.5,
 )
