@@ -41,7 +41,7 @@ Coins = npt.NDArray[np.bool_]
 _EXACT = tuple(2 ** (6 - i / 256) for i in range(14 * 256))
 _ACCOUNTED = tuple(2 ** (4 - i / 8) for i in range(7 * 8))
 _SIMULATIONS = 40
-_FAULT = 0.7  # of the claimed noise: what the number of guesses is to find
+_FAULT = 0.6  # of the claimed noise: what the number of guesses is to find
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class ScoreLaw:
 
 @lru_cache(maxsize=64)
 def register(law: ScoreLaw, canaries: int, level: float) -> Registered:
-    """The number and split of guesses that certify most of a mechanism with 0.7 times the claimed noise.
+    """The number and split of guesses that certify most of a mechanism with 0.6 times the claimed noise.
 
     For the claimed noise itself that is close to the best too; no observed score enters.
     """
@@ -209,6 +209,7 @@ def register_threshold(law: ScoreLaw, releases: int, level: float) -> float:
 
     spread = law.noise * math.sqrt(law.steps)
     top = law.steps * law.rate
-    return float(max(np.linspace(-3 * spread, top + 3 * spread, 61), key=certified))
+    # Below what a canary scores without noise, so that a control passes it.
+    return float(max(np.linspace(-3 * spread, 0.9 * top, 61), key=certified))
 
 
