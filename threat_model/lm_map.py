@@ -6,31 +6,27 @@ law of levels. The noise draw is a nuisance that is estimated too: averaging ove
 transformation, would lose information.
 
 Where there is no noise, what is not explained yet stands in for it: each tensor's artificial noise is the relative
-residual, so that steps are short at first and Newton's in the end. The gradient of every weight is then multiplied
-by a few random directions, which keep all of its (few) ranks and cost a tenth.
+residual, so that steps are short at first and Newton's in the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .release_model import Modelled, ReleaseModel
+from .release_model import Modelled, Moves, ReleaseModel
 from .releases import Release
 from .unknowns import Guess
 
-Moves = Literal["example", "draws", "all"]
 _SOLVED = 1e-6  # relative residual at which a descent ends; below are rounding errors of float32 gradients
 _ROUNDED = 1e-4  # below this, a step without gain is the last: that is what float32 gradients leave
 EXPLAINED = 1e-3
 """Relative residual that no wrong reconstruction was seen to reach."""
 _TRIES = 6  # of a step's damping
 _PATIENCE = 3  # steps without gain
-_DIRECTIONS = 12  # kept of a weight's gradient without noise, for one example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +58,6 @@ class Reconstruction:
     iterations: int
 
 
-@dataclass(frozen=True)
-class _Data:
-    """One tensor of the release: observed (size,), its own size without noise, and what it is multiplied with."""
-
-    observed: Tensor
-    size: float
-    sketch: Tensor | None
-
-    def seen(self, tensor: Tensor) -> Tensor:
-        return (tensor if self.sketch is None else tensor @ self.sketch).reshape(-1)
-
-
 class LMMAP:
     """The attack on one release.
 
@@ -91,22 +75,12 @@ class LMMAP:
         vector = release.vector
         if model.clip.kind == "unit":
             vector = vector / vector.norm().clamp_min(1e-300)
-        tensors = model.problem.tensors(vector)
-        powers = {n: max(float(t.square().mean()) - self.noise**2, 0.0) for n, t in tensors.items()}
+        self.observed = model.problem.tensors(vector)
+        powers = {n: max(float(t.square().mean()) - self.noise**2, 0.0) for n, t in self.observed.items()}
         least = 1e-24 * max([*powers.values(), 1e-300])
-        self.data: dict[str, _Data] = {}
-        rank = _DIRECTIONS + 4 * (release.examples * self.layout.draws - 1)
-        for name, t in tensors.items():
-            sketch = None
-            if not self.noise and name.rpartition(".")[0] in model.factored.linear and t.dim() == 2:
-                if t.shape[1] > 2 * rank:
-                    drawn = torch.randn(t.shape[1], rank, generator=generator, dtype=torch.float64)
-                    sketch = torch.linalg.qr(drawn)[0]
-            size = max(powers[name], least) ** 0.5
-            data = _Data(t, size, sketch)
-            self.data[name] = _Data(data.seen(t), size, sketch)
-        self.sketches = {n: d.sketch for n, d in self.data.items() if d.sketch is not None}
+        self.sizes = {n: max(power, least) ** 0.5 for n, power in powers.items()}  # of each tensor without noise
         self.low, self.high = self.layout.bounds()
+        self.coordinates = len(vector)
         self.spent = 0
 
     def run(self, starts: Iterable[Start]) -> Reconstruction:
@@ -135,22 +109,17 @@ class LMMAP:
         return Reconstruction(guess, objective, residual, attempt, self.spent)
 
     def misfit(self, found: Modelled) -> dict[str, Tensor]:
-        """Observed less modelled, by tensor, as far as it is looked at."""
+        """Observed less modelled, by tensor."""
         tensors = self.model.problem.tensors(found.vector)
-        return {name: data.observed - data.seen(tensors[name]) for name, data in self.data.items()}
+        return {name: seen - tensors[name] for name, seen in self.observed.items()}
 
     def relative(self, misfit: dict[str, Tensor]) -> float:
         """Root mean square of the misfit over each tensor's size."""
-        total = sum(float(m.square().sum()) / self.data[n].size ** 2 for n, m in misfit.items())
-        shares = sum(
-            d.observed.numel() if d.sketch is None else d.observed.numel() for d in self.data.values()
-        )
-        return float((total / shares) ** 0.5)
+        total = sum(float(m.square().sum()) / self.sizes[n] ** 2 for n, m in misfit.items())
+        return float((total / self.coordinates) ** 0.5)
 
     def _weights(self, artificial: float) -> dict[str, float]:
-        return {
-            name: (self.noise**2 + (artificial * data.size) ** 2) ** -0.5 for name, data in self.data.items()
-        }
+        return {n: (self.noise**2 + (artificial * size) ** 2) ** -0.5 for n, size in self.sizes.items()}
 
     def objective(self, misfit: dict[str, Tensor], guess: Guess, artificial: float) -> float:
         """Negative log posterior up to a constant, under the real and an artificial noise."""
@@ -181,7 +150,9 @@ class LMMAP:
                 artificial = 0.0
             self.spent += 1
             w = self._weights(artificial)
-            curvature, slope = self._normal(guess, found, misfit, w, moves)
+            curvature, slope = self.model.normal(
+                guess, found, misfit, w, moves=moves, dtype=self.dtype
+            )
             pull = ((guess.flat - layout.mean) @ layout.precision)[:, part]
             slope = slope.view(k, -1) - pull
             curvature = curvature + torch.block_diag(*[moving] * k)
@@ -206,31 +177,13 @@ class LMMAP:
                         relative, damping = self.relative(misfit), max(damping / 5, 1e-12)
                         break
                 damping = min(damping * 6, 1e6)
-            stalled = stalled + 1 if gained < 1e-2 * before else 0
+            # Half of the coordinates is what noise alone costs.
+            excess = before - (0.5 * self.coordinates if self.noise and not artificial else 0.0)
+            stalled = stalled + 1 if gained < max(1e-2 * excess, 0.01) else 0
             patience = 1 if not self.noise and relative < _ROUNDED else _PATIENCE
             if (stalled >= patience and (not self.noise or artificial == 0.0)) or self.budget.stop():
                 break
         return guess, relative, self.objective(misfit, guess, 0.0 if self.noise else 1e-6)
-
-    def _normal(
-        self, guess: Guess, found: Modelled, misfit: dict[str, Tensor], w: dict[str, float], moves: Moves
-    ) -> tuple[Tensor, Tensor]:
-        """J W J^T (K m, K m) and J W r (K m,), tensor by tensor so that the whole derivative is never held."""
-        curvature: Tensor | None = None
-        slope: Tensor | None = None
-        rows = self.model.slopes(
-            guess, found, example=moves != "draws", draws=moves != "example", sketch=self.sketches,
-            dtype=self.dtype,
-        )  # fmt: skip
-        for name, own in rows:
-            weighted = own * w[name]
-            square = weighted @ weighted.T
-            along = weighted @ (misfit[name] * w[name]).to(self.dtype)
-            curvature = square if curvature is None else curvature + square
-            slope = along if slope is None else slope + along
-        assert curvature is not None
-        assert slope is not None
-        return curvature.double(), slope.double()
 
     def _held(self, flat: Tensor, slope: Tensor, part: slice) -> Tensor:
         """Unknowns at a bound that the step would push further out, (K, m)."""

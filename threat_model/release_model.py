@@ -8,8 +8,8 @@ derivative leaves that dependence out, as a step moves the block little; values 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from torch import Tensor
 from .block_problem import BlockProblem
 from .clip_model import ClipModel
 from .factors import FactoredGradient, Gradient, State
+from .rows import DenseRows, Rows, WeightRows, inner
 from .unknowns import Guess, Layout
+
+Moves = Literal["example", "draws", "all"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,7 @@ class ReleaseModel:
 
     model = ReleaseModel(layout, ClipModel.of(mechanism), steps=1, rate=0.0)
     found = model.at(guess)
-    for name, rows in model.slopes(guess, found, moving):       # tensor by tensor, (K m, size)
-        curvature += rows @ rows.T
+    curvature, slope = model.normal(guess, found, misfit, weights)
     """
 
     def __init__(self, layout: Layout, clip: ClipModel, *, steps: int, rate: float) -> None:
@@ -114,106 +116,117 @@ class ReleaseModel:
         zeros = {name: p.new_zeros(n, *p.shape) for name, p in self.own.items() if name not in tensors}
         return tensors | zeros
 
-    def slopes(
+    def normal(
         self,
         guess: Guess,
         found: Modelled,
+        misfit: dict[str, Tensor],
+        weights: dict[str, float],
         *,
-        example: bool,
-        draws: bool,
-        sketch: dict[str, Tensor],
-        dtype: torch.dtype,
-    ) -> Iterator[tuple[str, Tensor]]:
-        """d release / d unknowns, tensor by tensor: rows (K m, size) of the example's, the draws' or all coordinates.
-
-        `sketch`: for some weights an orthonormal (in, s) with which they are multiplied.
-        """
+        moves: Moves = "all",
+        dtype: torch.dtype = torch.float64,
+    ) -> tuple[Tensor, Tensor]:
+        """J W^2 J^T (K m, K m) and J W^2 r (K m,): J the release's derivative by the unknowns that move, W the
+        weight of each tensor, r the misfit."""
         layout, k = self.layout, len(guess.flat)
-        first, last = (0 if example else layout.example), (None if draws else layout.example)
+        derivatives = [
+            self._derivatives(guess, found, i, j, moves, dtype) for i in range(k) for j in range(layout.draws)
+        ]
+        size = {"all": layout.size, "example": layout.example, "draws": layout.size - layout.example}[moves]
+        places = [self._places(i, j, moves, size) for i in range(k) for j in range(layout.draws)]
+        curvature = torch.zeros(k * size, k * size, dtype=torch.float64)
+        slope = torch.zeros(k * size, dtype=torch.float64)
+        residual = {name: r.to(dtype) for name, r in misfit.items()}
+        for p, one in enumerate(derivatives):
+            along = sum((one.along(n, r) * weights[n] ** 2 for n, r in residual.items()), torch.zeros(()))
+            slope[places[p]] += along.double()
+            for q, other in enumerate(derivatives[: p + 1]):
+                block = sum((one.inner(n, other) * weights[n] ** 2 for n in residual), torch.zeros(())).double()
+                curvature[places[p][:, None], places[q]] += block
+                if q < p:
+                    curvature[places[q][:, None], places[p]] += block.T
+        return curvature, slope
+
+    def _places(self, i: int, j: int, moves: Moves, size: int) -> Tensor:
+        """Where the unknowns of one draw lie among those that move."""
+        layout = self.layout
+        shared = torch.arange(layout.example if moves != "draws" else 0)
+        own = torch.arange(layout.draw if moves != "example" else 0) + len(shared) + j * layout.draw
+        return i * size + torch.cat([shared, own])
+
+    def _derivatives(
+        self, guess: Guess, found: Modelled, i: int, j: int, moves: Moves, dtype: torch.dtype
+    ) -> _Derivative:
+        """Of the clipped gradient of example i's step, by the unknowns of draw j."""
+        layout, per_step = self.layout, self.layout.draws // self.steps
+        first = layout.example if moves == "draws" else 0
+        last = layout.example if moves == "example" else None
         directions = torch.eye(layout.example + layout.draw, dtype=dtype)[first:last]
-        points = layout.points(guess.flat).to(dtype)
-        per_step = layout.draws // self.steps
-        pairs = []  # of every draw: its factors and their derivatives
-        for i in range(k):
-            discrete = {n: v[i] for n, v in guess.discrete.items()}
-            for j in range(layout.draws):
-                pairs.append(
-                    self.factored.derivative(
-                        lambda p, discrete=discrete: layout.at(p, discrete),
-                        points[i, j],
-                        directions,
-                        found.states[j // per_step],
-                    )
-                )
-        radial = [self._radial(pairs, found, i, j, per_step, dtype) for i in range(k) for j in range(layout.draws)]
-        kept, own = (layout.example if example else 0), (layout.draw if draws else 0)
-        for name in self.problem.names:
-            rows = []
-            for i in range(k):
-                of_example, of_draws = None, []
-                for j in range(layout.draws):
-                    term = found.terms[i][j // per_step]
-                    at, slope = pairs[i * layout.draws + j]
-                    moved = self._moved(name, at, slope, sketch.get(name)) / per_step
-                    moved *= term.factors[self.place[name]].to(dtype)
-                    value = term.tensors[name].to(dtype)
-                    if name in sketch:
-                        value = value @ sketch[name].to(dtype)
-                    moved += radial[i * layout.draws + j][:, self.place[name], None] * value.reshape(1, -1)
-                    shared = moved[:kept]
-                    of_example = shared if of_example is None else of_example + shared
-                    of_draws.append(moved[kept:])
-                assert of_example is not None
-                rows.append(torch.cat([of_example, *of_draws] if own else [of_example]))
-            yield name, torch.cat(rows)
-
-    def _moved(self, name: str, at: Gradient, slope: Gradient, sketch: Tensor | None) -> Tensor:
-        """Derivative of one tensor of one draw's gradient, (m, size)."""
-        module, _, kind = name.rpartition(".")
-        if name in slope.dense:
-            dense: Tensor = slope.dense[name].flatten(1)
-            return dense
-        if module not in slope.linear:
-            any_slope = next(iter(slope.linear.values())).inputs
-            return any_slope.new_zeros(len(any_slope), self.own[name].numel())
-        a, g = at.linear[module]
-        da, dg = slope.linear[module]
-        if kind == "bias":
-            total: Tensor = dg.sum(1)
-            return total
-        if sketch is not None:
-            s = sketch.to(a.dtype)
-            a, da = a @ s, da @ s
-        # dW = dg^T a + g^T da as one product over twice the tokens
-        left = torch.cat([dg, g.expand(len(da), *g.shape)], dim=1)
-        right = torch.cat([a.expand(len(da), *a.shape), da], dim=1)
-        return (left.mT @ right).flatten(1)
-
-    def _radial(
-        self, pairs: list[tuple[Gradient, Gradient]], found: Modelled, i: int, j: int, per_step: int, dtype: torch.dtype
-    ) -> Tensor:
-        """What the factor of each layer gains along each direction of one draw, (m, L)."""
+        discrete = {n: v[i] for n, v in guess.discrete.items()}
+        at, slope = self.factored.derivative(
+            lambda point: layout.at(point, discrete),
+            layout.points(guess.flat[i : i + 1])[0, j].to(dtype),
+            directions,
+            found.states[j // per_step],
+        )
         term = found.terms[i][j // per_step]
-        at, slope = pairs[i * self.layout.draws + j]
-        gained = []
-        for module, names in self.layers.items():
-            squared: Tensor | float = 0.0
-            for name in names:
-                value = term.tensors[name].to(dtype)
-                if name in slope.dense:
-                    squared = squared + 2 * slope.dense[name].flatten(1) @ value.flatten()
-                elif module in slope.linear:
-                    a, g = at.linear[module]
-                    da, dg = slope.linear[module]
-                    if name.endswith("bias"):
-                        squared = squared + 2 * dg.sum(1) @ value
-                    else:
-                        along = (dg * (a @ value.T)).sum((1, 2)) + (da * (g @ value)).sum((1, 2))
-                        squared = squared + 2 * along
-            if isinstance(squared, float):
-                squared = torch.zeros(len(next(iter(slope.linear.values())).inputs), dtype=dtype)
-            gained.append(squared / per_step)
-        by_layer = torch.stack(gained, dim=1)  # (m, L)
+        rows = {name: _rows(name, at, slope) for name in self.problem.names}
+        tensors = {name: t.to(dtype) for name, t in term.tensors.items()}
+        by_layer = torch.stack(
+            [
+                sum((2 * r.along(tensors[n]) for n in own if (r := rows[n]) is not None), directions.new_zeros(len(directions)))
+                for own in self.layers.values()
+            ],
+            dim=1,
+        ) / per_step  # (m, L), of the squared norms
         if self.clip.kind != "per-layer":
             by_layer = by_layer.sum(1, keepdim=True).expand_as(by_layer)
-        return by_layer * term.slopes.to(dtype)
+        radial = by_layer * term.slopes.to(dtype)
+        return _Derivative(
+            rows, tensors,
+            {n: float(term.factors[self.place[n]]) / per_step for n in rows},
+            {n: radial[:, self.place[n]] for n in rows},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Derivative:
+    """d (f g) = f dg + g df of one draw's share of a clipped gradient, by parameter: `rows` dg, `factors` f over the
+    draws of the step, `tensors` g, `radial` df (m,)."""
+
+    rows: dict[str, Rows | None]
+    tensors: dict[str, Tensor]
+    factors: dict[str, float]
+    radial: dict[str, Tensor]
+
+    def along(self, name: str, tensor: Tensor) -> Tensor:
+        """Inner products with a tensor, (m,)."""
+        rows, value = self.rows[name], (self.tensors[name] * tensor.view_as(self.tensors[name])).sum()
+        found = self.radial[name] * value
+        return found if rows is None else found + self.factors[name] * rows.along(tensor)
+
+    def inner(self, name: str, other: _Derivative) -> Tensor:
+        """Inner products with another draw's, (m, m')."""
+        rows, others = self.rows[name], other.rows[name]
+        radial, radial_of_other = self.radial[name], other.radial[name]
+        found = torch.outer(radial, radial_of_other) * (self.tensors[name] * other.tensors[name]).sum()
+        if rows is None or others is None:
+            return found
+        f, h = self.factors[name], other.factors[name]
+        return (
+            found
+            + f * h * inner(rows, others)
+            + torch.outer(f * rows.along(other.tensors[name]), radial_of_other)
+            + torch.outer(radial, h * others.along(self.tensors[name]))
+        )
+
+
+def _rows(name: str, at: Gradient, slope: Gradient) -> Rows | None:
+    """The derivative of one parameter's gradient; none where the loss does not use it."""
+    module, _, kind = name.rpartition(".")
+    if name in slope.dense:
+        return DenseRows(slope.dense[name].flatten(1))
+    if module not in slope.linear:
+        return None
+    (a, g), (da, dg) = at.linear[module], slope.linear[module]
+    return DenseRows(dg.sum(1)) if kind == "bias" else WeightRows(a, g, da, dg)

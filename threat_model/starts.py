@@ -129,9 +129,9 @@ class Starts:
         ]
         if not cells:
             return guess
-        weights = {n: 1 / (self.attack.noise**2 + (_ARTIFICIAL * d.size) ** 2) for n, d in self.attack.data.items()}
-        parts = self.attack.model.summands(guess)
-        seen = [{n: d.seen(part[n]) for n, d in self.attack.data.items()} for part in parts]
+        observed = self.attack.observed
+        weights = {n: 1 / (self.attack.noise**2 + (_ARTIFICIAL * s) ** 2) for n, s in self.attack.sizes.items()}
+        seen = self.attack.model.summands(guess)
         for sweep in range(_SWEEPS if len(cells) > 1 else 1):
             for i, name, place in cells:
                 options = [
@@ -143,13 +143,10 @@ class Starts:
                     {n: torch.stack([o.discrete[n][i] for o in options]) for n in guess.discrete},
                 )
                 rest = {
-                    n: d.observed - sum((s[n] for j, s in enumerate(seen) if j != i), torch.zeros(()))
-                    for n, d in self.attack.data.items()
+                    n: t - sum((s[n] for j, s in enumerate(seen) if j != i), torch.zeros(()))
+                    for n, t in observed.items()
                 }
-                found = [
-                    {n: d.seen(part[n]) for n, d in self.attack.data.items()}
-                    for part in self.attack.model.summands(batch)
-                ]
+                found = self.attack.model.summands(batch)
                 costs = torch.tensor(
                     [sum(float((rest[n] - own[n]).square().sum()) * weights[n] for n in own) for own in found]
                 )
