@@ -236,7 +236,7 @@ class BlockProblem(Problem):
         return torch.stack(rows)
 
     def _of_one_draw(self, model: Denoiser) -> Callable[[Values], Tensor]:
-        loss = _LossOfOneDraw(model, self)
+        loss = LossOfOneDraw(model, self)
         prefix = f"model.blocks.{self.block}."
         parameters: dict[str, Tensor] = {
             prefix + n: p.detach()
@@ -266,7 +266,7 @@ class BlockProblem(Problem):
         return (float(low), float(high)) if self.masked else (float(low.log()), float(high.log()))
 
 
-class _LossOfOneDraw(nn.Module):
+class LossOfOneDraw(nn.Module):
     """The loss as a module, so that `functional_call` can swap the block's parameters."""
 
     def __init__(self, model: Denoiser, problem: BlockProblem) -> None:

@@ -15,6 +15,7 @@ The heads must be at least as many as the tokens, and the draws no more than the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,19 +90,23 @@ def noise_levels(problem: BlockProblem, gradient: Tensor, count: int) -> tuple[T
     return found, vmap(along)(found)
 
 
-def unmix(
-    problem: BlockProblem, tap: ContinuousTap, release: Release, prior: GaussianPrior, *, labels: bool
-) -> list[Unmixed]:
-    """Every draw of every unknown example of the sum; fewer where two noise levels are too close to tell apart.
+class NoisyDraws(NamedTuple):
+    """J noise draws of a sum: levels (J,), their vectors c (J, D), the gradients of shift, scale and gate in the first
+    layer (J, 6, D), weights of the noisy token in its basis (J, m), and how it enters that layer (J, D)."""
 
-    `labels`: whether they are looked for too, which takes most of the time.
-    """
-    tensors = problem.tensors(release.vector)
+    log_sigma: Tensor
+    condition: Tensor
+    modulation: Tensor
+    weights: Tensor
+    entered: Tensor
+
+
+def noisy_draws(problem: BlockProblem, tap: ContinuousTap, vector: Tensor, count: int) -> NoisyDraws:
+    """What steps 1 and 2 find of at most `count` draws, in blocks of any depth with one noisy token a draw."""
+    modulation = problem.tensors(vector)["layers.0.modulation.weight"]
     layer = _layer(problem.model.part(problem.block))
-    width, heads = layer.shape.hidden_size, layer.shape.heads
-    count = release.examples * problem.draws
-    levels, c = noise_levels(problem, tensors["layers.0.modulation.weight"], count)
-    modulation: Tensor = tensors["layers.0.modulation.weight"]
+    width = layer.shape.hidden_size
+    levels, c = noise_levels(problem, modulation, count)
     by_draw = torch.linalg.lstsq(c.T, modulation.T).solution.view(-1, 6, width)  # (J, 6, D)
     shift, scale = layer.modulation(c).chunk(6, dim=1)[:2]
     assert tap.noisy_basis is not None
@@ -111,6 +116,35 @@ def unmix(
         [torch.linalg.lstsq(g[0][:, None] * centre, g[1][:, None]).solution[:, 0] for g in by_draw]
     )  # (J, m): d scale = d shift * norm(token)
     entered = (weights @ centre.T) * (1 + scale) + shift  # (J, D)
+    return NoisyDraws(levels, c, by_draw, weights, entered)
+
+
+def noise_of(problem: BlockProblem, weights: Tensor, log_sigma: Tensor, labels: Tensor) -> Tensor:
+    """The noise draws (J, D) behind noisy tokens of these weights (J, m), if the labels are (J,).
+
+    The noisy token is the posterior mean of the label's embedding, so its weights are the posterior: the noisy
+    embedding z follows, up to what no gradient depends on.
+    """
+    model = problem.model
+    assert isinstance(model, EmbeddedDenoiser)
+    posterior = (weights / weights.sum(1, keepdim=True)).clamp_min(1e-12)
+    sigma = log_sigma.exp()[:, None]
+    z = (sigma**2 * posterior.log()) @ model.table
+    return (z - model.table[labels]) / sigma
+
+
+def unmix(
+    problem: BlockProblem, tap: ContinuousTap, release: Release, prior: GaussianPrior, *, labels: bool
+) -> list[Unmixed]:
+    """Every draw of every unknown example of the sum; fewer where two noise levels are too close to tell apart.
+
+    `labels`: whether they are looked for too, which takes most of the time.
+    """
+    layer = _layer(problem.model.part(problem.block))
+    width, heads = layer.shape.hidden_size, layer.shape.heads
+    draws = noisy_draws(problem, tap, release.vector, release.examples * problem.draws)
+    levels, c, by_draw, weights, entered = draws
+    tensors = problem.tensors(release.vector)
     queries = layer.qkv(entered)[:, :width].view(-1, heads, width // heads)  # (J, H, d)
     keys = tensors[tap.weight][width : 2 * width].view(heads, width // heads, width)
     mixtures = torch.stack(
@@ -137,24 +171,18 @@ def _label(
     c: Tensor,
     seen: Tensor,
 ) -> int | None:
-    """The label whose gradient of the modulation points as the one that was seen, (6, D).
-
-    The noisy token is the posterior mean of the label's embedding, so its weights are the posterior: the noisy
-    embedding z follows, up to what no gradient depends on.
-    """
+    """The label whose gradient of the modulation points as the one that was seen, (6, D)."""
     model = problem.model
     if set(problem.of_example) != {tap.field, "label"} or not isinstance(model, EmbeddedDenoiser):
         return None
-    posterior = (weights / weights.sum()).clamp_min(1e-12)
-    sigma = log_sigma.exp()
-    z = (sigma**2 * posterior.log()) @ model.table
     classes = len(model.table)
     labels = torch.arange(classes)
+    each = weights.expand(classes, -1), log_sigma.expand(classes)
     values: Values = {
         tap.field: value.expand(classes, *value.shape),
         "label": labels,
         "level": log_sigma.expand(classes, 1),
-        "noise": ((z - model.table[labels]) / sigma)[:, None],
+        "noise": noise_of(problem, *each, labels)[:, None],
     }
     gradients = problem.gradient(values)  # (classes, P)
     pointing = torch.stack(

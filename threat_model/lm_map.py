@@ -1,0 +1,190 @@
+"""LM-MAP: maximum a posteriori reconstruction by projected Levenberg-Marquardt.
+
+The real fields, noise level and noise draw of every unknown example are estimated jointly under the exact likelihood of
+clipping and Gaussian noise, a Gaussian public prior on the fields, N(0, I) on the noise draw and the training's own
+law of levels. The noise draw is a nuisance that is estimated too: averaging over it, as in expectation over
+transformation, would lose information.
+
+Where there is no noise, what is not explained yet stands in for it: each tensor's artificial noise is the relative
+residual, so that steps are short at first and Newton's in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .release_model import Modelled, Moves, ReleaseModel
+from .releases import Release
+from .unknowns import Guess
+
+_SOLVED = 1e-6  # relative residual at which a descent ends; below are rounding errors of float32 gradients
+_ROUNDED = 1e-4  # below this, a step without gain is the last: that is what float32 gradients leave
+EXPLAINED = 1e-3
+"""Relative residual that no wrong reconstruction was seen to reach."""
+_TRIES = 6  # of a step's damping
+_PATIENCE = 3  # steps without gain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """`attempts`: starts; `iterations`: steps of each phase. `stop`: true once the clock is over."""
+
+    attempts: int = 6
+    iterations: int = 40
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a descent begins, and which unknowns move in its phases."""
+
+    guess: Guess
+    phases: tuple[Moves, ...] = ("all",)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """`objective`: negative log posterior up to a constant; `residual`: root mean square of (observed - modelled)
+    relative to each tensor's own size."""
+
+    guess: Guess
+    objective: float
+    residual: float
+    attempts: int
+    iterations: int
+
+
+class LMMAP:
+    """The attack on one release.
+
+    attack = LMMAP(model, release, Budget(), generator)
+    found = attack.run(starts)                 # model.layout.values(found.guess): the fields (K, *shape)
+    """
+
+    def __init__(
+        self, model: ReleaseModel, release: Release, budget: Budget, generator: torch.Generator
+    ) -> None:
+        self.model, self.layout, self.budget = model, model.layout, budget
+        self.noise = release.noise
+        # Noise is far above rounding; without it directions differ by orders of magnitude.
+        self.dtype = torch.float32 if release.noise else torch.float64
+        vector = release.vector
+        if model.clip.kind == "unit":
+            vector = vector / vector.norm().clamp_min(1e-300)
+        self.observed = model.problem.tensors(vector)
+        powers = {n: max(float(t.square().mean()) - self.noise**2, 0.0) for n, t in self.observed.items()}
+        least = 1e-24 * max([*powers.values(), 1e-300])
+        self.sizes = {n: max(power, least) ** 0.5 for n, power in powers.items()}  # of each tensor without noise
+        self.low, self.high = self.layout.bounds()
+        self.coordinates = len(vector)
+        self.spent = 0
+
+    def run(self, starts: Iterable[Start]) -> Reconstruction:
+        """From every start; without noise the first reconstruction that explains the release is the last.
+
+        Raises:
+            ValueError: there is no start.
+        """
+        best: Reconstruction | None = None
+        for attempt, start in enumerate(starts, start=1):
+            found = self._descend_all(start, attempt)
+            if best is None or found.objective < best.objective:
+                best = found
+            if (not self.noise and found.residual < EXPLAINED) or self.budget.stop():
+                return found if found.residual < EXPLAINED and not self.noise else best
+            if attempt >= self.budget.attempts:
+                break
+        if best is None:
+            raise ValueError("Expected at least one start.")
+        return best
+
+    def _descend_all(self, start: Start, attempt: int) -> Reconstruction:
+        guess = start.guess
+        for moves in start.phases:
+            guess, residual, objective = self._descend(guess, moves)
+        return Reconstruction(guess, objective, residual, attempt, self.spent)
+
+    def misfit(self, found: Modelled) -> dict[str, Tensor]:
+        """Observed less modelled, by tensor."""
+        tensors = self.model.problem.tensors(found.vector)
+        return {name: seen - tensors[name] for name, seen in self.observed.items()}
+
+    def relative(self, misfit: dict[str, Tensor]) -> float:
+        """Root mean square of the misfit over each tensor's size."""
+        total = sum(float(m.square().sum()) / self.sizes[n] ** 2 for n, m in misfit.items())
+        return float((total / self.coordinates) ** 0.5)
+
+    def _weights(self, artificial: float) -> dict[str, float]:
+        return {n: (self.noise**2 + (artificial * size) ** 2) ** -0.5 for n, size in self.sizes.items()}
+
+    def objective(self, misfit: dict[str, Tensor], guess: Guess, artificial: float) -> float:
+        """Negative log posterior up to a constant, under the real and an artificial noise."""
+        w = self._weights(artificial)
+        likelihood = sum(float((m * w[n]).square().sum()) for n, m in misfit.items())
+        centred = guess.flat - self.layout.mean
+        return 0.5 * likelihood + 0.5 * float(((centred @ self.layout.precision) * centred).sum())
+
+    def _descend(self, guess: Guess, moves: Moves) -> tuple[Guess, float, float]:
+        """Levenberg-Marquardt on all unknowns, on those of the examples or on those of the draws."""
+        layout, k = self.layout, len(guess.flat)
+        part = {
+            "all": slice(None), "example": slice(None, layout.example), "draws": slice(layout.example, None)
+        }[moves]  # fmt: skip
+        moving = layout.precision[part, part]
+        found = self.model.at(guess)
+        misfit = self.misfit(found)
+        relative = self.relative(misfit)
+        damping, stalled, artificial = 1e-3, 0, 0.0
+        for step in range(self.budget.iterations):
+            if not self.noise:
+                if relative < _SOLVED:
+                    break
+                artificial = min(0.3 * 0.7**step, relative) if moves != "all" else min(relative, 0.1)
+            elif step < 6:  # coarse at first here too, so that a step does not leave the model's linear range
+                artificial = min(relative, 0.3 * 0.5**step)
+            else:
+                artificial = 0.0
+            self.spent += 1
+            w = self._weights(artificial)
+            curvature, slope = self.model.normal(
+                guess, found, misfit, w, moves=moves, dtype=self.dtype
+            )
+            pull = ((guess.flat - layout.mean) @ layout.precision)[:, part]
+            slope = slope.view(k, -1) - pull
+            curvature = curvature + torch.block_diag(*[moving] * k)
+            held = self._held(guess.flat[:, part], slope, part).flatten()
+            slope = slope.flatten().masked_fill(held, 0)
+            before, gained = self.objective(misfit, guess, artificial), 0.0
+            diagonal = curvature.diagonal().clone()
+            for _ in range(_TRIES):
+                matrix = curvature + torch.diag(damping * diagonal)
+                matrix = matrix.masked_fill(held[:, None] | held, 0) + torch.diag(held.double())
+                factor, failed = torch.linalg.cholesky_ex(matrix)
+                if not int(failed):
+                    move = torch.cholesky_solve(slope[:, None], factor)[:, 0].view(k, -1)
+                    flat = guess.flat.clone()
+                    flat[:, part] += move
+                    candidate = guess.moved(flat.clamp(self.low, self.high))
+                    ahead = self.model.at(candidate)
+                    misfit_ahead = self.misfit(ahead)
+                    gained = before - self.objective(misfit_ahead, candidate, artificial)
+                    if gained > 0:
+                        guess, found, misfit = candidate, ahead, misfit_ahead
+                        relative, damping = self.relative(misfit), max(damping / 5, 1e-12)
+                        break
+                damping = min(damping * 6, 1e6)
+            # Half of the coordinates is what noise alone costs.
+            excess = before - (0.5 * self.coordinates if self.noise and not artificial else 0.0)
+            stalled = stalled + 1 if gained < max(1e-2 * excess, 0.01) else 0
+            patience = 1 if not self.noise and relative < _ROUNDED else _PATIENCE
+            if (stalled >= patience and (not self.noise or artificial == 0.0)) or self.budget.stop():
+                break
+        return guess, relative, self.objective(misfit, guess, 0.0 if self.noise else 1e-6)
+
+    def _held(self, flat: Tensor, slope: Tensor, part: slice) -> Tensor:
+        """Unknowns at a bound that the step would push further out, (K, m)."""
+        return ((flat <= self.low[part]) & (slope < 0)) | ((flat >= self.high[part]) & (slope > 0))
