@@ -17,7 +17,9 @@ _ZOOMS = 8  # each narrows a level's cell sixteenfold
 _FINE = 33
 
 
-def levels(tensors: dict[str, Tensor], modulation: Modulation, interval: tuple[float, float], draws: int) -> Tensor:
+def levels(
+    tensors: dict[str, Tensor], modulation: Modulation, interval: tuple[float, float], draws: int
+) -> Tensor:
     """At most `draws` levels within `interval`, (d,), whose embeddings agree best with the gradients in `tensors`."""
     rows = torch.cat([tensors[name] for name in modulation.weights])  # (6 D layers, D)
     _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
@@ -27,7 +29,9 @@ def levels(tensors: dict[str, Tensor], modulation: Modulation, interval: tuple[f
     def distance(at: Tensor) -> Tensor:
         c = modulation.curve(at.flatten())
         c = c / c.norm(dim=1, keepdim=True)
-        return (c - (c @ basis.T) @ basis).norm(dim=1).view(at.shape)
+        rest: Tensor = c - (c @ basis.T) @ basis
+        found: Tensor = rest.norm(dim=1).view(at.shape)
+        return found
 
     grid = torch.linspace(*interval, _GRID, dtype=torch.float64)
     found = distance(grid)  # (G,)
