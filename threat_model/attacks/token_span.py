@@ -211,7 +211,8 @@ class _Experiment:
         }  # fmt: skip
         yield self._values(about | {"wins_at": winning.get(_VALUES)}, scores, control, blind)
         yield _counted(
-            about | {"statistic": _SETS, "wins_at": winning.get(_SETS)}, scores.exact, None if control is None else control.exact,
+            about | {"statistic": _SETS, "wins_at": winning.get(_SETS)}, scores.exact,
+            None if control is None else control.exact,
             proportion(sum(blind.exact), len(blind.exact)),
         )  # fmt: skip
         about = about | {"statistic": _TEXTS}
@@ -225,7 +226,8 @@ class _Experiment:
             done = len(scores.ordered)
             cut = "" if done == wanted else f"the time ran out after {done} of {wanted} texts"
             yield _counted(
-                about | {"wins_at": winning.get(_TEXTS)}, scores.ordered, None if control is None else control.ordered,
+                about | {"wins_at": winning.get(_TEXTS)}, scores.ordered,
+                None if control is None else control.ordered,
                 proportion(0, done), cut,
             )  # fmt: skip
 
