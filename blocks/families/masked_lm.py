@@ -89,7 +89,8 @@ class MaskedLanguageModel(MaskedDenoiser):
 
         def apply(tokens: Tensor, condition: Tensor) -> Tensor:
             shift, scale = first.modulation(condition).detach().chunk(6)[:2]
-            return tokens * (1 + scale) + shift
+            modulated: Tensor = tokens * (1 + scale) + shift
+            return modulated
 
         def curve(levels: Tensor) -> Tensor:
             return self.own(block, "noise", levels)

@@ -51,7 +51,9 @@ def _law(values: Tensor) -> tuple[float, float]:
 
 def _log_density(values: Tensor, law: tuple[float, float]) -> Tensor:
     mean, deviation = law
-    return torch.distributions.StudentT(_FREEDOM, mean, deviation).log_prob(values)
+    law_of_logs = torch.distributions.StudentT(_FREEDOM, mean, deviation)
+    found: Tensor = law_of_logs.log_prob(values)
+    return found
 
 
 def bigrams(texts: Tensor, vocabulary: int) -> Tensor:

@@ -29,7 +29,9 @@ def levels(
     def distance(at: Tensor) -> Tensor:
         c = modulation.curve(at.flatten())
         c = c / c.norm(dim=1, keepdim=True)
-        return (c - (c @ basis.T) @ basis).norm(dim=1).view(at.shape)
+        rest: Tensor = c - (c @ basis.T) @ basis
+        found: Tensor = rest.norm(dim=1).view(at.shape)
+        return found
 
     grid = torch.linspace(*interval, _GRID, dtype=torch.float64)
     found = distance(grid)  # (G,)

@@ -9,7 +9,7 @@ the prefix that explains most directions wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class Found:
 
 
 def most_likely(
-    taps: list[tuple[PrefixTap, Span, Evidence]],
+    taps: Sequence[tuple[PrefixTap, Span, Evidence]],
     length: int,
     *,
     values: Tensor,

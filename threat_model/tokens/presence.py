@@ -38,11 +38,13 @@ def frequencies(sets: Sets, vocabulary: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Reader:
-    """What one tap shows of each value: `inputs` (V, m, D) in m public contexts, one where there is no context."""
+    """What one tap shows of each value: `inputs` (V, m, D) in m public contexts, one where there is no context;
+    `known` (V,): whether the value occurs in public at all."""
 
     problem: BlockProblem
     tap: TokenTap | PrefixTap
     inputs: Tensor
+    known: Tensor
     vocabulary: int
 
     @classmethod
@@ -52,16 +54,18 @@ class Reader:
         assert classes is not None
         if isinstance(tap, TokenTap):
             inputs = normalised(tap.table + tap.offset[:1], tap.norm)[:, None]
-            return cls(problem, tap, inputs, classes)
+            return cls(problem, tap, inputs, torch.ones(classes, dtype=torch.bool), classes)
         entered = torch.cat([tap.enter(part) for part in texts.split(64)])  # (N, T, D)
         found = torch.zeros(classes, _CONTEXTS, entered.shape[-1], dtype=torch.float64)
+        known = torch.zeros(classes, dtype=torch.bool)
         for value in range(classes):
-            places = (texts == value).nonzero()[:_CONTEXTS]
-            seen = entered[places[:, 0], places[:, 1]]  # (n, D)
-            found[value, : len(seen)] = seen
-            if len(seen):
-                found[value, len(seen) :] = seen[:1]
-        return cls(problem, tap, found, classes)
+            places = (texts == value).nonzero()
+            if len(places):
+                # At even distances, and some of them twice where there are few.
+                chosen = places[torch.arange(_CONTEXTS) * len(places) // _CONTEXTS]
+                found[value] = entered[chosen[:, 0], chosen[:, 1]]
+                known[value] = True
+        return cls(problem, tap, found, known, classes)
 
     def span(self, release: Release) -> Span:
         rows = self.problem.tensors(release.vector)[self.tap.weight][self.tap.rows]
@@ -80,7 +84,9 @@ class Reader:
             inputs = torch.cat([modulation.apply(inputs, c) for c in embedded], dim=1)  # (V, m d, D)
         leverage = span.leverage(inputs).amin(dim=1)
         energy = span.energy(inputs).amax(dim=1)
-        return torch.stack([leverage, energy], dim=1)[: self.vocabulary]
+        found = torch.stack([leverage, energy], dim=1)[: self.vocabulary]
+        found[~self.known] = found[self.known].median(dim=0).values  # of these nothing can be told
+        return found
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Singular values below this share of the first are rounding errors of a float32 gradient.
-ROUNDING = float(torch.finfo(torch.float32).eps) / 8
+# Of a float32 gradient, as shares of its first singular value: rounding errors are mostly below the first of these,
+# and hardly ever above the second.
+_ROUNDING = float(torch.finfo(torch.float32).eps) / 8
+_ROUNDING_AT_MOST = 4 * float(torch.finfo(torch.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Span:
         first = float(sizes[0].clamp_min(1e-30))
         # The largest singular value of noise alone (Bai & Yin 1993).
         largest = noise / min(norms) * (rows.shape[0] ** 0.5 + rows.shape[1] ** 0.5)
-        return cls(directions, sizes / first, max(ROUNDING, largest / first))
+        return cls(directions, sizes / first, max(_ROUNDING, largest / first))
 
     @property
     def width(self) -> int:
@@ -49,8 +51,8 @@ class Span:
 
     @property
     def rank(self) -> int:
-        """Directions above rounding errors and noise."""
-        return int((self.sizes > self.floor).sum())
+        """Directions that are certainly above rounding errors and noise."""
+        return int((self.sizes > max(self.floor, _ROUNDING_AT_MOST)).sum())
 
     def _coordinates(self, inputs: Tensor) -> Tensor:
         unit = inputs / inputs.norm(dim=-1, keepdim=True).clamp_min(1e-30)
