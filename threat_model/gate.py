@@ -2,7 +2,7 @@
 
     inconclusive = "fails"           # or "passes"
     found = "fails"                  # a protected view that gave something away; or "passes", limits alone decide
-    membership = 0.87                # the most that the lower end of an AUC may be, instead of `found`
+    membership = 0.88                # the most that the lower end of an AUC may be, instead of `found`
 
     [[limit]]
     statement = "reconstruction"     # of these results: by statement, attack, adversary, view or statistic
@@ -12,8 +12,8 @@
 A claim that is refuted always fails. Limits are for protected views: of a raw gradient everything comes back.
 
 Membership is told better than by a coin wherever there is less than infinite noise, and each epsilon allows some of
-it, so that finding it is no failure by itself. 0.87 is what an epsilon of 8 at a delta of 1e-5 allows of any Gaussian
-release (mu = 1.6).
+it, so that finding it is no failure by itself. 0.88 is what an epsilon of 8 at a delta of 1e-5 allows of any Gaussian
+release (mu = 1.67).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Gate(BaseModel):
 
     inconclusive: Literal["fails", "passes"] = "fails"
     found: Literal["fails", "passes"] = "fails"
-    membership: float = Field(0.87, ge=0.5, le=1)
+    membership: float = Field(0.88, ge=0.5, le=1)
     limit: tuple[Limit, ...] = ()
 
     @classmethod

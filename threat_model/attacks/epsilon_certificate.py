@@ -148,7 +148,9 @@ class _Test:
                 break
         passed, part = np.array(found) > threshold, inside[: len(found)]
         coins = planted.coins(int((~part).sum()), "null")
-        bare = planted.scores(planted.companies[0], np.ones(1, dtype=np.bool_), "bare", canaries=one, noise=0.0)
+        bare = planted.scores(
+            planted.companies[0], np.ones(1, dtype=np.bool_), "bare", canaries=one, noise=0.0
+        )
 
         def certificate(in_: Coins, out: Coins) -> Certificate:
             return repeated(claim, int(in_.sum()), len(in_), int(out.sum()), len(out), self.level)
@@ -178,7 +180,9 @@ class _Test:
             return self._of(view, found, company, "inconclusive", why)
         if not view.control.refuted:
             cases = ", ".join(f"{n} {what}" for what, n in view.budget.items())
-            why = f"{cases} cannot refute {claimed}: without noise they show {view.control.epsilon:.3g} at most"
+            why = (
+                f"{cases} cannot refute {claimed}: without noise they show {view.control.epsilon:.3g} at most"
+            )
             return self.without(why, "inconclusive" if view.reason else "not applicable", view.text, company)
         return self._of(view, found, company, "held", view.reason)
 

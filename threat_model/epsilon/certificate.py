@@ -92,7 +92,9 @@ def refutes(claim: TradeOff, right: int, guesses: int, canaries: int, level: flo
 
 def _bound(claim: Claim, refuted: Callable[[float], bool]) -> float:
     """The epsilon of the last member of the claim's family, by less and less noise, that is refuted; 0 for none."""
-    grid = _EXACT if claim.exact else _ACCOUNTED  # by falling noise: claims that are harder and harder to refute
+    grid = (
+        _EXACT if claim.exact else _ACCOUNTED
+    )  # by falling noise: claims that are harder and harder to refute
     low, high = -1, len(grid)
     while high - low > 1:
         middle = (low + high) // 2
@@ -211,5 +213,3 @@ def register_threshold(law: ScoreLaw, releases: int, level: float) -> float:
     top = law.steps * law.rate
     # Below what a canary scores without noise, so that a control passes it.
     return float(max(np.linspace(-3 * spread, 0.9 * top, 61), key=certified))
-
-
