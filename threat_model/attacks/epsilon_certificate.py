@@ -91,7 +91,7 @@ class _Test:
         coins = planted.coins(planted.canaries.count, "timing")
         planted.scores(planted.companies[0], coins, "timing", sampled=True)
         of_all = (time.monotonic() - started) * (len(planted.companies) + 2)
-        affordable = int(min(0.8 * self.clock.left / of_all, whole))
+        affordable = int(min(0.5 * self.clock.left / of_all, whole))
         releases = max(1, affordable)
         reason = "" if releases == whole else f"{releases} of {whole} releases in the time that there was"
         yield from self._guesses(_ALL, planted.sampled(releases), releases, sampled=True, reason=reason)
@@ -101,7 +101,7 @@ class _Test:
     ) -> Iterator[Result]:
         """The one-run bound for every company, from the sum of its releases."""
         planted, m = self.planted, self.planted.canaries.count
-        registered = register(planted.law(releases, sampled=sampled), m, self.level)
+        registered = register(claim.tradeoff(), planted.law(releases, sampled=sampled), m, self.level)
 
         def scores(company: str, inside: Coins, kind: str, noise: float = 1.0) -> Array:
             return sum(
@@ -133,7 +133,7 @@ class _Test:
     def independent_releases(self) -> Iterator[Result]:
         """The companies by turns."""
         planted, claim = self.planted, self.planted.known
-        threshold = register_threshold(planted.law(), _REPEATED, self.level)
+        threshold = register_threshold(claim.tradeoff(), planted.law(), _REPEATED, self.level)
         coins = planted.coins(_REPEATED, _REPEATEDLY)
         stop = 0.6 * self.clock.left
         found: list[float] = []
