@@ -122,7 +122,10 @@ def without_sampling(event: Event) -> Event:
     """The same release to somebody who knows that the example took part in every step."""
     if isinstance(event, TruncatedGaussianSteps):
         return GaussianSteps(
-            sampling_rate=1.0, noise_multiplier=event.noise_multiplier, steps=event.steps, dimension=event.dimension
+            sampling_rate=1.0,
+            noise_multiplier=event.noise_multiplier,
+            steps=event.steps,
+            dimension=event.dimension,
         )
     if isinstance(event, GaussianSteps | SkellamSteps):
         return replace(event, sampling_rate=1.0)

@@ -1,4 +1,4 @@
-"""The bound on epsilon: against a linear program, against mechanisms that keep their claim, against planted faults."""
+"""The bound on epsilon against a linear program, mechanisms that keep their claim, and planted faults."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def largest_tail(claim: AccountedTradeOff, right: int, guesses: int, canaries: i
     return float(-found.fun)
 
 
-@pytest.mark.parametrize(("canaries", "guesses", "right"), [(20, 20, 16), (20, 20, 20), (30, 12, 11), (40, 20, 18)])
+@pytest.mark.parametrize(
+    ("canaries", "guesses", "right"), [(20, 20, 16), (20, 20, 20), (30, 12, 11), (40, 20, 18)]
+)
 def test_the_bound_is_the_optimum_of_the_linear_program(canaries: int, guesses: int, right: int) -> None:
     """Oracle: an exact solver on the theorem itself. Would catch any slip in the recursion, in either direction."""
     pairs = tuple((gaussian_epsilon(1.0, float(d)), float(d)) for d in np.logspace(-8, -0.2, 40))
@@ -145,7 +147,9 @@ def test_independent_releases_hold_a_true_claim_and_refute_a_false_one() -> None
     def audit(scale: float) -> Certificate:
         inside = draw.random(n) < 0.5
         passed = law.with_noise(scale).draw(inside, draw) > threshold
-        return repeated(claim, passed[inside].sum(), inside.sum(), passed[~inside].sum(), (~inside).sum(), 0.05)
+        return repeated(
+            claim, passed[inside].sum(), inside.sum(), passed[~inside].sum(), (~inside).sum(), 0.05
+        )
 
     sound = [audit(1.0) for _ in range(100)]
     assert sum(each.refuted for each in sound) <= 5

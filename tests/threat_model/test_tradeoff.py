@@ -41,7 +41,7 @@ SHARED = SharedSkellamSteps(
 
 @pytest.mark.parametrize(("mu", "delta"), [(0.3, 1e-5), (1.0, 1e-5), (1.8, 1e-6), (8.0, 1e-5)])
 def test_the_epsilon_of_a_gaussian_release_is_the_accountants(mu: float, delta: float) -> None:
-    """Oracle: privacy loss distributions. Would catch a wrong sign in the closed form, and an overflow at large mu."""
+    """Oracle: privacy loss distributions. Would catch a wrong sign in the closed form, and an overflow."""
     release = GaussianSteps(sampling_rate=1.0, noise_multiplier=1 / mu, steps=1)
     assert gaussian_epsilon(mu, delta) == pytest.approx(epsilon([release], delta), rel=2e-3)
     assert gaussian_mu(gaussian_epsilon(mu, delta), delta) == pytest.approx(mu, rel=1e-6)
@@ -69,7 +69,7 @@ def test_pairs_of_epsilon_and_delta_bound_a_gaussian_from_the_safe_side(mu: floa
 
 
 def test_the_trade_off_of_sampled_steps_is_that_of_the_library() -> None:
-    """Oracle: dp-accounting's delta at every epsilon, for adding and removing. Would catch a curve below it anywhere."""
+    """Oracle: dp-accounting's delta at every epsilon, both ways. Would catch a curve below it anywhere."""
     f = tradeoff(SAMPLED)
     library = privacy_loss_distribution.from_gaussian_mechanism(
         1.2, sampling_prob=0.1, value_discretization_interval=1e-3

@@ -182,7 +182,9 @@ class _Test:
             return self._of(view, found, company, "inconclusive", why)
         if not view.control.refuted:
             cases = ", ".join(f"{n} {what}" for what, n in view.budget.items())
-            why = f"{cases} cannot refute {claimed}: without noise they show {view.control.epsilon:.3g} at most"
+            why = (
+                f"{cases} cannot refute {claimed}: without noise they show {view.control.epsilon:.3g} at most"
+            )
             return self.without(why, "inconclusive" if view.reason else "not applicable", view.text, company)
         return self._of(view, found, company, "held", view.reason)
 

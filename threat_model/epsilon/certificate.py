@@ -92,7 +92,9 @@ def refutes(claim: TradeOff, right: int, guesses: int, canaries: int, level: flo
 
 def _bound(claim: Claim, refuted: Callable[[float], bool]) -> float:
     """The epsilon of the last member of the claim's family, by less and less noise, that is refuted; 0 for none."""
-    grid = _EXACT if claim.exact else _ACCOUNTED  # by falling noise: claims that are harder and harder to refute
+    grid = (
+        _EXACT if claim.exact else _ACCOUNTED
+    )  # by falling noise: claims that are harder and harder to refute
     last = _last(lambda i: refuted(grid[i]), len(grid))
     return 0.0 if last < 0 else claim.epsilon(grid[last])
 

@@ -34,7 +34,9 @@ def gaussian_mu_estimate(members: Array, others: Array, level: float = LEVEL) ->
     freedom = n + m - 2
     variance = ((n - 1) * members.var(ddof=1) + (m - 1) * others.var(ddof=1)) / freedom
     if not variance > 0:
-        raise InputError("scores", float(variance), "expected scores that differ: without noise there is no epsilon")
+        raise InputError(
+            "scores", float(variance), "expected scores that differ: without noise there is no epsilon"
+        )
     scale = math.sqrt(n * m / (n + m))
     t = float(members.mean() - others.mean()) / math.sqrt(variance) * scale
 

@@ -82,7 +82,9 @@ class Planted:
     def coins(self, count: int, *names: str | int) -> Coins:
         """Fair, fresh for every name."""
         label = "/".join(map(str, names))
-        return Randomness.from_seed(self.subject.seed, self.name, "coins", self.block, label).bernoulli(count, 0.5)
+        return Randomness.from_seed(self.subject.seed, self.name, "coins", self.block, label).bernoulli(
+            count, 0.5
+        )
 
     def scores(
         self,
