@@ -1,9 +1,10 @@
 """Canaries: made-up examples whose gradients are orthogonal and exactly as long as the clip, in the run's mechanism.
 
-A canary's gradient is +-1 on its own coordinates, which are drawn at random over the whole block, and 0 elsewhere. The
-mechanism trains a table of as many weights as the block has, of which a canary reads its own coordinates; so clipping, sums, noise, batches and steps are the company's own code on the objects that its plan makes. Of all that
-could be released this is the case that an account is about: no other gradient hides a canary, none is shorter than the
-clip allows, and every one takes part unless sampling leaves it out.
+A canary's gradient is +-1 on its own coordinates, which are drawn at random over the whole block, and 0 elsewhere.
+The mechanism trains a table of as many weights as the block has, of which a canary reads its own coordinates; so
+clipping, sums, noise, batches and steps are the company's own code on the objects that its plan makes. Of all that
+could be released this is the case that an account is about: no other gradient hides a canary, none is shorter than
+the clip allows, and every one takes part unless sampling leaves it out.
 """
 
 from __future__ import annotations

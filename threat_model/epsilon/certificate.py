@@ -16,8 +16,8 @@ is seen: the best threshold of the observed scores would claim too much.
 **Repeated steps.** Independent releases with one canary each give independent hits and false alarms, whose ordinary
 intervals (Clopper and Pearson 1934) are held against f.
 
-What is refuted is a trade-off function. As an epsilon that is the one of the largest trade-off function, in the family
-of the claimed release with more noise, that is refuted.
+What is refuted is a trade-off function. As an epsilon it is that of the largest one that is refuted, in the family of
+the claimed release with more noise or less.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FAULTS = tuple(0.02 * i for i in range(5, 50))
 
 @dataclass(frozen=True)
 class Registered:
-    """Fixed before any score is seen: of `canaries`, the `highest` are guessed to be in and the `lowest` to be out."""
+    """Fixed before any score is seen: how many of the `canaries` are guessed to be in, and how many to be out."""
 
     canaries: int
     highest: int
@@ -57,7 +57,7 @@ class Registered:
         return self.highest + self.lowest
 
     def right(self, scores: Array, inside: Coins) -> int:
-        """How many guesses from scores (m,) are right. Raises: InputError for another number, or scores that are none."""
+        """How many guesses from scores (m,) are right. Raises: InputError for another number, or for NaN."""
         if scores.shape != (self.canaries,) or inside.shape != (self.canaries,):
             raise InputError("scores", scores.shape, f"expected ({self.canaries},), as was registered")
         if not np.isfinite(scores).all():

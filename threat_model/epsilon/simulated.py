@@ -20,7 +20,7 @@ def one_latent(inside: Coins, mu: float, generator: np.random.Generator) -> Arra
 
     For N(-mu/2, 1) against N(mu/2, 1), y's distance from 0 has one law under both, and given it, y's sign tells them
     apart with odds of exp(mu |y|). Here |y| is drawn once and released, and each canary gets a sign of its own: one
-    canary and the latent together are exactly the Gaussian pair, but all canaries are told apart well or badly at once.
+    canary and the latent together are exactly the Gaussian pair, but all are told apart well, or all badly.
     """
     distance = abs(mu / 2 + generator.standard_normal())
     right = generator.random(len(inside)) < 1 / (1 + np.exp(-mu * distance))
