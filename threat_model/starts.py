@@ -15,6 +15,7 @@ from ..blocks.categorical_denoiser import EmbeddedDenoiser
 from ..blocks.denoiser import GaussianDenoiser
 from ..blocks.taps import ContinuousTap
 from . import linear_span, unmixing
+from .library import Library
 from .lm_map import LMMAP, Moves, Start
 from .problem import Values
 from .releases import Release
@@ -41,7 +42,10 @@ class Starts:
     for start in Starts(attack, release, generator): ...
     """
 
-    def __init__(self, attack: LMMAP, release: Release, generator: torch.Generator) -> None:
+    def __init__(
+        self, attack: LMMAP, release: Release, generator: torch.Generator, library: Library | None = None
+    ) -> None:
+        self.library = library
         self.attack, self.layout, self.release = attack, attack.layout, release
         self.problem, self.generator = self.layout.problem, generator
         self.taps = {tap.field: tap for tap in self.problem.taps if isinstance(tap, ContinuousTap)}
@@ -52,6 +56,13 @@ class Starts:
         if known.noise is not None:
             whole: tuple[Moves, ...] = ("all",) if known.fields else ("example", "all")
             yield Start(self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0), whole)
+        if self.release.noise and self.library is not None:
+            k, vector = self.release.examples, self.release.vector
+            for guess in (
+                self.library.best(vector, attempts - 1) if k == 1 else self.library.sums(vector, k, attempts - 1)
+            ):
+                yield Start(guess)
+            return
         for attempt in range(1, attempts + 1):
             last = attempt == attempts
             fields = {} if last else known.fields
