@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .text_prefixes import TextPrefixes
+
 Norm = Literal["layer", "rms", "none"]
 
 
@@ -65,22 +67,53 @@ class ContinuousTap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenTap:
-    """Token t of value v enters `weight` as norm(table[v] + offset[t]).
+class Modulation:
+    """How a noise level changes what enters a layer (adaLN): `apply` takes normalised tokens (..., D) and the level's
+    embedding (D,) to what enters; `curve` gives the embeddings of levels, (G,) -> (G, D).
 
-    `nuisance`: how many further directions, of noisy tokens, an example of T tokens may add to the rows' span.
+    The gradient of each of `weights` is a sum of outer products with the embeddings of the draws' levels.
+    """
+
+    weights: tuple[str, ...]
+    curve: Callable[[Tensor], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTap:
+    """A token of value v at place t enters `weight` as norm(table[v] + offset[t]), modulated where there is one.
+
+    `offset`: of one row where places do not matter. `nuisance`: how many further directions the noisy tokens add to
+    the rows' span, for each token of the example and each draw.
     """
 
     field: str
     weight: str
     rows: slice
     table: Tensor  # (V, D)
-    offset: Tensor  # (T, D)
+    offset: Tensor  # (T, D) or (1, D)
     norm: Norm
+    nuisance: int
+    modulation: Modulation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTap:
+    """The token at place t enters `weight` as a function of the tokens up to t: causal models.
+
+    `enter` takes tokens (N, t) to all that enters, (N, t, D), normalised; `prefixes` starts a search that gives the
+    same token by token. `nuisance` as in `TokenTap`.
+    """
+
+    field: str
+    weight: str
+    rows: slice
+    enter: Callable[[Tensor], Tensor]
+    prefixes: Callable[[], TextPrefixes]
     nuisance: int
 
 
-Tap = ContinuousTap | TokenTap
+Tap = ContinuousTap | TokenTap | PrefixTap
 
 
 def affine_tap(

@@ -136,6 +136,23 @@ class Layer(nn.Module):
         x = x + self._attend(q, k, v, mask=mask)
         return x + self.mlp(self._norm(x)), (k, v)
 
+    def clean_choices(self, x: Tensor, cache: KeysValues | None) -> Tensor:
+        """As `clean_step`, for m alternatives of one next token, (N, m, D), none of which sees another."""
+        n, m, d = x.shape
+        at = 0 if cache is None else cache[0].shape[2]
+        heads = self._heads(self._norm(x).view(n * m, 1, d), at)
+        q, k, v = (part.view(n, m, *part.shape[1:]).squeeze(3).transpose(1, 2) for part in heads)
+        logits = (q * k).sum(-1, keepdim=True)  # (N, H, m, 1), of each for itself
+        if cache is not None:
+            logits = torch.cat([q @ cache[0].mT, logits], dim=-1)  # (N, H, m, t + 1)
+        weights = (logits / q.shape[-1] ** 0.5).softmax(dim=-1)
+        out = weights[..., -1:] * v
+        if cache is not None:
+            out = out + weights[..., :-1] @ cache[1]  # (N, H, m, d_head)
+        x = x + self.proj(out.transpose(1, 2).flatten(2))
+        done: Tensor = x + self.mlp(self._norm(x))
+        return done
+
     def noisy_step(self, z: Tensor, condition: Tensor, cache: KeysValues | None) -> Tensor:
         """One noisy token (N, 1, D) after the cached clean ones, of which there may be none."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, dim=-1)

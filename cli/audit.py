@@ -128,7 +128,9 @@ def _show(found: Audit) -> None:
         if groups:
             people.print(f"\n[bold]{title}[/]")
         for group in groups:
-            people.print(f"  {_mark(group)}{escape(sentence(group.worst))}{_where(group)}", highlight=False)
+            people.print(
+                f"  {_mark(group, found)}{escape(sentence(group.worst))}{_where(group)}", highlight=False
+            )
     verdict = found.verdict
     colour = {"passed": "green", "failed": "red", "inconclusive": "yellow"}[verdict.ending]
     people.print(
@@ -154,10 +156,10 @@ _TITLES = {
 }
 
 
-def _mark(group: Group) -> str:
+def _mark(group: Group, found: Audit) -> str:
     if not group.worst.protected:
         return "[dim](a view that no run shows)[/] "
-    if group.worst.outcome in ("found", "partly found", "refuted"):
+    if any(result.key in found.verdict.failures for result in group.results):
         return "[red]![/] "
     return "[yellow]?[/] " if group.worst.outcome == "inconclusive" else ""
 

@@ -65,14 +65,15 @@ class DPSGD:
     def event(self, dimension: int | None = None, examples: int | None = None) -> Event:
         """What the ledger is charged for this release of a block of `dimension` values; `examples`: the size of the
         data set, where the account needs it. Without a dimension, the event of real numbers."""
-        banded = self._banded()
+        banded = self.banded()
         if banded is not None:
             return banded.event(dimension)
         if dimension is not None and self.quantile_clip is not None:
             dimension += 1
         return self.sampling.event(self.noise_multiplier, self.steps, examples, dimension)
 
-    def _banded(self) -> BandedNoise | None:
+    def banded(self) -> BandedNoise | None:
+        """The correlated noise of the steps; none where it is independent."""
         if self.noise_bands == 1 or not isinstance(self.sampling, EpochSampling):
             return None
         return BandedNoise(
@@ -99,7 +100,7 @@ class DPSGD:
         ) as clipping:
             start = nn.utils.parameters_to_vector(clipping.parameters).detach().double()
             position = start.clone()
-            banded = self._banded() if noise_multiplier > 0 else None
+            banded = self.banded() if noise_multiplier > 0 else None
             stream = (
                 None
                 if banded is None

@@ -1,6 +1,8 @@
-"""The leakage audit: attacks on block updates, their scores and the report.
+"""The leakage audit: adversary -> view -> attack -> result -> verdict.
 
-`views` are the observations of a coordinator, `gradients` and `token_span` what the attacker computes, `lm_map` is
-the attack, `campaign` runs many of them, `scoring` and `verdicts` evaluate them, `audit` combines these; `report`
-writes the HTML report.
+`adversaries` says who sees and controls what. `subject` is the run under attack, `releases` makes what it releases by
+its own mechanism, `problem` is a gradient as a function of what an example consists of. `attacks` has a file for each
+attack, `epsilon` the tests of the run's claims. `scoring` alone compares with the truth; `results` is what all of
+them report, `audit_file` how it is stored and judged by a `gate`, `sentences` how it is said. `auditing` runs it all,
+`report` shows it.
 """

@@ -119,7 +119,7 @@ class BlockProblem(Problem):
         self.by_name = {field.name: field for field in self.fields}
         self.of_example = tuple(field.name for field in self.fields if not field.nuisance)
         self._exact = self._of_one_draw(self.model)
-        self._fast: Callable[[Values], Tensor] | None = None
+        self._in_float32: Callable[[Values], Tensor] | None = None
 
     def values_of(self, examples: Examples) -> Values:
         """Examples by field, without nuisance: real ones float64."""
@@ -168,9 +168,19 @@ class BlockProblem(Problem):
             "noise": draw.noise.double().view(k, self.draws, *draw.noise.shape[1:]),
         }
 
-    def gradient(self, values: Values) -> Tensor:
-        """Gradients (K, P) of K examples, each averaged over its draws."""
+    @property
+    def _fast(self) -> Callable[[Values], Tensor]:
+        """The gradient of one draw in float32; made when it is first asked for."""
+        if self._in_float32 is None:
+            self._in_float32 = self._of_one_draw(copy.deepcopy(self.model).float())
+        return self._in_float32
+
+    def gradient(self, values: Values, *, fast: bool = False) -> Tensor:
+        """Gradients (K, P) of K examples, each averaged over its draws; `fast`: in float32, as companies do."""
         k, d = values["level"].shape
+        of_one = self._fast if fast else self._exact
+        if fast:
+            values = {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
         flat = {
             field.name: values[field.name].flatten(0, 1)
             if field.nuisance
@@ -178,7 +188,7 @@ class BlockProblem(Problem):
             for field in self.fields
         }
         parts = [
-            vmap(self._exact)({name: value[i : i + _GRADIENTS_AT_ONCE] for name, value in flat.items()})
+            vmap(of_one)({name: value[i : i + _GRADIENTS_AT_ONCE] for name, value in flat.items()})
             for i in range(0, k * d, _GRADIENTS_AT_ONCE)
         ]
         return torch.cat(parts).view(k, d, -1).mean(1)
@@ -188,8 +198,6 @@ class BlockProblem(Problem):
 
         A draw's gradient depends on the example and on its own noise only, so the derivative is taken draw by draw.
         """
-        if self._fast is None:
-            self._fast = self._of_one_draw(copy.deepcopy(self.model).float())
         fast = self._fast
         k, d = values["level"].shape
         chosen = [self.by_name[name] for name in names]

@@ -42,7 +42,9 @@ class ClipModel:
                 found = norms.clamp_min(1e-60).rsqrt()
             else:
                 bound = self.bound / layers**0.5 if by_layer else self.bound
-                found = clip_factors(norms.flatten(), bound, automatic=self.kind == "automatic").view_as(norms)
+                found = clip_factors(norms.flatten(), bound, automatic=self.kind == "automatic").view_as(
+                    norms
+                )
             (slope,) = torch.autograd.grad(found.sum(), norms)
         found, slope = found.detach(), slope.nan_to_num(0.0, 0.0, 0.0)
         return found.expand(-1, layers), slope.expand(-1, layers)

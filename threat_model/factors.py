@@ -107,9 +107,7 @@ class FactoredGradient:
 class _Traced:
     """The gradient of one draw's loss, in factors."""
 
-    def __init__(
-        self, problem: BlockProblem, model: Denoiser, linear: list[str], dense: list[str]
-    ) -> None:
+    def __init__(self, problem: BlockProblem, model: Denoiser, linear: list[str], dense: list[str]) -> None:
         self.loss = LossOfOneDraw(model, problem)
         self.prefix = f"model.blocks.{problem.block}."
         self.linear, self.dense = linear, dense
@@ -128,7 +126,9 @@ class _Traced:
             if tape is None:
                 return None
             tape.inputs.append(args[0])
-            if len(tape.inputs) > len(tape.zeros):  # the dry run, which learns how often which layer is called
+            if len(tape.inputs) > len(
+                tape.zeros
+            ):  # the dry run, which learns how often which layer is called
                 self.called.append(name)
                 self._shapes.append(output.shape)
                 return None

@@ -2,6 +2,7 @@
 
     inconclusive = "fails"           # or "passes"
     found = "fails"                  # a protected view that gave something away; or "passes", limits alone decide
+    membership = 0.88                # the most that the lower end of an AUC may be, instead of `found`
 
     [[limit]]
     statement = "reconstruction"     # of these results: by statement, attack, adversary, view or statistic
@@ -9,6 +10,10 @@
     most = 0.1
 
 A claim that is refuted always fails. Limits are for protected views: of a raw gradient everything comes back.
+
+Membership is told better than by a coin wherever there is less than infinite noise, and each epsilon allows some of
+it, so that finding it is no failure by itself. 0.88 is what an epsilon of 8 at a delta of 1e-5 allows of any Gaussian
+release (mu = 1.67).
 """
 
 from __future__ import annotations
@@ -58,6 +63,7 @@ class Gate(BaseModel):
 
     inconclusive: Literal["fails", "passes"] = "fails"
     found: Literal["fails", "passes"] = "fails"
+    membership: float = Field(0.88, ge=0.5, le=1)
     limit: tuple[Limit, ...] = ()
 
     @classmethod
@@ -71,13 +77,17 @@ class Gate(BaseModel):
             return [result.reason]
         if not result.protected:
             return []
-        found = [self._found(result)] if self.found == "fails" else []
+        found = [self._found(result)]
         over = [limit.exceeded(result) for limit in self.limit if limit.concerns(result)]
         return [why for why in (*found, *over) if why is not None]
 
-    @staticmethod
-    def _found(result: Result) -> str | None:
-        return result.outcome if result.outcome in ("found", "partly found") else None
+    def _found(self, result: Result) -> str | None:
+        if result.statement == "membership":
+            if result.unit != "auc" or result.value is None or result.value.low <= self.membership:
+                return None
+            return f"members are told from others with an AUC of at least {result.value.low:.3g}"
+        gave = result.outcome in ("found", "partly found") and self.found == "fails"
+        return result.outcome if gave else None
 
     def unused(self, results: tuple[Result, ...]) -> list[Limit]:
         """Limits that concern no result at all: they would pass for want of evidence."""

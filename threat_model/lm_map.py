@@ -85,7 +85,9 @@ class LMMAP:
         self.observed = model.problem.tensors(vector)
         powers = {n: max(float(t.square().mean()) - self.noise**2, 0.0) for n, t in self.observed.items()}
         least = 1e-24 * max([*powers.values(), 1e-300])
-        self.sizes = {n: max(power, least) ** 0.5 for n, power in powers.items()}  # of each tensor without noise
+        self.sizes = {
+            n: max(power, least) ** 0.5 for n, power in powers.items()
+        }  # of each tensor without noise
         self.low, self.high = self.layout.bounds()
         self.coordinates = len(vector)
         self.spent = 0
@@ -163,9 +165,7 @@ class LMMAP:
                 artificial = 0.0
             self.spent += 1
             w = self._weights(artificial)
-            curvature, slope = self.model.normal(
-                guess, found, misfit, w, moves=moves, dtype=self.dtype
-            )
+            curvature, slope = self.model.normal(guess, found, misfit, w, moves=moves, dtype=self.dtype)
             pull = ((guess.flat - layout.mean) @ layout.precision)[:, part]
             slope = slope.view(k, -1) - pull
             curvature = curvature + torch.block_diag(*[moving] * k)

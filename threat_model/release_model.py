@@ -54,7 +54,9 @@ class ReleaseModel:
         self.problem: BlockProblem = layout.problem
         self.factored = FactoredGradient(self.problem)
         self.own = {
-            name: p.detach() for name, p in self.problem.layers.named_parameters() if name in self.problem.names
+            name: p.detach()
+            for name, p in self.problem.layers.named_parameters()
+            if name in self.problem.names
         }
         self.layers: dict[str, list[str]] = {}  # as the mechanism divides parameters among modules
         for name in self.problem.names:
@@ -64,14 +66,18 @@ class ReleaseModel:
     def at(self, guess: Guess, *, moving: bool = True) -> Modelled:
         """The release that this guess would give; `moving`: whether the block changes from step to step."""
         k, per_step = len(guess.flat), self.layout.draws // self.steps
-        values = {n: v.view(k, self.steps, per_step, *v.shape[1:]) for n, v in self.layout.draws_of(guess).items()}
+        values = {
+            n: v.view(k, self.steps, per_step, *v.shape[1:]) for n, v in self.layout.draws_of(guess).items()
+        }
         terms: list[list[Term]] = [[] for _ in range(k)]
         states: list[State] = [{}]
         total = {name: torch.zeros_like(p) for name, p in self.own.items()}
         for s in range(self.steps):
             state = states[s]
             found = self.factored.gradient({n: v[:, s].flatten(0, 1) for n, v in values.items()}, state)
-            tensors = {name: t.view(k, per_step, *t.shape[1:]).mean(1) for name, t in self._tensors(found).items()}
+            tensors = {
+                name: t.view(k, per_step, *t.shape[1:]).mean(1) for name, t in self._tensors(found).items()
+            }
             squared = torch.stack(
                 [
                     torch.stack([tensors[n].flatten(1).square().sum(1) for n in own]).sum(0)
@@ -94,7 +100,9 @@ class ReleaseModel:
         found = self.at(guess, moving=False)
         return [
             {
-                name: sum((term.factors[self.place[name]] * term.tensors[name] for term in terms), torch.zeros(()))
+                name: sum(
+                    (term.factors[self.place[name]] * term.tensors[name] for term in terms), torch.zeros(())
+                )
                 for name in self.problem.names
             }
             for terms in found.terms
@@ -141,7 +149,9 @@ class ReleaseModel:
             along = sum((one.along(n, r) * weights[n] ** 2 for n, r in residual.items()), torch.zeros(()))
             slope[places[p]] += along.double()
             for q, other in enumerate(derivatives[: p + 1]):
-                block = sum((one.inner(n, other) * weights[n] ** 2 for n in residual), torch.zeros(())).double()
+                block = sum(
+                    (one.inner(n, other) * weights[n] ** 2 for n in residual), torch.zeros(())
+                ).double()
                 curvature[places[p][:, None], places[q]] += block
                 if q < p:
                     curvature[places[q][:, None], places[p]] += block.T
@@ -172,13 +182,19 @@ class ReleaseModel:
         term = found.terms[i][j // per_step]
         rows = {name: _rows(name, at, slope) for name in self.problem.names}
         tensors = {name: t.to(dtype) for name, t in term.tensors.items()}
-        by_layer = torch.stack(
-            [
-                sum((2 * r.along(tensors[n]) for n in own if (r := rows[n]) is not None), directions.new_zeros(len(directions)))
-                for own in self.layers.values()
-            ],
-            dim=1,
-        ) / per_step  # (m, L), of the squared norms
+        by_layer = (
+            torch.stack(
+                [
+                    sum(
+                        (2 * r.along(tensors[n]) for n in own if (r := rows[n]) is not None),
+                        directions.new_zeros(len(directions)),
+                    )
+                    for own in self.layers.values()
+                ],
+                dim=1,
+            )
+            / per_step
+        )  # (m, L), of the squared norms
         if self.clip.kind != "per-layer":
             by_layer = by_layer.sum(1, keepdim=True).expand_as(by_layer)
         radial = by_layer * term.slopes.to(dtype)

@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..blocks import Denoiser, Draw
 from ..blocks.examples import Examples
+from ..blocks.noise import Source
 from ..privacy.clipping import PerExampleClipping
 from ..privacy.dp_sgd import DPSGD
 from ..privacy.randomness import Randomness
@@ -53,25 +55,34 @@ def clip_of(mechanism: DPSGD | SecureStep) -> float:
 def deviation(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
     """Standard deviation of a coordinate of what `companies` companies release, in the units of a gradient.
 
-    Exact for steps with one clip and independent noise; with a moving clip, that of its start.
+    Exact for steps with one clip; with a moving clip, that of its start.
     """
     if isinstance(mechanism, SecureStep):
         return float((companies * mechanism.noise.variance_share) ** 0.5 / mechanism.noise.scale)
     z = mechanism.noise_multiplier
     if mechanism.quantile_clip is not None:
         z = mechanism.quantile_clip.sum_noise_multiplier(z)
-    return float(z * mechanism.max_grad_norm * (mechanism.steps * companies) ** 0.5)
+    banded = mechanism.banded() if z > 0 else None
+    parts = mechanism.steps if banded is None else banded.sum_variance
+    return float(z * mechanism.max_grad_norm * (parts * companies) ** 0.5)
 
 
 def released(
-    subject: Subject, block: int, examples: Examples, *names: object, noisy: bool, companies: int = 1
+    subject: Subject,
+    block: int,
+    examples: Examples,
+    *names: object,
+    noisy: bool,
+    companies: int = 1,
+    drawn: list[Draw] | None = None,
 ) -> Release:
     """What `companies` companies release of a block, `examples` (K, ...) being all that is unknown of their data.
 
-    `names`: of the experiment; the same ones give the same noise draws of training with and without `noisy`.
+    `names`: of the experiment; the same ones give the same noise draws of training with and without `noisy`. `drawn`
+    takes the diffusion's noise draws of every step, for scoring.
     """
     mechanism = subject.mechanism(block)
-    model = copy.deepcopy(subject.model)
+    model = _recording(copy.deepcopy(subject.model), drawn)
     active = model.freeze_all_but(block, subject.plan.training.interface).train()
     randomness = Randomness.from_seed(subject.seed, "release", block, *map(str, names))
     source = CryptographicSource(randomness)
@@ -122,9 +133,25 @@ def released(
     return Release(vector, k, mechanism.steps, deviation(mechanism, companies) if noisy else 0.0, companies)
 
 
-def raw_gradient(subject: Subject, block: int, examples: Examples, *names: object) -> Release:
-    """The sum of the examples' gradients before clipping and noise, from one step: what no run shows."""
-    model = copy.deepcopy(subject.model)
+def _recording(model: Denoiser, drawn: list[Draw] | None) -> Denoiser:
+    """The model, which keeps its noise draws in `drawn`."""
+    if drawn is not None:
+        draw = model.draw
+
+        def kept(block: int, targets: Tensor, source: Source) -> Draw:
+            drawn.append(draw(block, targets, source))
+            return drawn[-1]
+
+        model.draw = kept  # type: ignore[method-assign]
+    return model
+
+
+def raw_gradient(
+    subject: Subject, block: int, examples: Examples, *names: object, drawn: list[Draw] | None = None
+) -> Release:
+    """The sum of the examples' gradients before clipping and noise, from one step: what no run shows; `drawn` as in
+    `released`."""
+    model = _recording(copy.deepcopy(subject.model), drawn)
     active = model.freeze_all_but(block, subject.plan.training.interface).train()
     randomness = Randomness.from_seed(subject.seed, "release", block, *map(str, names))
     draws = subject.plan.training.noise_draws

@@ -27,9 +27,13 @@ def figure(value: float, unit: str) -> str:
 
 def interval(estimate: Estimate, unit: str) -> str:
     """The interval in words; of no success at all its upper limit, of nothing else its lower one."""
+    if math.isinf(estimate.high) and math.isfinite(estimate.low):
+        return f"a lower bound at {100 * estimate.level:.4g}%"
     if math.isinf(estimate.low) or math.isinf(estimate.high):
         return "no interval from one group"
-    level = f"{100 * estimate.level:g}%"
+    if estimate.low == estimate.high:
+        return "exact"
+    level = f"{100 * estimate.level:.4g}%" if estimate.level < 0.9999 else "family-wise"
     if estimate.method == "clopper-pearson" and estimate.value == 0:
         return f"at most {figure(estimate.high, unit)}, {level} interval"
     if estimate.method == "clopper-pearson" and estimate.value == 1:

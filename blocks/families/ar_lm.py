@@ -12,6 +12,7 @@ cross-entropy is an exact negative log-likelihood.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -24,6 +25,8 @@ from ..noise import Partition
 from ..preconditioning import Preconditioning
 from ..sampler import run_chain
 from ..settings import TextSettings
+from ..taps import PrefixTap, Tap, TokenTap
+from ..text_prefixes import Stage, TextPrefixes
 from ..transformer import Block, KeysValues, Layer, NoiseEmbedding, Shape
 from . import Family
 
@@ -117,6 +120,51 @@ class ARLanguageModel(EmbeddedDenoiser):
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return self.loss(prediction, targets) / math.log(2)
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """Keys and values of the first two layers. The last token is read by none: noisy tokens see those before."""
+        part = self.text_block(block)
+        width = self.table.shape[1]
+        names = [f"prelude.{i}" for i in range(len(part.prelude))]
+        names += [f"layers.{i}" for i in range(len(part.layers))]
+        found: list[Tap] = []
+        for depth, name in enumerate(names[:2]):
+            weight, rows = f"{name}.qkv.weight", slice(width, 3 * width)
+            nuisance = 0 if name.startswith("prelude") else 1
+            if depth == 0 and (block == 0 or self.features == "raw"):
+                table = self.token(block, torch.arange(len(self.table), device=self.device)).detach()
+                found.append(
+                    TokenTap(
+                        field="tokens", weight=weight, rows=rows, table=table,
+                        offset=table.new_zeros(1, width), norm="rms", nuisance=nuisance,
+                    )
+                )  # fmt: skip
+                continue
+
+            stages = self._stages(block, depth)
+
+            def prefixes(stages: list[Stage] = stages) -> TextPrefixes:
+                return TextPrefixes(stages)
+
+            def enter(tokens: Tensor, stages: list[Stage] = stages) -> Tensor:
+                return TextPrefixes(stages).read(tokens)
+
+            found.append(
+                PrefixTap(
+                    field="tokens", weight=weight, rows=rows, enter=enter, prefixes=prefixes, nuisance=nuisance
+                )
+            )  # fmt: skip
+        return tuple(found)
+
+    def _stages(self, block: int, depth: int) -> list[Stage]:
+        """The clean stream of a block after its first `depth` layers, with the blocks that it reads."""
+        first = 0 if self.features == "prefix" else block
+        found = []
+        for b in range(first, block + 1):
+            part = self.text_block(b)
+            layers = [layer for layer in (*part.prelude, *part.layers) if isinstance(layer, Layer)]
+            found.append(Stage(partial(self.token, b), layers if b < block else layers[:depth]))
+        return found
 
 
 class GrowingText:

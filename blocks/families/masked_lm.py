@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
@@ -15,7 +16,8 @@ from ..denoiser import Features, Metric
 from ..masked import MaskedDenoiser
 from ..noise import Partition
 from ..settings import TextSettings
-from ..transformer import Block, NoiseEmbedding, Shape
+from ..taps import Modulation, Tap, TokenTap
+from ..transformer import Block, Layer, NoiseEmbedding, Shape
 from . import Family
 
 
@@ -76,6 +78,31 @@ class MaskedLanguageModel(MaskedDenoiser):
         own = part.interface
         _, out = part(context, own["token"](z), own["noise"](level))
         return self.known(own["head"](own["norm"](out)), z)
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """Keys and values of the first layer, of the shown tokens and of [MASK], which is the table's last row."""
+        part = self.part(block)
+        first = part.layers[0]
+        assert isinstance(first, Layer)
+        rows = torch.arange(self.vocabulary + 1, device=self.device)
+        table = self.own(block, "token", rows).detach()
+
+        def apply(tokens: Tensor, condition: Tensor) -> Tensor:
+            shift, scale = first.modulation(condition).detach().chunk(6)[:2]
+            modulated: Tensor = tokens * (1 + scale) + shift
+            return modulated
+
+        def curve(levels: Tensor) -> Tensor:
+            return self.own(block, "noise", levels)
+
+        weights = tuple(f"layers.{i}.modulation.weight" for i in range(len(part.layers)))
+        return (
+            TokenTap(
+                field="tokens", weight="layers.0.qkv.weight", rows=slice(self.hidden_size, 3 * self.hidden_size),
+                table=table, offset=table.new_zeros(1, self.hidden_size), norm="rms", nuisance=0,
+                modulation=Modulation(weights=weights, curve=curve, apply=apply),
+            ),
+        )  # fmt: skip
 
 
 FAMILY = Family(

@@ -97,6 +97,12 @@ class BandedNoise:
         )
 
     @property
+    def sum_variance(self) -> float:
+        """Variance of a coordinate's noise in the sum of all steps, in units of (noise_multiplier * clip)^2."""
+        response, _ = _response(self.coefficients, self.steps)
+        return float(response @ response)
+
+    @property
     def coefficients(self) -> NDArray[np.float64]:
         """c (bands,) of norm 1: those of least `prefix_error`."""
         return np.array(_coefficients(self.steps, self.bands))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from fedblocks.errors import InputError
 from fedblocks.threat_model.audit_file import Audit, Verdict, schema
 from fedblocks.threat_model.gate import Gate
-from fedblocks.threat_model.intervals import mean, proportion
+from fedblocks.threat_model.intervals import Estimate, mean, proportion
 from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.sentences import ORDER, count_words, grouped, sentence
 
@@ -58,6 +58,21 @@ def audit(*results: Result, gate: Gate | None = None) -> Audit:
 def test_exit_codes(results: tuple[Result, ...], code: int) -> None:
     """Would catch a pass of an audit that found something, refuted a claim, or attacked nothing."""
     assert Verdict.of(results, Gate()).exit_code == code
+
+
+def membership(value: float, half: float = 0.05) -> Result:
+    area = Estimate(value=value, low=value - half, high=value + half, n=100, method="delong")
+    return result(
+        "found", attack="sum-membership", statement="membership", statistic="AUC", unit="auc", value=area,
+        control=None, baseline=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("area", "code"), [(0.65, 0), (0.91, 0), (0.93, 3), (0.95, 3)])
+def test_membership_fails_where_even_its_lower_end_is_too_high(area: float, code: int) -> None:
+    """Would catch a pass of next to no noise, and an epsilon of 8 that fails for what it allows."""
+    assert Verdict.of((membership(area),), Gate()).exit_code == code
+    assert Verdict.of((membership(area),), Gate(membership=0.55)).exit_code == 3
 
 
 def gate(tmp_path: Path, text: str) -> Gate:

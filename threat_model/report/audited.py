@@ -35,12 +35,7 @@ class Line:
 
     group: Group
     text: str
-
-    @property
-    def alarming(self) -> bool:
-        worst = self.group.worst
-        bad = worst.outcome in ("found", "partly found", "inconclusive") and worst.protected
-        return bad or worst.outcome == "refuted"
+    alarming: bool
 
     @property
     def place(self) -> str:
@@ -111,9 +106,14 @@ def read_audit(run: RunFolder) -> Audited | None:
     if audit is None:
         return None
     groups = grouped(audit.results)
+    open_ = audit.verdict.failures.keys() | audit.verdict.inconclusive.keys()
     parts = []
     for statement, text in _TEXTS.items():
-        lines = tuple(Line(g, sentence(g.worst)) for g in groups if g.worst.statement == statement)
+        lines = tuple(
+            Line(g, sentence(g.worst), any(r.key in open_ for r in g.results))
+            for g in groups
+            if g.worst.statement == statement
+        )
         if lines:
             parts.append(Part(statement, " ".join(text.split()), lines))
     return Audited(audit, tuple(parts), read_galleries(run))
