@@ -91,8 +91,8 @@ def noise_levels(problem: BlockProblem, gradient: Tensor, count: int) -> tuple[T
 
 
 class NoisyDraws(NamedTuple):
-    """J noise draws of a sum: levels (J,), their vectors c (J, D), the gradients of shift, scale and gate in the first
-    layer (J, 6, D), weights of the noisy token in its basis (J, m), and how it enters that layer (J, D)."""
+    """J noise draws of a sum: levels (J,), their vectors c (J, D), the gradients of shift, scale and gate in the
+    first layer (J, 6, D), weights of the noisy token in its basis (J, m), and how it enters that layer (J, D)."""
 
     log_sigma: Tensor
     condition: Tensor
