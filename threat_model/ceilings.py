@@ -4,10 +4,10 @@ An attack that decides something about an example succeeds with probability k at
 blind guess). Were the example replaced by nothing, the release would be no more help than that; so the attack is a
 test with a false alarm rate of k, and succeeds with probability at most 1 - f(k):
 
-- of any guess, such as an attribute's or a token's (Kaissis et al. 2023, "Bounding data reconstruction attacks with the
-  hypothesis testing interpretation of differential privacy"; Kulynych et al. 2024, https://arxiv.org/abs/2407.02191);
-- of a reconstruction within a given error, k being the chance of the best guess from the prior (Hayes, Balle, Mahloujifar
-  2023, "Bounding training data reconstruction in DP-SGD", theorem 2);
+- of any guess, such as an attribute's or a token's (Kaissis et al. 2023, "Bounding data reconstruction attacks with
+  the hypothesis testing interpretation of differential privacy"; Kulynych et al. 2024, arXiv 2407.02191);
+- of a reconstruction within a given error, k being the chance of the best guess from the prior (Hayes, Balle,
+  Mahloujifar 2023, "Bounding training data reconstruction in DP-SGD", theorem 2);
 - of a membership test at false alarm rate k, whose area under the curve is at most that of 1 - f.
 
 exp(epsilon) k + delta says the same from one point of f, and far more: 20% instead of 5.4% for k = 1% at epsilon 3.
@@ -46,7 +46,7 @@ def auc_ceiling(promised: TradeOff) -> float:
     By the midpoint rule, which for a concave curve gives no less than the integral.
     """
     middle = (np.arange(_MIDPOINTS) + 0.5) / _MIDPOINTS
-    return float(min(1.0, np.mean([promised.hits(float(x)) for x in middle])))
+    return min(1.0, float(np.mean([promised.hits(float(x)) for x in middle])))
 
 
 def event_of_release(subject: Subject, block: int) -> Event:

@@ -11,6 +11,7 @@ residual, so that steps are short at first and Newton's in the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -24,17 +25,23 @@ from .unknowns import Guess
 _SOLVED = 1e-6  # relative residual at which a descent ends; below are rounding errors of float32 gradients
 _ROUNDED = 1e-4  # below this, a step without gain is the last: that is what float32 gradients leave
 EXPLAINED = 1e-3
-"""Relative residual that no wrong reconstruction was seen to reach."""
+"""Relative residual that no wrong reconstruction was seen to reach, of one local step."""
+EXPLAINED_BUT_FOR_ORDER = 2e-2
+"""The same of several: which noise draw came first shows only in what one step does to the next one's gradient."""
 _TRIES = 6  # of a step's damping
 _PATIENCE = 3  # steps without gain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """`attempts`: starts; `iterations`: steps of each phase. `stop`: true once the clock is over."""
+    """`attempts`: starts; `iterations`: steps of each phase; under noise only for the best `finalists`, after `short`
+    ones for all. `library`: public examples tried as starts under noise. `stop`: true once the clock is over."""
 
-    attempts: int = 6
+    attempts: int = 12
     iterations: int = 40
+    short: int = 12
+    finalists: int = 2
+    library: int = 1000
     stop: Callable[[], bool] = lambda: False
 
 
@@ -88,27 +95,30 @@ class LMMAP:
     def run(self, starts: Iterable[Start]) -> Reconstruction:
         """From every start; without noise the first reconstruction that explains the release is the last.
 
+        Under noise that cannot be known: every start has a short descent, and the most plausible few a long one.
+
         Raises:
             ValueError: there is no start.
         """
-        best: Reconstruction | None = None
+        found: list[Reconstruction] = []
+        iterations = self.budget.short if self.noise else self.budget.iterations
         for attempt, start in enumerate(starts, start=1):
-            found = self._descend_all(start, attempt)
-            if best is None or found.objective < best.objective:
-                best = found
-            if (not self.noise and found.residual < EXPLAINED) or self.budget.stop():
-                return found if found.residual < EXPLAINED and not self.noise else best
-            if attempt >= self.budget.attempts:
+            guess, residual, objective = start.guess, math.inf, math.inf
+            for moves in start.phases:
+                guess, residual, objective = self._descend(guess, moves, iterations)
+            found.append(Reconstruction(guess, objective, residual, attempt, self.spent))
+            if not self.noise and residual < (EXPLAINED if self.model.steps == 1 else EXPLAINED_BUT_FOR_ORDER):
+                return found[-1]
+            if attempt >= self.budget.attempts or self.budget.stop():
                 break
-        if best is None:
+        if not found:
             raise ValueError("Expected at least one start.")
-        return best
-
-    def _descend_all(self, start: Start, attempt: int) -> Reconstruction:
-        guess = start.guess
-        for moves in start.phases:
-            guess, residual, objective = self._descend(guess, moves)
-        return Reconstruction(guess, objective, residual, attempt, self.spent)
+        found.sort(key=lambda each: each.objective)
+        if self.noise:
+            for i, each in enumerate(found[: self.budget.finalists]):
+                guess, residual, objective = self._descend(each.guess, "all", self.budget.iterations, first=6)
+                found[i] = Reconstruction(guess, objective, residual, len(found), self.spent)
+        return min(found, key=lambda each: each.objective)
 
     def misfit(self, found: Modelled) -> dict[str, Tensor]:
         """Observed less modelled, by tensor."""
@@ -130,8 +140,11 @@ class LMMAP:
         centred = guess.flat - self.layout.mean
         return 0.5 * likelihood + 0.5 * float(((centred @ self.layout.precision) * centred).sum())
 
-    def _descend(self, guess: Guess, moves: Moves) -> tuple[Guess, float, float]:
-        """Levenberg-Marquardt on all unknowns, on those of the examples or on those of the draws."""
+    def _descend(
+        self, guess: Guess, moves: Moves, iterations: int, first: int = 0
+    ) -> tuple[Guess, float, float]:
+        """Levenberg-Marquardt on all unknowns, on those of the examples or on those of the draws: guess, residual,
+        objective. `first`: where on the schedule of artificial noise it begins."""
         layout, k = self.layout, len(guess.flat)
         part = {
             "all": slice(None), "example": slice(None, layout.example), "draws": slice(layout.example, None)
@@ -141,7 +154,7 @@ class LMMAP:
         misfit = self.misfit(found)
         relative = self.relative(misfit)
         damping, stalled, artificial = 1e-3, 0, 0.0
-        for step in range(self.budget.iterations):
+        for step in range(first, first + iterations):
             if not self.noise:
                 if relative < _SOLVED:
                     break

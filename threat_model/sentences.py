@@ -27,6 +27,8 @@ def figure(value: float, unit: str) -> str:
 
 def interval(estimate: Estimate, unit: str) -> str:
     """The interval in words; of no success at all its upper limit, of nothing else its lower one."""
+    if math.isinf(estimate.high) and math.isfinite(estimate.low):
+        return f"a lower bound at {100 * estimate.level:.4g}%"
     if math.isinf(estimate.low) or math.isinf(estimate.high):
         return "no interval from one group"
     if estimate.low == estimate.high:

@@ -15,6 +15,7 @@ from ..blocks.categorical_denoiser import EmbeddedDenoiser
 from ..blocks.denoiser import GaussianDenoiser
 from ..blocks.taps import ContinuousTap
 from . import linear_span, unmixing
+from .library import Library
 from .lm_map import LMMAP, Moves, Start
 from .problem import Values
 from .releases import Release
@@ -41,7 +42,10 @@ class Starts:
     for start in Starts(attack, release, generator): ...
     """
 
-    def __init__(self, attack: LMMAP, release: Release, generator: torch.Generator) -> None:
+    def __init__(
+        self, attack: LMMAP, release: Release, generator: torch.Generator, library: Library | None = None
+    ) -> None:
+        self.library = library
         self.attack, self.layout, self.release = attack, attack.layout, release
         self.problem, self.generator = self.layout.problem, generator
         self.taps = {tap.field: tap for tap in self.problem.taps if isinstance(tap, ContinuousTap)}
@@ -51,9 +55,14 @@ class Starts:
         attempts = self.attack.budget.attempts
         if known.noise is not None:
             whole: tuple[Moves, ...] = ("all",) if known.fields else ("example", "all")
-            yield Start(
-                self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0), whole
-            )
+            yield Start(self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0), whole)
+        if self.release.noise and self.library is not None:
+            k, vector = self.release.examples, self.release.vector
+            for guess in (
+                self.library.best(vector, attempts - 1) if k == 1 else self.library.sums(vector, k, attempts - 1)
+            ):
+                yield Start(guess)
+            return
         for attempt in range(1, attempts + 1):
             last = attempt == attempts
             fields = {} if last else known.fields
@@ -73,9 +82,7 @@ class Starts:
             if len(found.log_sigma) == count:
                 levels = found.log_sigma.view(k, draws)
                 zero = torch.zeros(count, dtype=torch.long)
-                noise = unmixing.noise_of(self.problem, found.weights, found.log_sigma, zero).view(
-                    k, draws, -1
-                )
+                noise = unmixing.noise_of(self.problem, found.weights, found.log_sigma, zero).view(k, draws, -1)
         elif isinstance(model, GaussianDenoiser) and "layers.0.modulation.weight" in self.problem.names:
             rows = self.problem.tensors(vector)["layers.0.modulation.weight"]
             found_levels, _ = unmixing.noise_levels(self.problem, rows, count)
@@ -85,9 +92,7 @@ class Starts:
             prior = self.layout.priors[name]
             if k == 1:
                 if linear_span.unsuited(tap, 1, draws) is None:
-                    fields[name] = linear_span.solve(self.problem, tap, self.release, prior, draws).values[
-                        None
-                    ]
+                    fields[name] = linear_span.solve(self.problem, tap, self.release, prior, draws).values[None]
             elif draws == 1 and unmixing.unsuited(self.problem, tap, k) is None:
                 solved = unmixing.unmix(self.problem, tap, self.release, prior, labels=True)
                 if len(solved) == k:
@@ -136,9 +141,7 @@ class Starts:
         if not cells:
             return guess
         observed = self.attack.observed
-        weights = {
-            n: 1 / (self.attack.noise**2 + (_ARTIFICIAL * s) ** 2) for n, s in self.attack.sizes.items()
-        }
+        weights = {n: 1 / (self.attack.noise**2 + (_ARTIFICIAL * s) ** 2) for n, s in self.attack.sizes.items()}
         seen = self.attack.model.summands(guess)
         for sweep in range(_SWEEPS if len(cells) > 1 else 1):
             for i, name, place in cells:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +30,13 @@ _SMALLEST_DELTA = 1e-10  # below it, floating point in the account would say mor
 _DELTAS = 160
 
 
-class TradeOff(Protocol):
-    """`hits(x)` = 1 - f(x), the most hits at false alarm rate x; `alarms(y)`, the least false alarms at hit rate y."""
-
-    def hits(self, alarms: float) -> float: ...
-    def alarms(self, hits: float) -> float: ...
-
-
 @dataclass(frozen=True)
 class GaussianTradeOff:
-    """Of N(0, 1) against N(mu, 1): hits(x) = Phi(Phi^-1(x) + mu)."""
+    """Of N(0, 1) against N(mu, 1).
+
+    `hits(x)` = 1 - f(x) = Phi(Phi^-1(x) + mu), the most hits at false alarm rate x; `alarms(y)`, the least false
+    alarms at hit rate y.
+    """
 
     mu: float
 
@@ -72,6 +68,9 @@ class AccountedTradeOff:
     def alarms(self, hits: float) -> float:
         slopes, offsets = self._lines
         return float(((hits - offsets) / slopes).max(initial=0.0))
+
+
+TradeOff = GaussianTradeOff | AccountedTradeOff
 
 
 def mu_of(event: Event) -> float | None:

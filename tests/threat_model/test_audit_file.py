@@ -50,6 +50,7 @@ def audit(*results: Result, gate: Gate | None = None) -> Audit:
         ((result(), result("inconclusive", view="release", value=None)), 4),
         ((result("found", 6, view="release"), result("inconclusive", value=None)), 3),
         ((result("found", 6, view="raw", protected=False), result()), 0),
+        ((result("found", 6, view="release", statement="property"), result()), 0),
         ((result("found", 6, view="raw", protected=False),), 4),
         ((result("not applicable", value=None),), 4),
         ((), 4),

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from ...errors import InputError, PrivacyError
 from ..ceilings import releases_of
-from ..epsilon.canaries import Canaries
 from ..epsilon.certificate import Certificate, one_run, register, register_threshold, repeated
 from ..epsilon.planted import LEVEL, Planted
 from ..intervals import Estimate
@@ -27,7 +26,7 @@ from . import Attack
 
 NAME = "epsilon-certificate"
 _LEAST_VALUES = 100
-_REPEATED = 400
+_REPEATED = 1000
 _MOST_RELEASES = 200
 _ONE = "one release, every canary known to be in it"
 _ALL = "the run's releases, sampled as accounted"
@@ -92,7 +91,7 @@ class _Test:
         coins = planted.coins(planted.canaries.count, "timing")
         planted.scores(planted.companies[0], coins, "timing", sampled=True)
         of_all = (time.monotonic() - started) * (len(planted.companies) + 2)
-        affordable = int(min(0.8 * self.clock.left / of_all, whole))
+        affordable = int(min(0.5 * self.clock.left / of_all, whole))
         releases = max(1, affordable)
         reason = "" if releases == whole else f"{releases} of {whole} releases in the time that there was"
         yield from self._guesses(_ALL, planted.sampled(releases), releases, sampled=True, reason=reason)
@@ -102,7 +101,7 @@ class _Test:
     ) -> Iterator[Result]:
         """The one-run bound for every company, from the sum of its releases."""
         planted, m = self.planted, self.planted.canaries.count
-        registered = register(planted.law(releases, sampled=sampled), m, self.level)
+        registered = register(claim.tradeoff(), planted.law(releases, sampled=sampled), m, self.level)
 
         def scores(company: str, inside: Coins, kind: str, noise: float = 1.0) -> Array:
             return sum(
@@ -134,35 +133,38 @@ class _Test:
     def independent_releases(self) -> Iterator[Result]:
         """The companies by turns."""
         planted, claim = self.planted, self.planted.known
-        threshold = register_threshold(planted.law(), _REPEATED, self.level)
-        one = Canaries(planted.size, 1, self.subject.seed)
-        inside = planted.coins(_REPEATED, _REPEATEDLY)
+        threshold = register_threshold(claim.tradeoff(), planted.law(), _REPEATED, self.level)
+        coins = planted.coins(_REPEATED, _REPEATEDLY)
         stop = 0.6 * self.clock.left
         found: list[float] = []
         for number in range(_REPEATED):
             company = planted.companies[number % len(planted.companies)]
-            coin = inside[number : number + 1]
-            found.append(float(planted.scores(company, coin, _REPEATEDLY, number, canaries=one)[0]))
+            found.append(self._one_canary(company, number, bool(coins[number])))
             self._tell(_REPEATEDLY, number / _REPEATED)
             if self.clock.left < stop or self.clock.over:
                 break
-        passed, part = np.array(found) > threshold, inside[: len(found)]
-        coins = planted.coins(int((~part).sum()), "null")
-        bare = planted.scores(
-            planted.companies[0], np.ones(1, dtype=np.bool_), "bare", canaries=one, noise=0.0
-        )
+        passed, part = np.array(found) > threshold, coins[: len(found)]
+        unused = planted.coins(int((~part).sum()), "null")
+        bare = np.array([self._one_canary(planted.companies[0], -1, True, noise=0.0)]) > threshold
 
         def certificate(in_: Coins, out: Coins) -> Certificate:
             return repeated(claim, int(in_.sum()), len(in_), int(out.sum()), len(out), self.level)
 
         view = _View(
             _REPEATEDLY, claim,
-            control=certificate(np.repeat(bare > threshold, part.sum()), np.repeat(threshold < 0, (~part).sum())),
-            null=certificate(passed[~part][coins], passed[~part][~coins]),
+            control=certificate(np.repeat(bare, part.sum()), np.repeat(threshold < 0, (~part).sum())),
+            null=certificate(passed[~part][unused], passed[~part][~unused]),
             budget={"releases": len(found), "threshold": round(threshold, 3)},
             reason="" if len(found) == _REPEATED else f"{len(found)} of {_REPEATED} releases in the time there was",
         )  # fmt: skip
         yield self._result(view, certificate(passed[part], passed[~part]), None)
+
+    def _one_canary(self, company: str, number: int, inside: bool, noise: float = 1.0) -> float:
+        """The score of canary `number` in a release of its own."""
+        m = self.planted.canaries.count
+        coins = np.zeros(m, dtype=np.bool_)
+        coins[number % m] = inside
+        return float(self.planted.scores(company, coins, _REPEATEDLY, number, noise=noise)[number % m])
 
     def _tell(self, text: str, share: float) -> None:
         """Three tests of a block alike."""

@@ -65,10 +65,8 @@ def _run(subject: Subject) -> Iterator[Result]:
 def _judged(value: Estimate, claimed: float) -> tuple[Outcome, str]:
     """An estimate refutes nothing: where it lies above the claim, its model or the claim is wrong."""
     if value.low > claimed:
-        return (
-            "inconclusive",
-            f"from {value.low:.4g} on, above the claimed {claimed:.4g}: see conformance and certificate",
-        )
+        why = f"from {value.low:.4g} on, above the claimed {claimed:.4g}: see conformance and certificate"
+        return "inconclusive", why
     return "held", "conditional on its model"
 
 

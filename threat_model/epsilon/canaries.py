@@ -1,10 +1,10 @@
 """Canaries: made-up examples whose gradients are orthogonal and exactly as long as the clip, in the run's mechanism.
 
-A canary's gradient is +-1 on its own coordinates, which are drawn at random over the whole block, and 0 elsewhere. The
-mechanism trains a linear map of as many weights as the block has, whose gradient is whatever its input is; so
+A canary's gradient is +-1 on its own coordinates, which are drawn at random over the whole block, and 0 elsewhere.
+The mechanism trains a table of as many weights as the block has, of which a canary reads its own coordinates; so
 clipping, sums, noise, batches and steps are the company's own code on the objects that its plan makes. Of all that
-could be released this is the case that an account is about: no other gradient hides a canary, none is shorter than the
-clip allows, and every one takes part unless sampling leaves it out.
+could be released this is the case that an account is about: no other gradient hides a canary, none is shorter than
+the clip allows, and every one takes part unless sampling leaves it out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..releases import clip_of
 Array = npt.NDArray[np.float64]
 Coins = npt.NDArray[np.bool_]
 _LENGTH = 1024.0  # clips; so long before it is clipped that every way of clipping makes it the clip
-_VALUES_AT_ONCE = 1 << 24
+_WIDEST = 64  # coordinates; the cost of a norm grows with their square
 _SMALLEST_SHARE = 1e-4  # noise in whole numbers cannot be switched off
 
 
@@ -55,7 +55,7 @@ class Canaries:
     @property
     def width(self) -> int:
         """Coordinates of one canary."""
-        return self.size // self.count
+        return min(self.size // self.count, _WIDEST)
 
     @cached_property
     def _places(self) -> npt.NDArray[np.int64]:
@@ -70,11 +70,11 @@ class Canaries:
         signs: Array = np.where(coins, 1.0, -1.0).reshape(self.count, self.width) / self.width**0.5
         return signs
 
-    def rows(self, which: npt.NDArray[np.int64]) -> Tensor:
-        """Directions (n, P) float32 of length 1."""
-        found = np.zeros((len(which), self.size), dtype=np.float32)
-        found[np.arange(len(which))[:, None], self._places[which]] = self._signs[which]
-        return torch.from_numpy(found)
+    def losses(self, block: nn.Embedding, which: npt.NDArray[np.int64], length: float) -> Tensor:
+        """(n,) losses whose gradients in the block's weights are the directions of length 1, times `length`."""
+        signs = torch.from_numpy(length * self._signs[which]).to(block.weight.dtype)
+        values: Tensor = block(torch.from_numpy(self._places[which]))[:, :, 0]  # (n, width)
+        return (signs * values).sum(1)
 
     def scores(self, vector: Array) -> Array:
         """Inner products (m,) of a vector (P,) with the directions."""
@@ -101,13 +101,10 @@ def release(
     """
     members = np.flatnonzero(inside)
     clip = clip_of(mechanism)
-    block = nn.Linear(canaries.size, 1, bias=False)
-    nn.init.zeros_(block.weight)
+    block = nn.Embedding(canaries.size, 1, _weight=torch.zeros(canaries.size, 1))
 
     def losses(indices: Tensor, draws: int) -> Tensor:
-        rows = canaries.rows(members[indices.numpy()]) * (_LENGTH * clip)
-        found: Tensor = block(rows)[:, 0]
-        return found
+        return canaries.losses(block, members[indices.numpy()], _LENGTH * clip)
 
     if isinstance(mechanism, SecureStep):
         rate = mechanism.sampling_rate if sampled else 1.0
@@ -140,4 +137,4 @@ def release(
 
 
 def _at_once(canaries: Canaries, expected: float) -> int:
-    return pass_size(expected, max(1, min(canaries.count, _VALUES_AT_ONCE // canaries.size)))
+    return pass_size(expected, canaries.count)

@@ -16,8 +16,8 @@ is seen: the best threshold of the observed scores would claim too much.
 **Repeated steps.** Independent releases with one canary each give independent hits and false alarms, whose ordinary
 intervals (Clopper and Pearson 1934) are held against f.
 
-What is refuted is a trade-off function. As an epsilon that is the one of the largest trade-off function, in the family
-of the claimed release with more noise, that is refuted.
+What is refuted is a trade-off function. As an epsilon it is that of the largest one that is refuted, in the family of
+the claimed release with more noise or less.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from scipy.special import ndtri
 
 from ...errors import InputError
-from ..tradeoff import Claim, GaussianTradeOff, TradeOff
+from ..tradeoff import Claim, TradeOff
 
 Array = npt.NDArray[np.float64]
 Coins = npt.NDArray[np.bool_]
 # Noise factors of a claim's family, from 2^6 or 2^4 down: finer and wider where a member costs no accounting.
 _EXACT = tuple(2 ** (6 - i / 256) for i in range(14 * 256))
 _ACCOUNTED = tuple(2 ** (4 - i / 8) for i in range(7 * 8))
-_SIMULATIONS = 40
-_FAULT = 0.6  # of the claimed noise: what the number of guesses is to find
+_SIMULATIONS = 10
+# Of the claimed noise: lacks that a registered test is to find, from the largest to the smallest.
+_FAULTS = tuple(0.02 * i for i in range(5, 50))
 
 
 @dataclass(frozen=True)
 class Registered:
-    """Fixed before any score is seen: of `canaries`, the `highest` are guessed to be in and the `lowest` to be out."""
+    """Fixed before any score is seen: how many of the `canaries` are guessed to be in, and how many to be out."""
 
     canaries: int
     highest: int
@@ -57,7 +57,7 @@ class Registered:
         return self.highest + self.lowest
 
     def right(self, scores: Array, inside: Coins) -> int:
-        """How many guesses from scores (m,) are right. Raises: InputError for another number, or scores that are none."""
+        """How many guesses from scores (m,) are right. Raises: InputError for another number, or for NaN."""
         if scores.shape != (self.canaries,) or inside.shape != (self.canaries,):
             raise InputError("scores", scores.shape, f"expected ({self.canaries},), as was registered")
         if not np.isfinite(scores).all():
@@ -95,11 +95,8 @@ def _bound(claim: Claim, refuted: Callable[[float], bool]) -> float:
     grid = (
         _EXACT if claim.exact else _ACCOUNTED
     )  # by falling noise: claims that are harder and harder to refute
-    low, high = -1, len(grid)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if refuted(grid[middle]) else (low, middle)
-    return 0.0 if low < 0 else claim.epsilon(grid[low])
+    last = _last(lambda i: refuted(grid[i]), len(grid))
+    return 0.0 if last < 0 else claim.epsilon(grid[last])
 
 
 @dataclass(frozen=True)
@@ -127,13 +124,17 @@ def repeated(claim: Claim, hits: int, members: int, alarms: int, others: int, le
 
     Half of `level` for each of the two rates.
     """
-    hit = 0.0 if hits == 0 else float(stats.beta.ppf(level / 2, hits, members - hits + 1))
-    alarm = 1.0 if alarms == others else float(stats.beta.ppf(1 - level / 2, alarms + 1, others - alarms))
 
     def refuted(noise: float) -> bool:
-        return hit > claim.tradeoff(noise).hits(alarm)
+        return _rates_refute(claim.tradeoff(noise), hits, members, alarms, others, level)
 
     return Certificate(_bound(claim, refuted), refuted(1.0), claim.epsilon(), level, members + others)
+
+
+def _rates_refute(claim: TradeOff, hits: int, members: int, alarms: int, others: int, level: float) -> bool:
+    hit = 0.0 if hits == 0 else float(stats.beta.ppf(level / 2, hits, members - hits + 1))
+    alarm = 1.0 if alarms == others else float(stats.beta.ppf(1 - level / 2, alarms + 1, others - alarms))
+    return hit > claim.hits(alarm)
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,9 @@ class ScoreLaw:
     steps: int = 1
     rate: float = 1.0
 
+    def with_noise(self, factor: float) -> ScoreLaw:
+        return replace(self, noise=factor * self.noise)
+
     def draw(self, inside: Coins, generator: np.random.Generator) -> Array:
         joined = generator.binomial(self.steps, self.rate, size=inside.shape) * inside
         noise = generator.standard_normal(inside.shape)
@@ -155,61 +159,63 @@ class ScoreLaw:
 
 
 @lru_cache(maxsize=64)
-def register(law: ScoreLaw, canaries: int, level: float) -> Registered:
-    """The number and split of guesses that certify most of a mechanism with 0.6 times the claimed noise.
+def register(claim: TradeOff, law: ScoreLaw, canaries: int, level: float) -> Registered:
+    """The number and split of guesses that refute `claim` already at the smallest lack of noise.
 
-    For the claimed noise itself that is close to the best too; no observed score enters.
+    By simulations of the claimed mechanism with less and less noise, in which each split's average is judged: it is
+    found in half of all runs. No observed score enters.
     """
-    law = replace(law, noise=_FAULT * law.noise)
     generator = np.random.default_rng(0)
     inside = generator.random((_SIMULATIONS, canaries)) < 0.5
-    order = np.argsort(law.draw(inside, generator), axis=1)
-    ranked = np.take_along_axis(inside, order, axis=1)  # by ascending score
-    # Right guesses among the k highest and the k lowest, on average over the simulations.
-    high = np.cumsum(ranked[:, ::-1], axis=1).mean(0)
-    low = np.cumsum(~ranked, axis=1).mean(0)
-    best, chosen = -1.0, Registered(canaries, canaries, 0)
-    for guesses in np.unique(np.geomspace(min(8, canaries), canaries, 25).round().astype(int)):
-        for highest in {int(guesses), int(guesses) // 2}:
-            lowest = int(guesses) - highest
-            right = high[highest - 1] + (low[lowest - 1] if lowest else 0.0)
-            found = _certified_mu(int(right), int(guesses), canaries, level)
+    right: list[tuple[Array, Array]] = []  # by fault, of the k highest and the k lowest
+    for fault in _FAULTS:
+        order = np.argsort(law.with_noise(fault).draw(inside, generator), axis=1)
+        ranked = np.take_along_axis(inside, order, axis=1)
+        right.append(
+            (np.cumsum(ranked[:, ::-1], axis=1).mean(0), np.cumsum(~ranked, axis=1).mean(0))
+        )  # each (m,)
+    best, chosen = -1, Registered(canaries, canaries - canaries // 2, canaries // 2)
+    for guesses in np.unique(np.geomspace(min(8, canaries), canaries, 40).round().astype(int)).tolist():
+        for highest in (guesses, guesses - guesses // 2):
+            lowest = guesses - highest
+
+            def refuted(fault: int, highest: int = highest, lowest: int = lowest) -> bool:
+                high, low = right[fault]
+                found = int(high[highest - 1] + (low[lowest - 1] if lowest else 0.0))
+                return refutes(claim, found, highest + lowest, canaries, level)
+
+            found = _last(refuted, len(_FAULTS))
             if found > best:
                 best, chosen = found, Registered(canaries, highest, lowest)
     return chosen
 
 
-def _certified_mu(right: int, guesses: int, canaries: int, level: float) -> float:
-    """The largest Gaussian trade-off that is refuted, to 1%: the yardstick of `register`."""
-    low, high = 0.0, 16.0
-    while high - low > 0.01:
-        middle = (low + high) / 2
-        if refutes(GaussianTradeOff(middle), right, guesses, canaries, level):
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 @lru_cache(maxsize=64)
-def register_threshold(law: ScoreLaw, releases: int, level: float) -> float:
-    """The threshold on a score, in clips, that certifies most in `releases` independent releases; as `register`."""
-    law = replace(law, noise=_FAULT * law.noise)
+def register_threshold(claim: TradeOff, law: ScoreLaw, releases: int, level: float) -> float:
+    """The threshold on a score, in clips, for as many independent releases; chosen as by `register`."""
     generator = np.random.default_rng(0)
-    inside = np.arange(400 * releases) % 2 == 0
-    scores = law.draw(inside, generator)
-    half = releases // 2
-
-    def certified(threshold: float) -> float:
-        hits = round(float((scores[inside] > threshold).mean()) * half)
-        alarms = round(float((scores[~inside] > threshold).mean()) * half)
-        if hits == 0 or alarms == half:
-            return -math.inf
-        low = stats.beta.ppf(level / 2, hits, half - hits + 1)
-        high = stats.beta.ppf(1 - level / 2, alarms + 1, half - alarms)
-        return float(ndtri(low) - ndtri(high))
-
-    spread = law.noise * math.sqrt(law.steps)
-    top = law.steps * law.rate
+    inside = np.arange(200 * releases) % 2 == 0
+    drawn = [law.with_noise(fault).draw(inside, generator) for fault in _FAULTS]
+    scores = [(np.sort(each[inside]), np.sort(each[~inside])) for each in drawn]
+    half, spread, top = releases // 2, law.noise * math.sqrt(law.steps), law.steps * law.rate
+    best, chosen = -1, 0.5 * top
     # Below what a canary scores without noise, so that a control passes it.
-    return float(max(np.linspace(-3 * spread, 0.9 * top, 61), key=certified))
+    for threshold in np.linspace(-2 * spread, 0.9 * top, 61).tolist():
+
+        def refuted(fault: int, threshold: float = threshold) -> bool:
+            hits, alarms = (1 - np.searchsorted(each, threshold) / len(each) for each in scores[fault])
+            return _rates_refute(claim, round(hits * half), half, round(alarms * half), half, level)
+
+        found = _last(refuted, len(_FAULTS))
+        if found > best:
+            best, chosen = found, threshold
+    return chosen
+
+
+def _last(holds: Callable[[int], bool], count: int) -> int:
+    """The last of `count` cases for which something holds that holds up to some case; -1 for none."""
+    low, high = -1, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -2,9 +2,9 @@
 
 Scores of the canaries inside are taken for independent draws from N(a, s^2), those outside for N(b, s^2). The release
 is then mu-GDP with mu = (a - b) / s at least, and sqrt(n m / (n + m)) times the usual estimate of mu follows the
-noncentral t law with n + m - 2 degrees of freedom, whose quantiles give an exact interval (Hedges & Olkin 1985, section
-5.B). A mechanism whose scores depend on each other makes it wrong without any sign of it: it says nothing of a claim
-that the certificate does not.
+noncentral t law with n + m - 2 degrees of freedom, whose quantiles give an exact interval (Hedges & Olkin 1985,
+section 5.B). A mechanism whose scores depend on each other makes it wrong without any sign of it: it says nothing
+of a claim that the certificate does not.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from .certificate import ScoreLaw
 
 Array = npt.NDArray[np.float64]
 Coins = npt.NDArray[np.bool_]
-MOST_CANARIES = 1000
+MOST_CANARIES = 10_000
 LEVEL = 0.05
 """Of all tests of an audit together: each gets an equal part (Bonferroni)."""
 
@@ -91,7 +91,6 @@ class Planted:
         company: str,
         inside: Coins,
         *names: str | int,
-        canaries: Canaries | None = None,
         sampled: bool = False,
         noise: float = 1.0,
     ) -> Array:
@@ -101,11 +100,11 @@ class Planted:
         label = "/".join(map(str, names))
         vector = release(
             self.mechanism,
-            canaries or self.canaries,
+            self.canaries,
             inside,
             own.randomness(self.name, self.subject.seed, self.block, label)[1],
             Randomness.from_seed(self.subject.seed, self.name, "others' shares", self.block, company, label),
             sampled=sampled,
             noise=noise,
         )
-        return (canaries or self.canaries).scores(vector)
+        return self.canaries.scores(vector)

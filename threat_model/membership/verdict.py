@@ -15,7 +15,6 @@ from ..roc import auc
 SURE = 0.999
 WINS = 0.1
 """An area so far above 1/2 counts as winning, where the noise is looked for at which a test starts to."""
-_CONTROL = 0.9
 COIN = Estimate(value=0.5, low=0.5, high=0.5, n=1, method="exact")
 
 
@@ -29,19 +28,26 @@ class Judged:
 
 
 def judged(
-    members: Array, others: Array, *, control: Estimate | None, ceiling: float | None, cut_short: str = ""
+    members: Array,
+    others: Array,
+    *,
+    control: Estimate | None,
+    ceiling: float | None,
+    cut_short: str = "",
+    floor: float = 0.5,
 ) -> Judged:
-    """Scores (n,) of members and (m,) of others; `ceiling`: the area that no test of this mechanism can pass."""
+    """Scores (n,) of members and (m,) of others; `ceiling`: the area that no test of this mechanism can pass;
+    `floor`: that of a guess without the release."""
     value, sure = auc(members, others), auc(members, others, level=SURE)
     if ceiling is not None and sure.low > ceiling:
         reason = f"tells more than the noise allows: the 99.9% interval begins at {sure.low:.3f}, above {ceiling:.3f}"
         return Judged(value, "refuted", reason)
-    if sure.low > 0.5:
+    if sure.low > floor:
         return Judged(value, "found", "")
     if cut_short:
         return Judged(value, "inconclusive", cut_short)
-    if control is not None and control.value < _CONTROL:
-        reason = f"the control failed: without noise its area is {control.value:.2f}"
+    if control is not None and control.low <= 0.5:
+        reason = f"the control failed: its area is {control.value:.2f}"
         return Judged(value, "inconclusive", reason)
     return Judged(value, "not found", "")
 
