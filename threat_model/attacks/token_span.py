@@ -173,9 +173,13 @@ class _Experiment:
             pairs = list(zip(seen, few.texts, strict=True))[:_FEW_ORDERED]
             return float(np.mean([torch.equal(by.order(r, _NARROW).tokens, t[:-1]) for r, t in pairs]))
 
-        found = {_VALUES: wins_at(more_values, least=_BETTER), _SETS: wins_at(more_exact, least=0.1)}
-        if self.no_order is None and not self.subject.clock.over:
-            found[_TEXTS] = wins_at(more_ordered, least=0.2)
+        found: dict[str, float | None] = {}
+        searches = [(_VALUES, more_values, _BETTER), (_SETS, more_exact, 0.1)]
+        if self.no_order is None:
+            searches.append((_TEXTS, more_ordered, 0.2))
+        for statistic, gain, least in searches:
+            if not self.subject.clock.over:
+                found[statistic] = wins_at(gain, least=least)
         return found
 
     def _prior_alone(self, sets: Sets) -> _Scores:
