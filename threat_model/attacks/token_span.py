@@ -57,6 +57,20 @@ def _maker(
     return make
 
 
+def _kept(make: Make) -> Make:
+    """The same releases, each made once."""
+    known: dict[int, tuple[Release, list[Draw]]] = {}
+
+    def once(text: Examples, case: int, drawn: list[Draw]) -> Release:
+        if case not in known:
+            own: list[Draw] = []
+            known[case] = make(text, case, own), own
+        drawn.extend(known[case][1])
+        return known[case][0]
+
+    return once
+
+
 @dataclass
 class _Scores:
     """Of one condition, text by text: shares of values found, whether the set was exact, whether the order was."""
@@ -146,7 +160,7 @@ class _Experiment:
         """By statistic, the noise multiplier up to which a company's release tells more than is known without it."""
         few = replace(clean, releases=clean.releases[:_FEW], sets=clean.sets[:_FEW], texts=clean.texts[:_FEW])
         clip = clip_of(self.subject.mechanism(self.block))
-        public = _maker(self.subject, self.block, "public", noisy=False)
+        public = _kept(_maker(self.subject, self.block, "public", noisy=False))
         blind = self._prior_alone(few.sets)
 
         def at(z: float, order: bool) -> tuple[Practised, list[Release]]:
