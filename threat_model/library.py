@@ -26,7 +26,8 @@ class Library:
         self.guess = model.layout.guess(problem.sample(problem.values_of(public[order]), generator))
         found = model.factored.gradient(model.layout.draws_of(self.guess))
         squared = torch.stack(
-            [sum((self._squared(found, n) for n in own), torch.zeros(size)) for own in model.layers.values()], dim=1
+            [sum((self._squared(found, n) for n in own), torch.zeros(size)) for own in model.layers.values()],
+            dim=1,
         )
         self.factors = model.clip.factors(squared.double())[0]  # (N, L)
         self.norms = (self.factors.square() * squared).sum(1)

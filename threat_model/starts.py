@@ -55,11 +55,15 @@ class Starts:
         attempts = self.attack.budget.attempts
         if known.noise is not None:
             whole: tuple[Moves, ...] = ("all",) if known.fields else ("example", "all")
-            yield Start(self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0), whole)
+            yield Start(
+                self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0), whole
+            )
         if self.release.noise and self.library is not None:
             k, vector = self.release.examples, self.release.vector
             for guess in (
-                self.library.best(vector, attempts - 1) if k == 1 else self.library.sums(vector, k, attempts - 1)
+                self.library.best(vector, attempts - 1)
+                if k == 1
+                else self.library.sums(vector, k, attempts - 1)
             ):
                 yield Start(guess)
             return
@@ -82,7 +86,9 @@ class Starts:
             if len(found.log_sigma) == count:
                 levels = found.log_sigma.view(k, draws)
                 zero = torch.zeros(count, dtype=torch.long)
-                noise = unmixing.noise_of(self.problem, found.weights, found.log_sigma, zero).view(k, draws, -1)
+                noise = unmixing.noise_of(self.problem, found.weights, found.log_sigma, zero).view(
+                    k, draws, -1
+                )
         elif isinstance(model, GaussianDenoiser) and "layers.0.modulation.weight" in self.problem.names:
             rows = self.problem.tensors(vector)["layers.0.modulation.weight"]
             found_levels, _ = unmixing.noise_levels(self.problem, rows, count)
@@ -92,7 +98,9 @@ class Starts:
             prior = self.layout.priors[name]
             if k == 1:
                 if linear_span.unsuited(tap, 1, draws) is None:
-                    fields[name] = linear_span.solve(self.problem, tap, self.release, prior, draws).values[None]
+                    fields[name] = linear_span.solve(self.problem, tap, self.release, prior, draws).values[
+                        None
+                    ]
             elif draws == 1 and unmixing.unsuited(self.problem, tap, k) is None:
                 solved = unmixing.unmix(self.problem, tap, self.release, prior, labels=True)
                 if len(solved) == k:
@@ -141,7 +149,9 @@ class Starts:
         if not cells:
             return guess
         observed = self.attack.observed
-        weights = {n: 1 / (self.attack.noise**2 + (_ARTIFICIAL * s) ** 2) for n, s in self.attack.sizes.items()}
+        weights = {
+            n: 1 / (self.attack.noise**2 + (_ARTIFICIAL * s) ** 2) for n, s in self.attack.sizes.items()
+        }
         seen = self.attack.model.summands(guess)
         for sweep in range(_SWEEPS if len(cells) > 1 else 1):
             for i, name, place in cells:
