@@ -56,7 +56,9 @@ def test_a_sound_run_holds_by_block_and_company(subject: Subject) -> None:
     companies = {each.company for each in found if "every canary" in each.view}
     assert companies == set(subject.cohort(0))
     for each in found:
-        assert each.value is not None and each.control is not None and each.baseline is not None
+        assert each.value is not None
+        assert each.control is not None
+        assert each.baseline is not None
         assert each.ceiling is not None
         assert each.value.value < each.ceiling <= each.control.value
         assert each.baseline.value == 0
@@ -71,8 +73,10 @@ def test_an_estimate_says_that_it_is_conditional(subject: Subject) -> None:
     found = results("epsilon-estimate", subject)
     assert {each.statement for each in found} == {"estimate"}
     for each in found:
-        assert each.outcome == "held" and "conditional" in each.reason
-        assert each.value is not None and each.ceiling is not None
+        assert each.outcome == "held"
+        assert "conditional" in each.reason
+        assert each.value is not None
+        assert each.ceiling is not None
         assert each.value.low < each.ceiling < each.value.high
     with DEFECTS["noise times .5"].planted():
         above = results("epsilon-estimate", subject)
@@ -113,7 +117,8 @@ def test_a_plan_without_noise_has_no_epsilon(subject: Subject) -> None:
     loud = replace(subject, plan=subject.plan.changed(noise_multiplier=0.0))
     for name in ("epsilon-certificate", "epsilon-estimate"):
         why = attack(name).applies(loud)
-        assert why is not None and "no noise" in why
+        assert why is not None
+        assert "no noise" in why
         assert attack(name).applies(subject) is None
 
 
