@@ -38,7 +38,7 @@ Array = npt.NDArray[np.float64]
 Coins = npt.NDArray[np.bool_]
 # Noise factors of a claim's family, from 2^6 or 2^4 down: finer and wider where a member costs no accounting.
 _EXACT = tuple(2 ** (6 - i / 256) for i in range(14 * 256))
-_ACCOUNTED = tuple(2 ** (4 - i / 8) for i in range(7 * 8))
+_ACCOUNTED = tuple(2 ** (4 - i / 16) for i in range(7 * 16))
 _SIMULATIONS = 10
 # Of the claimed noise: lacks that a registered test is to find, from the largest to the smallest.
 _FAULTS = tuple(0.02 * i for i in range(5, 50))
