@@ -332,7 +332,7 @@ class GaussianDenoiser(Denoiser):
                 apply=apply,
             ),
             readout=f"layers.{len(part.layers) - 1}.mlp.2.weight",
-            labels=None if labels is None else own[labels].weight.detach(),
+            labels=None if labels is None else own[labels].get_parameter("weight").detach(),
             others=0 if alone else clean_tokens,
         )
 

@@ -115,11 +115,11 @@ class PrefixTap:
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedTap:
-    """Part u_t (p,) of the noised target enters `weight` as norm(embedding @ u_t + offset[t]), modulated by its draw.
+    """Part u_t (p,) of the noised target enters `weight` as norm(embedding @ u_t + offset[t]), modulated by draw.
 
-    `cut` takes noised targets (N, *shape of the clean target) to parts (N, T, p), `join` is its inverse; `factor` says
-    by what a target of a log sigma is multiplied before. `rows`: as in `ContinuousTap`; `others` further tokens of an
-    example, the same for all draws, go into them. The modulation's vector is `modulation.curve` of the log sigma, plus
+    `cut` takes noised targets (N, *shape of the clean target) to parts (N, T, p), `join` is its inverse; `factor`
+    is what a target of a log sigma is multiplied by before. `rows`: as in `ContinuousTap`; so many `others` of an
+    example's tokens, the same for all draws, go into them. What modulates is `modulation.curve` of the log sigma, plus
     the row of `labels` (classes, D) where there are some. `readout`: the last weight that a block trains.
     """
 

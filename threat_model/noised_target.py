@@ -2,12 +2,12 @@
 
 Its noise hides nothing of it. The steps, for draws j with z_j = y + sigma_j eps_j and tokens t:
 
-1. the modulation's gradient is a sum of outer products with c(sigma_j) + l(label): where that curve meets its row space
-   are the levels, and the label is the one whose curve does;
-2. a noised token enters the first layer as (1 + scale_j) norm(E u + o_t) + shift_j, u its part of c_in z_j. With s the
-   deviation that the norm divides by, (I - P) [(1 + scale_j) C (E u + o_t) + s shift_j] = 0 is linear in (u, s);
-3. for known z_j the loss is quadratic in y, so that its gradient is affine in it: A - B y. Clipping multiplies it by a
-   number a, of one weight the same number whatever the kind: v = a (A - B y) is linear in (1/a, y).
+1. the modulation's gradient is a sum of outer products with c(sigma_j) + l(label): levels are where that curve
+   meets its row space, and the label is the one whose curve does;
+2. a noised token enters the first layer as (1 + scale_j) norm(E u + o_t) + shift_j, u its part of c_in z_j. With s
+   the deviation that the norm divides by, (I - P) [(1 + scale_j) C (E u + o_t) + s shift_j] = 0 is linear in u and s;
+3. for known z_j the loss is quadratic in y, so that its gradient is affine in it, A - B y. Clipping multiplies it by
+   a number a, of one weight the same whatever the kind: v = a (A - B y) is linear in 1/a and y.
 
 With one draw step 3 leaves a line, as then a residual's length and a cannot be told apart: the most plausible of its
 points is taken, given z and the public prior.
