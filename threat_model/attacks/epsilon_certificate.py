@@ -15,8 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, PrivacyError
+from ...privacy.accounting import largest
 from ..ceilings import releases_of
-from ..epsilon.certificate import Certificate, one_run, register, register_threshold, repeated
+from ..epsilon.certificate import (
+    Certificate,
+    one_run,
+    refutable,
+    refutable_repeatedly,
+    register,
+    register_threshold,
+    repeated,
+)
 from ..epsilon.planted import LEVEL, Planted
 from ..intervals import Estimate
 from ..results import Outcome, Result
@@ -57,13 +66,15 @@ def _run(subject: Subject) -> Iterator[Result]:
 
 @dataclass(frozen=True)
 class _View:
-    """One claim under test. `control`: what is found without noise, `null`: from noise alone."""
+    """One claim under test. `control`: what is found without noise, `null`: from noise alone. `hopeless`: no outcome
+    at all can refute it. `reason`: what the clock cut short."""
 
     text: str
     claim: Claim
     control: Certificate
     null: Certificate
     budget: dict[str, float | int | str]
+    hopeless: bool
     reason: str = ""
 
 
@@ -93,9 +104,16 @@ class _Test:
         yield from self._guesses(_ONE, lambda releases: self.planted.known, 1, sampled=False)
 
     def all_releases(self) -> Iterator[Result]:
-        """As many of the run's releases as there is time for: the claim is the account of just these."""
+        """As many of the run's releases as there is time for, and as canaries can refute the account of: the claim is
+        that of just these."""
         whole = min(releases_of(self.subject, self.block), _MOST_RELEASES)
-        yield from self._guesses(_ALL, self.planted.sampled, whole, sampled=True)
+
+        def fits(releases: int) -> bool:
+            claim = self.planted.sampled(releases).tradeoff()
+            return refutable(claim, self.planted.canaries.count, self.level)
+
+        most = whole if fits(whole) else max(1, largest(fits, whole))
+        yield from self._guesses(_ALL, self.planted.sampled, most, sampled=True)
 
     def _guesses(
         self, text: str, claim_of: Callable[[int], Claim], most: int, *, sampled: bool
@@ -113,7 +131,7 @@ class _Test:
         for company in planted.companies:
             inside = planted.coins(m, text, company)
             runs.append(_Sum(company, "audited", inside, inside, np.zeros(m)))
-        releases, stop = 0, 0.6 * self.clock.left
+        releases, stop = 0, 0.7 * self.clock.left
         while releases < most and (releases == 0 or self.clock.left > stop):
             for run in runs:
                 run.scores[:] += planted.scores(
@@ -130,6 +148,7 @@ class _Test:
         view = _View(
             text, claim, control, null,
             budget={"canaries": m, "guesses": registered.guesses, "releases": releases},
+            hopeless=not refutable(claim.tradeoff(), m, self.level),
             reason="" if releases == most else f"{releases} of {most} releases in the time that there was",
         )  # fmt: skip
         for company, certificate in zip(planted.companies, found, strict=True):
@@ -160,6 +179,7 @@ class _Test:
             control=certificate(np.repeat(bare, part.sum()), np.repeat(threshold < 0, (~part).sum())),
             null=certificate(passed[~part][unused], passed[~part][~unused]),
             budget={"releases": len(found), "threshold": round(threshold, 3)},
+            hopeless=not refutable_repeatedly(claim.tradeoff(), _REPEATED, self.level),
             reason="" if len(found) == _REPEATED else f"{len(found)} of {_REPEATED} releases in the time there was",
         )  # fmt: skip
         yield self._result(view, certificate(passed[part], passed[~part]), None)
@@ -186,11 +206,15 @@ class _Test:
             why = f"noise alone is taken for an epsilon of {view.null.epsilon:.3g}"
             return self._of(view, found, company, "inconclusive", why)
         if not view.control.refuted:
-            cases = ", ".join(f"{n} {what}" for what, n in view.budget.items())
+            cases = " and ".join(
+                f"{view.budget[what]} {what}" for what in ("canaries", "releases") if what in view.budget
+            )
             why = (
                 f"{cases} cannot refute {claimed}: without noise they show {view.control.epsilon:.3g} at most"
             )
-            return self.without(why, "inconclusive" if view.reason else "not applicable", view.text, company)
+            return self.without(
+                why, "not applicable" if view.hopeless else "inconclusive", view.text, company
+            )
         return self._of(view, found, company, "held", view.reason)
 
     def _of(
