@@ -1,9 +1,9 @@
 """Public examples as candidates: which of them, with noise draws of their own, would explain a noisy release best.
 
 Under noise closed forms mislead, and the posterior has many modes (the label, the level, the noise draw). A matched
-filter over a few hundred draws from the prior finds the mode to start from: with g_i the candidates' clipped gradients,
-log p(y | g_i) = (<y, g_i> - |g_i|^2 / 2) / s^2 up to a constant, all taken of factors, so that a release costs
-milliseconds once the candidates are made. Several unknown examples are found one after another.
+filter over a few hundred draws from the prior finds the mode to start from: with g_i the candidates' clipped
+gradients, log p(y | g_i) = (<y, g_i> - |g_i|^2 / 2) / s^2 up to a constant, all taken of factors, so that a release
+costs milliseconds once the candidates are made. Several unknown examples are found one after another.
 """
 
 from __future__ import annotations

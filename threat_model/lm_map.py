@@ -1,8 +1,8 @@
 """LM-MAP: maximum a posteriori reconstruction by projected Levenberg-Marquardt.
 
-The real fields, noise level and noise draw of every unknown example are estimated jointly under the exact likelihood of
-clipping and Gaussian noise, a Gaussian public prior on the fields, N(0, I) on the noise draw and the training's own
-law of levels. The noise draw is a nuisance that is estimated too: averaging over it, as in expectation over
+The real fields, noise level and noise draw of every unknown example are estimated jointly under the exact likelihood
+of clipping and Gaussian noise, a Gaussian public prior on the fields, N(0, I) on the noise draw and the training's
+own law of levels. The noise draw is a nuisance that is estimated too: averaging over it, as in expectation over
 transformation, would lose information.
 
 Where there is no noise, what is not explained yet stands in for it: each tensor's artificial noise is the relative
@@ -25,7 +25,9 @@ from .unknowns import Guess
 _SOLVED = 1e-6  # relative residual at which a descent ends; below are rounding errors of float32 gradients
 _ROUNDED = 1e-4  # below this, a step without gain is the last: that is what float32 gradients leave
 EXPLAINED = 1e-3
-"""Relative residual that no wrong reconstruction was seen to reach."""
+"""Relative residual that no wrong reconstruction was seen to reach, of one local step."""
+EXPLAINED_BUT_FOR_ORDER = 2e-2
+"""The same of several: which noise draw came first shows only in what one step does to the next one's gradient."""
 _TRIES = 6  # of a step's damping
 _PATIENCE = 3  # steps without gain
 
@@ -105,7 +107,9 @@ class LMMAP:
             for moves in start.phases:
                 guess, residual, objective = self._descend(guess, moves, iterations)
             found.append(Reconstruction(guess, objective, residual, attempt, self.spent))
-            if not self.noise and residual < EXPLAINED:
+            if not self.noise and residual < (
+                EXPLAINED if self.model.steps == 1 else EXPLAINED_BUT_FOR_ORDER
+            ):
                 return found[-1]
             if attempt >= self.budget.attempts or self.budget.stop():
                 break

@@ -1,4 +1,4 @@
-"""Where LM-MAP starts: fields from the linear span or un-mixed, noise levels and draws from the modulation, then random.
+"""Where LM-MAP starts: fields from the span or un-mixed, noise levels and draws from the modulation, then random.
 
 A start that nothing is known of but the prior comes last: under noise a span misleads.
 """
@@ -16,8 +16,9 @@ from ..blocks.denoiser import GaussianDenoiser
 from ..blocks.taps import ContinuousTap
 from . import linear_span, unmixing
 from .library import Library
-from .lm_map import LMMAP, Moves, Start
+from .lm_map import LMMAP, Start
 from .problem import Values
+from .release_model import Moves
 from .releases import Release
 from .unknowns import Guess
 
@@ -116,7 +117,7 @@ class Starts:
         return partition.levels(block, share).log().view(self.release.examples, -1)
 
     def _guess(self, known: _Known, fields: Values, levels: Tensor, noise: Tensor | None) -> Guess:
-        """With the prior's mode for fields that are not known, random noise where none is, value 0 of what is discrete.
+        """With the prior's mode for fields that are not known, random noise where none is, 0 for what is discrete.
 
         Noise 0 would be a saddle point: there the draws of one example are exchangeable.
         """

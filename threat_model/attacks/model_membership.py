@@ -14,8 +14,8 @@ from ...blocks.examples import Examples
 from ...blocks.training import Schedule
 from ...errors import FedblocksError
 from ...server.checkpoint import Checkpoint
-from ..intervals import Array, Estimate
-from ..membership.scores import SCORES, Shadows, bavaria
+from ..intervals import Array
+from ..membership.scores import SCORES, Shadows
 from ..membership.shadows import Signals, trained
 from ..membership.verdict import judged
 from ..results import Result
@@ -24,14 +24,19 @@ from ..subject import Subject
 from . import Attack
 
 _POOL = 500  # members, and as many others
-_SHADOWS, _LEAST = 6, 2
-_STEPS = 120
+_SHADOWS = 6
+_STEPS, _LEAST_STEPS = 120, 30
+_TRIED = 5  # steps, to see how long one takes
 _VIEW = "the released model"
 
 
 def _applies(subject: Subject) -> str | None:
     if subject.checkpoint.round == 0:
         return "nothing was trained on private data yet"
+    if subject.plan.model.label_side is None:
+        return (
+            "what is held out comes after what companies hold, so that a test would tell times, not members"
+        )
     try:
         heldout = Examples.load(subject.run.evaluation / "heldout.npz")
         Checkpoint.load(subject.run.checkpoints, 0)
@@ -60,64 +65,68 @@ def _pool(subject: Subject, block: int) -> Examples:
 
 def _run(subject: Subject) -> Iterator[Result]:
     (block,) = subject.blocks
-    started, plan, clock = time.monotonic(), subject.plan, subject.clock
+    started, clock = time.monotonic(), subject.clock
     public, pool = _public(subject, block), _pool(subject, block)
     n = len(pool) // 2
     generator = subject.generator("shadows", block)
     signals = Signals(public, block, subject.objective, pool, generator)
+    before = signals.of(public)
+    read = time.monotonic() - started
 
-    def fit(index: torch.Tensor, steps: int) -> Array:
+    def fit(index: torch.Tensor, steps: int) -> Denoiser:
         schedule = Schedule(
-            steps=steps, batch_size=min(64, len(index)), noise_draws=plan.training.noise_draws,
-            learning_rate=min(plan.training.server_learning_rate, 0.01),
+            steps=steps, batch_size=min(64, len(index)), noise_draws=subject.plan.training.noise_draws,
+            learning_rate=min(subject.plan.training.server_learning_rate, 0.01),
         )  # fmt: skip
-        model = trained(
-            public, block, pool[index], interface=plan.training.interface, objective=subject.objective,
-            schedule=schedule, generator=generator,
+        return trained(
+            public, block, pool[index], interface=subject.plan.training.interface,
+            objective=subject.objective, schedule=schedule, generator=generator,
         )  # fmt: skip
-        return signals.of(model)
 
-    # The control comes first: a block overfitted to few examples.
+    every = torch.arange(len(pool))
+    begun = time.monotonic()
+    fit(every, _TRIED)
+    step = (time.monotonic() - begun) / _TRIED
+    # Of the time that is left, what the models' reading of the candidates leaves; the control has twice the steps.
+    spare = 0.8 * clock.left - (_SHADOWS + 2) * read
+    steps = int(min(_STEPS, spare / ((_SHADOWS + 2) * step)))
+    if steps < _LEAST_STEPS:
+        why = f"the time suffices for {max(steps, 0)} steps of each of {_SHADOWS} shadows, of at least {_LEAST_STEPS}"
+        for name in SCORES:
+            yield _result(block, name, started, outcome="inconclusive", reason=why)
+        return
+    # The control: a block overfitted to few examples.
     few = torch.randperm(len(pool), generator=generator)[: n // 2]
-    known = fit(few, 2 * _STEPS)
+    known = signals.of(fit(few, 2 * steps))
     made: list[Array] = []
     inside = np.zeros((_SHADOWS, len(pool)), dtype=bool)
     for i in range(_SHADOWS):
-        # A shadow takes as long as those before it.
-        if made and clock.spent * (i + 2) / (i + 1) > clock.seconds:
-            break
         half = torch.randperm(len(pool), generator=generator)[:n]
         inside[i, half.numpy()] = True
-        made.append(fit(half, _STEPS))
+        made.append(signals.of(fit(half, steps)))
         clock.tell((i + 1) / (_SHADOWS + 1), f"shadows, block {block}")
-    cut_short = f"the time ran out after {len(made)} shadows of {_SHADOWS}" if len(made) < _LEAST else ""
-    shadows = Shadows(np.stack(made), inside[: len(made)])
-    control = _control(known, shadows, few.numpy())
-    before = signals.of(public).sum(0)
-    blind = auc(before[:n], before[n:])
+    shadows = Shadows(np.stack(made), inside)
+    mine = np.zeros(len(pool), dtype=bool)
+    mine[few.numpy()] = True
     target = signals.of(subject.model)
     for name, score in SCORES.items():
-        scores = score(target, shadows)
-        found = judged(
-            scores[:n], scores[n:], control=control, ceiling=None, cut_short=cut_short, floor=max(0.5, blind.value)
-        )  # fmt: skip
-        yield Result(
-            attack=ATTACK.name, adversary="user", view=_VIEW, statement="membership",
-            statistic=f"members told from others by {name} (AUC)", unit="auc", outcome=found.outcome,
-            reason=found.reason, block=block, value=found.value, control=control, baseline=blind,
-            budget={"shadows": len(made), "steps": _STEPS, "candidates": 2 * n},
-            seconds=round(time.monotonic() - started, 2),
+        over, blind, scores = score(known, shadows), score(before, shadows), score(target, shadows)
+        control, guess = auc(over[mine], over[~mine]), auc(blind[:n], blind[n:])
+        found = judged(scores[:n], scores[n:], control=control, ceiling=None, floor=max(0.5, guess.value))
+        yield _result(
+            block, name, started, outcome=found.outcome, reason=found.reason, value=found.value, control=control,
+            baseline=guess, budget={"shadows": _SHADOWS, "steps": steps, "candidates": 2 * n},
         )  # fmt: skip
     clock.tell(1.0, f"membership from the model, block {block}")
 
 
-def _control(
-    known: Array, shadows: Shadows, few: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-) -> Estimate:
-    scores = bavaria(known, shadows)
-    mine = np.zeros(len(scores), dtype=bool)
-    mine[few] = True
-    return auc(scores[mine], scores[~mine])
+def _result(block: int, name: str, started: float, **values: object) -> Result:
+    fixed: dict[str, object] = {
+        "attack": ATTACK.name, "adversary": "user", "view": _VIEW, "statement": "membership", "block": block,
+        "statistic": f"members told from others by {name} (AUC)", "unit": "auc",
+        "seconds": round(time.monotonic() - started, 2),
+    }  # fmt: skip
+    return Result.model_validate(fixed | values)
 
 
 ATTACK = Attack(
