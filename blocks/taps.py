@@ -119,8 +119,8 @@ class NoisedTap:
 
     `cut` takes noised targets (N, *shape of the clean target) to parts (N, T, p), `join` is its inverse; `factor`
     is what a target of a log sigma is multiplied by before. `rows`: as in `ContinuousTap`; so many `others` of an
-    example's tokens, the same for all draws, go into them. What modulates is `modulation.curve` of the log sigma, plus
-    the row of `labels` (classes, D) where there are some. `readout`: the last weight that a block trains.
+    example's tokens, the same for all draws, go into them. What modulates is `modulation.curve` of the log sigma,
+    plus the row of `labels` (classes, D) where there are some. `readout`: the last weight that a block trains.
     """
 
     field: str

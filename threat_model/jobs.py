@@ -154,7 +154,9 @@ def _side_by_side(
                     try:
                         found = future.result()
                     except BrokenProcessPool:
-                        why = "a process was ended by the machine, perhaps for want of memory; try --workers 1"
+                        why = (
+                            "a process was ended by the machine, perhaps for want of memory; try --workers 1"
+                        )
                         raise RunError(f"{subject.run.path}: {why}") from None
                     yield job, found
                     progress.update(job.name, 1.0, job.name)

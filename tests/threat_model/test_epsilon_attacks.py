@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_half_the_noise_is_refuted_where_the_example_is_known_to_take_part(subje
     with DEFECTS["noise times .5"].planted():
         found = results("epsilon-certificate", subject)
     assert "refuted" in {each.outcome for each in found if "known" in each.view}
+
+
+def test_a_claim_beyond_what_canaries_can_show_is_no_failure_and_no_success(subject: Subject) -> None:
+    """Epsilon 33 and more. Would catch "held" for want of power, and an audit that is inconclusive for ever."""
+    loose = replace(subject, plan=subject.plan.changed(noise_multiplier=0.2))
+    found = results("epsilon-certificate", loose)
+    assert {each.outcome for each in found} == {"not applicable"}
+    assert all(
+        re.search(r"[\d,]+ (canaries|releases) cannot refute the claimed", each.reason) for each in found
+    )
 
 
 def test_without_time_nothing_is_said_to_hold(subject: Subject) -> None:

@@ -87,7 +87,7 @@ def test_a_clipped_gradient_gives_target_label_and_noise_back(name: str) -> None
 
 
 def test_one_draw_needs_the_scale_of_the_gradient() -> None:
-    """Would catch a claim to have solved what is open: with one draw, a residual and its factor cannot be told apart."""
+    """Would catch a claim to have solved what is open: a residual and its factor cannot be told apart then."""
     problem, tap = problem_of(DIT, 1)
     values = examples_of(problem, 2)
     for gradient, truth in zip(problem.gradient(values), values["image"], strict=True):

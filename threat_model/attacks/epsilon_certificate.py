@@ -206,15 +206,12 @@ class _Test:
             why = f"noise alone is taken for an epsilon of {view.null.epsilon:.3g}"
             return self._of(view, found, company, "inconclusive", why)
         if not view.control.refuted:
-            cases = " and ".join(
-                f"{view.budget[what]} {what}" for what in ("canaries", "releases") if what in view.budget
-            )
-            why = (
-                f"{cases} cannot refute {claimed}: without noise they show {view.control.epsilon:.3g} at most"
-            )
-            return self.without(
-                why, "not applicable" if view.hopeless else "inconclusive", view.text, company
-            )
+            # Of independent releases the cases are these, else canaries.
+            what = "releases" if company is None else "canaries"
+            shown = f"without noise they show {view.control.epsilon:.3g} at most"
+            why = f"{found.cases:,} {what} cannot refute {claimed}: {shown}"
+            outcome: Outcome = "not applicable" if view.hopeless else "inconclusive"
+            return self.without(why, outcome, view.text, company)
         return self._of(view, found, company, "held", view.reason)
 
     def _of(
