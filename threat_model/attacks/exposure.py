@@ -26,6 +26,7 @@ _TIMES, _TIMES_MASKED = (
 )  # how often each of the second kind is; a masked model learns a part at a time
 _RIVALS = 255
 _LEAST, _MOST = 8, 10  # rounds; in one alone a model learns no secret, with noise or without
+_ENOUGH = 4  # rounds without which nothing is said
 _CHANCE = 1e-3
 
 
@@ -66,11 +67,9 @@ def _run(subject: Subject) -> Iterator[Result]:
         control = _trained(subject, block, secrets, wanted, noisy=False, until=0.45)
         released = _trained(subject, block, secrets, control.rounds, noisy=True, until=0.9)
         seconds = round(time.monotonic() - started, 2)
-        cut = (
-            ""
-            if released.rounds == wanted
-            else f"the time ran out after {released.rounds} of {wanted} rounds"
-        )
+        cut = ""
+        if released.rounds < min(wanted, _ENOUGH):
+            cut = f"the time ran out after {released.rounds} of {wanted} rounds"
         for kind in ("often", "once"):
             yield _result(subject, block, kind, times, control, released, cut, seconds)
 
@@ -112,6 +111,7 @@ def _result(
     reason = cut
     if _by_chance(bits) < _CHANCE:
         outcome = "found"
+        reason = f"epsilon is promised for one text, not for {times}" if kind == "often" else ""
     elif cut:
         outcome = "inconclusive"
     elif _by_chance(control.bits["often"]) >= _CHANCE:
@@ -123,7 +123,8 @@ def _result(
         attack=ATTACK.name, adversary="user", block=block, statement="extraction", unit="number",
         view="the model, one company having trained alone",
         statistic=f"bits of exposure of a secret in {'one text' if kind == 'once' else f'{times} texts'}",
-        outcome=outcome, reason=reason, value=mean(bits), control=mean(control.bits[kind]),
+        # No promise covers a secret in many texts: it is the control of the canaries in one.
+        protected=kind == "once", outcome=outcome, reason=reason, value=mean(bits), control=mean(control.bits[kind]),
         worst_decile=float(np.quantile(bits, 0.9)), baseline=mean(released.bits["never"]), seconds=seconds,
         budget={
             "rounds": released.rounds, "texts": len(next(iter(subject.private.values()))), "rivals": _RIVALS,
