@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedblocks.errors import InputError
 from fedblocks.threat_model.gradient_matching import Matching, match
+from fedblocks.threat_model.last_layer import LastLayer
+from fedblocks.threat_model.metrics import matched
 from fedblocks.threat_model.module_problem import ModuleProblem
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.releases import Release
@@ -46,9 +49,10 @@ class SmallTransformer(nn.Module):
 NETWORKS = {"convolutional": SmallConvolutional, "transformer": SmallTransformer}
 
 
-def problem_of(name: str) -> tuple[ModuleProblem, Tensor, Tensor]:
+def problem_of(name: str, head: str | None = None) -> tuple[ModuleProblem, Tensor, Tensor]:
     torch.manual_seed(0)
-    problem = ModuleProblem(NETWORKS[name](), nn.functional.cross_entropy, shape=(1, 8, 8), classes=5)
+    net = NETWORKS[name]()
+    problem = ModuleProblem(net, nn.functional.cross_entropy, shape=(1, 8, 8), classes=5, head=head)
     return problem, torch.rand(3, 1, 8, 8).double(), torch.tensor([3, 1, 4])
 
 
@@ -100,3 +104,38 @@ def test_labels_of_a_sum_are_counted() -> None:
         problem, Release(g, 3, 1, 0.0), prior, Matching(iterations=20, attempts=1), torch.Generator()
     )
     assert sorted(found.values["label"].tolist()) == [1, 3, 4]
+
+
+def test_features_of_a_sum_come_out_example_by_example() -> None:
+    """Would catch a bias or a label that is left out; two of the examples have the same label."""
+    torch.manual_seed(0)
+    layer = LastLayer(torch.randn(6, 30), torch.randn(6))
+    features, labels = torch.rand(4, 30).double(), torch.tensor([0, 2, 2, 5])
+    odds = (features @ layer.weight.double().T + layer.bias).softmax(1)
+    gradient = (odds - nn.functional.one_hot(labels, 6)).T @ features
+    found = layer.unmixed(gradient.float(), labels, torch.rand(50, 30), torch.Generator().manual_seed(0))
+    assert found is not None
+    swapped = (found[1] - features[1]).norm() > (found[2] - features[1]).norm()
+    torch.testing.assert_close(found[[0, 2, 1, 3]] if swapped else found, features, rtol=0, atol=1e-3)
+    others = torch.tensor([1, 3, 3, 4])
+    wrong = layer.unmixed(gradient.float(), others, torch.rand(50, 30), torch.Generator().manual_seed(0))
+    assert wrong is None
+
+
+def test_gauss_newton_ends_a_search_that_has_come_near() -> None:
+    """Would catch a Jacobian in another order than the residuals, and a bound that no step may leave again."""
+    problem, images, labels = problem_of("convolutional", head="layers.5")
+    target = problem.gradient({"image": images, "label": labels}).sum(0)
+    prior = GaussianPrior.fit(torch.rand(30, 1, 8, 8), (0.0, 1.0))
+    scores = []
+    for newton in (0, 6):
+        matching = Matching(iterations=120, attempts=1, distance="tensors", newton=newton)
+        found = match(problem, Release(target, 3, 1, 0.0), prior, matching, torch.Generator().manual_seed(0))
+        order = torch.from_numpy(matched(found.values["image"].numpy(), images.numpy()))
+        scores.append(closeness(problem.fields[0], found.values["image"][order], images).min())
+    assert scores[1] > max(60, scores[0] + 20)
+
+
+def test_a_head_that_is_no_linear_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="head"):
+        problem_of("convolutional", head="layers.0")

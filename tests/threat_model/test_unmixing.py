@@ -9,16 +9,18 @@ import torch
 from fedblocks.blocks import BlockObjective, build_model
 from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families.forecaster import ForecasterSettings
+from fedblocks.blocks.families.tabular import TabularSettings
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.blocks.settings import NoiseSettings, TransformerSettings
 from fedblocks.blocks.taps import ContinuousTap
 from fedblocks.experiments.bench.sensitivity.families import values_of
 from fedblocks.threat_model.block_problem import BlockProblem
+from fedblocks.threat_model.linear_span import solve
 from fedblocks.threat_model.metrics import matched
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.releases import Release
 from fedblocks.threat_model.scoring import closeness
-from fedblocks.threat_model.unmixing import unmix, unsuited
+from fedblocks.threat_model.unmixing import solve_one, unmix, unsuited
 from fedblocks.threat_model.winning import GRID, wins_at
 
 VIT = ViTSettings(hidden_size=64, layers=1, blocks=1, image_size=8, patch_size=4, heads=4)
@@ -123,3 +125,25 @@ def test_the_noise_at_which_an_attack_wins_is_found(at: int | None) -> None:
 
     assert wins_at(gain) == (None if at is None else GRID[at])
     assert len(asked) <= 5
+
+
+def test_draws_that_look_alike_are_completed_by_their_noisy_tokens() -> None:
+    """Two draws of nearly one noise level show nearly the same mixtures: float32 leaves too few directions."""
+    settings = TabularSettings(hidden_size=32, layers=1, blocks=1, numeric=6, categories=(6, 6), classes=2)
+    problem = problem_of(settings, draws=2)
+    tap = next(tap for tap in problem.taps if isinstance(tap, ContinuousTap))
+    examples = Examples(*values_of(settings.kind, 6, torch.Generator().manual_seed(4)))
+    values = problem.sample(problem.values_of(examples), torch.Generator().manual_seed(5))
+    values["level"][:, 1] = values["level"][:, 0] + 0.01
+    values["noise"][:, 1] = values["noise"][:, 0]
+    prior = GaussianPrior.fit(torch.rand(20, 6), (-1.0, 1.0))
+    field = problem.by_name[tap.field]
+    scores = {}
+    for name, solved in (("plain", solve), ("completed", solve_one)):
+        found = [
+            solved(problem, tap, Release(g.float().double(), 1, 1, 0.0), prior, 2).values
+            for g in problem.gradient(values)
+        ]
+        scores[name] = closeness(field, torch.stack(found), values[tap.field])
+    assert np.min(scores["completed"]) > 60
+    assert np.min(scores["plain"]) < 40

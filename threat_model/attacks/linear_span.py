@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ...blocks.taps import ContinuousTap
 from ..exhibits import Exhibit
-from ..linear_span import solve, unsuited
+from ..linear_span import unsuited
 from ..prior import GaussianPrior
 from ..releases import Release, clip_of, raw_gradient, released
 from ..results import Result
 from ..scoring import Attacked, closeness
 from ..subject import Subject
+from ..unmixing import solve_one
 from ..winning import wins_at
 from . import Attack
 
@@ -70,7 +71,7 @@ def _attacked(subject: Subject, block: int, tap: ContinuousTap) -> Iterator[Resu
     originals = problem.values_of(victims)[tap.field]
 
     def rebuilt(make: Callable[[int], Release], cases: int) -> Tensor:
-        found = [solve(problem, tap, make(i), prior, draws).values for i in range(cases)]
+        found = [solve_one(problem, tap, make(i), prior, draws).values for i in range(cases)]
         return torch.stack(found)
 
     def control(i: int) -> Release:
