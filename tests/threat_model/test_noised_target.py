@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +16,17 @@ from fedblocks.blocks.families.forecaster import ForecasterSettings
 from fedblocks.blocks.settings import NoiseSettings, TransformerSettings
 from fedblocks.blocks.taps import NoisedTap
 from fedblocks.experiments.bench.sensitivity.families import values_of
+from fedblocks.experiments.presets import load_settings
+from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.threat_model.attacks.noised_target import ATTACK
 from fedblocks.threat_model.block_problem import BlockProblem
 from fedblocks.threat_model.noised_target import NoisedSolution, solve, unsuited
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.problem import Values
 from fedblocks.threat_model.releases import Release
+from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.scoring import closeness
+from fedblocks.threat_model.subject import Subject
 
 DIT = DiTSettings(hidden_size=64, layers=2, blocks=1, image_size=8, patch_size=4)
 SERIES = ForecasterSettings(hidden_size=48, layers=2, blocks=1, context_length=32, horizon=16, patch_size=8)
@@ -109,6 +116,34 @@ def test_a_gradient_in_another_order_gives_nothing_and_says_so(name: str) -> Non
     assert found.residual > 0.1
     near = closeness(problem.by_name[tap.field], found.values[None], values[tap.field])
     assert np.max(near) < 20
+
+
+def test_a_run_of_generators_is_attacked_through_its_own_mechanism(
+    private_file: Path, tmp_path: Path
+) -> None:
+    """Would catch a control that fails, and a release with noise of which the attack claims something."""
+    changed = (
+        "model.hidden_size=32", "model.layers=2", "model.blocks=2", "model.heads=2", "pretraining.steps=40",
+        "training.noise_draws=2", "training.expected_batch_size=20", f'data.private.source="{private_file}"',
+    )  # fmt: skip
+    run = prepare(load_settings("dit-digits", changed), tmp_path / "run")
+    subject = Subject.of(run, block=0)
+    assert ATTACK.applies(subject) is None
+    results = {
+        (each.adversary, each.unit, each.statistic[:5]): each
+        for each in ATTACK.run(subject)
+        if isinstance(each, Result)
+    }
+    raw = results["insider", "share", "image"]
+    noisy = results["colluding-coordinator", "share", "image"]
+    assert raw.value is not None
+    assert noisy.value is not None
+    assert noisy.control is not None
+    assert raw.value.value == noisy.control.value == 1
+    assert (noisy.outcome, noisy.value.value) == ("not found", 0)
+    label = results["insider", "share", "label"]
+    assert label.value is not None
+    assert label.value.value == 1
 
 
 @pytest.mark.parametrize(
