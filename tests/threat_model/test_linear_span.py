@@ -121,6 +121,7 @@ MECHANISMS: dict[str, dict[str, dict[str, object]]] = {
     "local steps": {"training": {"local_steps": 3}},
     "moving clip": {"privacy": {"clip_quantile": 0.5}, "training": {"local_steps": 2}},
     "interface": {"training": {"interface": True}},
+    "noise in bands": {"training": {"local_steps": 4, "batches": "epochs", "noise_bands": 2}},
     "shared noise": {"privacy": {"mode": "secure_step"}},
 }
 
