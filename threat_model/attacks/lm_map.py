@@ -23,7 +23,7 @@ from ..prediction import information, wins_at
 from ..release_model import ReleaseModel
 from ..releases import Release, clip_of, released
 from ..results import Result
-from ..scoring import Attacked, blind_share, guessed
+from ..scoring import Attacked
 from ..starts import Starts
 from ..subject import Subject
 from ..unknowns import Layout
@@ -62,7 +62,7 @@ class _Attacker:
         generator = self.subject.generator("lm-map", self.block, *names)
         search = LMMAP(self.model, release, self.budget, generator)
         found = search.run(Starts(search, release, generator, self.library if release.noise else None))
-        return self.model.layout.values(found.guess) | found.guess.discrete, found.residual
+        return self.model.layout.values(found.guess), found.residual
 
 
 def _applies(subject: Subject) -> str | None:
@@ -133,17 +133,6 @@ def _attacked(attacker: _Attacker, k: int, cases: int) -> Iterator[Result | Exhi
         yield from attacked.results()
         if field.what in ("image", "series"):
             yield attacked.exhibit()
-    for field in (f for f in attacker.model.layout.discrete if f.what == "label"):
-        truth_of = torch.cat([truth[field.name] for truth in truths])
-        right = {
-            name: torch.cat([each[field.name] for each in each_case]).eq(truth_of).numpy()
-            for name, each_case in found.items()
-        }
-        yield guessed(
-            attack=ATTACK.name, adversary="colluding-coordinator", view=view, block=block, of=field,
-            released=right["released"], control=right["control"], cut_short=cut_short,
-            blind=blind_share(problem.values_of(subject.public)[field.name], truth_of),
-        )  # fmt: skip
 
 
 def _wins_at(attacker: _Attacker, truths: list[dict[str, Tensor]], field: str) -> float | None:
