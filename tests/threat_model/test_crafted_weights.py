@@ -114,7 +114,7 @@ def results_of(subject: Subject) -> list[Result]:
 
 def test_the_plans_noise_hides_what_its_absence_gives_away(subject: Subject) -> None:
     """Would catch a control that measures another attack, and noise that is counted but not added."""
-    exact, closer = results_of(subject)
+    exact, closer, warned = results_of(subject)
     assert exact.control is not None
     assert exact.control.value > 0.5
     assert exact.value is not None
@@ -123,6 +123,9 @@ def test_the_plans_noise_hides_what_its_absence_gives_away(subject: Subject) -> 
     assert exact.wins_at is not None
     assert exact.wins_at < subject.plan.noise_multiplier
     assert exact.protected
+    assert (warned.outcome, warned.reason) == ("held", "a company is warned in its log")
+    assert warned.baseline is not None
+    assert warned.baseline.value == 0
 
 
 def test_a_run_with_next_to_no_noise_is_found_out(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +134,7 @@ def test_a_run_with_next_to_no_noise_is_found_out(subject: Subject, monkeypatch:
     assert isinstance(mechanism, DPSGD)
     quiet = replace(mechanism, noise_multiplier=1e-7)
     monkeypatch.setattr(Subject, "mechanism", lambda self, block: quiet)
-    exact, closer = results_of(subject)
+    exact, closer, _ = results_of(subject)
     assert exact.outcome == "found"
     assert closer.value is not None
     assert closer.value.low > 10

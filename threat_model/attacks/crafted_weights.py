@@ -5,6 +5,7 @@ Digests cannot exclude this: every company is sent the same model. What stands a
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,8 +13,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...blocks import Denoiser, Seeded
 from ...blocks.taps import ContinuousTap
+from ...client.exposure import owned_rows
 from ..exhibits import Exhibit
+from ..intervals import Estimate
 from ..releases import Release, clip_of, released
 from ..results import Result
 from ..scoring import Attacked, closeness, exact_from
@@ -25,6 +29,7 @@ from . import Attack
 _RELEASES = 3
 _ROWS = 4  # for each unknown example, so that most have a bin of their own
 _GUESSES = 3  # for each unknown example; the guess without the release has as many
+_WATCHED = 96  # examples of the company's own check
 _VIEW = "one company's release from crafted weights, many examples of its batch unknown"
 
 
@@ -122,9 +127,35 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
         seconds=time.monotonic() - started,
     )  # fmt: skip
     yield from attacked.results()
+    yield _warned(subject, block, traps.model)
     if whole and field.what in ("image", "series"):
         yield attacked.exhibit()
     subject.clock.tell(1.0, f"crafted weights, block {block}")
+
+
+def _warned(subject: Subject, block: int, crafted: Denoiser) -> Result:
+    """Whether the check that a company makes before it trains sees the crafted weights; beside it the run's own.
+
+    Of the company with most examples.
+    """
+    name = max(sorted(subject.private), key=lambda each: len(subject.private[each]))
+
+    def owned(model: Denoiser) -> Estimate:
+        found = owned_rows(
+            copy.deepcopy(model), block, subject.private[name], subject.plan, examples=_WATCHED,
+            source=Seeded(subject.generator(ATTACK.name, "watched", block)),
+        )  # fmt: skip
+        count = float(sum(map(len, found)))
+        return Estimate(value=count, low=count, high=count, n=1, method="exact")
+
+    value, honest = owned(crafted), owned(subject.model)
+    seen = value.value > 0
+    return Result(
+        attack=ATTACK.name, adversary="malicious-coordinator", view="the weights that a company is sent",
+        statement="conformance", statistic="parameter rows that one example owns", unit="number", block=block,
+        outcome="held" if seen else "refuted", value=value, baseline=honest, budget={"examples": _WATCHED},
+        reason="a company is warned in its log" if seen else "a company is not warned",
+    )  # fmt: skip
 
 
 ATTACK = Attack(
