@@ -46,7 +46,7 @@ from .answer_time import timed
 from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
-from .exposure import SELDOM, warn
+from .exposure import SELDOM, jumped, sketch, warn
 from .policy import Policy
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -200,7 +200,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     release, randomness = company.randomness(*labels)
     with company.ledger() as ledger:
         ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
-    _watch(context, company, model, request.block, data, plan)
+    _watch(context, company, model, request, data, plan)
     residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
@@ -310,24 +310,24 @@ def _joined(context: Context, company: Company, *, charged: bool = True) -> tupl
 
 
 def _watch(
-    context: Context, company: Company, model: Denoiser, block: int, data: Examples, plan: Plan
+    context: Context, company: Company, model: Denoiser, request: TrainRequest, data: Examples, plan: Plan
 ) -> None:
     """Warn the company, in its own log, where one of its examples owns a parameter row; see `exposure`."""
-    run = _record(context, "run")
-    before = run.get("watched")
-    watched = [b for b in before if isinstance(b, int)] if isinstance(before, list) else []
-    if block in watched and secrets.randbelow(SELDOM):
-        return
-    run["watched"] = sorted({*watched, block})
+    run, block = _record(context, "run"), request.block
     try:
-        warn(
-            company.log,
-            model,
-            block,
-            data,
-            plan,
-            examples=examples_at_once(model, block, plan, company.policy),
-        )
+        seed, before = run.get("sketch"), run.get(f"sketch-{block}")
+        if not isinstance(seed, int):
+            seed = run["sketch"] = secrets.randbits(62)
+        now = sketch(request.states[block], seed)
+        run[f"sketch-{block}"] = now
+        if (
+            isinstance(before, list)
+            and not jumped([float(part) for part in before], now)
+            and secrets.randbelow(SELDOM)
+        ):
+            return
+        at_once = examples_at_once(model, block, plan, company.policy)
+        warn(company.log, model, block, data, plan, examples=at_once)
     except Exception as error:  # the release has been charged, and does not depend on this
         company.log(f"could not count the rows that one example of block {block} owns", error=error)
 

@@ -1,12 +1,14 @@
 """Does one example own a parameter row? Counted by the company, on its own examples and the weights it was sent.
 
 Weights can be made so that a row of a linear layer is reached by one example of a batch alone, or that two rows
-differ by one (trap weights: Boenisch et al. 2023, arXiv 2112.02918; Fowl et al. 2022, arXiv 2110.13057). Without noise
-the row's gradient is then that example. Rows are taken as they are and, in the order of their size, less the next.
+differ by one (trap weights: Boenisch et al. 2023, arXiv 2112.02918; Fowl et al. 2022, arXiv 2110.13057). Without
+noise the row's gradient is then that example. Rows are taken as they are and, in the order of their size, less the
+next.
 
-Gradients of single examples cost up to as much as a step of training, so they are not made in every round but in the
-first of each block since the run was joined and in one of `SELDOM` at random: how long an answer takes depends on the
-company's coin, not on its data. What is found goes to the company's own log and nowhere else.
+Gradients of single examples cost as much as a step of training, so they are made in the first round of each block
+since the run was joined, whenever the block has moved by more than a server's step would, and in one round of
+`SELDOM` at random: how long an answer takes depends on the weights and on the company's coin, not on its data. What
+is found goes to the company's own log and nowhere else.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ from torch import Tensor, nn
 from ..blocks import BlockObjective, Denoiser
 from ..blocks.examples import Examples
 from ..blocks.noise import Source
+from ..blocks.state import State
 from ..privacy.randomness import Randomness
 from ..privacy.source import CryptographicSource
 from ..settings import Plan
 
 SELDOM = 32
+JUMP = 0.5
 SHARE = 0.99
 """Of a row's summed gradient norms, from which on one example owns it."""
 _SILENT = 1e-4  # rows without a gradient, relative to the layer's largest: nobody can read these
 _SHOWN = 8
+_SKETCH = 64
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,21 @@ def owned_rows(
         if len(alone) + len(between):
             found.append(Owned(name, tuple(alone.tolist()), tuple(sorted(between.tolist()))))
     return found
+
+
+def sketch(state: State, seed: int) -> list[float]:
+    """A few numbers whose distances are about those of states (Charikar et al. 2002, count sketch); nobody else can
+    aim at them, as the signs follow from the company's own seed."""
+    values = torch.cat([state[name].detach().reshape(-1).float().cpu() for name in sorted(state)])
+    signs = torch.randint(2, values.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    padded = torch.nn.functional.pad(values * signs, (0, -len(values) % _SKETCH))
+    return [float(part) for part in padded.view(_SKETCH, -1).double().sum(1)]
+
+
+def jumped(before: list[float], now: list[float]) -> bool:
+    """Whether a block has moved by more than `JUMP` of its own size."""
+    old, new = torch.tensor(before, dtype=torch.float64), torch.tensor(now, dtype=torch.float64)
+    return old.shape != new.shape or bool((new - old).norm() > JUMP * old.norm())
 
 
 def warn(

@@ -17,6 +17,7 @@ from fedblocks.client.exposure import Owned, owned_rows
 from fedblocks.experiments.simulation.preparation import fresh_model, make_plan, prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.clipping import PerExampleClipping
+from fedblocks.server.optimizer import BlockOptimizer
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import Plan, SimulationSettings
 
@@ -149,6 +150,52 @@ def test_a_company_is_warned_in_its_own_log_before_it_trains(
     lines = [line for line in log.splitlines() if "warning" in line or "trained block-0" in line]
     assert "block 0: one example of 32 owns layers.0.mlp.0.weight: 1 rows (7)" in lines[0]
     assert "trained block-0 in round 1" in lines[1]
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.3, False), (1.0, True)])
+def test_a_block_that_is_replaced_has_jumped_and_one_that_has_learnt_has_not(
+    scale: float, expected: bool, model: Denoiser
+) -> None:
+    """Would catch weights crafted in a late round that only chance would notice."""
+    state = {name: p.detach() for name, p in model.blocks[0].named_parameters()}
+    whole = torch.cat([p.flatten() for p in state.values()])
+    generator = torch.Generator().manual_seed(1)
+    for seed in range(20):
+        moved = {
+            name: p + scale * whole.std() * torch.randn(p.shape, generator=generator)
+            for name, p in state.items()
+        }
+        assert exposure.jumped(exposure.sketch(state, seed), exposure.sketch(moved, seed)) == expected
+    assert exposure.jumped([1.0], [1.0, 0.0])
+
+
+def test_weights_that_change_at_once_are_looked_at_in_any_round(
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a company that looks once and never again."""
+    rounds = []
+    training = small.training.model_copy(update={"rounds": 3, "server_learning_rate": 1e-3})
+    run = prepare(
+        small.model_copy(
+            update={"training": training, "model": small.model.model_copy(update={"blocks": 1})}
+        ),
+        tmp_path / "run",
+    )
+
+    def craft(self: object, block: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        rounds.append(len(counted))
+        return block if len(rounds) == 1 else torch.flip(block, (0,))
+
+    counted: list[int] = []
+    monkeypatch.setattr(client_app.secrets, "randbelow", lambda most: 1)
+    monkeypatch.setattr(exposure, "owned_rows", lambda *given, **named: counted.append(1) or [])
+    monkeypatch.setattr(BlockOptimizer, "step", craft)
+    simulate(run)
+    assert rounds == [
+        5,
+        5,
+        10,
+    ]  # the first round, none in the second, and the third, whose weights are others
 
 
 def test_a_count_that_fails_costs_nothing(
