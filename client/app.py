@@ -46,7 +46,7 @@ from .answer_time import timed
 from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
-from .exposure import SELDOM, jumped, sketch, warn
+from .exposure import SELDOM, jumped, sample, warn
 from .policy import Policy
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -315,11 +315,11 @@ def _watch(
     """Warn the company, in its own log, where one of its examples owns a parameter row; see `exposure`."""
     run, block = _record(context, "run"), request.block
     try:
-        seed, before = run.get("sketch"), run.get(f"sketch-{block}")
+        seed, before = run.get("sample"), run.get(f"sample-{block}")
         if not isinstance(seed, int):
-            seed = run["sketch"] = secrets.randbits(62)
-        now = sketch(request.states[block], seed)
-        run[f"sketch-{block}"] = now
+            seed = run["sample"] = secrets.randbits(62)
+        now = sample(request.states[block], seed)
+        run[f"sample-{block}"] = now
         if (
             isinstance(before, list)
             and not jumped([float(part) for part in before], now)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,13 +28,14 @@ from ..privacy.randomness import Randomness
 from ..privacy.source import CryptographicSource
 from ..settings import Plan
 
-SELDOM = 32
+SELDOM = 128
 JUMP = 0.5
 SHARE = 0.99
 """Of a row's summed gradient norms, from which on one example owns it."""
-_SILENT = 1e-4  # rows without a gradient, relative to the layer's largest: nobody can read these
+_SILENT = 1e-3  # rows without a gradient, relative to the layer's largest: nobody can read these
 _SHOWN = 8
-_SKETCH = 64
+_AT_ONCE = 8  # examples whose tokens are held in float64
+_SAMPLE = 64  # values of a tensor
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,18 @@ def owned_rows(
     if len(data) == 0:
         return []
     active = model.freeze_all_but(block, plan.training.interface)
-    draws = plan.training.noise_draws
     places = torch.arange(examples)
     batch = data[torch.argsort(source.normal(len(data)))[places % len(data)]].to(model.device)
     rows = _rows(model, active, block, batch, plan, source)
-    squared = sum((norms.square().sum(1) for _, norms in _each(rows, examples, draws)), torch.zeros(()))
+    squared = sum((norms.square().sum(1) for _, norms in _each(rows, examples)), torch.zeros(()))
     clip = (plan.max_grad_norm / squared.sqrt().clamp_min(1e-30)).clamp(max=1.0)  # (n,)
     clip[places >= len(data)] = 0.0
     found = []
-    for name, norms in _each(rows, examples, draws):
+    for name, norms in _each(rows, examples):
         mine = clip[:, None] * norms  # (n, p)
         largest = mine.sum(0).max()
         by_size = mine.sum(0).argsort(descending=True)
-        apart = clip[:, None] * _norms(rows[name], examples, draws, by_size)
+        apart = clip[:, None] * _norms(rows[name], examples, by_size)
         alone = torch.nonzero(_alone(mine, largest)).flatten()
         between = by_size[torch.nonzero(_alone(apart, largest)).flatten()]
         if len(alone) + len(between):
@@ -87,19 +88,25 @@ def owned_rows(
     return found
 
 
-def sketch(state: State, seed: int) -> list[float]:
-    """A few numbers whose distances are about those of states (Charikar et al. 2002, count sketch); nobody else can
-    aim at them, as the signs follow from the company's own seed."""
-    values = torch.cat([state[name].detach().reshape(-1).float().cpu() for name in sorted(state)])
-    signs = torch.randint(2, values.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    padded = torch.nn.functional.pad(values * signs, (0, -len(values) % _SKETCH))
-    return [float(part) for part in padded.view(_SKETCH, -1).double().sum(1)]
+def sample(state: State, seed: int) -> list[float]:
+    """Some values of every matrix, by which a later state can be held against this one; which, follows from the
+    company's own seed, so that nobody else can spare them."""
+    rng = np.random.default_rng(seed)
+    found: list[float] = []
+    for _, tensor in sorted(state.items()):
+        if tensor.dim() > 1:
+            values = tensor.detach().reshape(-1)
+            found += values[torch.from_numpy(rng.integers(len(values), size=_SAMPLE))].tolist()
+    return found
 
 
 def jumped(before: list[float], now: list[float]) -> bool:
-    """Whether a block has moved by more than `JUMP` of its own size."""
-    old, new = torch.tensor(before, dtype=torch.float64), torch.tensor(now, dtype=torch.float64)
-    return old.shape != new.shape or bool((new - old).norm() > JUMP * old.norm())
+    """Whether a matrix has moved by more than `JUMP` of its size, or of the median one's if that is larger."""
+    old, new = (torch.tensor(each, dtype=torch.float64).view(-1, _SAMPLE) for each in (before, now))
+    if old.shape != new.shape:
+        return True
+    size = old.norm(dim=1)
+    return bool(((new - old).norm(dim=1) > JUMP * size.clamp_min(float(size.median()))).any())
 
 
 def warn(
@@ -163,25 +170,25 @@ def _rows(
     return uses
 
 
-def _each(rows: dict[str, _Uses], examples: int, draws: int) -> list[tuple[str, Tensor]]:
-    return [(name, _norms(uses, examples, draws)) for name, uses in rows.items()]
+def _each(rows: dict[str, _Uses], examples: int) -> list[tuple[str, Tensor]]:
+    return [(name, _norms(uses, examples)) for name, uses in rows.items()]
 
 
-def _norms(uses: _Uses, examples: int, draws: int, order: Tensor | None = None) -> Tensor:
-    """Norms (n, p) of the rows of every example's gradient; with `order`, of each row less the next in that order."""
+def _norms(uses: _Uses, examples: int, order: Tensor | None = None) -> Tensor:
+    """Norms (n, p) of the rows of every example's gradient; with `order`, of each row less the next in that order.
+
+    Of sum_t g_t a_t^T the squared norm of row r is sum over s, t of (a_s . a_t) g_sr g_tr: no gradient is formed.
+    """
+    # The tokens of all draws of an example side by side, those of the clean stream, which draws share, once.
+    a = torch.cat([inputs.reshape(examples, -1, inputs.shape[-1]) for inputs, _ in uses], 1)  # (n, T, d)
+    g = torch.cat(
+        [gradient.reshape(examples, -1, gradient.shape[-1]) for _, gradient in uses], 1
+    )  # (n, T, p)
     found = []
-    for i in range(examples):
-        whole = None
-        for inputs, gradient in uses:
-            each = (
-                len(inputs) // examples
-            )  # the draws of one example side by side, or one clean stream for all
-            a = inputs[i * each : (i + 1) * each].reshape(-1, inputs.shape[-1])
-            g = gradient[i * each : (i + 1) * each].reshape(-1, gradient.shape[-1])
-            whole = g.T @ a if whole is None else whole.add_(g.T @ a)
-        assert whole is not None
+    for inputs, outputs in zip(a.split(_AT_ONCE), g.split(_AT_ONCE), strict=True):
+        wide, mine = inputs.double(), outputs.double()
         if order is not None:
-            whole = whole[order]
-            whole = whole[:-1] - whole[1:]
-        found.append(whole.norm(dim=1))
-    return torch.stack(found)
+            mine = mine[..., order]
+            mine = mine[..., :-1] - mine[..., 1:]
+        found.append(((wide @ wide.mT @ mine) * mine).sum(1).clamp_min(0).sqrt())
+    return torch.cat(found)
