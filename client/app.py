@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -16,6 +17,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
 from ..errors import InputError, PrivacyError, ProtocolError
@@ -41,8 +43,10 @@ from ..protocol.release import block_size, blocks_read, run_terms
 from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
+from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
+from .exposure import SELDOM, jumped, sample, warn
 from .policy import Policy
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -196,6 +200,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     release, randomness = company.randomness(*labels)
     with company.ledger() as ledger:
         ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
+    _watch(context, company, model, request, data, plan)
     residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
@@ -302,6 +307,29 @@ def _joined(context: Context, company: Company, *, charged: bool = True) -> tupl
             pass
     _only_cohort(company, party.session)
     return plan, party
+
+
+def _watch(
+    context: Context, company: Company, model: Denoiser, request: TrainRequest, data: Examples, plan: Plan
+) -> None:
+    """Warn the company, in its own log, where one of its examples owns a parameter row; see `exposure`."""
+    run, block = _record(context, "run"), request.block
+    try:
+        seed, before = run.get("sample"), run.get(f"sample-{block}")
+        if not isinstance(seed, int):
+            seed = run["sample"] = secrets.randbits(62)
+        now = sample(request.states[block], seed)
+        run[f"sample-{block}"] = now
+        if (
+            isinstance(before, list)
+            and not jumped([float(part) for part in before], now)
+            and secrets.randbelow(SELDOM)
+        ):
+            return
+        at_once = examples_at_once(model, block, plan, company.policy)
+        warn(company.log, model, block, data, plan, examples=at_once)
+    except Exception as error:  # the release has been charged, and does not depend on this
+        company.log(f"could not count the rows that one example of block {block} owns", error=error)
 
 
 def _only_cohort(company: Company, session: Session) -> None:

@@ -15,6 +15,7 @@ from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState, State, check_part
 from ..errors import RunError
 from ..protocol.release import blocks_read
+from ..settings import is_simulation
 from .assignment import Task, assign
 from .checkpoint import Checkpoint
 from .cohort import join
@@ -22,6 +23,7 @@ from .evaluation import Evaluator
 from .events import Event, RoundFinished, RunFinished, RunStarted, Subscriber
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
+from .release_log import OpenedSum, ReleaseLog
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
@@ -52,6 +54,9 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
     if len(checkpoint.model.blocks) != plan.model.blocks:
         raise RunError(f"{run.checkpoints}: not of a model of {plan.model.blocks} blocks, as the plan is")
     run.forget_metrics_after(checkpoint.round)
+    wanted = is_simulation(run.path) if settings.releases is None else settings.releases
+    log = ReleaseLog(run.releases)
+    logged = log.begins(wanted=wanted, done=checkpoint.round)
     model = build_model(plan.model, plan.noise).to(settings.device)
     blocks = list(checkpoint.model.blocks)
     # Companies would refuse any other state, one after the other, each in its own round.
@@ -87,18 +92,23 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
         before = tuple(blocks)
         moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
 
-        def train(task: Task, round_: int = round_, before: tuple[State, ...] = before) -> RoundResult:
+        def train(
+            task: Task, round_: int = round_, before: tuple[State, ...] = before
+        ) -> tuple[RoundResult, OpenedSum | None]:
             b = task.block
             states = {i: before[i] for i in blocks_read(plan, b)}
-            blocks[b], result = run_round(round_, task, states, names[b], optimizers[b], cohort, plan)
-            return result
+            state, result, opened = run_round(round_, task, states, names[b], optimizers[b], cohort, plan)
+            blocks[b] = state
+            return result, opened
 
         tasks = assign(round_, cohort.companies, plan)
         # Disjoint groups go at once; a company that trains several blocks has one message in flight.
         at_once = len(tasks) if plan.training.assignment == "parallel" else 1
         with ThreadPoolExecutor(at_once) as pool:
-            results = list(pool.map(train, tasks))
+            trained = list(pool.map(train, tasks))
+        results = [result for result, _ in trained]
         row = summary_of(round_, results)
+        discarded = set()
         if settings.influence.leave_group_out != "off":
             summed = [(r.block, r.survivors) for r in results if r.status == "done"]
             public = partial(evaluator.public, model)
@@ -106,6 +116,7 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
             row["influence"] = [asdict(effect) for effect in effects]
             for effect in effects:
                 if effect.discarded:
+                    discarded.add(effect.block)
                     blocks[effect.block] = before[effect.block]
                     optimizers[effect.block].load(moments[effect.block])
         if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
@@ -117,6 +128,11 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
             ModelState(checkpoint.model.shared, tuple(blocks)),
             {b: optimizer.state() for b, optimizer in enumerate(optimizers)},
         )
+        for result, opened in trained if logged else ():
+            if opened is not None:
+                status = "applied" if result.status == "done" else result.status
+                status = "discarded" if result.block in discarded else status
+                log.write(plan, round_, result.block, opened, status)
         # Metrics first: a line without its checkpoint is dropped on resume, a missing line could not be had.
         # Subscribers last: what they are told stays, whatever they do.
         run.append_metrics(row)

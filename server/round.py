@@ -19,6 +19,7 @@ from .assignment import Task
 from .cohort import Cohort
 from .influence import largest_mean
 from .optimizer import BlockOptimizer
+from .release_log import OpenedSum
 from .secure_sum import Absences, SecureSum
 
 
@@ -42,8 +43,8 @@ def run_round(
     optimizer: BlockOptimizer,
     cohort: Cohort,
     plan: Plan,
-) -> tuple[State, RoundResult]:
-    """Train a block once over its companies; returns its new state. Below the threshold nothing is opened.
+) -> tuple[State, RoundResult, OpenedSum | None]:
+    """Train a block once over its companies; its new state, and the sum. Below the threshold nothing is opened.
 
     `states`: the block's own and those that it reads; `names`: its trainable tensors, as `state` has them.
     """
@@ -74,17 +75,18 @@ def run_round(
         residues, summed = secure_sum.unmask(confirmations)
     except ProtocolError as error:
         result.status = error.code
-        return state, result
+        return state, result, None
+    opened = OpenedSum(companies, summed, session.model_digest, residues)
 
     # 3. Check: nobody moved the mean further than all clips together allow.
     mean = torch.from_numpy(mean_update(plan, residues, len(companies), len(summed)))
     if not float(mean.norm()) <= largest_mean(plan, len(mean), len(companies), len(summed)):
         result.status = "oversized_sum"
-        return state, result
+        return state, result, opened
 
     # 4. Apply: the mean update moves the block through the server optimiser.
     old = [state[name] for name in names]
     new = unflatten(optimizer.step(flatten(old), mean), old)
     result.survivors = summed
     result.update_norm = float(mean.norm())
-    return state | dict(zip(names, new, strict=True)), result
+    return state | dict(zip(names, new, strict=True)), result, opened

@@ -8,6 +8,7 @@ runs/<id>/
     data.json          in a simulation, what was found in the data, and done to them
     evaluation/        public and, in a simulation, held-out private examples
     checkpoints/       round-0000 is the public model
+    releases/          in a simulation, or where settings ask for it, every sum that was opened
     metrics.jsonl      one line a round
     companies/         in a simulation, the companies' homes
     result.json        the summary, when the run is complete
@@ -80,6 +81,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def releases(self) -> Path:
+        return self.path / "releases"
 
     @property
     def evaluation(self) -> Path:

@@ -72,6 +72,10 @@ class RunSettings(Part):
     privacy: PrivacySettings = PrivacySettings()
     secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
     influence: InfluenceSettings = InfluenceSettings()
+    releases: bool | None = Field(
+        None,
+        description="keep every opened sum in releases/, P * bits / 8 bytes each; none: in a simulation alone",
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

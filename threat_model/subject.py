@@ -24,6 +24,7 @@ from ..server.run_folder import RunFolder
 from ..settings import Plan, read_simulation
 from .block_problem import BlockProblem
 from .clock import Clock
+from .transcript import Transcript
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Subject:
 
     `blocks`: which blocks are attacked. `private`: each company's own examples, which the simulator holds: the
     victim's side of an experiment and the scoring read them, an attack never. `public`: what everybody knows.
+    `transcript`: every sum that the run has opened; none where it has not kept them.
     """
 
     run: RunFolder
@@ -43,6 +45,7 @@ class Subject:
     clock: Clock
     blocks: tuple[int, ...]
     workers: int = 2
+    transcript: Transcript | None = None
     _models: dict[str, Denoiser] = field(default_factory=dict, repr=False, compare=False)
     _problems: dict[int, BlockProblem] = field(default_factory=dict, repr=False, compare=False)
 
@@ -53,7 +56,8 @@ class Subject:
         """A simulated run at its last checkpoint; `block` none means all.
 
         Raises:
-            RunError: it is no simulation, a file of it is missing or damaged, or no company's home is there.
+            RunError: it is no simulation, a file of it is missing or damaged (those of its transcript, where it has
+                one, too), or no company's home is there.
         """
         read_simulation(run.path)  # names a run that is none, and one of an earlier version
         plan = run.plan()
@@ -62,6 +66,7 @@ class Subject:
             raise RunError(f"{run.companies}: no company's home is there; put them back from a copy")
         return cls(
             run=run,
+            transcript=Transcript.of(run) if Transcript.kept(run) else None,
             plan=plan,
             checkpoint=Checkpoint.load(run.checkpoints),
             private={home.name: Examples.load(home / "data.npz") for home in homes},
