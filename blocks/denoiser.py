@@ -8,6 +8,7 @@ label or token table. So a block's loss has no gradient path into any other bloc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,8 +20,8 @@ from .noise import LogNormalNoise, NoiseLaw, Partition, Source
 from .preconditioning import Preconditioning
 from .sampler import sample_chain
 from .settings import NoiseSettings
-from .taps import Tap
-from .transformer import Block
+from .taps import Modulation, NoisedTap, Tap
+from .transformer import Block, Layer
 
 Features = Literal["raw", "prefix"]
 
@@ -286,6 +287,54 @@ class GaussianDenoiser(Denoiser):
     def scaled(self, z: Tensor, sigma: Tensor) -> Tensor:
         """c_in z."""
         return over(self.preconditioning.c_in(sigma), z) * z
+
+    def noised_tap(
+        self,
+        block: int,
+        field: str,
+        *,
+        embedding: str,
+        position: str,
+        cut: Callable[[Tensor], Tensor],
+        join: Callable[[Tensor], Tensor],
+        clean_tokens: int = 0,
+        labels: str | None = None,
+    ) -> NoisedTap:
+        """Where a block's first layer reads the noised target; the modules are named as in its interface."""
+        part = self.part(block)
+        first, own = part.layers[0], part.interface
+        embed, place = own[embedding], own[position]
+        assert isinstance(first, Layer)
+        assert isinstance(embed, nn.Linear)
+        assert isinstance(place, nn.Embedding)
+        width, modulation = embed.out_features, first.modulation
+        assert isinstance(modulation, nn.Linear)
+        # Where clean tokens are read by the noisy ones alone, keys and values are of mixtures, and queries are not.
+        alone = len(part.layers) == 1
+
+        def apply(tokens: Tensor, condition: Tensor) -> Tensor:
+            shift, scale = modulation(condition).chunk(6, dim=-1)[:2]
+            modulated: Tensor = tokens * (1 + scale) + shift
+            return modulated
+
+        return NoisedTap(
+            field=field,
+            weight="layers.0.qkv.weight",
+            rows=slice(0, width if alone else 3 * width),
+            embedding=embed.weight.detach(),
+            offset=(place.weight + embed.bias).detach(),
+            cut=cut,
+            join=join,
+            factor=lambda level: self.preconditioning.c_in(level.exp()),
+            modulation=Modulation(
+                weights=tuple(f"layers.{i}.modulation.weight" for i in range(len(part.layers))),
+                curve=lambda level: self.condition(block, level.exp()),
+                apply=apply,
+            ),
+            readout=f"layers.{len(part.layers) - 1}.mlp.2.weight",
+            labels=None if labels is None else own[labels].get_parameter("weight").detach(),
+            others=0 if alone else clean_tokens,
+        )
 
 
 def over(values: Tensor, like: Tensor) -> Tensor:

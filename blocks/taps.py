@@ -113,7 +113,31 @@ class PrefixTap:
     nuisance: int
 
 
-Tap = ContinuousTap | TokenTap | PrefixTap
+@dataclass(frozen=True, kw_only=True)
+class NoisedTap:
+    """Part u_t (p,) of the noised target enters `weight` as norm(embedding @ u_t + offset[t]), modulated by draw.
+
+    `cut` takes noised targets (N, *shape of the clean target) to parts (N, T, p), `join` is its inverse; `factor`
+    is what a target of a log sigma is multiplied by before. `rows`: as in `ContinuousTap`; so many `others` of an
+    example's tokens, the same for all draws, go into them. What modulates is `modulation.curve` of the log sigma,
+    plus the row of `labels` (classes, D) where there are some. `readout`: the last weight that a block trains.
+    """
+
+    field: str
+    weight: str
+    rows: slice
+    embedding: Tensor  # (D, p)
+    offset: Tensor  # (T, D)
+    cut: Callable[[Tensor], Tensor]
+    join: Callable[[Tensor], Tensor]
+    factor: Callable[[Tensor], Tensor]
+    modulation: Modulation
+    readout: str
+    labels: Tensor | None = None
+    others: int = 0
+
+
+Tap = ContinuousTap | TokenTap | PrefixTap | NoisedTap
 
 
 def affine_tap(

@@ -31,8 +31,10 @@ class ClipModel:
         return cls(kind=mechanism.clipping, bound=mechanism.noise.clip)
 
     def factors(self, squared: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared norms by layer (n, L) -> each layer's factor f (n, L) and df / d its norm's square, where the norm is
-        that of the layer under per-layer clipping and of the whole gradient else."""
+        """Squared norms by layer (n, L) -> each layer's factor f (n, L) and df / d its norm's square.
+
+        The norm is that of the layer under per-layer clipping, and of the whole gradient else.
+        """
         layers = squared.shape[1]
         by_layer = self.kind == "per-layer"
         norms = squared if by_layer else squared.sum(1, keepdim=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +96,11 @@ class FactoredGradient:
             return traced(at(point), moved)
 
         def along(direction: Tensor) -> tuple[Gradient, Gradient]:
-            found: tuple[Gradient, Gradient] = jvp(of, (flat,), (direction,))
-            return found
+            there, tangent = jvp(of, (flat,), (direction,))[:2]
+            return there, tangent
 
-        parts = [vmap(along, out_dims=(None, 0))(part) for part in directions.split(_PAIRS_AT_ONCE)]
+        dims: Any = (None, 0)  # torch's annotation knows no dimension that is not mapped
+        parts = [vmap(along, out_dims=dims)(part) for part in directions.split(_PAIRS_AT_ONCE)]
         tangents = [tangent for _, tangent in parts]
         return parts[0][0], _stacked(tangents)
 

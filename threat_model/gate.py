@@ -82,6 +82,8 @@ class Gate(BaseModel):
         return [why for why in (*found, *over) if why is not None]
 
     def _found(self, result: Result) -> str | None:
+        if result.statement == "property":
+            return None  # what all of a company's examples have in common was never promised; a limit may judge it
         if result.statement == "membership":
             if result.unit != "auc" or result.value is None or result.value.low <= self.membership:
                 return None

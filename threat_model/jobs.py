@@ -9,12 +9,14 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..errors import RunError
 from ..server.run_folder import RunFolder
 from .adversaries import Adversary
 from .attacks import Attack, attack, attacks
@@ -149,7 +151,14 @@ def _side_by_side(
                     progress.update(*news.get())
                 for future in done:
                     job = running.pop(future)
-                    yield job, future.result()
+                    try:
+                        found = future.result()
+                    except BrokenProcessPool:
+                        why = (
+                            "a process was ended by the machine, perhaps for want of memory; try --workers 1"
+                        )
+                        raise RunError(f"{subject.run.path}: {why}") from None
+                    yield job, found
                     progress.update(job.name, 1.0, job.name)
         finally:
             stop.set()  # the jobs at work end at their next step, and the pool can close

@@ -23,6 +23,7 @@ from .intervals import Array
 from .membership.sums import Participation, gradients_of
 
 _AT_ONCE = 64
+_VALUES = 20_000_000  # of gradients held at a time
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class Classes:
         generator: torch.Generator,
     ) -> Classes:
         """Means of at most `each` public examples a class; classes without any are left out."""
-        labels = [int(label) for label in public.targets.unique()]
+        of_each = problem.values_of(public)["label"]
+        labels = [int(label) for label in of_each.unique()]
         means = []
         for label in labels:
-            own = public[(public.targets == label).nonzero()[:each, 0]]
+            own = public[(of_each == label).nonzero()[: min(each, _at_once(problem)), 0]]
             means.append(gradients_of(problem, mechanism, own, 1, generator).double().mean(0))
         return cls(problem, mechanism, torch.stack(means), tuple(labels))
 
@@ -63,10 +65,11 @@ class Classes:
 
     def products(self, examples: Examples, generator: torch.Generator) -> Array:
         """M g (N, C) of each example's clipped gradient, at one noise draw."""
+        step = _at_once(self.problem)
         parts = [
-            gradients_of(self.problem, self.mechanism, examples[i : i + _AT_ONCE], 1, generator).double()
+            gradients_of(self.problem, self.mechanism, examples[i : i + step], 1, generator).double()
             @ self.means.T
-            for i in range(0, len(examples), _AT_ONCE)
+            for i in range(0, len(examples), step)
         ]
         found: Array = torch.cat(parts).numpy()
         return found
@@ -94,3 +97,7 @@ def noise(gram: Array, deviation: float, rng: np.random.Generator) -> Array:
     root = vectors * np.sqrt(np.maximum(values, 0))
     found: Array = deviation * (root @ rng.standard_normal(len(gram)))
     return found
+
+
+def _at_once(problem: BlockProblem) -> int:
+    return max(1, min(_AT_ONCE, _VALUES // problem.size))

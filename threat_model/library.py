@@ -1,9 +1,9 @@
 """Public examples as candidates: which of them, with noise draws of their own, would explain a noisy release best.
 
 Under noise closed forms mislead, and the posterior has many modes (the label, the level, the noise draw). A matched
-filter over a few hundred draws from the prior finds the mode to start from: with g_i the candidates' clipped gradients,
-log p(y | g_i) = (<y, g_i> - |g_i|^2 / 2) / s^2 up to a constant, all taken of factors, so that a release costs
-milliseconds once the candidates are made. Several unknown examples are found one after another.
+filter over a few hundred draws from the prior finds the mode to start from: with g_i the candidates' clipped
+gradients, log p(y | g_i) = (<y, g_i> - |g_i|^2 / 2) / s^2 up to a constant, all taken of factors, so that a release
+costs milliseconds once the candidates are made. Several unknown examples are found one after another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Library:
         self.guess = model.layout.guess(problem.sample(problem.values_of(public[order]), generator))
         found = model.factored.gradient(model.layout.draws_of(self.guess))
         squared = torch.stack(
-            [sum((self._squared(found, n) for n in own), torch.zeros(size)) for own in model.layers.values()], dim=1
+            [sum((self._squared(found, n) for n in own), torch.zeros(size)) for own in model.layers.values()],
+            dim=1,
         )
         self.factors = model.clip.factors(squared.double())[0]  # (N, L)
         self.norms = (self.factors.square() * squared).sum(1)

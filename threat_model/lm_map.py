@@ -70,13 +70,11 @@ class Reconstruction:
 class LMMAP:
     """The attack on one release.
 
-    attack = LMMAP(model, release, Budget(), generator)
+    attack = LMMAP(model, release, Budget())
     found = attack.run(starts)                 # model.layout.values(found.guess): the fields (K, *shape)
     """
 
-    def __init__(
-        self, model: ReleaseModel, release: Release, budget: Budget, generator: torch.Generator
-    ) -> None:
+    def __init__(self, model: ReleaseModel, release: Release, budget: Budget) -> None:
         self.model, self.layout, self.budget = model, model.layout, budget
         self.noise = release.noise
         # Noise is far above rounding; without it directions differ by orders of magnitude.

@@ -36,10 +36,12 @@ def pairs(results: Sequence[Result]) -> list[tuple[str, str, str]]:
                 continue
             own = [r for r in results if r.attack == attack.name and r.adversary == name]
             applied = [r for r in own if r.outcome != "not applicable"]
+            # What does not apply is said once, for whichever adversary is named first.
+            refused = [r for r in results if r.attack == attack.name and r.outcome == "not applicable"]
             if applied:
                 text = sentence(grouped(applied)[0].worst)
-            elif own:
-                text = sentence(own[0])
+            elif refused:
+                text = sentence(refused[0])
             else:
                 text = "not measured"
             found.append((name, attack.name, text))

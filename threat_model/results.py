@@ -66,6 +66,11 @@ class Result(BaseModel):
         return self
 
     @property
+    def given_away(self) -> bool:
+        """Whether something was found that no guarantee speaks of: a property of a company as a whole."""
+        return self.statement == "property" and self.outcome == "found" and self.protected
+
+    @property
     def key(self) -> str:
         """What names this result in an audit, a gate and a resumed run."""
         place = "" if self.block is None else f"/block-{self.block}"

@@ -1,4 +1,4 @@
-"""Where LM-MAP starts: fields from the linear span or un-mixed, noise levels and draws from the modulation, then random.
+"""Where LM-MAP starts: fields from the span or un-mixed, noise levels and draws from the modulation, then random.
 
 A start that nothing is known of but the prior comes last: under noise a span misleads.
 """
@@ -18,8 +18,9 @@ from ..blocks.denoiser import GaussianDenoiser
 from ..blocks.taps import ContinuousTap
 from . import linear_span, unmixing
 from .library import Library
-from .lm_map import LMMAP, Moves, Start
+from .lm_map import LMMAP, Start
 from .problem import Values
+from .release_model import Moves
 from .releases import Release
 from .unknowns import Guess
 

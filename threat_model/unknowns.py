@@ -96,7 +96,7 @@ class Layout:
         """The values of all draws, those of one example side by side: (K * draws, ...)."""
         points = self.points(guess.flat).flatten(0, 1)
         discrete = {n: v.repeat_interleave(self.draws, 0) for n, v in guess.discrete.items()}
-        return torch.vmap(self.at)(points, discrete)  # type: ignore[no-any-return]
+        return torch.vmap(self.at)(points, discrete)
 
     def values(self, guess: Guess) -> Values:
         """The real fields of the examples, (K, *shape)."""

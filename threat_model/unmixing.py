@@ -14,12 +14,13 @@ The heads must be at least as many as the tokens, and the draws no more than the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vmap
+from torch.func import jvp
 
 from ..blocks.categorical_denoiser import EmbeddedDenoiser
 from ..blocks.denoiser import GaussianDenoiser
@@ -63,36 +64,47 @@ def noise_levels(problem: BlockProblem, gradient: Tensor, count: int) -> tuple[T
     """At most `count` log sigmas, rising, and their vectors c (count, D), from the modulation's gradient (6 D, D)."""
     model = problem.model
     assert isinstance(model, GaussianDenoiser)
+    found, c, _ = levels_on(
+        lambda log_sigma: model.condition(problem.block, log_sigma.exp()),
+        problem.by_name["level"].bounds or (0.0, 0.0),
+        gradient,
+        count,
+    )
+    return found, c
+
+
+def levels_on(
+    curve: Callable[[Tensor], Tensor], interval: tuple[float, float], gradient: Tensor, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where curve (G,) -> (G, D) meets the row space of a gradient (R, D) of rank `count`: at most so many levels,
+    rising, their vectors (count, D), and the part of each outside of the space, relative."""
     basis = torch.linalg.svd(gradient, full_matrices=False)[2][:count]
-    low, high = problem.by_name["level"].bounds or (0.0, 0.0)
+    low, high = interval
 
-    def along(log_sigma: Tensor) -> Tensor:
-        return model.condition(problem.block, log_sigma.exp()[None])[0]
-
-    def outside(log_sigma: Tensor) -> Tensor:
-        c = along(log_sigma)
-        c = c / c.norm()
+    def outside(levels: Tensor) -> Tensor:
+        c = curve(levels)
+        c = c / c.norm(dim=1, keepdim=True)
         rest: Tensor = c - (c @ basis.T) @ basis
         return rest
 
     grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
-    distance = vmap(outside)(grid).norm(dim=1)
+    distance = outside(grid).norm(dim=1)
     padded = torch.cat([distance[:1] + 1, distance, distance[-1:] + 1])
     minima = ((distance <= padded[:-2]) & (distance < padded[2:])).nonzero()[:, 0]
     found = grid[minima[distance[minima].argsort()[:count]]]
-    slope = vmap(jacfwd(outside))
     cell = (high - low) / _GRID
     for _ in range(_STEPS):  # Gauss-Newton in one dimension; a step stays near its grid cell
-        r, j = vmap(outside)(found), slope(found)
+        moved = jvp(outside, (found,), (torch.ones_like(found),))  # each row depends on its own level alone
+        r, j = moved[0], moved[1]
         step = (r * j).sum(1) / (j * j).sum(1).clamp_min(1e-30)
         found = (found - step.clamp(-cell, cell)).clamp(low, high)
     found = found.sort().values
-    return found, vmap(along)(found)
+    return found, curve(found), outside(found).norm(dim=1)
 
 
 class NoisyDraws(NamedTuple):
-    """J noise draws of a sum: levels (J,), their vectors c (J, D), the gradients of shift, scale and gate in the first
-    layer (J, 6, D), weights of the noisy token in its basis (J, m), and how it enters that layer (J, D)."""
+    """J noise draws of a sum: levels (J,), their vectors c (J, D), the gradients of shift, scale and gate in the
+    first layer (J, 6, D), weights of the noisy token in its basis (J, m), and how it enters that layer (J, D)."""
 
     log_sigma: Tensor
     condition: Tensor

@@ -21,6 +21,7 @@ from ..patches import images_of, patches_of, placed, positions
 from ..preconditioning import Preconditioning
 from ..sampler import sample_chain
 from ..settings import ImageSettings
+from ..taps import Tap
 from ..transformer import Block, NoiseEmbedding, Shape
 from . import Family
 
@@ -69,6 +70,7 @@ class DiT(GaussianDenoiser):
             raise InputError("features", features, "a dit has no clean stream to pass on; expected 'raw'")
         super().__init__(partition, preconditioning or Preconditioning(), features)
         self.patch_size = patch_size
+        self.image_shape = torch.Size((channels, image_size, image_size))
         patches, values = (image_size // patch_size) ** 2, channels * patch_size**2
         shape = Shape(hidden_size=hidden_size, heads=heads, mlp_ratio=mlp_ratio)
 
@@ -126,6 +128,16 @@ class DiT(GaussianDenoiser):
         targets = targets.cpu()
         distance = classifier_on(targets, inputs.cpu())
         return [distance(torch.cat(images).cpu(), targets) for images in zip(*chains, strict=True)]
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        """The noised image; the label is part of what modulates it."""
+        return (
+            self.noised_tap(
+                block, "image", embedding="patch", position="position", labels="label",
+                cut=lambda images: patches_of(images, self.patch_size),
+                join=lambda patches: images_of(patches, self.image_shape, self.patch_size),
+            ),
+        )  # fmt: skip
 
     def prior(self, shape: torch.Size, level: float, generator: torch.Generator) -> Tensor:
         """z of the variance of noisy images, which at the first of few levels the images still add to."""

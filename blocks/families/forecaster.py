@@ -130,17 +130,26 @@ class Forecaster(GaussianDenoiser):
         return spread * torch.randn(shape, generator=generator, device=generator.device)
 
     def taps(self, block: int) -> tuple[Tap, ...]:
-        """The first layer's keys and values of the past; later blocks read features where they have them."""
+        """The first layer's keys and values of the past, and its noised future; later blocks read features where they
+        have them."""
         own = self.part(block).interface
         if block and self.features == "prefix":
             return ()
+        position = own["past_position"]
+        assert isinstance(position, nn.Embedding)
         return (
             affine_tap(
-                "past", own["past"], own["past_position"],
+                "past", own["past"], position,
                 cut=lambda series: patches_of(series, self.patch_size),
                 join=lambda patches: series_of(patches, self.channels),
                 noisy=self.horizon // self.patch_size,
                 shown=self.part(block).directions(self.horizon // self.patch_size),
+            ),
+            self.noised_tap(
+                block, "future", embedding="future", position="future_position",
+                cut=lambda series: patches_of(series, self.patch_size),
+                join=lambda patches: series_of(patches, self.channels),
+                clean_tokens=position.num_embeddings,
             ),
         )  # fmt: skip
 

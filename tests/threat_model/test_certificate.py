@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.optimize import linprog
+from scipy.stats import binomtest, norm
 
 from fedblocks.errors import InputError
 from fedblocks.privacy import dp_sgd
@@ -155,6 +156,15 @@ def test_independent_releases_hold_a_true_claim_and_refute_a_false_one() -> None
     assert sum(each.refuted for each in sound) <= 5
     assert np.mean([each.epsilon for each in sound]) > 0.5 * claim.epsilon()
     assert all(audit(0.5).refuted for _ in range(10))
+
+
+def test_the_rates_of_independent_releases_have_their_exact_limits() -> None:
+    """Oracle: scipy's own intervals. Would catch the whole level spent on each of the two rates."""
+    members, others, hits, alarms = 200, 190, 120, 6
+    low = binomtest(hits, members).proportion_ci(0.95, method="exact").low  # 2.5% below
+    high = binomtest(alarms, others).proportion_ci(0.95, method="exact").high
+    found = repeated(gaussian_claim(0.6), hits, members, alarms, others, 0.05)
+    assert found.epsilon == pytest.approx(gaussian_epsilon(norm.ppf(low) - norm.ppf(high), DELTA), rel=0.02)
 
 
 def test_what_was_not_registered_is_refused() -> None:

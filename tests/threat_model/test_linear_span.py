@@ -15,6 +15,7 @@ from fedblocks.blocks.families.forecaster import ForecasterSettings
 from fedblocks.blocks.families.tabular import TabularSettings
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.blocks.settings import NoiseSettings, TransformerSettings
+from fedblocks.blocks.taps import ContinuousTap
 from fedblocks.experiments.bench.sensitivity.families import values_of
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.server.run_folder import RunFolder
@@ -52,6 +53,10 @@ def problem_of(settings: TransformerSettings, draws: int = 1) -> BlockProblem:
     return BlockProblem(model, 0, BlockObjective(), settings, draws=draws)
 
 
+def tap_of(problem: BlockProblem) -> ContinuousTap:
+    return next(tap for tap in problem.taps if isinstance(tap, ContinuousTap))
+
+
 def release_of(vector: torch.Tensor) -> Release:
     return Release(vector.float().double(), 1, 1, 0.0)  # as a company computes it: in float32
 
@@ -61,7 +66,7 @@ def release_of(vector: torch.Tensor) -> Release:
 def test_one_example_comes_back_exactly(name: str, draws: int) -> None:
     """Would catch a tap that names another weight, other rows, other positions, or a part cut wrongly."""
     problem = problem_of(CASES[name], draws)
-    (tap,) = problem.taps
+    tap = tap_of(problem)
     assert unsuited(tap, 1, draws) is None
     inputs, targets = values_of(problem.settings.kind, 6, torch.Generator().manual_seed(1))
     values = problem.sample(problem.values_of(Examples(inputs, targets)), torch.Generator().manual_seed(2))
@@ -75,7 +80,7 @@ def test_one_example_comes_back_exactly(name: str, draws: int) -> None:
 def test_rows_of_another_order_give_nothing_back() -> None:
     """A control: were the answer in the model or the prior, it would come from a shuffled gradient too."""
     problem = problem_of(CASES["vit"])
-    (tap,) = problem.taps
+    tap = tap_of(problem)
     inputs, targets = values_of(problem.settings.kind, 1, torch.Generator().manual_seed(1))
     values = problem.sample(problem.values_of(Examples(inputs, targets)), torch.Generator().manual_seed(2))
     prior = GaussianPrior.fit(torch.rand(20, 1, 8, 8), (0.0, 1.0))
@@ -86,7 +91,7 @@ def test_rows_of_another_order_give_nothing_back() -> None:
 
 
 def test_too_many_tokens_are_refused_with_the_figures() -> None:
-    (tap,) = problem_of(ViTSettings(hidden_size=48, layers=1, blocks=1, image_size=16, patch_size=2)).taps
+    tap = tap_of(problem_of(ViTSettings(hidden_size=48, layers=1, blocks=1, image_size=16, patch_size=2)))
     assert unsuited(tap, 1, 1) == (
         "rank 65: 1 x (64 tokens + 1 noisy ones) leave 0 of 47 directions, a part of 4 values needs 4"
     )
@@ -95,7 +100,7 @@ def test_too_many_tokens_are_refused_with_the_figures() -> None:
 def test_a_last_layer_that_shows_mixtures_alone_is_refused() -> None:
     """Would catch an answer from a space that holds sums of tokens and no token; its rank is measured here."""
     problem = problem_of(TabularSettings(hidden_size=32, layers=1, blocks=1, numeric=12, classes=3))
-    (tap,) = problem.taps
+    tap = tap_of(problem)
     inputs, targets = values_of(problem.settings.kind, 1, torch.Generator().manual_seed(1))
     values = problem.sample(problem.values_of(Examples(inputs, targets)), torch.Generator().manual_seed(2))
     rows = problem.tensors(problem.gradient(values)[0])[tap.weight][tap.rows]
@@ -144,7 +149,7 @@ def test_the_mechanism_attacked_is_the_plans_own(
     assert float(clean.vector.norm()) <= clip_of(mechanism) * clean.steps * 1.01
     problem = subject.problem(block)
     assert len(clean.vector) == problem.size
-    tap = next(t for t in problem.taps)
+    tap = tap_of(problem)
     field = problem.by_name[tap.field]
     prior = GaussianPrior.fit(subject.public.inputs, field.bounds)
     draws = subject.plan.training.noise_draws * clean.steps

@@ -102,7 +102,7 @@ def test_a_model_without_members_tells_none_and_the_control_does(subject: Subjec
 
 
 def test_few_seconds_are_inconclusive(subject: Subject) -> None:
-    """Would catch "not found" from one shadow."""
+    """Would catch "not found" from shadows that have hardly been trained."""
     results = list(ATTACK.run(trained(subject).within(Clock(1e-3))))
     assert all(isinstance(each, Result) and each.outcome == "inconclusive" for each in results)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fedblocks.threat_model.adversaries import ADVERSARIES
 from fedblocks.threat_model.attacks import attacks
 from fedblocks.threat_model.pairs import BEGIN, END, HEAD, PAGE, markdown, measured, pairs, strongest
@@ -25,3 +27,10 @@ def test_every_attack_stands_in_it() -> None:
 def test_the_strongest_results_make_the_same_table() -> None:
     assert strongest(strongest(measured())) == strongest(measured())
     assert markdown(measured()).startswith(HEAD)
+
+
+def test_the_page_on_the_audit_names_every_attack() -> None:
+    """Would catch an attack that its users cannot read about."""
+    page = (PAGE.parents[1] / "docs" / "audit.md").read_text("utf-8")
+    named = re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)
+    assert sorted(named) == [attack.name for attack in attacks()]

@@ -11,6 +11,7 @@ from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families.forecaster import ForecasterSettings
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.blocks.settings import NoiseSettings, TransformerSettings
+from fedblocks.blocks.taps import ContinuousTap
 from fedblocks.experiments.bench.sensitivity.families import values_of
 from fedblocks.threat_model.block_problem import BlockProblem
 from fedblocks.threat_model.metrics import matched
@@ -107,7 +108,7 @@ def test_what_cannot_be_unmixed_is_refused_with_the_figures(
     settings: TransformerSettings, k: int, why: str
 ) -> None:
     problem = problem_of(settings)
-    (tap,) = problem.taps
+    tap = next(tap for tap in problem.taps if isinstance(tap, ContinuousTap))
     assert why in str(unsuited(problem, tap, k))
 
 

@@ -8,15 +8,24 @@ drawn as accounted, and independent releases with one canary each.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError, PrivacyError
+from ...privacy.accounting import largest
 from ..ceilings import releases_of
-from ..epsilon.certificate import Certificate, one_run, register, register_threshold, repeated
+from ..epsilon.certificate import (
+    Certificate,
+    one_run,
+    refutable,
+    refutable_repeatedly,
+    register,
+    register_threshold,
+    repeated,
+)
 from ..epsilon.planted import LEVEL, Planted
 from ..intervals import Estimate
 from ..results import Outcome, Result
@@ -26,7 +35,7 @@ from . import Attack
 
 NAME = "epsilon-certificate"
 _LEAST_VALUES = 100
-_REPEATED = 1000
+_REPEATED = 500
 _MOST_RELEASES = 200
 _ONE = "one release, every canary known to be in it"
 _ALL = "the run's releases, sampled as accounted"
@@ -57,14 +66,28 @@ def _run(subject: Subject) -> Iterator[Result]:
 
 @dataclass(frozen=True)
 class _View:
-    """One claim under test. `control`: what is found without noise, `null`: from noise alone."""
+    """One claim under test. `control`: what is found without noise, `null`: from noise alone. `hopeless`: no outcome
+    at all can refute it. `reason`: what the clock cut short."""
 
     text: str
     claim: Claim
     control: Certificate
     null: Certificate
     budget: dict[str, float | int | str]
+    hopeless: bool
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Scores (m,) summed over releases of a company with the canaries `inside`; `coins`: what is guessed."""
+
+    company: str
+    kind: str
+    inside: Coins
+    coins: Coins
+    scores: Array
+    noise: float = 1.0
 
 
 class _Test:
@@ -78,64 +101,65 @@ class _Test:
         self.started = time.monotonic()
 
     def one_release(self) -> Iterator[Result]:
-        yield from self._guesses(_ONE, self.planted.known, 1, sampled=False)
+        yield from self._guesses(_ONE, lambda releases: self.planted.known, 1, sampled=False)
 
     def all_releases(self) -> Iterator[Result]:
-        """As many of the run's releases as there is time for: the claim is the account of just these."""
-        planted = self.planted
+        """As many of the run's releases as there is time for, and as canaries can refute the account of: the claim is
+        that of just these."""
         whole = min(releases_of(self.subject, self.block), _MOST_RELEASES)
-        if self.clock.over:
-            yield self.without("the time ran out before its first release", "inconclusive", _ALL)
-            return
-        started = time.monotonic()
-        coins = planted.coins(planted.canaries.count, "timing")
-        planted.scores(planted.companies[0], coins, "timing", sampled=True)
-        of_all = (time.monotonic() - started) * (len(planted.companies) + 2)
-        affordable = int(min(0.5 * self.clock.left / of_all, whole))
-        releases = max(1, affordable)
-        reason = "" if releases == whole else f"{releases} of {whole} releases in the time that there was"
-        yield from self._guesses(_ALL, planted.sampled(releases), releases, sampled=True, reason=reason)
+
+        def fits(releases: int) -> bool:
+            claim = self.planted.sampled(releases).tradeoff()
+            return refutable(claim, self.planted.canaries.count, self.level)
+
+        most = whole if fits(whole) else max(1, largest(fits, whole))
+        yield from self._guesses(_ALL, self.planted.sampled, most, sampled=True)
 
     def _guesses(
-        self, text: str, claim: Claim, releases: int, *, sampled: bool, reason: str = ""
+        self, text: str, claim_of: Callable[[int], Claim], most: int, *, sampled: bool
     ) -> Iterator[Result]:
         """The one-run bound for every company, from the sum of its releases."""
         planted, m = self.planted, self.planted.canaries.count
-        registered = register(claim.tradeoff(), planted.law(releases, sampled=sampled), m, self.level)
-
-        def scores(company: str, inside: Coins, kind: str, noise: float = 1.0) -> Array:
-            return sum(
-                (
-                    planted.scores(company, inside, text, kind, number, sampled=sampled, noise=noise)
-                    for number in range(releases)
-                ),
-                start=np.zeros(m),
-            )
-
-        def certificate(found: Array, inside: Coins) -> Certificate:
-            return one_run(claim, registered, registered.right(found, inside), self.level)
-
+        if self.clock.over:
+            yield self.without("the time ran out before its first release", "inconclusive", text)
+            return
         first, coins = planted.companies[0], planted.coins(m, text, "control")
-        view = _View(
-            text, claim,
-            control=certificate(scores(first, coins, "control", noise=0.0), coins),
-            null=certificate(scores(first, np.zeros(m, dtype=np.bool_), "null"), coins),
-            budget={"canaries": m, "guesses": registered.guesses, "releases": releases}, reason=reason,
-        )  # fmt: skip
-        for number, company in enumerate(planted.companies):
-            self._tell(text, number / len(planted.companies))
-            if self.clock.over:
-                yield self.without("the time ran out before its release", "inconclusive", text, company)
-                continue
+        runs = [
+            _Sum(first, "control", coins, coins, np.zeros(m), noise=0.0),
+            _Sum(first, "null", np.zeros(m, dtype=np.bool_), coins, np.zeros(m)),
+        ]
+        for company in planted.companies:
             inside = planted.coins(m, text, company)
-            yield self._result(view, certificate(scores(company, inside, "audited"), inside), company)
+            runs.append(_Sum(company, "audited", inside, inside, np.zeros(m)))
+        releases, stop = 0, 0.7 * self.clock.left
+        while releases < most and (releases == 0 or self.clock.left > stop):
+            for run in runs:
+                run.scores[:] += planted.scores(
+                    run.company, run.inside, text, run.kind, releases, sampled=sampled, noise=run.noise
+                )
+            releases += 1
+            self._tell(text, releases / most)
+        # Nothing seen so far has a part in this: only the number of releases, which the clock decided.
+        claim = claim_of(releases)
+        registered = register(claim.tradeoff(), planted.law(releases, sampled=sampled), m, self.level)
+        control, null, *found = (
+            one_run(claim, registered, registered.right(run.scores, run.coins), self.level) for run in runs
+        )
+        view = _View(
+            text, claim, control, null,
+            budget={"canaries": m, "guesses": registered.guesses, "releases": releases},
+            hopeless=not refutable(claim.tradeoff(), m, self.level),
+            reason="" if releases == most else f"{releases} of {most} releases in the time that there was",
+        )  # fmt: skip
+        for company, certificate in zip(planted.companies, found, strict=True):
+            yield self._result(view, certificate, company)
 
     def independent_releases(self) -> Iterator[Result]:
         """The companies by turns."""
         planted, claim = self.planted, self.planted.known
         threshold = register_threshold(claim.tradeoff(), planted.law(), _REPEATED, self.level)
         coins = planted.coins(_REPEATED, _REPEATEDLY)
-        stop = 0.6 * self.clock.left
+        stop = 0.5 * self.clock.left
         found: list[float] = []
         for number in range(_REPEATED):
             company = planted.companies[number % len(planted.companies)]
@@ -155,6 +179,7 @@ class _Test:
             control=certificate(np.repeat(bare, part.sum()), np.repeat(threshold < 0, (~part).sum())),
             null=certificate(passed[~part][unused], passed[~part][~unused]),
             budget={"releases": len(found), "threshold": round(threshold, 3)},
+            hopeless=not refutable_repeatedly(claim.tradeoff(), _REPEATED, self.level),
             reason="" if len(found) == _REPEATED else f"{len(found)} of {_REPEATED} releases in the time there was",
         )  # fmt: skip
         yield self._result(view, certificate(passed[part], passed[~part]), None)
@@ -175,17 +200,18 @@ class _Test:
         who = f"block {self.block}" if company is None else f"{company}, block {self.block}"
         claimed = f"the claimed {found.claimed:.4g}"
         if found.refuted:
-            what = f"epsilon is at least {found.epsilon:.4g}, above {claimed} ({view.text})"
+            what = f"{claimed} is refuted, epsilon is at least {found.epsilon:.4g} ({view.text})"
             return self._of(view, found, company, "refuted", f"{who}: {what}")
         if view.null.epsilon > 0:
             why = f"noise alone is taken for an epsilon of {view.null.epsilon:.3g}"
             return self._of(view, found, company, "inconclusive", why)
         if not view.control.refuted:
-            cases = ", ".join(f"{n} {what}" for what, n in view.budget.items())
-            why = (
-                f"{cases} cannot refute {claimed}: without noise they show {view.control.epsilon:.3g} at most"
-            )
-            return self.without(why, "inconclusive" if view.reason else "not applicable", view.text, company)
+            # Of independent releases the cases are these, else canaries.
+            what = "releases" if company is None else "canaries"
+            shown = f"without noise they show {view.control.epsilon:.3g} at most"
+            why = f"{found.cases:,} {what} cannot refute {claimed}: {shown}"
+            outcome: Outcome = "not applicable" if view.hopeless else "inconclusive"
+            return self.without(why, outcome, view.text, company)
         return self._of(view, found, company, "held", view.reason)
 
     def _of(

@@ -57,7 +57,7 @@ def _run(subject: Subject) -> Iterator[Result]:
             yield Result(
                 attack=NAME, adversary="auditor", view=_VIEW, statement="estimate",
                 statistic=f"epsilon at delta={delta:g}, if scores are Gaussian", unit="epsilon", outcome=outcome,
-                reason=reason, block=block, company=company, value=value, baseline=null, ceiling=claimed,
+                reason=reason, block=block, company=company, value=value, baseline=null,
                 budget={"canaries": m}, seconds=round(time.monotonic() - started, 2),
             )  # fmt: skip
 
@@ -67,7 +67,7 @@ def _judged(value: Estimate, claimed: float) -> tuple[Outcome, str]:
     if value.low > claimed:
         why = f"from {value.low:.4g} on, above the claimed {claimed:.4g}: see conformance and certificate"
         return "inconclusive", why
-    return "held", "conditional on its model"
+    return "held", f"claimed {claimed:.4g}; conditional on its model"
 
 
 ATTACK = Attack(

@@ -20,9 +20,13 @@ from ..tokens.texts import text_taps
 from . import Attack
 
 _ONCE, _OFTEN = 16, 8  # canaries
-_TIMES = 32  # how often each of the second kind is inserted
+_TIMES, _TIMES_MASKED = (
+    32,
+    128,
+)  # how often each of the second kind is; a masked model learns a part at a time
 _RIVALS = 255
 _LEAST, _MOST = 8, 10  # rounds; in one alone a model learns no secret, with noise or without
+_ENOUGH = 4  # rounds without which nothing is said
 _CHANCE = 1e-3
 
 
@@ -55,20 +59,19 @@ def _run(subject: Subject) -> Iterator[Result]:
     for block in subject.blocks:
         started = time.monotonic()
         public = subject.public.inputs
+        times = _TIMES_MASKED if subject.problem(block).masked else _TIMES
         secrets = Secrets.draw(
-            public, subject.generator("exposure", block), canaries=_ONCE, often=_OFTEN, times=_TIMES, rivals=_RIVALS
+            public, subject.generator("exposure", block), canaries=_ONCE, often=_OFTEN, times=times, rivals=_RIVALS
         )  # fmt: skip
         wanted = _wanted(subject, block)
         control = _trained(subject, block, secrets, wanted, noisy=False, until=0.45)
         released = _trained(subject, block, secrets, control.rounds, noisy=True, until=0.9)
         seconds = round(time.monotonic() - started, 2)
-        cut = (
-            ""
-            if released.rounds == wanted
-            else f"the time ran out after {released.rounds} of {wanted} rounds"
-        )
+        cut = ""
+        if released.rounds < min(wanted, _ENOUGH):
+            cut = f"the time ran out after {released.rounds} of {wanted} rounds"
         for kind in ("often", "once"):
-            yield _result(subject, block, kind, control, released, cut, seconds)
+            yield _result(subject, block, kind, times, control, released, cut, seconds)
 
 
 def _trained(
@@ -97,6 +100,7 @@ def _result(
     subject: Subject,
     block: int,
     kind: str,
+    times: int,
     control: _Trained,
     released: _Trained,
     cut: str,
@@ -107,16 +111,20 @@ def _result(
     reason = cut
     if _by_chance(bits) < _CHANCE:
         outcome = "found"
+        reason = f"epsilon is promised for one text, not for {times}" if kind == "often" else ""
     elif cut:
         outcome = "inconclusive"
     elif _by_chance(control.bits["often"]) >= _CHANCE:
         outcome = "inconclusive"
-        reason = f"the control failed: without noise {control.rounds} rounds leave no trace of it in {_TIMES} texts"
+        reason = (
+            f"the control failed: without noise {control.rounds} rounds leave no trace of it in {times} texts"
+        )
     return Result(
         attack=ATTACK.name, adversary="user", block=block, statement="extraction", unit="number",
         view="the model, one company having trained alone",
-        statistic=f"bits of exposure of a secret in {'one text' if kind == 'once' else f'{_TIMES} texts'}",
-        outcome=outcome, reason=reason, value=mean(bits), control=mean(control.bits[kind]),
+        statistic=f"bits of exposure of a secret in {'one text' if kind == 'once' else f'{times} texts'}",
+        # No promise covers a secret in many texts: it is the control of the canaries in one.
+        protected=kind == "once", outcome=outcome, reason=reason, value=mean(bits), control=mean(control.bits[kind]),
         worst_decile=float(np.quantile(bits, 0.9)), baseline=mean(released.bits["never"]), seconds=seconds,
         budget={
             "rounds": released.rounds, "texts": len(next(iter(subject.private.values()))), "rivals": _RIVALS,

@@ -23,6 +23,7 @@ from . import Attack
 from .sum_membership import rounds_of
 
 _EACH = 40  # public examples a class
+_LEAST = 16  # pairs of a company and a class that it holds
 _MOST = 400  # examples of a company that are in its sums
 _WHY = "a company as a whole has no epsilon"
 _ONE = "one company's release"
@@ -31,11 +32,17 @@ _ROUNDS = "a company's releases of all rounds"
 
 def _applies(subject: Subject) -> str | None:
     (block,) = subject.blocks
-    label = subject.problem(block).by_name.get("label")
+    problem = subject.problem(block)
+    label = problem.by_name.get("label")
     if label is None or label.classes is None:
         return "examples of this model have no class"
-    if len(subject.public.targets.unique()) < 2:
+    if len(problem.values_of(subject.public)["label"].unique()) < 2:
         return "public data has fewer than two classes, so that no direction tells one"
+    pairs = sum(len(problem.values_of(own)["label"].unique()) for own in subject.private.values())
+    if pairs < _LEAST:
+        return (
+            f"{pairs} pairs of a company and a class that it holds, of at least {_LEAST} that tell anything"
+        )
     return None
 
 
@@ -74,7 +81,12 @@ def _worlds(subject: Subject, block: int) -> _Worlds:
         if i and subject.clock.spent * (i + 1) / i > 0.9 * subject.clock.seconds:
             break
         chosen: Examples = own[torch.randperm(len(own), generator=subject.generator(name, block))[:_MOST]]
-        companies.append((classes.products(chosen, generator), chosen.targets.numpy().astype(np.float64)))
+        companies.append(
+            (
+                classes.products(chosen, generator),
+                problem.values_of(chosen)["label"].numpy().astype(np.float64),
+            )
+        )
         subject.clock.tell(0.9 * (i + 1) / len(subject.private), f"labels of companies, block {block}")
     return _Worlds(classes, companies)
 
@@ -121,6 +133,7 @@ def _result(block: int, view: str, started: float, **values: object) -> Result:
     fixed: dict[str, object] = {
         "attack": ATTACK.name, "adversary": "colluding-coordinator", "view": view, "statement": "property",
         "statistic": "classes that a company holds told from others (AUC)", "unit": "auc", "block": block,
+        "protected": False,  # no plan promises anything of a company as a whole
         "seconds": round(time.monotonic() - started, 2),
     }  # fmt: skip
     return Result.model_validate(fixed | values)

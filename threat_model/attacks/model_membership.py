@@ -14,8 +14,8 @@ from ...blocks.examples import Examples
 from ...blocks.training import Schedule
 from ...errors import FedblocksError
 from ...server.checkpoint import Checkpoint
-from ..intervals import Array, Estimate
-from ..membership.scores import SCORES, Shadows, bavaria
+from ..intervals import Array
+from ..membership.scores import SCORES, Shadows
 from ..membership.shadows import Signals, trained
 from ..membership.verdict import judged
 from ..results import Result
@@ -24,14 +24,21 @@ from ..subject import Subject
 from . import Attack
 
 _POOL = 500  # members, and as many others
-_SHADOWS, _LEAST = 6, 2
-_STEPS = 120
+_SHADOWS = 6
+_STEPS, _LEAST_STEPS = 120, 30
+_PLANTED = 80  # examples with random labels, for the control
+_OVERFITTING = 4  # times the steps of a shadow
+_TRIED = 5  # steps, to see how long one takes
 _VIEW = "the released model"
 
 
 def _applies(subject: Subject) -> str | None:
     if subject.checkpoint.round == 0:
         return "nothing was trained on private data yet"
+    if subject.plan.model.label_side is None:
+        return (
+            "what is held out comes after what companies hold, so that a test would tell times, not members"
+        )
     try:
         heldout = Examples.load(subject.run.evaluation / "heldout.npz")
         Checkpoint.load(subject.run.checkpoints, 0)
@@ -49,75 +56,99 @@ def _public(subject: Subject, block: int) -> Denoiser:
     return model
 
 
-def _pool(subject: Subject, block: int) -> Examples:
-    """Members first, then as many examples that no company trained on."""
+def _joined(*parts: Examples) -> Examples:
+    return Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
+
+
+def _pool(subject: Subject, block: int) -> tuple[Examples, int, int]:
+    """n members, then n examples that no company trained on, then k further ones with random labels."""
     heldout = Examples.load(subject.run.evaluation / "heldout.npz")
-    order = torch.randperm(len(heldout), generator=subject.generator("held out", block))
-    count = min(_POOL, len(heldout), sum(len(own) for own in subject.private.values()))
-    members, others = subject.victims(count, "model membership", block), heldout[order[:count]]
-    return Examples(torch.cat([members.inputs, others.inputs]), torch.cat([members.targets, others.targets]))
+    generator = subject.generator("held out", block)
+    heldout = heldout[torch.randperm(len(heldout), generator=generator)]
+    k = min(_PLANTED, len(heldout) // 3)
+    n = min(_POOL, len(heldout) - k, sum(len(own) for own in subject.private.values()))
+    members, planted = subject.victims(n, "model membership", block), heldout[-k:]
+    return _joined(members, heldout[:n], _relabelled(planted, subject, generator)), n, k
+
+
+def _relabelled(examples: Examples, subject: Subject, generator: torch.Generator) -> Examples:
+    """The same with labels drawn at random, which a model can only learn by heart."""
+    kind, side = subject.plan.model.kind, subject.plan.model.label_side
+    labels = examples.targets if side == "targets" else examples.inputs
+    classes = kind.target_classes if side == "targets" else kind.input_classes
+    if classes is None:
+        drawn = labels.roll(1, 0)
+    else:
+        drawn = (labels + torch.randint(classes, labels.shape, generator=generator)) % classes
+    return Examples(examples.inputs, drawn) if side == "targets" else Examples(drawn, examples.targets)
 
 
 def _run(subject: Subject) -> Iterator[Result]:
     (block,) = subject.blocks
-    started, plan, clock = time.monotonic(), subject.plan, subject.clock
-    public, pool = _public(subject, block), _pool(subject, block)
-    n = len(pool) // 2
+    started, clock = time.monotonic(), subject.clock
+    public, (pool, n, k) = _public(subject, block), _pool(subject, block)
     generator = subject.generator("shadows", block)
     signals = Signals(public, block, subject.objective, pool, generator)
+    before = signals.of(public)
+    begun = time.monotonic()
+    target = signals.of(subject.model)
+    read = time.monotonic() - begun
 
-    def fit(index: torch.Tensor, steps: int) -> Array:
+    def fit(index: torch.Tensor, steps: int) -> Denoiser:
         schedule = Schedule(
-            steps=steps, batch_size=min(64, len(index)), noise_draws=plan.training.noise_draws,
-            learning_rate=min(plan.training.server_learning_rate, 0.01),
+            steps=steps, batch_size=min(64, len(index)), noise_draws=subject.plan.training.noise_draws,
+            learning_rate=min(subject.plan.training.server_learning_rate, 0.01),
         )  # fmt: skip
-        model = trained(
-            public, block, pool[index], interface=plan.training.interface, objective=subject.objective,
-            schedule=schedule, generator=generator,
+        return trained(
+            public, block, pool[index], interface=subject.plan.training.interface,
+            objective=subject.objective, schedule=schedule, generator=generator,
         )  # fmt: skip
-        return signals.of(model)
 
-    # The control comes first: a block overfitted to few examples.
-    few = torch.randperm(len(pool), generator=generator)[: n // 2]
-    known = fit(few, 2 * _STEPS)
+    every = torch.arange(len(pool))
+    fit(every, 1)  # what is done only once: imports, memory
+    begun = time.monotonic()
+    fit(every, _TRIED)
+    step = (time.monotonic() - begun) / _TRIED
+    # Of the time that is left, what the models' reading of the candidates leaves; the control has more steps.
+    spare = 0.8 * clock.left - (_SHADOWS + 2) * read
+    steps = int(min(_STEPS, spare / ((_SHADOWS + _OVERFITTING) * step)))
+    if steps < _LEAST_STEPS:
+        why = f"the time suffices for {max(steps, 0)} steps of each of {_SHADOWS} shadows, of at least {_LEAST_STEPS}"
+        for name in SCORES:
+            yield _result(block, name, started, outcome="inconclusive", reason=why)
+        return
+    # The control: a block that learns half of the random labels by heart. True ones may be guessed too well to tell.
+    planted = 2 * n + torch.randperm(k, generator=generator)
+    known = signals.of(fit(planted[: k // 2], _OVERFITTING * steps))
     made: list[Array] = []
     inside = np.zeros((_SHADOWS, len(pool)), dtype=bool)
     for i in range(_SHADOWS):
-        # A shadow takes as long as those before it.
-        if made and clock.spent * (i + 2) / (i + 1) > clock.seconds:
-            break
-        half = torch.randperm(len(pool), generator=generator)[:n]
+        half = torch.randperm(len(pool), generator=generator)[: len(pool) // 2]
         inside[i, half.numpy()] = True
-        made.append(fit(half, _STEPS))
+        made.append(signals.of(fit(half, steps)))
         clock.tell((i + 1) / (_SHADOWS + 1), f"shadows, block {block}")
-    cut_short = f"the time ran out after {len(made)} shadows of {_SHADOWS}" if len(made) < _LEAST else ""
-    shadows = Shadows(np.stack(made), inside[: len(made)])
-    control = _control(known, shadows, few.numpy())
-    before = signals.of(public).sum(0)
-    blind = auc(before[:n], before[n:])
-    target = signals.of(subject.model)
+    shadows = Shadows(np.stack(made), inside)
+    learnt, left = planted[: k // 2].numpy(), planted[k // 2 :].numpy()
     for name, score in SCORES.items():
-        scores = score(target, shadows)
+        over, blind, scores = score(known, shadows), score(before, shadows), score(target, shadows)
+        control, guess = auc(over[learnt], over[left]), auc(blind[:n], blind[n : 2 * n])
         found = judged(
-            scores[:n], scores[n:], control=control, ceiling=None, cut_short=cut_short, floor=max(0.5, blind.value)
-        )  # fmt: skip
-        yield Result(
-            attack=ATTACK.name, adversary="user", view=_VIEW, statement="membership",
-            statistic=f"members told from others by {name} (AUC)", unit="auc", outcome=found.outcome,
-            reason=found.reason, block=block, value=found.value, control=control, baseline=blind,
-            budget={"shadows": len(made), "steps": _STEPS, "candidates": 2 * n},
-            seconds=round(time.monotonic() - started, 2),
+            scores[:n], scores[n : 2 * n], control=control, ceiling=None, floor=max(0.5, guess.value)
+        )
+        yield _result(
+            block, name, started, outcome=found.outcome, reason=found.reason, value=found.value, control=control,
+            baseline=guess, budget={"shadows": _SHADOWS, "steps": steps, "candidates": 2 * n},
         )  # fmt: skip
     clock.tell(1.0, f"membership from the model, block {block}")
 
 
-def _control(
-    known: Array, shadows: Shadows, few: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-) -> Estimate:
-    scores = bavaria(known, shadows)
-    mine = np.zeros(len(scores), dtype=bool)
-    mine[few] = True
-    return auc(scores[mine], scores[~mine])
+def _result(block: int, name: str, started: float, **values: object) -> Result:
+    fixed: dict[str, object] = {
+        "attack": ATTACK.name, "adversary": "user", "view": _VIEW, "statement": "membership", "block": block,
+        "statistic": f"members told from others by {name} (AUC)", "unit": "auc",
+        "seconds": round(time.monotonic() - started, 2),
+    }  # fmt: skip
+    return Result.model_validate(fixed | values)
 
 
 ATTACK = Attack(
@@ -127,7 +158,7 @@ ATTACK = Attack(
     adversaries=("user",),
     sees="the released model",
     needs="candidates, and the public model from which the run began",
-    cost="seven short trainings of a block",
+    cost="ten short trainings of a block",
     applies=_applies,
     run=_run,
     weight=1.0,

@@ -36,9 +36,9 @@ from ..tradeoff import Claim, TradeOff
 
 Array = npt.NDArray[np.float64]
 Coins = npt.NDArray[np.bool_]
-# Noise factors of a claim's family, from 2^6 or 2^4 down: finer and wider where a member costs no accounting.
+# Noise factors of a claim's family, falling: finer and wider where a member costs no accounting.
 _EXACT = tuple(2 ** (6 - i / 256) for i in range(14 * 256))
-_ACCOUNTED = tuple(2 ** (4 - i / 8) for i in range(7 * 8))
+_ACCOUNTED = tuple(2 ** (3 - i / 8) for i in range(5 * 8))
 _SIMULATIONS = 10
 # Of the claimed noise: lacks that a registered test is to find, from the largest to the smallest.
 _FAULTS = tuple(0.02 * i for i in range(5, 50))
@@ -95,8 +95,25 @@ def _bound(claim: Claim, refuted: Callable[[float], bool]) -> float:
     grid = (
         _EXACT if claim.exact else _ACCOUNTED
     )  # by falling noise: claims that are harder and harder to refute
-    last = _last(lambda i: refuted(grid[i]), len(grid))
-    return 0.0 if last < 0 else claim.epsilon(grid[last])
+    if not refuted(grid[0]):
+        return 0.0
+    return claim.epsilon(grid[_last(lambda i: i == 0 or refuted(grid[i]), len(grid))])
+
+
+def refutable(claim: TradeOff, canaries: int, level: float) -> bool:
+    """Whether so many canaries can refute the claim, if every guess is right."""
+    return any(refutes(claim, guesses, guesses, canaries, level) for guesses in _numbers(canaries))
+
+
+def refutable_repeatedly(claim: TradeOff, releases: int, level: float) -> bool:
+    """Whether so many independent releases can, if the canary is told apart in each."""
+    return _rates_refute(claim, releases // 2, releases // 2, 0, releases - releases // 2, level)
+
+
+def _numbers(canaries: int) -> list[int]:
+    """Numbers of guesses that are considered."""
+    found: list[int] = np.unique(np.geomspace(min(8, canaries), canaries, 40).round().astype(int)).tolist()
+    return found
 
 
 @dataclass(frozen=True)
@@ -175,7 +192,7 @@ def register(claim: TradeOff, law: ScoreLaw, canaries: int, level: float) -> Reg
             (np.cumsum(ranked[:, ::-1], axis=1).mean(0), np.cumsum(~ranked, axis=1).mean(0))
         )  # each (m,)
     best, chosen = -1, Registered(canaries, canaries - canaries // 2, canaries // 2)
-    for guesses in np.unique(np.geomspace(min(8, canaries), canaries, 40).round().astype(int)).tolist():
+    for guesses in _numbers(canaries):
         for highest in (guesses, guesses - guesses // 2):
             lowest = guesses - highest
 

@@ -110,7 +110,7 @@ def read_audit(run: RunFolder) -> Audited | None:
     parts = []
     for statement, text in _TEXTS.items():
         lines = tuple(
-            Line(g, sentence(g.worst), any(r.key in open_ for r in g.results))
+            Line(g, sentence(g.worst), any(r.key in open_ for r in g.results) or g.worst.given_away)
             for g in groups
             if g.worst.statement == statement
         )
