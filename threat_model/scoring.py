@@ -171,3 +171,13 @@ def guessed(
         value=proportion(int(released.sum()), n), control=own,
         baseline=Estimate(value=blind, low=blind, high=blind, n=n, method="exact"), budget=budget or {},
     )  # fmt: skip
+
+
+def blind_share(public: Tensor, truth: Tensor) -> float:
+    """How often the most frequent public label is right: of these few cases, or of the public ones if that is more.
+
+    Among few cases it may be right by chance in none, and then any success would seem to be a finding.
+    """
+    counts = torch.bincount(public.flatten().long())
+    common = int(counts.argmax())
+    return max(float((truth == common).double().mean()), float(counts[common]) / max(int(counts.sum()), 1))

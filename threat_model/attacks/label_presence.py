@@ -133,7 +133,7 @@ def _result(block: int, view: str, started: float, **values: object) -> Result:
     fixed: dict[str, object] = {
         "attack": ATTACK.name, "adversary": "colluding-coordinator", "view": view, "statement": "property",
         "statistic": "classes that a company holds told from others (AUC)", "unit": "auc", "block": block,
-        "protected": False,  # no plan promises anything of a company as a whole
+        "protected": True,  # a run shows it, though no plan promises anything of a company as a whole
         "seconds": round(time.monotonic() - started, 2),
     }  # fmt: skip
     return Result.model_validate(fixed | values)

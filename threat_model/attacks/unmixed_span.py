@@ -18,7 +18,7 @@ from ..metrics import matched
 from ..prior import GaussianPrior
 from ..releases import Release, clip_of, released
 from ..results import Result
-from ..scoring import Attacked, closeness, guessed
+from ..scoring import Attacked, blind_share, closeness, guessed
 from ..subject import Subject
 from ..unmixing import unmix, unsuited
 from ..winning import wins_at
@@ -88,7 +88,8 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
             yield guessed(
                 attack=ATTACK.name, adversary="colluding-coordinator", view=view, block=block,
                 of=problem.by_name["label"], released=np.concatenate(conditions["released"].labels),
-                control=np.concatenate(conditions["control"].labels), blind=_blind(subject, victims),
+                control=np.concatenate(conditions["control"].labels),
+                blind=blind_share(subject.public.targets, _labels(victims)),
                 budget={"sums": cases, "examples": k},
             )  # fmt: skip
         subject.clock.tell(done / len(sums), f"unmixed span, block {block}")
@@ -126,9 +127,8 @@ def _common(subject: Subject) -> int:
     return int(torch.bincount(subject.public.targets.long()).argmax())
 
 
-def _blind(subject: Subject, victims: list[Examples]) -> float:
-    """The share of victims that have the most frequent public label."""
-    return float((torch.cat([each.targets for each in victims]) == _common(subject)).double().mean())
+def _labels(victims: list[Examples]) -> Tensor:
+    return torch.cat([each.targets for each in victims])
 
 
 def _wins_at(
