@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_preset_and_template_and_nothing_else(wheel: Path) -> None:
     """Would catch a folder missing from the package list, or tests and environments shipped along."""
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    kept = (".py", ".pyi", ".proto", ".toml", ".md", ".j2", ".css", ".typed")
+    kept = (".py", ".pyi", ".proto", ".toml", ".md", ".j2", ".css", ".json", ".typed")
     skipped = {"tests", "build", "runs", "docs"}
     expected = {
         f"fedblocks/{path.relative_to(ROOT).as_posix()}"
