@@ -1,8 +1,8 @@
 """LM-MAP: maximum a posteriori reconstruction by projected Levenberg-Marquardt.
 
-The real fields, noise level and noise draw of every unknown example are estimated jointly under the exact likelihood of
-clipping and Gaussian noise, a Gaussian public prior on the fields, N(0, I) on the noise draw and the training's own
-law of levels. The noise draw is a nuisance that is estimated too: averaging over it, as in expectation over
+The real fields, noise level and noise draw of every unknown example are estimated jointly under the exact likelihood
+of clipping and Gaussian noise, a Gaussian public prior on the fields, N(0, I) on the noise draw and the training's
+own law of levels. The noise draw is a nuisance that is estimated too: averaging over it, as in expectation over
 transformation, would lose information.
 
 Where there is no noise, what is not explained yet stands in for it: each tensor's artificial noise is the relative
@@ -48,7 +48,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a descent begins, which unknowns move in its phases, and a search for better discrete values afterwards."""
+    """Where a descent begins, which unknowns move in its phases, and a search for discrete values afterwards."""
 
     guess: Guess
     phases: tuple[Moves, ...] = ("all",)

@@ -61,11 +61,17 @@ class Starts:
         attempts = self.attack.budget.attempts
         if known.noise is not None:
             whole: tuple[Moves, ...] = ("all",) if known.fields else ("example", "all")
-            yield Start(self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0), whole, self._again)
+            yield Start(
+                self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0),
+                whole,
+                self._again,
+            )
         if self.release.noise and self.library is not None:
             k, vector = self.release.examples, self.release.vector
             for guess in (
-                self.library.best(vector, attempts - 1) if k == 1 else self.library.sums(vector, k, attempts - 1)
+                self.library.best(vector, attempts - 1)
+                if k == 1
+                else self.library.sums(vector, k, attempts - 1)
             ):
                 yield Start(guess, search=self._again)
             return
@@ -88,7 +94,9 @@ class Starts:
             if len(found.log_sigma) == count:
                 levels = found.log_sigma.view(k, draws)
                 zero = torch.zeros(count, dtype=torch.long)
-                noise = unmixing.noise_of(self.problem, found.weights, found.log_sigma, zero).view(k, draws, -1)
+                noise = unmixing.noise_of(self.problem, found.weights, found.log_sigma, zero).view(
+                    k, draws, -1
+                )
         elif isinstance(model, GaussianDenoiser) and "layers.0.modulation.weight" in self.problem.names:
             rows = self.problem.tensors(vector)["layers.0.modulation.weight"]
             found_levels, _ = unmixing.noise_levels(self.problem, rows, count)
@@ -98,7 +106,9 @@ class Starts:
             prior = self.layout.priors[name]
             if k == 1:
                 if linear_span.unsuited(tap, 1, draws) is None:
-                    fields[name] = linear_span.solve(self.problem, tap, self.release, prior, draws).values[None]
+                    fields[name] = linear_span.solve(self.problem, tap, self.release, prior, draws).values[
+                        None
+                    ]
             elif draws == 1 and unmixing.unsuited(self.problem, tap, k) is None:
                 solved = unmixing.unmix(self.problem, tap, self.release, prior, labels=True)
                 if len(solved) == k:
@@ -114,7 +124,7 @@ class Starts:
         return partition.levels(block, share).log().view(self.release.examples, -1)
 
     def _guess(self, known: _Known, fields: Values, levels: Tensor, noise: Tensor | None) -> Guess:
-        """With the prior's mode for fields that are not known, random noise where none is, value 0 of what is discrete.
+        """With the prior's mode for fields that are not known, random noise where none is, 0 for what is discrete.
 
         Noise 0 would be a saddle point: there the draws of one example are exchangeable.
         """
@@ -159,9 +169,7 @@ class Starts:
         found.sort(key=lambda each: each[1])
         return found[min(rank, len(found) - 1)][0]
 
-    def _ranked(
-        self, guess: Guess, cells: list[_Cell], choices: list[range], keep: bool, rank: int
-    ) -> Guess:
+    def _ranked(self, guess: Guess, cells: list[_Cell], choices: list[range], keep: bool, rank: int) -> Guess:
         """The best of all combinations with the most (`rank` 0) or second most plausible label."""
         best: list[tuple[float, Guess]] = []
         for label in range(self._classes("label", ())):
@@ -213,10 +221,10 @@ class Starts:
         sizes, noise = self.attack.sizes, self.attack.noise
         weights = {n: 1 / (noise**2 + (_ARTIFICIAL * size) ** 2) for n, size in sizes.items()}
         if noise:
-            return sum(float((t - own[n]).square().sum()) * weights[n] for n, t in rest.items())
-        along = sum(float((t * own[n]).sum()) * weights[n] for n, t in rest.items())
-        length = sum(float(t.square().sum()) * weights[n] for n, t in own.items())
-        return -along / max(length, 1e-300) ** 0.5
+            return math.fsum(float((t - own[n]).square().sum()) * weights[n] for n, t in rest.items())
+        along = math.fsum(float((t * own[n]).sum()) * weights[n] for n, t in rest.items())
+        length = math.fsum(float(t.square().sum()) * weights[n] for n, t in own.items())
+        return -along / math.sqrt(max(length, 1e-300))
 
     def _again(self, guess: Guess) -> Guess:
         return self._searched(guess, None, 0)
