@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from ...blocks.categorical_denoiser import EmbeddedDenoiser
-from ...blocks.denoiser import GaussianDenoiser
 from ...blocks.examples import Examples
-from ...blocks.noise import LogNormalNoise
 from ...blocks.taps import ContinuousTap
 from .. import linear_span
 from ..clip_model import ClipModel, unmodelled
@@ -29,14 +27,13 @@ from ..results import Result
 from ..scoring import Attacked, blind_share, guessed
 from ..starts import Starts
 from ..subject import Subject
-from ..unknowns import Layout
+from ..unknowns import Layout, unsuited
 from . import Attack
 
 _CASES = {"raw": 8, "release": 16, "sum": 5}
 _SUM = 2  # companies of which one example each is unknown in an opened sum
 _FEW = 4  # public examples of the predicted noise at which the attack wins
-_MOST_UNKNOWNS = 512
-_MOST_UNSTARTED = 128  # the same where no closed form gives a start
+_MOST_UNSTARTED = 128  # unknowns, where no closed form gives a start
 _PLAUSIBLE = 150.0  # candidates left, from which on their mean is a better guess than any mode
 _BUDGET = Budget(attempts=5, iterations=30, short=8, finalists=1, library=600)
 
@@ -86,16 +83,12 @@ class _Mounted:
 def _applies(subject: Subject) -> str | None:
     (block,) = subject.blocks
     problem, training = subject.problem(block), subject.plan.training
-    if not any(f.continuous and not f.nuisance for f in problem.fields):
-        return "an example has no real field: tokens are no matter of continuous search"
-    model = problem.model
-    if not isinstance(model, GaussianDenoiser) or not isinstance(model.partition.law, LogNormalNoise):
-        return "the law of noise levels is not log-normal"
-    if not isinstance(model, EmbeddedDenoiser) and "image" in problem.by_name:
+    draws = training.noise_draws * training.local_steps
+    if (why := unsuited(problem, draws)) is not None:
+        return why
+    if not isinstance(problem.model, EmbeddedDenoiser) and "image" in problem.by_name:
         return "an image that is the target has many draws that explain one release: see noised-target"
-    layout = Layout(problem, subject.public, training.noise_draws * training.local_steps)
-    if layout.size > _MOST_UNKNOWNS:
-        return f"{layout.size:,} unknowns an example; within the time it searches {_MOST_UNKNOWNS} at most"
+    layout = Layout(problem, subject.public, draws)
     if layout.size > _MOST_UNSTARTED and (why := _unstarted(layout)) is not None:
         return f"{layout.size} unknowns with nothing to start from, {_MOST_UNSTARTED} at most: {why}"
     return unmodelled(subject.mechanism(block))

@@ -17,9 +17,8 @@ from ..release_model import ReleaseModel
 from ..releases import clip_of, deviation
 from ..results import Result
 from ..subject import Subject
-from ..unknowns import Layout
+from ..unknowns import Layout, unsuited
 from . import Attack
-from .lm_map import ATTACK as LM_MAP
 
 _EXAMPLES = 6  # of a company
 _VISIBLE = 1.0  # dB
@@ -30,7 +29,8 @@ def _applies(subject: Subject) -> str | None:
         return (
             f"{subject.plan.training.local_steps} local steps: a release is no longer linear near one example"
         )
-    return LM_MAP.applies(subject)
+    (block,) = subject.blocks
+    return unsuited(subject.problem(block), subject.plan.training.noise_draws)
 
 
 def _run(subject: Subject) -> Iterator[Result | Exhibit]:
