@@ -22,6 +22,7 @@ from . import Attack
 
 _EXAMPLES = 6  # of a company
 _VISIBLE = 1.0  # dB
+_SURE = 0.999  # level of the interval by which that is judged, as of what attacks find
 
 
 def _applies(subject: Subject) -> str | None:
@@ -48,7 +49,7 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
         for what in layout.fields:
             gains = np.concatenate([each.gain(noise, what.name).numpy() for each in found])
             yield _result(
-                company, block, "partly found" if gains.mean() > _VISIBLE else "not found",
+                company, block, "partly found" if mean(gains, level=_SURE).low > _VISIBLE else "not found",
                 statistic=f"predicted: closer than without the release ({what.name})", value=mean(gains),
                 worst_decile=float(np.quantile(gains, 0.9)), wins_at=wins_at(found, clip, what.name),
                 budget={"examples": len(found)}, seconds=round(time.monotonic() - started, 2),
