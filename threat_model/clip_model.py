@@ -58,4 +58,6 @@ def unmodelled(mechanism: DPSGD | SecureStep) -> str | None:
         return None
     if mechanism.quantile_clip is not None:
         return f"over {mechanism.steps} local steps the clip moves, by counts that nobody outside sees"
+    if mechanism.noise_bands > 1:
+        return f"over {mechanism.steps} local steps the noise is correlated (noise_bands={mechanism.noise_bands})"
     return None

@@ -28,6 +28,7 @@ EXPLAINED = 1e-3
 """Relative residual that no wrong reconstruction was seen to reach, of one local step."""
 EXPLAINED_BUT_FOR_ORDER = 2e-2
 """The same of several: which noise draw came first shows only in what one step does to the next one's gradient."""
+_SEARCHES = 3  # for discrete values, from one start
 _TRIES = 6  # of a step's damping
 _PATIENCE = 3  # steps without gain
 
@@ -47,10 +48,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a descent begins, and which unknowns move in its phases."""
+    """Where a descent begins, which unknowns move in its phases, and a search for discrete values afterwards."""
 
     guess: Guess
     phases: tuple[Moves, ...] = ("all",)
+    search: Callable[[Guess], Guess] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,11 @@ class Reconstruction:
 class LMMAP:
     """The attack on one release.
 
-    attack = LMMAP(model, release, Budget(), generator)
+    attack = LMMAP(model, release, Budget())
     found = attack.run(starts)                 # model.layout.values(found.guess): the fields (K, *shape)
     """
 
-    def __init__(
-        self, model: ReleaseModel, release: Release, budget: Budget, generator: torch.Generator
-    ) -> None:
+    def __init__(self, model: ReleaseModel, release: Release, budget: Budget) -> None:
         self.model, self.layout, self.budget = model, model.layout, budget
         self.noise = release.noise
         # Noise is far above rounding; without it directions differ by orders of magnitude.
@@ -101,15 +101,9 @@ class LMMAP:
             ValueError: there is no start.
         """
         found: list[Reconstruction] = []
-        iterations = self.budget.short if self.noise else self.budget.iterations
         for attempt, start in enumerate(starts, start=1):
-            guess, residual, objective = start.guess, math.inf, math.inf
-            for moves in start.phases:
-                guess, residual, objective = self._descend(guess, moves, iterations)
-            found.append(Reconstruction(guess, objective, residual, attempt, self.spent))
-            if not self.noise and residual < (
-                EXPLAINED if self.model.steps == 1 else EXPLAINED_BUT_FOR_ORDER
-            ):
+            found.append(self._from(start, attempt))
+            if not self.noise and found[-1].residual < self.explained:
                 return found[-1]
             if attempt >= self.budget.attempts or self.budget.stop():
                 break
@@ -121,6 +115,31 @@ class LMMAP:
                 guess, residual, objective = self._descend(each.guess, "all", self.budget.iterations, first=6)
                 found[i] = Reconstruction(guess, objective, residual, len(found), self.spent)
         return min(found, key=lambda each: each.objective)
+
+    def _from(self, start: Start, attempt: int) -> Reconstruction:
+        """From one start. Discrete values that were wrong at the start may be told apart once the rest is near."""
+        iterations = self.budget.short if self.noise else self.budget.iterations
+        guess, residual, objective = start.guess, math.inf, math.inf
+        for moves in start.phases:
+            guess, residual, objective = self._descend(guess, moves, iterations)
+        best = Reconstruction(guess, objective, residual, attempt, self.spent)
+        for _ in range(_SEARCHES if start.search else 0):
+            if (not self.noise and best.residual < self.explained) or self.budget.stop():
+                break
+            assert start.search is not None
+            other = start.search(best.guess)
+            if all(torch.equal(v, best.guess.discrete[n]) for n, v in other.discrete.items()):
+                break
+            guess, residual, objective = self._descend(other, "all", iterations)
+            if objective >= best.objective:
+                break
+            best = Reconstruction(guess, objective, residual, attempt, self.spent)
+        return best
+
+    @property
+    def explained(self) -> float:
+        """The relative residual below which nothing is left to explain."""
+        return EXPLAINED if self.model.steps == 1 else EXPLAINED_BUT_FOR_ORDER
 
     def misfit(self, found: Modelled) -> dict[str, Tensor]:
         """Observed less modelled, by tensor."""

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..privacy.dp_sgd import DPSGD
+from ..privacy.secure_step import SecureStep
 from .block_problem import BlockProblem
 from .clip_model import ClipModel
 from .factors import FactoredGradient, Gradient, State
@@ -21,6 +23,13 @@ from .rows import DenseRows, Rows, WeightRows, inner
 from .unknowns import Guess, Layout
 
 Moves = Literal["example", "draws", "all"]
+
+
+def step_rate(mechanism: DPSGD | SecureStep) -> float:
+    """By how much of a step's sum the block moves after it."""
+    if isinstance(mechanism, SecureStep):
+        return 0.0
+    return mechanism.learning_rate / mechanism.expected_batch_size
 
 
 @dataclass(frozen=True)

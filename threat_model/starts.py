@@ -5,8 +5,10 @@ A start that nothing is known of but the prior comes last: under noise a span mi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ from .unknowns import Guess
 
 _ARTIFICIAL = 0.3  # noise at which values of a discrete field are compared
 _SWEEPS = 2
+_ALL_AT_ONCE = 128  # combinations of an example's codes that are all tried
+_Cell = tuple[int, str, tuple[int, ...]]
+"""Example, field, place in the field."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,9 @@ class Starts:
         if known.noise is not None:
             whole: tuple[Moves, ...] = ("all",) if known.fields else ("example", "all")
             yield Start(
-                self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0), whole
+                self._searched(self._guess(known, known.fields, known.levels, known.noise), known, 0),
+                whole,
+                self._again,
             )
         if self.release.noise and self.library is not None:
             k, vector = self.release.examples, self.release.vector
@@ -66,14 +73,14 @@ class Starts:
                 if k == 1
                 else self.library.sums(vector, k, attempts - 1)
             ):
-                yield Start(guess)
+                yield Start(guess, search=self._again)
             return
         for attempt in range(1, attempts + 1):
             last = attempt == attempts
             fields = {} if last else known.fields
             levels = self._median() if last and attempts > 1 else known.levels
             guess = self._guess(known, fields, levels, None)
-            yield Start(self._searched(guess, None, int(attempt % 3 == 2)), ("draws", "all"))
+            yield Start(self._searched(guess, None, int(attempt % 3 == 2)), ("draws", "all"), self._again)
 
     def _known(self) -> _Known:
         k, draws = self.release.examples, self.layout.draws
@@ -133,9 +140,10 @@ class Starts:
         return layout.guess(values | {"level": levels, "noise": noise})
 
     def _searched(self, guess: Guess, known: _Known | None, rank: int) -> Guess:
-        """With the most plausible values of the discrete fields, found one by one; `rank` 1: the second of a label.
+        """With the most plausible values of the discrete fields; `rank` 1: those of the second most plausible label.
 
-        `known`: where the noisy embedding is, another label means another noise draw.
+        `known`: where the noisy embedding is, another label means another noise draw. Of one example, every label is
+        tried with the other fields' best values: a wrong one turns the gradient round, so nothing else fits then.
         """
         if known is not None and known.labels is not None:
             for i, label in enumerate(known.labels):
@@ -147,36 +155,79 @@ class Starts:
             for field in self.layout.discrete
             for place in _places(field.shape)
         ]
-        if not cells:
-            return guess
-        observed = self.attack.observed
-        weights = {
-            n: 1 / (self.attack.noise**2 + (_ARTIFICIAL * s) ** 2) for n, s in self.attack.sizes.items()
-        }
+        keep = known is not None
+        if len(guess.flat) > 1 or (0, "label", ()) not in cells:
+            return self._swept(guess, cells, keep)[0] if cells else guess
+        rest = [cell for cell in cells if cell[1] != "label"]
+        choices = [range(self._classes(name, place)) for _, name, place in rest]
+        if math.prod(map(len, choices)) <= _ALL_AT_ONCE:
+            return self._ranked(guess, rest, choices, keep, rank)
+        found = [
+            self._swept(self._put(guess, 0, "label", (), label, keep_z=keep), rest, keep)
+            for label in range(self._classes("label", ()))
+        ]
+        found.sort(key=lambda each: each[1])
+        return found[min(rank, len(found) - 1)][0]
+
+    def _ranked(self, guess: Guess, cells: list[_Cell], choices: list[range], keep: bool, rank: int) -> Guess:
+        """The best of all combinations with the most (`rank` 0) or second most plausible label."""
+        best: list[tuple[float, Guess]] = []
+        for label in range(self._classes("label", ())):
+            options = []
+            for values in product(*choices):
+                option = self._put(guess, 0, "label", (), label, keep_z=keep)
+                for (i, name, place), value in zip(cells, values, strict=True):
+                    option = self._put(option, i, name, place, value, keep_z=keep)
+                options.append(option)
+            batch = Guess(
+                torch.cat([o.flat for o in options]),
+                {n: torch.cat([o.discrete[n] for o in options]) for n in guess.discrete},
+            )
+            costs = [self._cost(self.attack.observed, own) for own in self.attack.model.summands(batch)]
+            first = min(range(len(costs)), key=costs.__getitem__)
+            best.append((costs[first], options[first]))
+        best.sort(key=lambda each: each[0])
+        return best[min(rank, len(best) - 1)][1]
+
+    def _swept(self, guess: Guess, cells: list[_Cell], keep: bool) -> tuple[Guess, float]:
+        """With the best value of each cell in turn, and the cost of the whole."""
         seen = self.attack.model.summands(guess)
-        for sweep in range(_SWEEPS if len(cells) > 1 else 1):
+        cost = self._cost(self._without(seen, 0), seen[0])
+        for _ in range(_SWEEPS if len(cells) > 1 else 1):
             for i, name, place in cells:
                 options = [
-                    self._put(guess, i, name, place, value, keep_z=known is not None)
+                    self._put(guess, i, name, place, value, keep_z=keep)
                     for value in range(self._classes(name, place))
                 ]
                 batch = Guess(
                     torch.stack([o.flat[i] for o in options]),
                     {n: torch.stack([o.discrete[n][i] for o in options]) for n in guess.discrete},
                 )
-                rest = {
-                    n: t - sum((s[n] for j, s in enumerate(seen) if j != i), torch.zeros(()))
-                    for n, t in observed.items()
-                }
-                found = self.attack.model.summands(batch)
-                costs = torch.tensor(
-                    [sum(float((rest[n] - own[n]).square().sum()) * weights[n] for n in own) for own in found]
-                )
-                order = costs.argsort()
-                second = rank and sweep == 0 and len(cells) == 1 and len(order) > 1
-                best = int(order[1 if second else 0])
-                guess, seen[i] = options[best], found[best]
-        return guess
+                found, rest = self.attack.model.summands(batch), self._without(seen, i)
+                costs = [self._cost(rest, own) for own in found]
+                best = min(range(len(costs)), key=costs.__getitem__)
+                guess, seen[i], cost = options[best], found[best], costs[best]
+        return guess, cost
+
+    def _without(self, seen: list[dict[str, Tensor]], i: int) -> dict[str, Tensor]:
+        """The release less what all examples but one are thought to add."""
+        return {
+            n: t - sum((s[n] for j, s in enumerate(seen) if j != i), torch.zeros(()))
+            for n, t in self.attack.observed.items()
+        }
+
+    def _cost(self, rest: dict[str, Tensor], own: dict[str, Tensor]) -> float:
+        """Of one example: the misfit under noise; without, the angle, as the size is far off while the rest is."""
+        sizes, noise = self.attack.sizes, self.attack.noise
+        weights = {n: 1 / (noise**2 + (_ARTIFICIAL * size) ** 2) for n, size in sizes.items()}
+        if noise:
+            return math.fsum(float((t - own[n]).square().sum()) * weights[n] for n, t in rest.items())
+        along = math.fsum(float((t * own[n]).sum()) * weights[n] for n, t in rest.items())
+        length = math.fsum(float(t.square().sum()) * weights[n] for n, t in own.items())
+        return -along / math.sqrt(max(length, 1e-300))
+
+    def _again(self, guess: Guess) -> Guess:
+        return self._searched(guess, None, 0)
 
     def _classes(self, name: str, place: tuple[int, ...]) -> int:
         if name == "codes":

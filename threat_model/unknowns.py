@@ -13,11 +13,29 @@ import torch
 from torch import Tensor
 
 from ..blocks.categorical_denoiser import EmbeddedDenoiser
+from ..blocks.denoiser import GaussianDenoiser
 from ..blocks.examples import Examples
 from ..blocks.noise import LogNormalNoise
 from .block_problem import BlockProblem
 from .prior import GaussianPrior
 from .problem import Values
+
+MOST = 512
+"""Unknowns of an example that a step of the search and its information matrix are made of at most."""
+
+
+def unsuited(problem: BlockProblem, draws: int) -> str | None:
+    """Why an example with so many noise draws has no such layout, none where it has one."""
+    real = [f for f in problem.fields if f.continuous and not f.nuisance]
+    if not real:
+        return "an example has no real field: tokens are no matter of continuous search"
+    model = problem.model
+    if not isinstance(model, GaussianDenoiser) or not isinstance(model.partition.law, LogNormalNoise):
+        return "the law of noise levels is not log-normal"
+    basis = Layout.basis_of(problem)
+    noise = torch.Size(problem.by_name["noise"].shape).numel() if basis is None else len(basis)
+    size = sum(torch.Size(f.shape).numel() for f in real) + draws * (noise + 1)
+    return f"{size:,} unknowns an example; a dense search takes {MOST} at most" if size > MOST else None
 
 
 @dataclass
@@ -48,7 +66,7 @@ class Layout:
         self.example = sum(self.sizes)
         noise = problem.by_name["noise"]
         self.noise_shape = torch.Size(noise.shape)
-        self.basis = self._basis(problem)
+        self.basis = self.basis_of(problem)
         self.draw = (self.noise_shape.numel() if self.basis is None else len(self.basis)) + 1
         self.size = self.example + draws * self.draw
         law = problem.model.partition.law
@@ -61,7 +79,8 @@ class Layout:
         self.mean, self.precision = self._prior()
 
     @staticmethod
-    def _basis(problem: BlockProblem) -> Tensor | None:
+    def basis_of(problem: BlockProblem) -> Tensor | None:
+        """Orthonormal rows (m, N) of the space in which noise matters, none where all of it does."""
         model = problem.model
         if not isinstance(model, EmbeddedDenoiser) or len(model.table) >= model.table.shape[1]:
             return None

@@ -1,4 +1,4 @@
-"""LM-MAP through the run's own mechanism."""
+"""LM-MAP and its prediction through the run's own mechanism."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pytest
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.settings import SimulationSettings
 from fedblocks.settings.load import validated
+from fedblocks.threat_model.attacks import lm_map, posterior_prediction
 from fedblocks.threat_model.attacks.lm_map import ATTACK
 from fedblocks.threat_model.clock import Clock
 from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.subject import Subject
+
+WIDE = {"model": {"hidden_size": 48, "heads": 4}, "pretraining": {"steps": 20}}
 
 
 def subject_of(small: SimulationSettings, folder: Path, **changed: dict[str, object]) -> Subject:
@@ -22,27 +25,39 @@ def subject_of(small: SimulationSettings, folder: Path, **changed: dict[str, obj
     return Subject.of(prepare(validated(SimulationSettings, raw), folder / "run"), block=0)
 
 
+def results(subject: Subject, seconds: float = 300.0) -> list[Result]:
+    return [each for each in ATTACK.run(subject.within(Clock(seconds))) if isinstance(each, Result)]
+
+
 def test_one_and_two_unknown_examples_come_back_without_noise_and_not_with_it(
-    small: SimulationSettings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch a likelihood of another clip or another noise, and an attack that reads the truth."""
-    subject = subject_of(small, tmp_path, model={"hidden_size": 48, "heads": 4}, pretraining={"steps": 20})
+    monkeypatch.setattr(lm_map, "_CASES", {"raw": 3, "release": 3, "sum": 2})
+    subject = subject_of(small, tmp_path, **WIDE)
     assert ATTACK.applies(subject) is None
-    found = [each for each in ATTACK.run(subject.within(Clock(300))) if isinstance(each, Result)]
+    found = results(subject)
     exact = {each.view: each for each in found if "exactly" in each.statistic}
-    assert len(exact) == 2
-    for each in exact.values():
-        assert each.control is not None
-        assert each.control.value >= 0.75
+    labels = {each.view: each for each in found if "labels" in each.statistic}
+    assert len(exact) == len(labels) == 3
+    for view, each in exact.items():
         assert each.value is not None
-        assert each.value.value == 0.0
-        assert each.outcome == "not found"
+        reached = each.control or each.value
+        assert reached.value >= 0.6
+        assert (each.control is None) == (not each.protected)
+        if each.protected:
+            assert each.value.value == 0.0
+            assert each.outcome == "not found"
+        else:
+            assert each.outcome == "found"
+        own = labels[view].control or labels[view].value
+        assert own is not None
+        assert own.value >= 0.6
 
 
 def test_a_clock_that_runs_out_says_nothing(small: SimulationSettings, tmp_path: Path) -> None:
     """Would catch "not found" by an attack that had no time."""
-    subject = subject_of(small, tmp_path, model={"hidden_size": 48, "heads": 4})
-    found = [each for each in ATTACK.run(subject.within(Clock(1e-3))) if isinstance(each, Result)]
+    found = results(subject_of(small, tmp_path, **WIDE), 1e-3)
     assert {each.outcome for each in found} <= {"inconclusive", "found"}
     assert any("the time ran out after 1 of" in each.reason for each in found)
 
@@ -50,12 +65,28 @@ def test_a_clock_that_runs_out_says_nothing(small: SimulationSettings, tmp_path:
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
-        ({"training": {"noise_draws": 2}}, "2 noise draws"),
-        ({"training": {"interface": True}}, "interface"),
-        ({"training": {"local_steps": 2}}, "noise draws"),
+        ({"model": {"image_size": 16, "patch_size": 4}}, "unknowns with nothing to start from"),
+        ({"model": {"image_size": 24, "patch_size": 4}}, "unknowns an example"),
+        ({"training": {"local_steps": 2}, "privacy": {"clip_quantile": 0.5}}, "the clip moves"),
     ],
 )
-def test_what_the_likelihood_does_not_hold_of_is_refused(
+def test_what_cannot_be_searched_is_refused_in_numbers(
     small: SimulationSettings, tmp_path: Path, changed: dict[str, dict[str, object]], why: str
 ) -> None:
+    """Would catch a search that cannot end, reported as one that found nothing."""
     assert why in str(ATTACK.applies(subject_of(small, tmp_path, **changed)))
+
+
+def test_every_company_gets_its_prediction(small: SimulationSettings, tmp_path: Path) -> None:
+    """Would catch a prediction that forgets the plan's noise: without it, every company is predicted to lose all."""
+    subject = subject_of(small, tmp_path, **WIDE)
+    attack = posterior_prediction.ATTACK
+    assert attack.applies(subject) is None
+    found = [each for each in attack.run(subject) if isinstance(each, Result)]
+    assert {each.company for each in found} == set(subject.private)
+    for each in found:
+        assert each.statement == "prediction"
+        assert each.value is not None
+        assert abs(each.value.value) < 3.0
+        assert each.wins_at is not None
+        assert each.wins_at < subject.plan.noise_multiplier

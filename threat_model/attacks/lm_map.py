@@ -1,159 +1,246 @@
-"""The strongest attack on one release: all that is unknown of one or two examples, under its exact likelihood."""
+"""LM-MAP: all unknowns of a release at once, by maximum a posteriori; the strongest attack on real fields."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...blocks.categorical_denoiser import EmbeddedDenoiser
-from ...blocks.denoiser import GaussianDenoiser
-from ...blocks.noise import LogNormalNoise
-from ...privacy.dp_sgd import DPSGD
-from ..clip_model import ClipModel
+from ...blocks.examples import Examples
+from ...blocks.taps import ContinuousTap
+from .. import linear_span
+from ..clip_model import ClipModel, unmodelled
 from ..exhibits import Exhibit
 from ..library import Library
-from ..lm_map import LMMAP, Budget
+from ..lm_map import LMMAP, Budget, Reconstruction
 from ..metrics import matched
 from ..prediction import information, wins_at
-from ..release_model import ReleaseModel
-from ..releases import Release, clip_of, released
+from ..release_model import ReleaseModel, step_rate
+from ..releases import Release, clip_of, raw_gradient, released
 from ..results import Result
-from ..scoring import Attacked
+from ..scoring import Attacked, blind_share, guessed
 from ..starts import Starts
 from ..subject import Subject
-from ..unknowns import Layout
+from ..unknowns import Layout, unsuited
 from . import Attack
 
-_SUMS = {1: 4, 2: 2}  # unknown examples of a sum -> sums
-_WIDEST = 1024  # values of a field: its prior and derivative are dense
+_CASES = {"raw": 8, "release": 16, "sum": 5}
+_SUM = 2  # companies of which one example each is unknown in an opened sum
+_FEW = 4  # public examples of the predicted noise at which the attack wins
+_MOST_UNSTARTED = 128  # unknowns, where no closed form gives a start
+_PLAUSIBLE = 150.0  # candidates left, from which on their mean is a better guess than any mode
+_BUDGET = Budget(attempts=5, iterations=30, short=8, finalists=1, library=600)
 
 
-@dataclass(frozen=True)
-class _Attacker:
-    """What is known of the model, of public data and of the mechanism."""
+@dataclass
+class _Mounted:
+    """The attack on one block: what every case of it shares."""
 
     subject: Subject
     block: int
+    layout: Layout
     model: ReleaseModel
-    budget: Budget
-    library: Library
+    library: Library | None
 
     @classmethod
-    def of(cls, subject: Subject, block: int) -> _Attacker:
-        mechanism, training = subject.mechanism(block), subject.plan.training
-        layout = Layout(subject.problem(block), subject.public, training.noise_draws * training.local_steps)
-        rate = (
-            mechanism.learning_rate / mechanism.expected_batch_size if isinstance(mechanism, DPSGD) else 0.0
+    def on(cls, subject: Subject, block: int) -> _Mounted:
+        training, mechanism = subject.plan.training, subject.mechanism(block)
+        problem = subject.problem(block)
+        layout = Layout(problem, subject.public, training.noise_draws * training.local_steps)
+        model = ReleaseModel(
+            layout, ClipModel.of(mechanism), steps=training.local_steps, rate=step_rate(mechanism)
         )
-        model = ReleaseModel(layout, ClipModel.of(mechanism), steps=training.local_steps, rate=rate)
-        budget = Budget(
-            attempts=4, iterations=25, short=6, finalists=1, library=256, stop=lambda: subject.clock.over
-        )
-        library = Library(model, subject.public, budget.library, subject.generator("library", block))
-        return cls(subject, block, model, budget, library)
+        generator = subject.generator("lm-map library", block)
+        return cls(subject, block, layout, model, Library(model, subject.public, _BUDGET.library, generator))
 
-    def attack(self, release: Release, *names: object) -> tuple[dict[str, Tensor], float]:
-        """The unknown examples by field, and the residual."""
+    def attack(self, release: Release, *names: object) -> Reconstruction:
+        """What the attack finds of one release, which is all it sees."""
         generator = self.subject.generator("lm-map", self.block, *names)
-        search = LMMAP(self.model, release, self.budget, generator)
-        found = search.run(Starts(search, release, generator, self.library if release.noise else None))
-        return self.model.layout.values(found.guess), found.residual
+        budget = Budget(
+            attempts=_BUDGET.attempts, iterations=_BUDGET.iterations, short=_BUDGET.short,
+            finalists=_BUDGET.finalists, stop=lambda: self.subject.clock.over,
+        )  # fmt: skip
+        if release.noise and self.library is not None:
+            mean, plausible = self.library.average(release.vector, release.noise, release.examples)
+            if plausible >= _PLAUSIBLE:
+                return Reconstruction(mean, 0.0, 1.0, 0, 0)
+        attack = LMMAP(self.model, release, budget)
+        return attack.run(Starts(attack, release, generator, self.library))
+
+    def raw(self) -> _Mounted:
+        """The same for a gradient that is seen before clipping, from one step."""
+        layout = Layout(self.layout.problem, self.subject.public, self.layout.problem.draws)
+        model = ReleaseModel(layout, ClipModel(kind="unit"), steps=1, rate=0.0)
+        return _Mounted(self.subject, self.block, layout, model, None)
 
 
 def _applies(subject: Subject) -> str | None:
     (block,) = subject.blocks
-    problem = subject.problem(block)
-    if not isinstance(problem.model, GaussianDenoiser) or "tokens" in problem.by_name:
-        return "tokens are no real values: see token-span"
-    if not isinstance(problem.model.partition.law, LogNormalNoise):
-        return "the law of noise levels is not log-normal"
-    if not isinstance(problem.model, EmbeddedDenoiser):
-        return "a target of real values has many draws that explain one release: see noised-target"
-    widest = max(torch.Size(f.shape).numel() for f in problem.fields if f.continuous and not f.nuisance)
-    if widest > _WIDEST:
-        return f"a field of {widest:,} values, and its derivative is made whole: at most {_WIDEST:,}"
-    draws = subject.plan.training.noise_draws * subject.plan.training.local_steps
-    if draws > 1:
-        return f"{draws} noise draws of an example: starts under noise are made for one"
-    if subject.plan.training.interface:
-        return "the likelihood is that of blocks whose embeddings stay as they are (interface)"
-    mechanism = subject.mechanism(block)
-    if isinstance(mechanism, DPSGD) and (mechanism.noise_bands > 1 or mechanism.quantile_clip is not None):
-        return "the likelihood is that of white noise and of a clip that stays"
-    return None
+    problem, training = subject.problem(block), subject.plan.training
+    draws = training.noise_draws * training.local_steps
+    if (why := unsuited(problem, draws)) is not None:
+        return why
+    if not isinstance(problem.model, EmbeddedDenoiser) and "image" in problem.by_name:
+        return "an image that is the target has many draws that explain one release: see noised-target"
+    layout = Layout(problem, subject.public, draws)
+    if layout.size > _MOST_UNSTARTED and (why := _unstarted(layout)) is not None:
+        return f"{layout.size} unknowns with nothing to start from, {_MOST_UNSTARTED} at most: {why}"
+    return unmodelled(subject.mechanism(block))
+
+
+def _unstarted(layout: Layout) -> str | None:
+    """Why no closed form gives the fields or the noise draws a start, none where one does."""
+    taps = [tap for tap in layout.problem.taps if isinstance(tap, ContinuousTap)]
+    if not taps:
+        return "no first layer reads a real field by a linear map of its own"
+    if layout.draws > 1 and layout.basis is None:
+        return f"{layout.draws} noise draws of {layout.draw - 1} values each"
+    return linear_span.unsuited(taps[0], 1, layout.draws)
 
 
 def _run(subject: Subject) -> Iterator[Result | Exhibit]:
     (block,) = subject.blocks
-    attacker = _Attacker.of(subject, block)
-    for done, (k, cases) in enumerate(_SUMS.items(), start=1):
-        yield from _attacked(attacker, k, cases)
-        subject.clock.tell(done / len(_SUMS), f"LM-MAP, block {block}")
+    mounted = _Mounted.on(subject, block)
+    winning = _predicted(mounted)
+    cohort = len(subject.cohort(block))
+    tell = subject.clock.tell
+    yield from _view(
+        mounted.raw(), "insider", "one example's raw gradient", 1, _CASES["raw"], {}, protected=False,
+        make=lambda examples, i, noisy: raw_gradient(subject, block, examples, "lm-map raw", i),
+    )  # fmt: skip
+    tell(0.25, f"LM-MAP, block {block}")
+    yield from _view(
+        mounted, "colluding-coordinator", "one company's release, all other examples known", 1, _CASES["release"],
+        winning, protected=True,
+        make=lambda examples, i, noisy: released(subject, block, examples, "lm-map", i, noisy=noisy),
+    )  # fmt: skip
+    tell(0.65, f"LM-MAP, block {block}")
+    if cohort >= _SUM and mounted.layout.draws == 1:
+        yield from _view(
+            mounted, "coordinator", f"the opened sum, one example of each of {_SUM} companies unknown", _SUM,
+            _CASES["sum"], {}, protected=True,
+            make=lambda examples, i, noisy: released(
+                subject, block, examples, "lm-map sum", i, noisy=noisy, companies=cohort
+            ),
+        )  # fmt: skip
+    tell(1.0, f"LM-MAP, block {block}")
 
 
-def _attacked(attacker: _Attacker, k: int, cases: int) -> Iterator[Result | Exhibit]:
-    subject, block = attacker.subject, attacker.block
-    problem, started = subject.problem(block), time.monotonic()
-    fields = attacker.model.layout.fields
+def _view(
+    mounted: _Mounted,
+    adversary: str,
+    view: str,
+    k: int,
+    cases: int,
+    winning: dict[str, float | None],
+    *,
+    protected: bool,
+    make: Callable[[Examples, int, bool], Release],
+) -> Iterator[Result | Exhibit]:
+    """All results of one view; the clock ends it early, and what is missing is said."""
+    subject, block, layout = mounted.subject, mounted.block, mounted.layout
+    started = time.monotonic()
+    pool = subject.victims(cases * k, "lm-map", block, view)
+    cases = min(cases, len(pool) // k)
+    originals: list[dict[str, Tensor]] = []
     found: dict[str, list[dict[str, Tensor]]] = {"control": [], "released": []}
-    truths: list[dict[str, Tensor]] = []
-    cut_short = ""
+    iterations = 0
     for case in range(cases):
-        victims = subject.victims(k, "lm-map", block, k, case)
-        truth = problem.values_of(victims)
-        for name, into in found.items():
-            release = released(subject, block, victims, "lm-map", k, case, noisy=name == "released")
-            values, _ = attacker.attack(release, k, case, name)
-            order = torch.from_numpy(matched(values[fields[0].name].numpy(), truth[fields[0].name].numpy()))
-            into.append({field: value[order] for field, value in values.items()})
-        truths.append(truth)
-        if subject.clock.over:
-            cut_short = f"the time ran out after {case + 1} of {cases} sums"
+        if case and subject.clock.over:
             break
-        subject.clock.tell((case + 1) / cases / 2, f"LM-MAP, block {block}, {k} unknown")
-    view = f"one company's release, {k} of its examples unknown"
-    clusters = np.repeat(np.arange(len(truths)), k)
-    for field in fields:
-        prior = attacker.model.layout.priors[field.name]
-        originals = torch.cat([truth[field.name] for truth in truths])
+        examples = pool[torch.arange(case * k, (case + 1) * k)]
+        truth = layout.problem.values_of(examples)
+        originals.append(truth)
+        for name, parts in found.items():
+            if name == "control" and not protected:
+                continue
+            release = make(examples, case, name == "released")
+            result = mounted.attack(release, view, name, case)
+            iterations += result.iterations
+            parts.append(_in_order(layout, result, truth))
+    cut = f"the time ran out after {len(originals)} of {cases} cases" if subject.clock.over else ""
+    both: dict[str, Any] = {
+        "attack": ATTACK.name, "adversary": adversary, "view": view, "block": block, "protected": protected,
+        "cut_short": cut, "seconds": time.monotonic() - started,
+        "budget": {
+            "cases": len(originals), "unknowns": k * layout.size, "attempts": _BUDGET.attempts,
+            "iterations": iterations, "candidates": _BUDGET.library if mounted.library else 0,
+        },
+    }  # fmt: skip
+    for what in layout.fields:
+        prior = layout.priors[what.name].mode
+        truth_of = torch.cat([each[what.name] for each in originals])
         attacked = Attacked(
-            attack=ATTACK.name, adversary="colluding-coordinator", view=view, block=block, of=field,
-            originals=originals, released=torch.cat([each[field.name] for each in found["released"]]),
-            control=torch.cat([each[field.name] for each in found["control"]]),
-            prior=prior.mode.expand_as(originals), clusters=clusters, cut_short=cut_short,
-            wins_at=_wins_at(attacker, truths, field.name) if k == 1 else None,
-            budget={"sums": len(truths), "starts": attacker.budget.attempts, "steps": attacker.budget.iterations},
-            seconds=time.monotonic() - started,
+            of=what, originals=truth_of, released=torch.cat([p[what.name] for p in found["released"]]),
+            control=torch.cat([p[what.name] for p in found["control"]]) if protected else None,
+            prior=prior.expand_as(truth_of), clusters=np.repeat(np.arange(len(originals)), k),
+            wins_at=winning.get(what.name), **both,
         )  # fmt: skip
         yield from attacked.results()
-        if field.what in ("image", "series"):
+        if what.what in ("image", "series") and protected:
             yield attacked.exhibit()
+    public = layout.problem.values_of(subject.public)
+    for what in layout.discrete:
+        right = {
+            name: torch.cat(
+                [(p[what.name] == t[what.name]).reshape(-1) for p, t in zip(parts, originals, strict=False)]
+            ).numpy()
+            for name, parts in found.items()
+            if parts
+        }
+        blind = _blind(public[what.name], torch.cat([t[what.name] for t in originals]))
+        yield guessed(
+            of=what, released=right["released"], control=right.get("control"), blind=blind, **both
+        )  # fmt: skip
 
 
-def _wins_at(attacker: _Attacker, truths: list[dict[str, Tensor]], field: str) -> float | None:
-    """By the local prediction, which needs no search."""
-    model, subject = attacker.model, attacker.subject
-    generator = subject.generator("prediction", attacker.block)
-    known = []
-    for truth in truths:
-        drawn = model.problem.sample(truth, generator)
-        known.append(information(model, model.layout.guess(drawn)))
-    return wins_at(known, clip_of(subject.mechanism(attacker.block)), field)
+def _in_order(layout: Layout, found: Reconstruction, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The guesses beside the originals that they are of: a sum has no order."""
+    values = layout.values(found.guess)
+    first = layout.fields[0].name
+    flat = [v[first].reshape(len(v[first]), -1).numpy() for v in (values, truth)]
+    order = torch.from_numpy(matched(flat[0], flat[1]))
+    return {name: value[order] for name, value in (values | found.guess.discrete).items()}
+
+
+def _blind(public: Tensor, truth: Tensor) -> float:
+    """The share that the most frequent public value gets right, column by column."""
+    columns = zip(public.reshape(len(public), -1).T, truth.reshape(len(truth), -1).T, strict=True)
+    return float(np.mean([blind_share(known, own) for known, own in columns]))
+
+
+def _predicted(mounted: _Mounted) -> dict[str, float | None]:
+    """The noise multiplier from which on the attack is expected to lose, of each field; from public examples."""
+    layout, subject = mounted.layout, mounted.subject
+    if mounted.model.steps > 1:
+        return {}
+    generator = subject.generator("lm-map predicted", mounted.block)
+    order = torch.randperm(len(subject.public), generator=generator)[:_FEW]
+    found = [
+        information(
+            mounted.model,
+            layout.guess(layout.problem.sample(layout.problem.values_of(subject.public[i[None]]), generator)),
+        )
+        for i in order
+    ]
+    clip = clip_of(subject.mechanism(mounted.block))
+    return {what.name: wins_at(found, clip, what.name) for what in layout.fields}
 
 
 ATTACK = Attack(
     name="lm-map",
-    title="Levenberg-Marquardt on fields, labels, noise levels and draws at once, under the exact likelihood",
+    title="Looks for example and noise draws together: maximum a posteriori under the exact clipping and noise",
     statement="reconstruction",
-    adversaries=("colluding-coordinator",),
-    sees="one release of one block, of which all examples but one or two are known",
-    needs="the model, and public examples for a prior",
-    cost="up to some seconds a case",
+    adversaries=("insider", "colluding-coordinator", "coordinator"),
+    sees="one release of one block: of one unknown example, or of one at each of two companies",
+    needs="the model; an example with real fields",
+    cost="seconds a case",
     applies=_applies,
     run=_run,
     weight=3.0,
