@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,14 +30,13 @@ def certificate(
     as_json: AsJson = False,
 ) -> None:
     """Make a private key and a certificate. The key stays; the certificate goes to the other side."""
-    from ..client.policy import COMPANY_NAME
-    from ..protocol.transport.certificates import COORDINATOR, OwnCertificate
+    from ..protocol.names import COORDINATOR, check_company_name
+    from ..protocol.transport.certificates import OwnCertificate
 
     if (company is None) != coordinator:
         raise InputError("--company", company, "give either a company's name or --coordinator")
-    if company is not None and not re.fullmatch(COMPANY_NAME, company):
-        rule = "expected a policy's name: 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', a letter or digit first"
-        raise InputError("--company", company, rule)
+    if company is not None:
+        check_company_name("--company", company)
     OwnCertificate.create(COORDINATOR if company is None else company).save(folder)
     made = folder / "own.pem"
     print(json.dumps({"certificate": str(made)}) if as_json else made)

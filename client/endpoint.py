@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ProtocolError
+from ..protocol.transport.address import Address
 from ..protocol.transport.certificates import OwnCertificate, certificate_of, read
 from ..settings import parsed_toml, read_text, validated
 
@@ -29,7 +30,7 @@ class EndpointSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    address: str = Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    address: Address
     largest_message_mb: int = Field(1024, ge=1, le=16384)
     patience: float = Field(
         120.0, gt=0, le=86400, description="seconds without a coordinator after which the agent stops"

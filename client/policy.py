@@ -14,13 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..blocks.size import parameters_of
 from ..errors import PrivacyError
+from ..protocol.names import COMPANY_NAME
 from ..settings import DataKind, Plan, parsed_toml, read_text, validated
 
 LARGEST_MODEL = 100_000_000
-
-
-# A name stands in file names, certificates and logs.
-COMPANY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Policy(BaseModel):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...protocol.transport.address import Address
 from ...protocol.transport.certificates import OwnCertificate
 from ...protocol.transport.pinned import PinnedCertificates
 from ...settings import parsed_toml, read_text, validated
@@ -23,7 +24,7 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    listen: str = Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    listen: Address
     largest_message_mb: int = Field(1024, ge=1, le=16384)
     gather: float = Field(60.0, gt=0, le=3600, description="seconds in which all companies must connect")
 
