@@ -25,6 +25,7 @@ from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
 from ..settings import Transport
+from . import kits  # noqa: F401  # adds its commands to those of company and coordinator
 from .audit import audit
 from .bench import bench
 from .company import company
@@ -33,6 +34,7 @@ from .data import data
 from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
+from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
 from .transport import transport
@@ -56,6 +58,7 @@ app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
 app.command("identity")(identity)
+app.command("provision")(provision)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
 )

@@ -21,8 +21,8 @@ WARN_DAYS = 30
 
 _ASK = "ask the provisioner for a new roster, and install it: fedblocks {side} install roster.toml {folder}"
 _RENEW = (
-    "make a new one with `fedblocks {side} request {folder} --rotate` and send the request to the provisioner; without "
-    "one, with `fedblocks transport certificate`, and hand it to the other side"
+    "make a new one with `fedblocks {side} request {folder} --rotate` and send the request to the provisioner; "
+    "without one, with `fedblocks transport certificate`, and hand it to the other side"
 )
 
 
@@ -88,10 +88,14 @@ def refuse_ended(notices: Iterable[Notice]) -> None:
     """InputError for the first that is not valid now."""
     for notice in notices:
         if not notice.valid:
-            raise InputError("certificate" if notice.path.endswith(".pem") else "roster", notice.path, notice.rule)
+            raise InputError(
+                "certificate" if notice.path.endswith(".pem") else "roster", notice.path, notice.rule
+            )
 
 
-def of_certificate(certificate: x509.Certificate, owner: str, path: str, mend: str, now: datetime) -> Notice | None:
+def of_certificate(
+    certificate: x509.Certificate, owner: str, path: str, mend: str, now: datetime
+) -> Notice | None:
     """None for a certificate that is valid, and for longer than WARN_DAYS."""
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return _notice(Notice(f"the certificate of {owner}", path, begins, ends, now, mend))
@@ -102,7 +106,9 @@ def _certificate(path: Path, owner: str | None, mend: str, now: datetime) -> Not
 
     certificate = certificate_of(read(path), str(path))
     name = owner or name_in(certificate)
-    return of_certificate(certificate, "the coordinator" if name == COORDINATOR else name, str(path), mend, now)
+    return of_certificate(
+        certificate, "the coordinator" if name == COORDINATOR else name, str(path), mend, now
+    )
 
 
 def _roster(folder: Path, mend: str, now: datetime) -> Notice | None:
@@ -112,7 +118,9 @@ def _roster(folder: Path, mend: str, now: datetime) -> Notice | None:
         return None
     content = signed.content
     return _notice(
-        Notice(f"version {content.version} of the roster", str(path), content.issued, content.expires, now, mend)
+        Notice(
+            f"version {content.version} of the roster", str(path), content.issued, content.expires, now, mend
+        )
     )
 
 

@@ -31,7 +31,9 @@ def given(field: str, text: str) -> str:
     """A fingerprint as somebody typed it, in its usual form; InputError if it is none."""
     digits = re.sub(r"[\s:.-]", "", text).lower()
     if not re.fullmatch(f"[0-9a-f]{{{_DIGITS}}}", digits):
-        raise InputError(field, text, f"expected a fingerprint: {_DIGITS} hexadecimal digits, in groups of {_GROUP}")
+        raise InputError(
+            field, text, f"expected a fingerprint: {_DIGITS} hexadecimal digits, in groups of {_GROUP}"
+        )
     return " ".join(digits[i : i + _GROUP] for i in range(0, _DIGITS, _GROUP))
 
 

@@ -4,8 +4,8 @@
     roster.toml     [companies], a line a company: name = "64 hexadecimal digits", the Ed25519 public key; or the
                     provisioner's signed roster (`roster`), which has more tables and an expiry
 
-Both are the company's own: it writes the roster by hand, with public keys exchanged out of band, or installs one whose
-signature it has checked. No message ever changes either file.
+Both are the company's own: it writes the roster by hand, with public keys exchanged out of band, or installs one
+whose signature it has checked. No message ever changes either file.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ _RESERVED = {COORDINATOR, "coordinator", "provisioner"}
 def check_company_name(field: str, name: str) -> None:
     """InputError unless a company may have this name."""
     if not re.fullmatch(COMPANY_NAME, name):
-        rule = "expected a company's name: 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', a letter or digit first"
+        rule = (
+            "expected a company's name: 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', a letter or digit first"
+        )
         raise InputError(field, name, rule)
     if name.lower() in _RESERVED:
         raise InputError(field, name, "this name is the coordinator's; choose another for the company")

@@ -22,7 +22,7 @@ their keys. As a file it is signed text (`signed_text`) in TOML, and also the `r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -83,7 +83,7 @@ class SignedRoster:
 
     content: RosterContent
     signer: bytes
-    file: bytes
+    file: bytes = field(repr=False)
 
     @classmethod
     def sign(cls, content: RosterContent, provisioner: Identity) -> SignedRoster:
@@ -121,13 +121,21 @@ class SignedRoster:
     def coordinator(self) -> x509.Certificate:
         return certificate_of(self.content.coordinator.certificate.encode(), COORDINATOR)
 
-    def has_keys(self, name: str, identity: bytes, certificate: x509.Certificate) -> bool:
-        """Whether this company (or COORDINATOR) has this public key and certificate here; in constant time."""
-        content = self.content
-        key = content.coordinator.identity if name == COORDINATOR else content.companies.get(name, "00" * 32)
-        pinned = self.coordinator if name == COORDINATOR else self.certificates.get(name)
-        matches = same(bytes.fromhex(key), identity)
-        return pinned is not None and same(fingerprint(pinned), fingerprint(certificate)) and matches
+    def other_keys(
+        self, name: str, identity: bytes, certificate: x509.Certificate, node: str | None
+    ) -> list[str]:
+        """Which keys of a company (or of COORDINATOR) are others here than these; compared in constant time."""
+        content, found = self.content, []
+        is_coordinator = name == COORDINATOR
+        key = content.coordinator.identity if is_coordinator else content.companies[name]
+        pinned = self.coordinator if is_coordinator else self.certificates[name]
+        if not same(bytes.fromhex(key), identity):
+            found.append("identity")
+        if not same(fingerprint(pinned), fingerprint(certificate)):
+            found.append("certificate")
+        if not is_coordinator and not same(content.node_keys.get(name, "").encode(), (node or "").encode()):
+            found.append("node key")
+        return found
 
     def _check(self, where: str) -> None:
         content = self.content
@@ -146,11 +154,17 @@ class SignedRoster:
             raise InputError(KIND, where, str(error)) from None
         PinnedCertificates({name: pem.encode() for name, pem in content.certificates.items()})
         if name_in(self.coordinator) != COORDINATOR:
-            raise InputError(KIND, where, f"the coordinator's certificate is made out to {name_in(self.coordinator)!r}")
+            raise InputError(
+                KIND, where, f"the coordinator's certificate is made out to {name_in(self.coordinator)!r}"
+            )
 
 
 def difference(
-    own: Mapping[str, bytes], other: Mapping[str, bytes], *, of_own: str = "this one", of_other: str = "the other"
+    own: Mapping[str, bytes],
+    other: Mapping[str, bytes],
+    *,
+    of_own: str = "this one",
+    of_other: str = "the other",
 ) -> str:
     """In which companies two rosters differ, in words; empty if they do not."""
     said = [

@@ -23,7 +23,9 @@ LARGEST = 4 << 20
 
 _DOMAIN = b"fedblocks signed text\0"
 _HEADER = "# fedblocks {kind}, signed with Ed25519: {public} {signature}\n"
-_FIRST_LINE = re.compile(rb"# fedblocks ([a-z ]{1,32}), signed with Ed25519: ([0-9a-f]{64}) ([0-9a-f]{128})\n")
+_FIRST_LINE = re.compile(
+    rb"# fedblocks ([a-z ]{1,32}), signed with Ed25519: ([0-9a-f]{64}) ([0-9a-f]{128})\n"
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,16 @@ def opened(kind: str, content: bytes, where: str) -> SignedText:
         raise InputError(kind, where, f"not a signed {kind}; ask for the file again")
     if first[1] != kind.encode():
         raise InputError(kind, where, f"is a {first[1].decode()}, expected a {kind}")
-    signer, signature, body = bytes.fromhex(first[2].decode()), bytes.fromhex(first[3].decode()), content[first.end() :]
+    signer, signature, body = (
+        bytes.fromhex(first[2].decode()),
+        bytes.fromhex(first[3].decode()),
+        content[first.end() :],
+    )
     try:
         Ed25519PublicKey.from_public_bytes(signer).verify(signature, _statement(kind, body))
         return SignedText(kind, body.decode(), signer, content)
     except (InvalidSignature, ValueError):
-        rule = "altered after it was signed, or damaged on its way; ask for the file again, and do not mend it by hand"
+        rule = "altered after it was signed, or damaged on its way; ask for the file again, never mend it by hand"
         raise InputError(kind, where, rule) from None
 
 

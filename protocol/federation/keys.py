@@ -1,11 +1,11 @@
 """The keys of one party, company or coordinator: made on its own machine, never overwritten.
 
-    identity.key               Ed25519, signs (`protocol.identity`)
-    transport/own.key          P-256, with its certificate own.pem, for the data plane; the coordinator's also for a
-                               SuperLink (a coordinator's folder has no `transport/`)
-    transport/node.key         P-384 in OpenSSH's format, for Flower's node authentication; a company's alone
-    next/                      the same files, made for a rotation and not in use before a roster has them
-    former/                    what was replaced, with the beginning of its SHA-256 in its name
+identity.key               Ed25519, signs (`protocol.identity`)
+transport/own.key          P-256, with its certificate own.pem, for the data plane; the coordinator's also for a
+                           SuperLink (a coordinator's folder has no `transport/`)
+transport/node.key         P-384 in OpenSSH's format, for Flower's node authentication; a company's alone
+next/                      the same files, made for a rotation and not in use before a roster has them
+former/                    what was replaced, with the beginning of its SHA-256 in its name
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def place(role: Role, name: str) -> str:
 
 def key_files(role: Role) -> tuple[str, ...]:
     """All files of a party's keys, relative to its folder."""
-    names = (KEY_FILE, CERTIFICATE_FILE) if role == "coordinator" else (KEY_FILE, CERTIFICATE_FILE, NODE_KEY_FILE)
+    names = (
+        (KEY_FILE, CERTIFICATE_FILE) if role == "coordinator" else (KEY_FILE, CERTIFICATE_FILE, NODE_KEY_FILE)
+    )
     return (IDENTITY_FILE, *(place(role, name) for name in names))
 
 
@@ -63,7 +65,13 @@ class Keys:
 
     @classmethod
     def create(
-        cls, role: Role, name: str, *, days: int = DAYS, hosts: Sequence[str] = (), identity: Identity | None = None
+        cls,
+        role: Role,
+        name: str,
+        *,
+        days: int = DAYS,
+        hosts: Sequence[str] = (),
+        identity: Identity | None = None,
     ) -> Keys:
         """Fresh keys, with the given identity if there is one already."""
         node = new_node_key() if role == "company" else None
@@ -85,7 +93,9 @@ class Keys:
         except (ValueError, ProtocolError, UnsupportedAlgorithm):
             raise InputError("keys", where, "a key is not of its form; restore it from a copy") from None
         if not fits:
-            raise InputError("keys", where, f"{KEY_FILE} is not the key of {CERTIFICATE_FILE}; restore both together")
+            raise InputError(
+                "keys", where, f"{KEY_FILE} is not the key of {CERTIFICATE_FILE}; restore both together"
+            )
         return found
 
     @classmethod
@@ -163,7 +173,7 @@ def own_keys(
 
 
 def put(folder: Path, name: str, content: bytes) -> bool:
-    """Make the file `name` in a party's folder hold `content`, keeping what it held; whether that changed anything."""
+    """Write the file `name` in a party's folder, keeping what it held; False if it holds `content` already."""
     path = folder / name
     if path.is_file() and path.read_bytes() == content:
         return False

@@ -101,19 +101,27 @@ def unpacked(path: Path) -> Kit:
         signed = signed_text.opened(KIND, files.pop(MANIFEST), str(path))
         roster = SignedRoster.parse(files[ROSTER_FILE], str(path))
     except KeyError as error:
-        raise InputError(KIND, str(path), f"{error.args[0]} is missing in it; ask for the kit again") from None
+        raise InputError(
+            KIND, str(path), f"{error.args[0]} is missing in it; ask for the kit again"
+        ) from None
     manifest = validated(Manifest, parsed_toml(KIND, path, signed.text))
     if not same(signed.signer, roster.signer):
-        raise InputError(KIND, str(path), "its manifest and its roster are signed with two keys; ask for it again")
+        raise InputError(
+            KIND, str(path), "its manifest and its roster are signed with two keys; ask for it again"
+        )
     if manifest.files.keys() != files.keys():
         raise InputError(KIND, str(path), "holds other files than its manifest says; ask for the kit again")
     for name, found in files.items():
         if not same(hashlib.sha256(found).hexdigest().encode(), manifest.files[name].encode()):
             raise InputError(KIND, str(path), f"{name} in it was altered; ask for the kit again")
     if manifest.federation != roster.content.federation:
-        raise InputError(KIND, str(path), "its manifest and its roster are of two federations; ask for it again")
+        raise InputError(
+            KIND, str(path), "its manifest and its roster are of two federations; ask for it again"
+        )
     if (manifest.role == "coordinator") != (manifest.name == COORDINATOR):
-        raise InputError(KIND, str(path), f"a kit of {manifest.name!r} for a {manifest.role}; ask for it again")
+        raise InputError(
+            KIND, str(path), f"a kit of {manifest.name!r} for a {manifest.role}; ask for it again"
+        )
     del files[ROSTER_FILE]
     if files and files.keys() != set(key_files(manifest.role)):
         raise InputError(KIND, str(path), "holds some of a party's keys, not all; ask for the kit again")
@@ -127,7 +135,9 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise InputError(KIND, str(path), f"cannot be read ({type(error).__name__})") from None
     if len(content) > LARGEST_KIT:
-        raise InputError(KIND, str(path), f"larger than {LARGEST_KIT >> 20} MB, which no kit is; ask for it again")
+        raise InputError(
+            KIND, str(path), f"larger than {LARGEST_KIT >> 20} MB, which no kit is; ask for it again"
+        )
     return content
 
 
@@ -140,7 +150,9 @@ def _entries(content: bytes, where: str) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = archive.infolist()
             if len(entries) > _MOST_FILES:
-                raise InputError(KIND, where, f"holds {len(entries)} files, which no kit does; do not open it")
+                raise InputError(
+                    KIND, where, f"holds {len(entries)} files, which no kit does; do not open it"
+                )
             for entry in entries:
                 name = entry.orig_filename
                 if name not in limits or name in found:
@@ -148,7 +160,9 @@ def _entries(content: bytes, where: str) -> dict[str, bytes]:
                 # A kit stores its files: nothing in it can unpack to more than its own size.
                 kind = entry.external_attr >> 28
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or kind not in (0, 8):
-                    raise InputError(KIND, where, f"{name} in it is compressed, encrypted or a link; do not open it")
+                    raise InputError(
+                        KIND, where, f"{name} in it is compressed, encrypted or a link; do not open it"
+                    )
                 if entry.file_size > limits[name]:
                     raise InputError(KIND, where, f"{name} in it is larger than it may be; do not open it")
                 with archive.open(entry) as file:

@@ -29,7 +29,7 @@ from ...errors import InputError
 from ...privacy.secure_aggregation import Identity
 from ...privacy.secure_aggregation.wire import same
 from .. import fingerprints, private_file
-from ..expiry import WARN_DAYS
+from ..expiry import WARN_DAYS, Notice, of_certificate
 from ..identity import ROSTER_FILE, load_identity, load_signed_roster, save_identity
 from ..names import COORDINATOR
 from ..roster import CoordinatorEntry, RosterContent, SignedRoster
@@ -54,6 +54,8 @@ class Provisioned:
     requests: dict[str, Request]  # by company, and of "coordinator"
     made_here: frozenset[str]  # whose private keys are in its kit
     confirmed: frozenset[str]  # whose fingerprint stands in federation.toml
+    path: Path  # of the roster
+    notices: tuple[Notice, ...]  # certificates that end soon
 
     @property
     def changes(self) -> dict[str, list[str]]:
@@ -74,7 +76,12 @@ class Provisioned:
 
 
 def provision(
-    path: Path, *, trial: bool = False, rotate: Sequence[str] = (), renew: bool = False, now: datetime | None = None
+    path: Path,
+    *,
+    trial: bool = False,
+    rotate: Sequence[str] = (),
+    renew: bool = False,
+    now: datetime | None = None,
 ) -> Provisioned:
     """Make roster and kits as the federation.toml at `path` says.
 
@@ -91,7 +98,9 @@ def provision(
         with lock:
             return _provision(settings, folder, trial, rotate, renew, now or datetime.now(UTC))
     except Timeout:
-        raise InputError("federation", str(path), "is being provisioned by another process; wait for it") from None
+        raise InputError(
+            "federation", str(path), "is being provisioned by another process; wait for it"
+        ) from None
 
 
 def _provision(
@@ -124,6 +133,8 @@ def _provision(
         requests=requests,
         made_here=frozenset(keys),
         confirmed=frozenset(name for name in requests if settings.confirmed(name) is not None),
+        path=folder / ROSTER_FILE,
+        notices=_notices(requests, frozenset(keys), now),
     )
 
 
@@ -138,7 +149,9 @@ def _previous(folder: Path) -> SignedRoster | None:
         rule = "is missing, and signed the roster beside it; restore it from a copy, or start in a new folder"
         raise InputError("key", str(folder / KEY_FILE), rule)
     if not same(load_identity(folder / KEY_FILE).public, roster.signer):
-        raise InputError("roster", str(path), f"is not signed with {KEY_FILE} beside it; restore both from a copy")
+        raise InputError(
+            "roster", str(path), f"is not signed with {KEY_FILE} beside it; restore both from a copy"
+        )
     return roster
 
 
@@ -177,7 +190,9 @@ def _check_together(settings: FederationSettings, requests: dict[str, Request]) 
     for name, request in requests.items():
         for key in (request.content.identity, public_key_of(request.certificate), request.content.node_key):
             if key is not None and owners.setdefault(key, name) != name:
-                raise InputError("requests", name, f"has a key that {owners[key]} has too; each makes its own")
+                raise InputError(
+                    "requests", name, f"has a key that {owners[key]} has too; each makes its own"
+                )
     host = settings.coordinator.host
     certificate = requests[_COORDINATOR].certificate
     if settings.coordinator.superlink is not None and host not in hosts_of(certificate):
@@ -238,7 +253,11 @@ def _roster(
 
 
 def _kits(
-    settings: FederationSettings, folder: Path, roster: SignedRoster, provisioner: Identity, keys: dict[str, Keys]
+    settings: FederationSettings,
+    folder: Path,
+    roster: SignedRoster,
+    provisioner: Identity,
+    keys: dict[str, Keys],
 ) -> dict[str, Path]:
     kits = folder / "kits"
     kits.mkdir(mode=0o700, exist_ok=True)
@@ -261,6 +280,15 @@ def _kits(
             keep(folder, f"kits/{stale.name}")
             stale.unlink()
     return made
+
+
+def _notices(requests: dict[str, Request], made_here: frozenset[str], now: datetime) -> tuple[Notice, ...]:
+    found = []
+    for name, request in requests.items():
+        here = f"fedblocks provision federation.toml --trial --rotate {name}"
+        mend = here if name in made_here else f"{name} makes a new request with --rotate"
+        found.append(of_certificate(request.certificate, name, f"requests/{name}{SUFFIX}", mend, now))
+    return tuple(notice for notice in found if notice is not None)
 
 
 def _keys_of(content: RosterContent, name: str) -> tuple[object, ...]:

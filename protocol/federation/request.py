@@ -69,7 +69,9 @@ class Request:
         signed = signed_text.opened(KIND, file, where)
         content = validated(RequestContent, parsed_toml(KIND, where, signed.text))
         if not same(signed.signer, bytes.fromhex(content.identity)):
-            raise InputError(KIND, where, "is signed with another key than the identity in it; ask for it again")
+            raise InputError(
+                KIND, where, "is signed with another key than the identity in it; ask for it again"
+            )
         if content.role == "company":
             check_company_name(KIND, content.name)
         elif content.name != COORDINATOR:
@@ -98,7 +100,13 @@ class Request:
     def fingerprint(self) -> str:
         """Of name and keys, however often the request is made."""
         content = self.content
-        parts = (content.role, content.name, content.identity, fingerprint(self.certificate).hex(), content.node_key)
+        parts = (
+            content.role,
+            content.name,
+            content.identity,
+            fingerprint(self.certificate).hex(),
+            content.node_key,
+        )
         return fingerprints.fingerprint(KIND, "\0".join(map(str, parts)).encode())
 
     def check_time(self, where: str, now: datetime | None = None) -> None:

@@ -35,7 +35,9 @@ class CoordinatorSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: Address
-    listen: Address | None = Field(None, description="every interface, at the address's port, if it is not set")
+    listen: Address | None = Field(
+        None, description="every interface, at the address's port, if it is not set"
+    )
     superlink_port: int | None = Field(None, ge=1, le=65535, description="of Flower, if it is used")
 
     @property
@@ -71,10 +73,14 @@ class FederationSettings(BaseModel):
             check_company_name("companies", name)
         check_distinct("companies", found.companies)
         if split(found.coordinator.address)[1] == 0:
-            raise InputError("coordinator.address", found.coordinator.address, "companies need a port other than 0")
+            raise InputError(
+                "coordinator.address", found.coordinator.address, "companies need a port other than 0"
+            )
         for name, text in found.fingerprints.items():
             if name not in (*found.companies, "coordinator"):
-                raise InputError(f"fingerprints.{name}", text, "of nobody in companies, nor of the coordinator")
+                raise InputError(
+                    f"fingerprints.{name}", text, "of nobody in companies, nor of the coordinator"
+                )
             fingerprints.given(f"fingerprints.{name}", text)
         return found
 

@@ -58,7 +58,9 @@ class OwnCertificate:
             .not_valid_after(now + datetime.timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
-            .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in (name, *hosts)]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([_general_name(host) for host in (name, *hosts)]), critical=False
+            )
             .sign(key, hashes.SHA256())
         )
         private = key.private_bytes(
