@@ -64,13 +64,16 @@ def agent(
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
     )
-    answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
+    endpoint = Endpoint.of(home)
+    for notice in endpoint.notices():
+        people.print(f"warning: {notice}", markup=False, soft_wrap=True)
+    answering = Agent(endpoint, app, context, run, log=company.log)
     with exclusive_agent(home):
         code = answering.serve()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":
-        raise ProtocolError(code, "the data plane ended before the run")
+        raise ProtocolError(code, answering.fault or "the data plane ended before the run")
 
 
 @transport.command("serve")

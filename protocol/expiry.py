@@ -15,7 +15,8 @@ from cryptography import x509
 from ..errors import InputError
 from .identity import ROSTER_FILE, load_signed_roster
 from .names import COORDINATOR
-from .transport.certificates import CERTIFICATE_FILE, certificate_of, read
+from .roster import CLOCKS_DIFFER
+from .transport.certificates import CERTIFICATE_FILE, certificate_of, name_in, read
 
 WARN_DAYS = 30
 
@@ -31,6 +32,7 @@ class Notice:
     """A certificate or roster that ends within WARN_DAYS, has ended, or is not valid yet."""
 
     what: str  # "the certificate of acme", "version 3 of the roster"
+    owner: str | None  # whose certificate; None for a roster
     path: str
     begins: datetime
     ends: datetime
@@ -61,10 +63,10 @@ def of_company(home: Path, now: datetime | None = None) -> list[Notice]:
     transport, ask = home / "transport", _ASK.format(side="company", folder=home)
     found = []
     if (own := transport / CERTIFICATE_FILE).is_file():
-        found.append(_certificate(own, None, _RENEW.format(side="company", folder=home), now))
+        found.append(_certificate(own, _RENEW.format(side="company", folder=home), now))
     if (pinned := transport / "coordinator.pem").is_file():
         mend = f"the coordinator makes a new one; then {ask}"
-        found.append(_certificate(pinned, "the coordinator", mend, now))
+        found.append(_certificate(pinned, mend, now))
     return [notice for notice in (*found, _roster(home, ask, now)) if notice is not None]
 
 
@@ -74,12 +76,12 @@ def of_coordinator(folder: Path, now: datetime | None = None) -> list[Notice]:
     found = []
     if (own := folder / CERTIFICATE_FILE).is_file():
         renew = _RENEW.format(side="coordinator", folder=folder)
-        found.append(_certificate(own, "the coordinator", renew, now))
+        found.append(_certificate(own, renew, now))
     for path in sorted((folder / "companies").glob("*.pem")):
         mend = f"{path.stem} cannot connect with it; it makes a new one, then " + _ASK.format(
             side="coordinator", folder=folder
         )
-        found.append(_certificate(path, path.stem, mend, now))
+        found.append(_certificate(path, mend, now))
     roster = _roster(folder, _ASK.format(side="coordinator", folder=folder), now)
     return [notice for notice in (*found, roster) if notice is not None]
 
@@ -98,17 +100,13 @@ def of_certificate(
 ) -> Notice | None:
     """None for a certificate that is valid, and for longer than WARN_DAYS."""
     begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return _notice(Notice(f"the certificate of {owner}", path, begins, ends, now, mend))
+    said = "the coordinator" if owner == COORDINATOR else owner
+    return _notice(Notice(f"the certificate of {said}", owner, path, begins, ends, now, mend))
 
 
-def _certificate(path: Path, owner: str | None, mend: str, now: datetime) -> Notice | None:
-    from .transport.certificates import name_in
-
+def _certificate(path: Path, mend: str, now: datetime) -> Notice | None:
     certificate = certificate_of(read(path), str(path))
-    name = owner or name_in(certificate)
-    return of_certificate(
-        certificate, "the coordinator" if name == COORDINATOR else name, str(path), mend, now
-    )
+    return of_certificate(certificate, name_in(certificate), str(path), mend, now)
 
 
 def _roster(folder: Path, mend: str, now: datetime) -> Notice | None:
@@ -117,11 +115,9 @@ def _roster(folder: Path, mend: str, now: datetime) -> Notice | None:
     if signed is None:
         return None
     content = signed.content
-    return _notice(
-        Notice(
-            f"version {content.version} of the roster", str(path), content.issued, content.expires, now, mend
-        )
-    )
+    begins = content.issued - CLOCKS_DIFFER
+    what = f"version {content.version} of the roster"
+    return _notice(Notice(what, None, str(path), begins, content.expires, now, mend))
 
 
 def _notice(notice: Notice) -> Notice | None:

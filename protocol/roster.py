@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,9 @@ from .transport.certificates import certificate_of, fingerprint, name_in
 from .transport.pinned import PinnedCertificates
 
 KIND = "roster"
+
+# A machine's clock may be behind the provisioner's by this much.
+CLOCKS_DIFFER = timedelta(days=1)
 
 _HEX_KEY = r"^[0-9a-f]{64}$"
 
@@ -167,13 +170,16 @@ def difference(
     of_other: str = "the other",
 ) -> str:
     """In which companies two rosters differ, in words; empty if they do not."""
-    said = [
-        (f"{', '.join(sorted(other.keys() - own.keys()))} only in {of_other}", other.keys() - own.keys()),
-        (f"{', '.join(sorted(own.keys() - other.keys()))} only in {of_own}", own.keys() - other.keys()),
-    ]
+    more, fewer = sorted(other.keys() - own.keys()), sorted(own.keys() - other.keys())
     changed = sorted(name for name in own.keys() & other.keys() if not same(own[name], other[name]))
-    said.append((f"another key of {', '.join(changed)}", set(changed)))
-    return "; ".join(text for text, names in said if names)
+    said = []
+    if more:
+        said.append(f"{', '.join(more)} only in {of_other}")
+    if fewer:
+        said.append(f"{', '.join(fewer)} only in {of_own}")
+    if changed:
+        said.append(f"another key of {', '.join(changed)}")
+    return "; ".join(said)
 
 
 def check_time(content: RosterContent, now: datetime, where: str) -> None:
@@ -181,6 +187,6 @@ def check_time(content: RosterContent, now: datetime, where: str) -> None:
     if now >= content.expires:
         rule = f"version {content.version} expired on {content.expires:%Y-%m-%d}; ask the provisioner for a new one"
         raise InputError(KIND, where, rule)
-    if (content.issued - now).total_seconds() > 86400:
+    if now < content.issued - CLOCKS_DIFFER:
         rule = f"was issued on {content.issued:%Y-%m-%d}, this machine's clock says {now:%Y-%m-%d}: set the clock"
         raise InputError(KIND, where, rule)

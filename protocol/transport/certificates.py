@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,9 +90,18 @@ class OwnCertificate:
         public = serialization.load_pem_private_key(self.key, None).public_key().public_bytes(*_PUBLIC_FORM)
         return public == public_key_of(x509.load_pem_x509_certificate(self.certificate))
 
-    def server_credentials(self, trusted: bytes) -> grpc.ServerCredentials:
-        """For a server that talks only to owners of the `trusted` certificates, PEM one after another."""
-        return grpc.ssl_server_credentials([(self.key, self.certificate)], trusted, require_client_auth=True)
+    def server_credentials(self, trusted: Callable[[], bytes]) -> grpc.ServerCredentials:
+        """For a server that talks only to owners of the `trusted` certificates, PEM one after another.
+
+        Asked for anew at each connection, so that a certificate may be withdrawn or replaced while it listens.
+        """
+
+        def now() -> grpc.ServerCertificateConfiguration:
+            # gRPC needs a root to ask for certificates at all: where nobody is left, only this one is trusted.
+            roots = trusted() or self.certificate
+            return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], roots)
+
+        return grpc.dynamic_ssl_server_credentials(now(), now, require_client_authentication=True)
 
     def channel_credentials(self, server: bytes) -> grpc.ChannelCredentials:
         """For a client that talks only to the owner of the `server` certificate."""

@@ -8,15 +8,20 @@ FOLDER/
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...protocol.expiry import of_coordinator, refuse_ended
+from ...protocol.names import COORDINATOR
 from ...protocol.transport.address import Address
 from ...protocol.transport.certificates import OwnCertificate
 from ...protocol.transport.pinned import PinnedCertificates
 from ...settings import parsed_toml, read_text, validated
 from .service import AggregationService
+
+log = logging.getLogger("fedblocks.transport")
 
 
 class ServiceSettings(BaseModel):
@@ -34,7 +39,15 @@ class ServiceSettings(BaseModel):
         return validated(cls, parsed_toml("transport.toml", path, read_text("transport.toml", path)))
 
     def service(self, folder: Path, run: str) -> AggregationService:
-        """The service of one run, not listening yet."""
+        """The service of one run, not listening yet.
+
+        Raises:
+            InputError: the coordinator's own certificate, or its roster, has expired, or a file cannot be used.
+        """
+        notices = of_coordinator(folder)
+        refuse_ended(notice for notice in notices if notice.owner in (None, COORDINATOR))
+        for notice in notices:
+            log.warning("%s", notice)
         return AggregationService(
             OwnCertificate.load(folder),
             PinnedCertificates.load(folder / "companies"),
