@@ -102,7 +102,6 @@ def _request(
     from ..protocol.federation.keys import own_keys
     from ..protocol.federation.request import SUFFIX, Request
 
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     request = Request.of(own_keys(role, folder, name, days=days, hosts=hosts, rotate=rotate))
     path = folder / f"{name if role == 'company' else role}{SUFFIX}"
     request.check_time(str(path))

@@ -33,7 +33,7 @@ from ..identity import ROSTER_FILE, load_roster, load_signed_roster
 from ..names import COORDINATOR
 from ..roster import SignedRoster, check_time, difference
 from . import kit
-from .keys import NEXT, Keys, Role, keep, key_files, name_of_home, put
+from .keys import NEXT, Keys, Role, keep, key_files, make_folder, name_of_home, put
 
 # Where the keys in use come from: they stay, or are those of `next/` or of the kit.
 OWN, ROTATED, OF_KIT = "own", "rotated", "kit"
@@ -135,7 +135,7 @@ def _install(
     if role == "company":
         _check_member(path, roster, name)
     source, keys = _fitting(path, opened, folder, role, name)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         with FileLock(folder / ".install.lock", timeout=0, mode=0o600):
             before = _members(folder)

@@ -125,7 +125,7 @@ class Keys:
         """Write what is missing in the folder; files that are there stay as they are."""
         for name, content in self.files().items():
             path = folder / name
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent)
             if not path.exists():
                 private_file.create(path, content)
 
@@ -167,9 +167,16 @@ def own_keys(
     if (place(role, KEY_FILE) in present) != (place(role, CERTIFICATE_FILE) in present):
         rule = f"has one of {KEY_FILE} and {CERTIFICATE_FILE} alone; restore the other from a copy, or remove both"
         raise InputError("keys", str(target), rule)
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(target)
     fresh.save(target)
     return Keys.load(role, target)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that is its owner's alone, and those around it that are missing."""
+    for part in (*reversed(folder.parents), folder):
+        if not part.is_dir():
+            part.mkdir(mode=0o700, exist_ok=True)
 
 
 def put(folder: Path, name: str, content: bytes) -> bool:
@@ -178,7 +185,7 @@ def put(folder: Path, name: str, content: bytes) -> bool:
     if path.is_file() and path.read_bytes() == content:
         return False
     keep(folder, name)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     private_file.write(path, content)
     return True
 
@@ -190,7 +197,7 @@ def keep(folder: Path, name: str) -> None:
         return
     content = path.read_bytes()
     copy = folder / FORMER / f"{name}.{hashlib.sha256(content).hexdigest()[:12]}"
-    copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(copy.parent)
     private_file.write(copy, content)
 
 

@@ -35,7 +35,7 @@ from ..names import COORDINATOR
 from ..roster import CoordinatorEntry, RosterContent, SignedRoster
 from ..transport.certificates import fingerprint, hosts_of, public_key_of
 from . import kit
-from .keys import NEXT, Keys, Role, keep, own_keys, put
+from .keys import NEXT, Keys, Role, keep, make_folder, own_keys, put
 from .request import SUFFIX, Request
 from .settings import FederationSettings
 
@@ -260,7 +260,7 @@ def _kits(
     keys: dict[str, Keys],
 ) -> dict[str, Path]:
     kits = folder / "kits"
-    kits.mkdir(mode=0o700, exist_ok=True)
+    make_folder(kits)
     made = {}
     for name in (*settings.companies, _COORDINATOR):
         role: Role = "coordinator" if name == _COORDINATOR else "company"

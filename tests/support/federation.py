@@ -32,7 +32,7 @@ class Federation:
     def at(cls, folder: Path, *companies: str, port: int = 9443, more: str = "") -> Federation:
         made = cls(folder / "office", folder / "homes")
         (made.office / "requests").mkdir(parents=True)
-        made.homes.mkdir()
+        made.homes.mkdir(mode=0o755)
         made.wants(*(companies or COMPANIES), port=port, more=more)
         return made
 
