@@ -90,6 +90,7 @@ def serve(
 
     escape_logs()
     prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
+    settings.check_roster(folder, prepared.roster())
     with exclusive(prepared.path):  # before the port is taken
         _serve(prepared, settings, folder, as_json)
 

@@ -84,6 +84,10 @@ class Agent:
             self._warn()
             code = self._exchange()
             self._log(f"data plane: {code}")
+            if code == "unknown_certificate":
+                self.fault = (
+                    "the coordinator does not pin this company's certificate: revoked or replaced there"
+                )
             if self.fault not in (None, fault):
                 self._log(f"data plane: {self.fault}")
             if code in FINAL:

@@ -17,7 +17,14 @@ from .. import atomic_file
 from ..errors import PrivacyError
 
 _OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors")
-_THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
+_THEIRS = (
+    "policy.toml",
+    "roster.toml",
+    "identity.key",
+    "data.npz",
+    "transport/own.key",
+    "transport/node.key",
+)
 # These may be read by others, but not changed.
 _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinator.pem")
 

@@ -13,8 +13,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...errors import InputError
+from ...privacy.secure_aggregation import Roster
 from ...protocol.expiry import of_coordinator, refuse_ended
+from ...protocol.identity import ROSTER_FILE, load_roster
 from ...protocol.names import COORDINATOR
+from ...protocol.roster import difference
 from ...protocol.transport.address import Address
 from ...protocol.transport.certificates import OwnCertificate
 from ...protocol.transport.pinned import PinnedCertificates
@@ -37,6 +41,20 @@ class ServiceSettings(BaseModel):
     def load(cls, folder: Path) -> ServiceSettings:
         path = folder / "transport.toml"
         return validated(cls, parsed_toml("transport.toml", path, read_text("transport.toml", path)))
+
+    @staticmethod
+    def check_roster(folder: Path, roster: Roster) -> None:
+        """InputError where a run was prepared with other companies than the roster installed in `folder` has."""
+        installed = folder / ROSTER_FILE
+        if not installed.is_file():
+            return
+        newest = load_roster(installed)
+        text = difference(
+            newest.members, roster.members, of_own="the installed one", of_other="that of the run"
+        )
+        if text:
+            rule = f"the run was prepared with another roster ({text}): prepare it with this one, or copy it there"
+            raise InputError("roster", str(installed), rule)
 
     def service(self, folder: Path, run: str) -> AggregationService:
         """The service of one run, not listening yet.
