@@ -61,7 +61,9 @@ def test_a_registered_company_comes_online_and_no_other(tmp_path: Path) -> None:
     def until(holds: Any, seconds: float = 90.0) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, "\n".join(p.read_text() for p in tmp_path.glob("*.log"))[-3000:]
+            assert time.monotonic() < deadline, "\n".join(p.read_text() for p in tmp_path.glob("*.log"))[
+                -3000:
+            ]
             time.sleep(1.0)
 
     try:
