@@ -121,6 +121,8 @@ def _provision(
             raise InputError("--rotate", name, rule)
     keys = {name: _trial_keys(settings, folder, name, renewed=name in rotate) for name in missing}
     requests |= {name: Request.of(found) for name, found in keys.items()}
+    for name in keys:
+        requests[name].check_time(str(folder / "trial" / name), now)
     _check_together(settings, requests)
     provisioner = _provisioner_key(folder)
     roster = _roster(settings, requests, previous, provisioner, renew, now)
