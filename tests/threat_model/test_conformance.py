@@ -111,9 +111,7 @@ def test_a_clip_above_the_promised_one_is_found_though_the_noise_is_right(name: 
 
     def wider(plan: Plan) -> DPSGD:
         made = original(plan)
-        return replace(
-            made, max_grad_norm=2 * made.max_grad_norm, noise_multiplier=made.noise_multiplier / 2
-        )
+        return replace(made, max_grad_norm=2 * made.max_grad_norm, noise_multiplier=made.noise_multiplier / 2)
 
     with replaced(training, "mechanism", wider):
         assert "clip / promised" in failing(audited(own, 0))

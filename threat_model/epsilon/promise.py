@@ -24,8 +24,8 @@ Array = npt.NDArray[np.float64]
 class Promise:
     """`sampling_rate`: of Poisson batches; none: every example once in `epoch_steps` steps, the same ones in every
     epoch of a release unless `regroup`. Noise: `noise_multiplier` times a step's clip for each value, or for shares,
-    `share_variance` in whole numbers. `coefficients`: what makes correlated noise white again. `moving_clip`: clip and
-    noise change from step to step.
+    `share_variance` in whole numbers. `coefficients`: what makes correlated noise white again. `moving_clip`: it and
+    its noise change from step to step.
     """
 
     clip: float
