@@ -67,6 +67,29 @@ def use(monkeypatch: pytest.MonkeyPatch, *made: Attack) -> None:
 ONE = AuditDesign(workers=1, minutes=0.5)
 
 
+def test_shares_of_noise_promise_nothing_against_more_colluders_than_the_plan_names(
+    done: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a sound run that fails for what is found in one company's share alone, and one that passes for a
+    sum of all of them."""
+
+    def both(subject: Subject) -> Found:
+        for adversary in ("coordinator", "colluding-coordinator"):
+            yield found_by("span", subject, adversary)
+
+    use(monkeypatch, made_up("span", run=both))
+    names, job, own = ("coordinator", "colluding-coordinator"), jobs.Job("span", 0), Subject.of(done)
+    shared = replace(own, plan=own.plan.changed(mode="secure_step", colluders=1))
+    everyone = replace(own, plan=own.plan.changed(mode="secure_step", colluders=len(own.private) - 1))
+
+    def protected(subject: Subject) -> list[bool]:
+        return [each.protected for each in jobs.run_job(job, subject, names) if isinstance(each, Result)]
+
+    assert protected(own) == [True, True]
+    assert protected(shared) == [True, False]
+    assert protected(everyone) == [True, True]
+
+
 def test_every_attack_is_run_on_every_block_or_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made_up("whole", by_block=False)
     use(monkeypatch, made_up("span"), whole, made_up("tokens", applies=lambda subject: "rank 127 >= 64"))

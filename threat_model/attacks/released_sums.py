@@ -19,7 +19,7 @@ from ..subject import Subject
 from ..transcript import Transcript
 from . import Attack
 
-_MOST = 48  # sums, drawn from all of them
+_MOST = 24  # sums, drawn from all of them
 _KEPT = 1 << 16  # values of each whose correlations are looked at
 _TESTS = 3
 _SAME = 1e-3  # of a sum's norm, by which processors may differ
@@ -145,7 +145,7 @@ ATTACK = Attack(
     adversaries=("auditor",),
     sees="every opened sum, and the companies' data, policies and seeds",
     needs="a simulated run with noise that has kept its transcript",
-    cost="a round's training for each of up to 48 sums",
+    cost="a round's training for each of up to 24 sums",
     applies=_applies,
     run=_run,
     by_block=False,
