@@ -49,6 +49,7 @@ from .company import Company
 from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
 from .policy import Policy
+from .predicted_gain import check as check_predicted_gain
 from .rehearsal import rehearse
 from .training import model_of, train_block
 
@@ -198,6 +199,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     party.check_adverts(request.adverts)
     terms = run_terms(plan, session.length, companies)
     data = company.data()
+    if (limit := company.policy.largest_predicted_gain) is not None:
+        check_predicted_gain(limit, model, request.block, data, plan)
     _take("trained", context, company, party)
     steps, most = plan.training.local_steps, company.policy.most_steps
     company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
@@ -264,7 +267,7 @@ _PLAN_BESIDE: dict[str, Any] = {
 _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
-    "most_new_plans", "answer_seconds",
+    "most_new_plans", "answer_seconds", "largest_predicted_gain",
 }  # fmt: skip
 
 

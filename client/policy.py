@@ -59,6 +59,11 @@ class Policy(BaseModel):
     least_colluders: int = Field(
         1, ge=0, description="companies that may collude with the coordinator against this one"
     )
+    largest_predicted_gain: float | None = Field(
+        None,
+        description="dB by which the best attack on one release may be expected to come closer to one of the "
+        "company's examples; predicted of a few before each training, which is refused above it: one bit of the data",
+    )
     device: str = "cpu"
     memory_mb: int = Field(
         512, ge=1, description="megabytes that a training pass may keep; less means smaller passes"
