@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from ...errors import InputError
 from ...privacy.secure_aggregation import Identity
 from ...privacy.secure_aggregation.wire import same
-from .. import fingerprints, private_file
+from .. import fingerprints, private_file, signed_text
 from ..expiry import WARN_DAYS, Notice, of_certificate
 from ..identity import ROSTER_FILE, load_identity, load_signed_roster, save_identity
 from ..names import COORDINATOR
@@ -161,7 +161,7 @@ def _request(settings: FederationSettings, folder: Path, name: str, now: datetim
     path = folder / "requests" / f"{name}{SUFFIX}"
     if not path.is_file():
         return None
-    request = Request.parse(path.read_bytes(), str(path))
+    request = Request.parse(signed_text.read("request", path), str(path))
     expected = COORDINATOR if name == _COORDINATOR else name
     if request.name != expected:
         raise InputError("request", str(path), f"is of {request.name!r}, expected one of {expected!r}")
