@@ -16,7 +16,7 @@ from support.streaming import CERTIFICATES, NAMES, RUN, Plane, echo, record, tex
 from fedblocks.client.agent import Agent
 from fedblocks.client.app import app as client_app
 from fedblocks.client.endpoint import Endpoint, EndpointSettings
-from fedblocks.errors import ProtocolError, RunError
+from fedblocks.errors import InputError, ProtocolError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.privacy.secure_aggregation import Identity
 from fedblocks.protocol import private_file
@@ -29,8 +29,8 @@ from fedblocks.protocol.transport.handshake import fault
 from fedblocks.protocol.transport.records import decode, encode
 from fedblocks.server.cohort import join, wait_for_nodes
 from fedblocks.server.grid import InProcessGrid
-from fedblocks.server.stream import AggregationService
-from fedblocks.settings import SimulationSettings
+from fedblocks.server.stream import AggregationService, ServiceSettings
+from fedblocks.settings import SimulationSettings, validated
 
 
 @contextmanager
@@ -146,6 +146,17 @@ def test_who_is_missing_is_named(tmp_path: Path) -> None:
         plane.up("company-1")
         with pytest.raises(RunError, match=r"1 of 3 nodes are online .*; missing: company-0, company-2"):
             wait_for_nodes(plane.grid, 3, 0.1)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"listen": "127.0.0.1:99999"}, {"address": "coordinator.example:65536"}]
+)
+def test_a_port_that_there_is_not_is_refused(settings: dict[str, str]) -> None:
+    """gRPC takes 99999 for 34463 without a word."""
+    kind = ServiceSettings if "listen" in settings else EndpointSettings
+    with pytest.raises(InputError, match="is above 65535, the largest there is"):
+        validated(kind, settings)
+    assert validated(kind, {key: value.rpartition(":")[0] + ":65535" for key, value in settings.items()})
 
 
 def test_two_rosters_differ_in_companies_not_in_digests() -> None:
