@@ -30,6 +30,8 @@ def _applies(subject: Subject) -> str | None:
         return (
             f"{subject.plan.training.local_steps} local steps: a release is no longer linear near one example"
         )
+    if not subject.plan.private:
+        return "the run adds no noise: what comes back is what the closed forms find, and nothing is to be predicted"
     (block,) = subject.blocks
     return unsuited(subject.problem(block), subject.plan.training.noise_draws)
 
@@ -44,6 +46,9 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
         started = time.monotonic()
         if subject.clock.over:
             yield _result(company, block, "inconclusive", reason=f"the time was over before {company}")
+            continue
+        if len(examples) == 0:
+            yield _result(company, block, "not applicable", reason=f"{company} holds no example")
             continue
         found = _informations(subject, model, examples, company, block)
         for what in layout.fields:
