@@ -1,9 +1,9 @@
 """Intervals that may be printed beside a figure: each is valid for the number of cases that it comes from.
 
 A proportion's interval is Clopper and Pearson's (1934), which holds at its level for any number of cases: 0 of 6 is
-[0, 0.46], never [0, 0]. A mean's is Student's of the clusters' means, and from 20 clusters on it also contains a bootstrap
-over clusters (Davison & Hinkley 1997, section 3.8), which knows of skewness. Alone a bootstrap of 20 to 40 is too narrow:
-at 99.9% its lower end is wrong three to ten times as often as it says.
+[0, 0.46], never [0, 0]. A mean's is Student's of the clusters' means, and from 20 clusters on it contains a bootstrap
+over clusters too (Davison & Hinkley 1997, section 3.8), which knows of skewness. Alone, of 20 to 40, that is too
+narrow: at 99.9% its lower end is wrong three to ten times as often as it says.
 """
 
 from __future__ import annotations
