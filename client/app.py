@@ -39,7 +39,7 @@ from ..protocol.messages import (
     UnmaskRequest,
     refusal,
 )
-from ..protocol.release import block_size, blocks_read, run_terms
+from ..protocol.release import block_label, block_of, block_size, blocks_read, run_terms, sum_label
 from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
@@ -121,6 +121,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
     rehearse(plan, 0, fewest, company.policy)
     check_part(model, request.shared, None)
+    company.ready(plan)
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
     joined = request.digest()
@@ -159,10 +160,30 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         session, company.member(), channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
     _only_cohort(company, session)
+    _check_ready(context, company, plan, session)
     company.steps.take("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
+
+
+def _check_ready(context: Context, company: Company, plan: Plan, session: Session) -> None:
+    """Refuse now what would be refused once others have trained: nobody is charged before all have passed this.
+
+    Of a company that is not ready the coordinator learns the code.
+    """
+    block, companies = block_of(plan, session), len(session.cohort)
+    data = company.ready(plan)
+    rehearse(plan, block, companies, company.policy)
+    model = model_of(plan, company.policy.device, block)
+    shared = _stored(context, "run", "shared")
+    labels = release_labels(plan, session, session.model_digest, shared, data, company.policy)
+    release, _ = company.randomness(*labels)
+    company.check_steps(plan)
+    with company.ledger() as ledger:
+        ledger.check_release(
+            plan.run, run_terms(plan, block_size(model, block, plan.training), companies), release
+        )
 
 
 @app.train("block")
@@ -172,7 +193,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     request = TrainRequest.from_record(message.content)
     plan, party = _joined(context, company, charged=False)
     session = party.session
-    if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
+    if block_of(plan, session) != request.block:
         raise ProtocolError("wrong_session", "the session is for another block")
     # Everything that can be refused is refused before the ledger is charged. Afterwards only the masked update may
     # depend on the data.
@@ -192,19 +213,19 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     terms = run_terms(plan, session.length, companies)
-    data = company.data()
+    data = company.ready(plan)
     _take("trained", context, company, party)
-    steps, most = plan.training.local_steps, company.policy.most_steps
-    company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
+    company.count_steps(plan)
     labels = release_labels(plan, session, received, shared, data, company.policy)
     release, randomness = company.randomness(*labels)
     with company.ledger() as ledger:
-        ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
+        label = sum_label(request.block)
+        ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
     _watch(context, company, model, request, data, plan)
     residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
-    company.log(f"trained {session.label} in round {session.round}")
+    company.log(f"trained {label} in round {session.round}")
     return TrainReply(masked).to_record()
 
 
@@ -272,9 +293,14 @@ def release_labels(
     is the digest of the received states, `shared` that of the shared state.
     """
     terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=_POLICY_BESIDE))
-    parts = (block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
+    parts = (block, shared, data.digest)
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
-    return (session.round, session.label, len(session.cohort), *(part.hex() for part in (*digests, *parts)))
+    return (
+        session.round,
+        block_label(session.label),
+        len(session.cohort),
+        *(part.hex() for part in (*digests, *parts)),
+    )
 
 
 def _plan(context: Context, company: Company) -> Plan:

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save
 
 from ..blocks.examples import Examples
 from ..blocks.state import State
-from ..errors import InputError, LedgerError, PrivacyError
+from ..errors import InputError, LedgerError, PrivacyError, ProtocolError, RunError
 from ..privacy.accounting import Guarantee
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
@@ -46,7 +46,7 @@ from .policy import Policy, load_policy
 from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
-LEDGER_FILE = "ledger.sqlite"
+LEDGER_FILE, DATA_FILE = "ledger.sqlite", "data.npz"
 
 # NumPy evaluates a file's header as Python, which is not safe in several threads in CPython 3.11.
 _reading = threading.Lock()
@@ -100,9 +100,48 @@ class Company:
 
     def data(self) -> Examples:
         """The training examples, checked against the policy's declaration; InputError if they do not fit."""
-        path = self.home / "data.npz"
+        path = self.home / DATA_FILE
         state = path.stat()
         return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
+
+    def startable(self) -> None:
+        """Check what an agent needs before it dials: identity, data, ledger. Raises what they raise, in one line."""
+        self.check_files()
+        self.member()
+        if not (self.home / DATA_FILE).is_file():
+            raise InputError(
+                "data", str(self.home / DATA_FILE), "no such file; an agent needs its company's examples"
+            )
+        self.data()
+        with self.ledger():
+            pass
+
+    def ready(self, plan: Plan) -> Examples:
+        """The examples, if this company could train a round of the plan now, and its data are those of the run.
+
+        Raises:
+            PrivacyError: a rule of the policy, which may have changed, or of the home's files does not allow it.
+            ProtocolError: "no_data" if they are missing or do not fit, "data_changed" if they differ from those with
+                which the run began.
+        """
+        self.check_files()
+        self.policy.check(plan)
+        try:
+            data = self.data()
+        except (InputError, RunError, OSError) as error:
+            raise ProtocolError("no_data", str(error)) from error
+        self.steps.take("data", plan.run.encode(), value=data.digest, code="data_changed")
+        return data
+
+    def check_steps(self, plan: Plan) -> None:
+        """Check that a release's local steps fit under the policy's limit; ProtocolError("too_many") if not."""
+        self.steps.check_count(
+            *_local_steps(plan), times=plan.training.local_steps, most=self.policy.most_steps
+        )
+
+    def count_steps(self, plan: Plan) -> None:
+        """Count a release's local steps, as `check_steps`."""
+        self.steps.count(*_local_steps(plan), times=plan.training.local_steps, most=self.policy.most_steps)
 
     def save_shared(self, joined: bytes, shared: State) -> None:
         """Store a run's shared state, in a file named by the digest of plan and state.
@@ -202,6 +241,10 @@ class Company:
             handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
+
+
+def _local_steps(plan: Plan) -> tuple[str, bytes]:
+    return "local steps", plan.run.encode()
 
 
 class _LogFile(logging.FileHandler):

@@ -13,7 +13,7 @@ from ..blocks import digest
 from ..blocks.state import State, flatten, unflatten
 from ..errors import ProtocolError
 from ..privacy.secure_aggregation import Session, lowest_threshold
-from ..protocol.release import mean_update
+from ..protocol.release import mean_update, sum_label
 from ..settings import Plan
 from .assignment import Task
 from .cohort import Cohort
@@ -43,10 +43,12 @@ def run_round(
     optimizer: BlockOptimizer,
     cohort: Cohort,
     plan: Plan,
+    attempt: str = "",
 ) -> tuple[State, RoundResult, OpenedSum | None]:
     """Train a block once over its companies; its new state, and the sum. Below the threshold nothing is opened.
 
-    `states`: the block's own and those that it reads; `names`: its trainable tensors, as `state` has them.
+    `states`: the block's own and those that it reads; `names`: its trainable tensors, as `state` has them. `attempt`:
+    see `sum_label`; a session's keys serve once, so a round that is begun anew needs another.
     """
     absences = Absences()
     block, companies = task.block, task.companies
@@ -57,11 +59,11 @@ def run_round(
     session = Session(
         run=plan.run,
         round=round_,
-        label=f"block-{block}",
+        label=sum_label(block, attempt),
         model_digest=digest(*states.values()),
         settings_digest=cohort.settings_digest,
         cohort=companies,
-        threshold=max(plan.threshold(len(companies)) or 0, lowest_threshold(len(companies), plan.colluders)),
+        threshold=threshold_of(plan, len(companies)),
         length=sum(state[name].numel() for name in names),
         bits=plan.bits,
     )
@@ -90,3 +92,8 @@ def run_round(
     result.survivors = summed
     result.update_norm = float(mean.norm())
     return state | dict(zip(names, new, strict=True)), result, opened
+
+
+def threshold_of(plan: Plan, companies: int) -> int:
+    """How many of a sum's companies have to take part to its end."""
+    return max(plan.threshold(companies) or 0, lowest_threshold(companies, plan.colluders))
