@@ -69,6 +69,8 @@ def agent(
     answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
     with exclusive_agent(home):
         code = answering.serve()
+    if code == "done":
+        company.leave()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":

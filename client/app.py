@@ -14,6 +14,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -21,6 +23,7 @@ from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
 from ..errors import InputError, PrivacyError, ProtocolError
+from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
 from ..protocol.messages import (
     JOIN,
@@ -47,6 +50,7 @@ from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
+from .joined import JoinedRun
 from .policy import Policy
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -138,8 +142,33 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     )
     # A session that is still open belongs to the run that was joined before: nothing of it may be answered any more.
     context.state.pop("session", None)
+    _keep_joined(context, company)
     company.log(f"joined run {plan.run}")
     return JoinReply(company.name, channel.signed(member, plan.run, joined)).to_record()
+
+
+def _keep_joined(context: Context, company: Company) -> None:
+    if company.simulated:
+        return
+    run = {name: _stored(context, "run", name).hex() for name in ("joined", "shared", "channel", "public")}
+    run["plan"] = str(_record(context, "run")["plan"])
+    with company.ledger() as ledger:
+        kept = {**run, "company": company.name, "rows": len(ledger.rows()), "head": ledger.head()}
+    company.joined.save(JoinedRun.model_validate(kept))
+
+
+def _restore_joined(context: Context, company: Company) -> None:
+    """After a crash: what the company had joined. A session of that time is gone, with its keys."""
+    if company.simulated:
+        return
+    with company.ledger() as ledger:
+        found = company.joined.load(company.name, ledger)
+    if found is not None:
+        values = {
+            name: bytes.fromhex(getattr(found, name)) for name in ("joined", "shared", "channel", "public")
+        }
+        context.state["run"] = ConfigRecord({"plan": found.plan, **values})
+        company.log("went on with the run that was joined before this process began")
 
 
 @app.query("keys")
@@ -178,7 +207,11 @@ def _check_ready(context: Context, company: Company, plan: Plan, session: Sessio
     model = model_of(plan, company.policy.device, block)
     shared = _stored(context, "run", "shared")
     labels = release_labels(plan, session, session.model_digest, shared, data, company.policy)
-    release, _ = company.randomness(*labels)
+    if company.simulated:
+        release, _ = company.randomness(*labels)
+    else:
+        again, label = not plan.secure_step, sum_label(block)
+        release = company.releases.id_for(plan.run, session.round, label, labels, again=again)
     company.check_steps(plan)
     with company.ledger() as ledger:
         ledger.check_release(
@@ -215,14 +248,27 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     terms = run_terms(plan, session.length, companies)
     data = company.ready(plan)
     _take("trained", context, company, party)
-    company.count_steps(plan)
     labels = release_labels(plan, session, received, shared, data, company.policy)
-    release, randomness = company.randomness(*labels)
-    with company.ledger() as ledger:
-        label = sum_label(request.block)
-        ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
-    _watch(context, company, model, request, data, plan)
-    residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
+    label = sum_label(request.block)
+
+    def charge(release: str) -> None:
+        with company.ledger() as ledger:
+            ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
+
+    def trained(randomness: Randomness) -> npt.NDArray[np.uint32]:
+        company.count_steps(plan)
+        _watch(context, company, model, request, data, plan)
+        return train_block(model, request.block, data, plan, companies, randomness, company.policy)
+
+    if company.simulated:
+        release, randomness = company.randomness(*labels)
+        charge(release)
+        residues = trained(randomness)
+    else:
+        residues = company.releases.make(
+            plan.run, session.round, label, labels, again=not plan.secure_step, charge=charge,
+            train=lambda: trained(Randomness.from_entropy()),
+        )  # fmt: skip
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     company.log(f"trained {label} in round {session.round}")
@@ -249,6 +295,7 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     _, party = _joined(context, company)
     shares = party.unmask(request.confirmations)
     _take("answered", context, company, party)
+    company.releases.spend(party.session.run, party.session.round, block_label(party.session.label))
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return UnmaskReply(shares).to_record()
 
@@ -305,6 +352,8 @@ def release_labels(
 
 def _plan(context: Context, company: Company) -> Plan:
     """The joined plan, if the company's rules, which may have changed since, still allow it."""
+    if "run" not in context.state:
+        _restore_joined(context, company)
     value = _record(context, "run").get("plan")
     if not isinstance(value, str):
         raise ProtocolError("wrong_phase", "this company has not joined the run")

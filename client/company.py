@@ -8,6 +8,8 @@ company-0/
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
     shared-*.safetensors  the shared state of a joined run
+    joined.json           what was joined, until the run is over; see `joined`
+    release-*.bin         releases of a round that may be begun anew; see `kept_releases`
     company.log           what happened and why; texts of errors stay here
 
 The folder is of mode 700 and its files of mode 600 (`private_file`).
@@ -42,6 +44,8 @@ from ..protocol import private_file
 from ..protocol.identity import load_member
 from ..protocol.log_text import entry
 from ..settings import DataKind, Plan
+from .joined import JOINED_FILE, JoinedFile
+from .kept_releases import KeptReleases
 from .policy import Policy, load_policy
 from .replay_guard import STEPS_FILE, Steps
 
@@ -201,6 +205,24 @@ class Company:
             rule=policy.composition,
             witness=witness,
         )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its noise follows from a seed, so that nothing of a run needs to outlive the process."""
+        return self.policy.simulation_seed is not None
+
+    @property
+    def joined(self) -> JoinedFile:
+        return JoinedFile(self.home / JOINED_FILE)
+
+    @property
+    def releases(self) -> KeptReleases:
+        return KeptReleases(self.home)
+
+    def leave(self) -> None:
+        """The run is over: what was kept to go on with it is removed."""
+        self.joined.remove()
+        self.releases.forget()
 
     @property
     def steps(self) -> Steps:

@@ -215,6 +215,11 @@ class Ledger:
         """All rows in order, their hash chain checked."""
         return self._store.rows()
 
+    def begins(self, rows: int, head: str) -> bool:
+        """Whether the first `rows` rows have the hash `head`."""
+        found = self._store.rows()
+        return rows <= len(found) and self._store.head(found[:rows]) == head
+
     def head(self) -> str:
         """The hash of all rows; a copy of it elsewhere shows if a ledger was truncated or replaced by an old one."""
         return self._store.head()

@@ -41,7 +41,6 @@ from ..settings import (
     write_settings,
 )
 
-
 _COHORT = "cohort.json"
 
 

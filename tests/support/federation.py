@@ -20,8 +20,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from support.deployed import without_seeds
-
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.experiments.bench.transport_flower import free_port
@@ -31,6 +29,7 @@ from fedblocks.protocol.transport import OwnCertificate
 from fedblocks.protocol.transport.certificates import COORDINATOR
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
+from support.deployed import without_seeds
 
 _PRELOADED = [
     "fedblocks.cli.main",
