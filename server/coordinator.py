@@ -25,7 +25,7 @@ from .evaluation import Evaluator
 from .events import Event, RoundFinished, RunFinished, RunStarted, Subscriber
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
-from .release_log import OpenedSum, ReleaseLog
+from .release_log import OpenedSum, OpenedSums, ReleaseLog
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
@@ -99,12 +99,14 @@ def _coordinate(
 
     shared, expected = checkpoint.model.shared, settings.companies.count
     attendance: Attendance | None = None
+    kept: OpenedSums | None = None
     if patience is None:
         cohort = join(grid, plan, shared, run.roster(), expected, wait=wait)
     else:
         attendance = Attendance(grid, run, plan, shared, expected=expected, patience=patience, tell=tell)
         attendance.gather()
         cohort = attendance.cohort
+        kept = OpenedSums(ReleaseLog(run.opened), plan)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
         # All blocks of a round start from the state that the round began with.
@@ -118,7 +120,7 @@ def _coordinate(
             states = {i: before[i] for i in blocks_read(plan, b)}
             attempt = "" if patience is None else secrets.token_hex(8)
             state, result, opened = run_round(
-                round_, task, states, names[b], optimizers[b], cohort, plan, attempt
+                round_, task, states, names[b], optimizers[b], cohort, plan, attempt, kept
             )
             blocks[b] = state
             return result, opened
@@ -162,6 +164,8 @@ def _coordinate(
         # Subscribers last: what they are told stays, whatever they do.
         run.append_metrics(row)
         checkpoint.save(run.checkpoints)
+        if kept is not None:
+            kept.forget()
         tell(RoundFinished(row))
     tell(RunFinished(rounds))
     return checkpoint

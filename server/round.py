@@ -19,7 +19,7 @@ from .assignment import Task
 from .cohort import Cohort
 from .influence import largest_mean
 from .optimizer import BlockOptimizer
-from .release_log import OpenedSum
+from .release_log import OpenedSum, OpenedSums
 from .secure_sum import Absences, SecureSum
 
 
@@ -44,11 +44,13 @@ def run_round(
     cohort: Cohort,
     plan: Plan,
     attempt: str = "",
+    kept: OpenedSums | None = None,
 ) -> tuple[State, RoundResult, OpenedSum | None]:
     """Train a block once over its companies; its new state, and the sum. Below the threshold nothing is opened.
 
     `states`: the block's own and those that it reads; `names`: its trainable tensors, as `state` has them. `attempt`:
-    see `sum_label`; a session's keys serve once, so a round that is begun anew needs another.
+    see `sum_label`; a session's keys serve once, so a round that is begun anew needs another. `kept`: where a sum is
+    kept until its round is over, and found again after a crash.
     """
     absences = Absences()
     block, companies = task.block, task.companies
@@ -68,17 +70,22 @@ def run_round(
         bits=plan.bits,
     )
 
-    # 2. Sum: keys, training, survivors confirmed, masks removed.
-    try:
-        secure_sum = SecureSum(session, cohort, f"round-{round_}-block-{block}", absences)
-        adverts = secure_sum.keys()
-        survivors = secure_sum.train(block, states, adverts)
-        confirmations = secure_sum.confirm(survivors)
-        residues, summed = secure_sum.unmask(confirmations)
-    except ProtocolError as error:
-        result.status = error.code
-        return state, result, None
-    opened = OpenedSum(companies, summed, session.model_digest, residues)
+    # 2. Sum: keys, training, survivors confirmed, masks removed; unless a crash came after that.
+    opened = None if kept is None else kept.find(round_, block, companies, session.model_digest)
+    if opened is None:
+        try:
+            secure_sum = SecureSum(session, cohort, f"round-{round_}-block-{block}", absences)
+            adverts = secure_sum.keys()
+            survivors = secure_sum.train(block, states, adverts)
+            confirmations = secure_sum.confirm(survivors)
+            residues, summed = secure_sum.unmask(confirmations)
+        except ProtocolError as error:
+            result.status = error.code
+            return state, result, None
+        opened = OpenedSum(companies, summed, session.model_digest, residues)
+        if kept is not None:
+            kept.keep(round_, block, opened)
+    residues, summed = opened.residues, opened.survivors
 
     # 3. Check: nobody moved the mean further than all clips together allow.
     mean = torch.from_numpy(mean_update(plan, residues, len(companies), len(summed)))

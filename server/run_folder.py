@@ -10,6 +10,7 @@ runs/<id>/
     checkpoints/       round-0000 is the public model
     releases/          in a simulation, or where settings ask for it, every sum that was opened
     cohort.json        with real companies, who has joined, and their signed channel keys
+    opened/            with real companies, the sums of the round in flight
     metrics.jsonl      one line a round
     companies/         in a simulation, the companies' homes
     result.json        the summary, when the run is complete
@@ -89,6 +90,10 @@ class RunFolder:
     @property
     def releases(self) -> Path:
         return self.path / "releases"
+
+    @property
+    def opened(self) -> Path:
+        return self.path / "opened"
 
     @property
     def evaluation(self) -> Path:

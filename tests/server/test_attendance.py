@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.deployed import without_seeds
 
 from fedblocks.client.app import app
 from fedblocks.client.company import Company
@@ -20,6 +21,7 @@ from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
 from fedblocks.server.events import Event, RoundFailed, RoundFinished
 from fedblocks.server.grid import InProcessGrid
+from fedblocks.server.release_log import OpenedSum, OpenedSums, ReleaseLog
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
 
@@ -181,3 +183,50 @@ def test_a_simulation_notes_a_failed_round_and_goes_on(run: RunFolder) -> None:
 
     assert simulate(run, [harm])["rounds_failed"] == {"too_few": 3}
     assert charged(run) == [1] * 5
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is told of it, and nothing is written after it."""
+
+
+def test_a_sum_that_was_opened_before_a_crash_is_not_paid_for_again(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a coordinator that loses a sum which companies will not open twice: they would have to train, and
+    pay, again, and the run would lack its last round."""
+    without_seeds(run)
+    save = Checkpoint.save
+
+    def dies(checkpoint: Checkpoint, folder: Path) -> None:
+        if checkpoint.round == 3:
+            raise Killed
+        save(checkpoint, folder)
+
+    monkeypatch.setattr(Checkpoint, "save", dies)
+    with pytest.raises(Killed):
+        coordinated(run, 99, lambda: None)
+    assert len(list(run.opened.iterdir())) == 1
+    monkeypatch.undo()
+    coordinated(run, 99, lambda: None)
+    assert charged(run) == [4] * 5
+    assert [row["status"] for row in run.metrics()[1:]] == ["done"] * 4
+    assert list(run.opened.iterdir()) == []
+
+
+def test_a_kept_sum_of_other_states_is_none(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a sum that is applied to a model for which it was not made."""
+    kept = OpenedSums(ReleaseLog(run.opened), run.plan())
+    residues = np.arange(10, dtype=np.uint32)
+    cohort = tuple(f"company-{i}" for i in range(5))
+    kept.keep(3, 1, OpenedSum(cohort, cohort[1:], bytes(32), residues))
+    found = kept.find(3, 1, cohort, bytes(32))
+    assert found is not None
+    assert np.array_equal(found.residues, residues)
+    assert found.survivors == cohort[1:]
+    assert kept.find(3, 1, cohort, bytes(31) + b"x") is None
+    assert kept.find(3, 1, cohort[1:], bytes(32)) is None
+    assert kept.find(3, 0, cohort, bytes(32)) is None
+    assert kept.find(2, 1, cohort, bytes(32)) is None
+    (path,) = run.opened.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert kept.find(3, 1, cohort, bytes(32)) is None
