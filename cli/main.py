@@ -27,6 +27,7 @@ from ..protocol.log_text import entry
 from ..settings import Transport
 from .audit import audit
 from .bench import bench
+from .company import company
 from .data import data
 from .failures import failure_of
 from .identity import identity
@@ -46,6 +47,7 @@ keep_freed_memory()
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 app.add_typer(bench, name="bench")
+app.add_typer(company, name="company")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(transport, name="transport")

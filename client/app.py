@@ -121,6 +121,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
     rehearse(plan, 0, fewest, company.policy)
     check_part(model, request.shared, None)
+    company.policy.check_shared(digest(request.shared))
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
     joined = request.digest()
@@ -259,7 +260,8 @@ _PLAN_BESIDE: dict[str, Any] = {
 _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
-    "most_new_plans", "answer_seconds",
+    "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
+    "most_rounds_a_day", "hours", "zone", "approval",
 }  # fmt: skip
 
 
@@ -271,7 +273,8 @@ def release_labels(
     And nothing else, so that two simulations which differ only in logging or length make the same releases. `block`
     is the digest of the received states, `shared` that of the shared state.
     """
-    terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=_POLICY_BESIDE))
+    beside = _POLICY_BESIDE if policy.threads is not None else _POLICY_BESIDE | {"threads"}
+    terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=beside))
     parts = (block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
     return (session.round, session.label, len(session.cohort), *(part.hex() for part in (*digests, *parts)))
