@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import atomic_file
 from ..errors import DamagedFile, InputError
 from .settings import DataKind
+from .state import digest
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFile:
@@ -38,6 +39,10 @@ class Examples:
 
     def to(self, device: torch.device | str) -> Examples:
         return Examples(self.inputs.to(device), self.targets.to(device))
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 over shapes, types and values, 32 bytes."""
+        return digest({"inputs": self.inputs, "targets": self.targets})
 
     def save(self, path: Path) -> None:
         """A file that its owner alone may read."""

@@ -43,3 +43,48 @@ def init(
     say(f"  2. fedblocks company import SOURCE {quoted} --contract contract.toml --model PRESET")
     say(f"  3. fedblocks ledger create {quoted}")
     say(f"  4. fedblocks company check {quoted}")
+
+
+@company.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="a file, a folder or a database's URL; see docs/data.md")],
+    home: Home,
+    contract: Annotated[Path | None, typer.Option(help="how to read it; else that of --model's data")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="preset, TOML file or plan that it is for; a table's contract needs none"),
+    ] = None,
+    query: Annotated[str | None, typer.Option(help="of a database, in place of the contract's")] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(help="of a database: a file of mode 600 with the password in its first line"),
+    ] = None,
+    match_contrast: Annotated[
+        bool | None, typer.Option(help="give all images one mean and deviation; else as --model has it")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="put it in the place of data.npz")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read the company's own data into HOME/data.npz, and say what was read, what was left out, and why.
+
+    A database's password comes from PGPASSWORD, from FEDBLOCKS_DATABASE_PASSWORD or from --password-file.
+    """
+    from ..client.data.tables.database import password_file as password_in
+    from ..client.data.tables.database import using_password
+    from ..client.importing import import_data
+    from .company_source import source_of
+
+    password = None if password_file is None else password_in(password_file)
+    told = source_of(source, contract, model, query, match_contrast)
+    with using_password(password):
+        found = import_data(home, told.source, told.model, told.match_contrast, replace=replace)
+    if as_json:
+        print(json.dumps({"data": str(home / "data.npz"), "declared": found.declared} | found.to_json()))
+        return
+    for name, value in found.findings.facts.items():
+        say(f"{name}: {value}")
+    for note in found.findings.notes:
+        say(f"note: {note}")
+    say(f"Wrote {home / 'data.npz'}: {found.examples:,} examples, fingerprint {found.fingerprint}")
+    if found.declared:
+        say(f"Declared them as [data] in {home / 'policy.toml'}")

@@ -275,7 +275,7 @@ def release_labels(
     """
     beside = _POLICY_BESIDE if policy.threads is not None else _POLICY_BESIDE | {"threads"}
     terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=beside))
-    parts = (block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
+    parts = (block, shared, data.fingerprint())
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
     return (session.round, session.label, len(session.cohort), *(part.hex() for part in (*digests, *parts)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
@@ -28,6 +29,7 @@ _EXAMPLES: dict[str, object] = {
     "answer_seconds": 600.0,
 }
 """What a rule that is not set by default may look like."""
+_ANYTHING = DataKind(inputs=(), targets=())
 _LEFT_OUT = ("data", "simulation_seed")
 _TOP = """\
 # The rules of {company}. A coordinator's plan that breaks one is refused before anything is charged.
@@ -39,8 +41,7 @@ _TOP = """\
 def first_policy(company: str, epsilon_ceiling: float, delta: float) -> str:
     """The text of a first policy.toml, [data] left open. Raises: InputError where a value is not allowed."""
     given = {"company": company, "epsilon_ceiling": epsilon_ceiling, "delta": delta}
-    anything = DataKind(inputs=(), targets=())
-    rules = validated(Policy, given | {"data": anything}).model_dump(mode="json")
+    rules = validated(Policy, given | {"data": _ANYTHING}).model_dump(mode="json")
     text = _TOP.format(company=company)
     for name, field in Policy.model_fields.items():
         if name in _LEFT_OUT:
@@ -57,32 +58,35 @@ def first_policy(company: str, epsilon_ceiling: float, delta: float) -> str:
     return text + f"\n# [data]: {Policy.model_fields['data'].description}.\n"
 
 
+def declared(home: Path) -> DataKind | None:
+    """The data that the home's policy declares, none if that is still open; InputError if the policy is not valid."""
+    raw = _raw(home)
+    policy = validated(Policy, raw if "data" in raw else raw | {"data": _ANYTHING})
+    return policy.data if "data" in raw else None
+
+
+def refuse_other_data(home: Path, kind: DataKind) -> bool:
+    """Whether the policy declares data, which must be of this kind; InputError if they are not."""
+    before = declared(home)
+    if before is not None and before != kind:
+        rule = "policy.toml declares other data; import for the model that it is for, or change or remove its [data]"
+        raise InputError("policy.data", before.model_dump(exclude_none=True), rule)
+    return before is not None
+
+
 def declare_data(home: Path, kind: DataKind) -> bool:
     """Write [data] into the home's policy.toml if it has none; whether it was written.
 
     Raises: InputError where the policy is not valid, or declares other data.
     """
-    path = home / POLICY_FILE
-    text = read_text("policy", path)
-    raw = parsed_toml("policy", path, text)
-    if "data" in raw:
-        declared = validated(Policy, raw).data
-        if declared != kind:
-            rule = f"policy.toml declares other data; if {_words(kind)} is right, change or remove its [data]"
-            raise InputError("data", _words(declared), rule)
+    if refuse_other_data(home, kind):
         return False
-    validated(Policy, raw | {"data": kind})
+    path = home / POLICY_FILE
     table = tomli_w.dumps({"data": kind.model_dump(mode="json", exclude_none=True)})
-    private_file.write(path, f"{text.rstrip()}\n\n{table}".encode())
+    private_file.write(path, f"{read_text('policy', path).rstrip()}\n\n{table}".encode())
     return True
 
 
-def check_rules(home: Path) -> str:
-    """The company's name, if its policy is valid but for a [data] that it may still lack; InputError if it is not."""
+def _raw(home: Path) -> dict[str, Any]:
     path = home / POLICY_FILE
-    raw = parsed_toml("policy", path, read_text("policy", path))
-    return validated(Policy, {"data": DataKind(inputs=(), targets=())} | raw).company
-
-
-def _words(kind: DataKind) -> str:
-    return ", ".join(f"{name} {value}" for name, value in kind.model_dump(exclude_none=True).items())
+    return parsed_toml("policy", path, read_text("policy", path))

@@ -16,7 +16,9 @@ from pathlib import Path
 from .. import atomic_file
 from ..errors import PrivacyError
 
-_OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors")
+_OURS = (
+    "ledger.sqlite*", "steps.sqlite*", "company.log", "decisions.jsonl", "data.json", "shared-*.safetensors",
+)  # fmt: skip
 _THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
 # These may be read by others, but not changed.
 _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinator.pem")
