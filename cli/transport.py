@@ -61,7 +61,7 @@ def agent(
 
     escape_logs()
     company = Company.deployed(home)
-    company.check_files()
+    company.startable()
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False

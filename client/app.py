@@ -124,6 +124,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     company.policy.check_shared(digest(request.shared))
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
+    company.ready(plan, joining=True)  # last: from here on the run has these data
     joined = request.digest()
     company.save_shared(joined, request.shared)
     channel = ChannelKeys.generate()
@@ -193,8 +194,9 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     terms = run_terms(plan, session.length, companies)
-    data = company.data()
+    data = company.ready(plan)
     _take("trained", context, company, party)
+    company.count_round()
     steps, most = plan.training.local_steps, company.policy.most_steps
     company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     labels = release_labels(plan, session, received, shared, data, company.policy)
@@ -275,7 +277,7 @@ def release_labels(
     """
     beside = _POLICY_BESIDE if policy.threads is not None else _POLICY_BESIDE | {"threads"}
     terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=beside))
-    parts = (block, shared, data.fingerprint())
+    parts = (block, shared, data.digest)
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
     return (session.round, session.label, len(session.cohort), *(part.hex() for part in (*digests, *parts)))
 

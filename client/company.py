@@ -4,7 +4,7 @@ company-0/
     policy.toml           the company's rules
     identity.key          its Ed25519 private key; readable by its owner alone
     roster.toml           names and public keys of the companies that it may aggregate with
-    data.npz              training examples, already at the model's size
+    data.npz              training examples, already at the model's size; data.json says what was read into it
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
     shared-*.safetensors  the shared state of a joined run
@@ -43,6 +43,7 @@ from ..protocol.identity import load_member
 from ..protocol.log_text import entry
 from ..settings import DataKind, Plan
 from .policy import Policy, load_policy
+from .readiness import ready, startable
 from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
@@ -102,7 +103,25 @@ class Company:
         """The training examples, checked against the policy's declaration; InputError if they do not fit."""
         path = self.home / "data.npz"
         state = path.stat()
-        return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
+        seen = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        return _data(path, seen, self.policy.data)
+
+    def ready(self, plan: Plan, *, joining: bool = False) -> Examples:
+        """The examples, if this company could train a round of the plan now; see `readiness`."""
+        return ready(self, plan, joining=joining)
+
+    def startable(self) -> None:
+        """Check what an agent needs before it connects, so that a fault is found before any run; see `readiness`."""
+        startable(self)
+
+    def count_round(self) -> None:
+        """Count a training of today; ProtocolError("too_many") past the policy's limit."""
+        if self.policy.most_rounds_a_day is not None:
+            self.steps.count("rounds", self.day(), times=1, most=self.policy.most_rounds_a_day)
+
+    def day(self) -> str:
+        """Today's date, in UTC."""
+        return datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
 
     def save_shared(self, joined: bytes, shared: State) -> None:
         """Store a run's shared state, in a file named by the digest of plan and state.
@@ -176,7 +195,7 @@ class Company:
         Raises:
             ProtocolError: "too_many", past one of the policy's limits for a day.
         """
-        day = datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
+        day = self.day()
         self.steps.count("joins", day, times=1, most=self.policy.most_joins)
         self.steps.count_new("plans", day, value=plan.digest(), most=self.policy.most_new_plans)
 
@@ -226,7 +245,7 @@ class _Lines(logging.Formatter):
 
 
 @lru_cache(maxsize=128)
-def _data(path: Path, modified: int, size: int, kind: DataKind) -> Examples:
+def _data(path: Path, seen: tuple[int, ...], kind: DataKind) -> Examples:
     """Cached until the file changes."""
     with _reading:
         return Examples.load(path).check("data.npz", kind)

@@ -69,7 +69,7 @@ def import_data(
     _check_model(source, model)
     findings = Findings(source.source)
     examples = load_examples("SOURCE", source, model, match_contrast, findings)
-    fingerprint = examples.fingerprint().hex()
+    fingerprint = examples.digest.hex()
     examples.save(home / DATA_FILE)
     found = Imported(len(examples), fingerprint, findings, declare_data(home, model.kind))
     told = {"read": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")} | found.to_json()

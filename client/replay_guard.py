@@ -84,6 +84,14 @@ class Steps:
         with self._file() as file:
             _count(file, _key(step), times, most)
 
+    def check_count(self, *step: bytes | str, times: int, most: int) -> None:
+        """Raises what `count` would raise, and counts nothing."""
+        key = _key(step)
+        with self._file() as file:
+            found = file.execute("SELECT times FROM counts WHERE step = ?", (key,)).fetchone()
+        if times + (found[0] if found else 0) > most:
+            raise _too_many(key, most)
+
     def count_new(self, *step: bytes | str, value: bytes, most: int) -> None:
         """As `count`, once, unless the step was counted with this `value` before."""
         key = _key(step)
@@ -121,7 +129,11 @@ def _count(file: sqlite3.Connection, key: str, times: int, most: int) -> None:
     file.execute("INSERT OR IGNORE INTO counts VALUES (?, 0)", (key,))
     more = "UPDATE counts SET times = times + ? WHERE step = ? AND times + ? <= ?"
     if file.execute(more, (times, key, times, most)).rowcount == 0:
-        raise ProtocolError("too_many", f"{key}: this company takes this step at most {most} times")
+        raise _too_many(key, most)
+
+
+def _too_many(key: str, most: int) -> ProtocolError:
+    return ProtocolError("too_many", f"{key}: this company takes this step at most {most} times")
 
 
 def _key(step: tuple[bytes | str, ...]) -> str:

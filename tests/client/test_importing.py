@@ -110,7 +110,7 @@ def test_the_same_rows_from_every_kind_of_table_have_one_fingerprint(
     assert torch.equal(kept.targets[:4], torch.tensor([1, 0, 0, 1]))
     assert stat.S_IMODE((home / "data.npz").stat().st_mode) == 0o600
     told = json.loads((home / "data.json").read_text())
-    assert told["fingerprint"] == kept.fingerprint().hex()
+    assert told["fingerprint"] == kept.digest.hex()
     assert "person" not in (home / "data.json").read_text()
     assert len(Company(home, load_policy(home / "policy.toml")).data()) == 40
 
@@ -246,7 +246,7 @@ def test_data_are_replaced_only_when_told_and_only_by_the_same_kind(
     narrower.write_text(CONTRACT.replace("[categories]\n", "").replace('colour = ["red", "blue"]\n', ""))
     with pytest.raises(InputError, match="declares other data"):
         read(home, source_of(str(tmp_path / "rows.csv"), narrower, None, None, None), replace=True)
-    assert Examples.load(home / "data.npz").fingerprint().hex() == first.fingerprint
+    assert Examples.load(home / "data.npz").digest.hex() == first.fingerprint
 
 
 def test_a_contract_that_is_not_the_models_is_named_by_its_field(
