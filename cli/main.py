@@ -25,6 +25,7 @@ from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
 from ..settings import Transport
+from .agent import agent
 from .audit import audit
 from .bench import bench
 from .company import company
@@ -46,6 +47,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 keep_freed_memory()
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(agent, name="agent")
 app.add_typer(bench, name="bench")
 app.add_typer(company, name="company")
 app.add_typer(data, name="data")

@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
-from ..errors import InputError, PrivacyError, ProtocolError
+from ..errors import InputError, LedgerError, PrivacyError, ProtocolError
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
 from ..protocol.messages import (
     JOIN,
@@ -48,6 +48,7 @@ from .company import Company
 from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
 from .policy import Policy
+from .recording import record_answered, record_asked, record_refusal, record_trained
 from .rehearsal import rehearse
 from .training import model_of, train_block
 
@@ -80,10 +81,14 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
         def record() -> RecordDict:
             try:
                 company.check_files()
+                company.see_policy()
                 return handler(message, context, company)
             except Exception as error:
-                with suppress(OSError):  # the text of an error in logging must not be sent either
+                with suppress(
+                    OSError, LedgerError
+                ):  # the text of an error in logging must not be sent either
                     company.log(f"refused {kind}", error=error)
+                    record_refusal(company, _run_name(message, context), kind, error)
                 return refusal(error)
 
         # The time of a training depends on the examples, that of a join on the ledger; of the others on messages
@@ -104,6 +109,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
     company.count_join(request.plan)
+    record_asked(company, request.plan)
     try:
         return _join(request, context, company)
     except Exception as error:
@@ -124,7 +130,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     company.policy.check_shared(digest(request.shared))
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
-    company.ready(plan, joining=True)  # last: from here on the run has these data
+    data = company.ready(plan, joining=True)  # last: from here on the run has these data
     joined = request.digest()
     company.save_shared(joined, request.shared)
     channel = ChannelKeys.generate()
@@ -140,6 +146,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     # A session that is still open belongs to the run that was joined before: nothing of it may be answered any more.
     context.state.pop("session", None)
     company.log(f"joined run {plan.run}")
+    company.decisions.write("joined", run=plan.run, by="policy", data=data.digest.hex())
     return JoinReply(company.name, channel.signed(member, plan.run, joined)).to_record()
 
 
@@ -203,11 +210,13 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     release, randomness = company.randomness(*labels)
     with company.ledger() as ledger:
         ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
+        company.decisions.charged(ledger.rows())
     _watch(context, company, model, request, data, plan)
     residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     company.log(f"trained {session.label} in round {session.round}")
+    record_trained(company, session, masked)
     return TrainReply(masked).to_record()
 
 
@@ -232,6 +241,7 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     shares = party.unmask(request.confirmations)
     _take("answered", context, company, party)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    record_answered(company, party.session, shares.to_bytes())
     return UnmaskReply(shares).to_record()
 
 
@@ -290,6 +300,15 @@ def _plan(context: Context, company: Company) -> Plan:
     plan = _parsed_plan(value)
     company.policy.check(plan)
     return plan
+
+
+def _run_name(message: Message, context: Context) -> str:
+    """The run that a message is about, as far as it shows; for the company's own record."""
+    with suppress(Exception):
+        if message.metadata.message_type == JOIN:
+            return JoinRequest.from_record(message.content).plan.run
+        return _parsed_plan(str(_record(context, "run")["plan"])).run
+    return ""
 
 
 @lru_cache(maxsize=8)

@@ -7,6 +7,7 @@ company-0/
     data.npz              training examples, already at the model's size; data.json says what was read into it
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
+    decisions.jsonl       what was asked, allowed, refused, charged and sent, a chained line each
     shared-*.safetensors  the shared state of a joined run
     company.log           what happened and why; texts of errors stay here
 
@@ -42,13 +43,15 @@ from ..protocol import private_file
 from ..protocol.identity import load_member
 from ..protocol.log_text import entry
 from ..settings import DataKind, Plan
+from .decisions import LEDGER_FILE, Decisions
 from .policy import Policy, load_policy
 from .readiness import ready, startable
 from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
-LEDGER_FILE = "ledger.sqlite"
 
+# The rules that each home's record of decisions was last told of, by this process.
+_policies: dict[Path, bytes] = {}
 # NumPy evaluates a file's header as Python, which is not safe in several threads in CPython 3.11.
 _reading = threading.Lock()
 
@@ -168,6 +171,7 @@ class Company:
         with self._ledger(None) as ledger:
             rows = ledger.rows()
             self.steps.begin(len(rows), ledger.head(), {row.run for row in rows})
+            self.decisions.begin(len(rows), ledger.head())
             return ledger.spent()
 
     def _ledger(self, witness: Steps | None) -> Ledger:
@@ -185,6 +189,17 @@ class Company:
     @property
     def steps(self) -> Steps:
         return Steps(self.home / STEPS_FILE)
+
+    @property
+    def decisions(self) -> Decisions:
+        return Decisions(self.home, self.steps, self.clock, kept=self.policy.simulation_seed is None)
+
+    def see_policy(self) -> None:
+        """Put a policy that has changed on record."""
+        text = (self.home / "policy.toml").read_bytes()
+        if _policies.get(self.home) != text:
+            self.decisions.see_policy(text)
+            _policies[self.home] = text
 
     def count_join(self, plan: Plan) -> None:
         """Count a join before its plan is checked, whether or not it will be refused.

@@ -27,6 +27,7 @@ from ..privacy.ledger_file import read_ledger
 from ..protocol.release import block_size, run_terms
 from ..settings import Plan
 from .ceilings import check_ceilings
+from .decisions import LEDGER_FILE
 
 if TYPE_CHECKING:
     from .company import Company
@@ -50,7 +51,7 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
     if not joining:
         _check_day(company)
     if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:
-        ledger = read_ledger(company.home / "ledger.sqlite")
+        ledger = read_ledger(company.home / LEDGER_FILE)
         check_ceilings(company.policy, ledger, plan.run, planned_terms(plan), company.clock())
     data = _data(company)
     # A run that this company has joined has its data; another one gets them now.
