@@ -21,7 +21,7 @@ from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
 from ..errors import InputError, LedgerError, PrivacyError, ProtocolError
-from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
+from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Roster, Session
 from ..protocol.messages import (
     JOIN,
     TRAIN,
@@ -40,6 +40,7 @@ from ..protocol.messages import (
     refusal,
 )
 from ..protocol.release import block_size, blocks_read, run_terms
+from ..protocol.roster import difference
 from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
@@ -141,13 +142,16 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
             "shared": digest(request.shared),
             "channel": channel.to_bytes(),
             "public": channel.public,
+            "members": list(member.roster.members),
+            "identities": list(member.roster.members.values()),
         }
     )
     # A session that is still open belongs to the run that was joined before: nothing of it may be answered any more.
     context.state.pop("session", None)
     company.log(f"joined run {plan.run}")
     company.decisions.write("joined", run=plan.run, by="policy", data=data.digest.hex())
-    return JoinReply(company.name, channel.signed(member, plan.run, joined)).to_record()
+    signed = channel.signed(member, plan.run, joined)
+    return JoinReply(company.name, signed, member.roster.members).to_record()
 
 
 @app.query("keys")
@@ -163,9 +167,10 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
         raise ProtocolError("low_threshold", "fewer companies than the plan's shares of noise need")
-    channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
+    channel, member = ChannelKeys.from_bytes(_stored(context, "run", "channel")), company.member()
+    _check_same_roster(context, member.roster)
     party = CompanySession.start(
-        session, company.member(), channel, request.channels, company.policy.minimum_cohort, plan.colluders
+        session, member, channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
     _only_cohort(company, session)
     company.steps.take("begun", channel.public, session.digest())
@@ -309,6 +314,19 @@ def _run_name(message: Message, context: Context) -> str:
             return JoinRequest.from_record(message.content).plan.run
         return _parsed_plan(str(_record(context, "run")["plan"])).run
     return ""
+
+
+def _check_same_roster(context: Context, roster: Roster) -> None:
+    """ProtocolError for a roster that was installed since the run was joined: under it no signature is valid."""
+    record = _record(context, "run")
+    names, keys = record.get("members"), record.get("identities")
+    if not isinstance(names, list) or not isinstance(keys, list):
+        raise ProtocolError("wrong_phase", "this company has not joined the run")
+    joined = {str(name): key for name, key in zip(names, keys, strict=True) if isinstance(key, bytes)}
+    changed = difference(dict(roster.members), joined, of_own="the new one", of_other="the old one")
+    if changed:
+        text = f"another roster was installed since the run was joined ({changed}): the run has to begin anew"
+        raise ProtocolError("roster_differs", text)
 
 
 @lru_cache(maxsize=8)

@@ -18,13 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..blocks.settings import require
 from ..blocks.size import parameters_of
 from ..errors import InputError, PolicyRefusal
+from ..protocol.names import COMPANY_NAME
 from ..settings import DataKind, Plan, is_zone, parsed_toml, read_text, validated
 
 LARGEST_MODEL = 100_000_000
 
-
-# A name stands in file names, certificates and logs.
-COMPANY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 _Clock = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -17,9 +17,21 @@ from .. import atomic_file
 from ..errors import PrivacyError
 
 _OURS = (
-    "ledger.sqlite*", "steps.sqlite*", "company.log", "decisions.jsonl", "data.json", "shared-*.safetensors",
-)  # fmt: skip
-_THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
+    "ledger.sqlite*",
+    "steps.sqlite*",
+    "company.log",
+    "decisions.jsonl",
+    "data.json",
+    "shared-*.safetensors",
+)
+_THEIRS = (
+    "policy.toml",
+    "roster.toml",
+    "identity.key",
+    "data.npz",
+    "transport/own.key",
+    "transport/node.key",
+)
 # These may be read by others, but not changed.
 _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinator.pem")
 

@@ -14,6 +14,7 @@ from ..blocks.state import State
 from ..errors import FedblocksError, ProtocolError, RunError
 from ..privacy.secure_aggregation import ChannelKey, Roster
 from ..protocol.messages import JOIN, JoinReply, JoinRequest, refused
+from ..protocol.roster import difference
 from ..settings import Plan
 
 Reply = TypeVar("Reply")
@@ -74,7 +75,7 @@ def join(
     Waits up to `wait` seconds for `expected` nodes.
 
     Raises:
-        ProtocolError: a node refuses the plan, or its channel key is not signed by a member of the roster.
+        ProtocolError: a node refuses the plan or has another roster, or its channel key is not signed by a member.
         RunError: too few nodes or replies, or a node claims another company's name.
     """
     nodes = wait_for_nodes(grid, expected, wait)
@@ -91,12 +92,14 @@ def join(
         try:
             answer = JoinReply.from_record(_answer(reply))
         except FedblocksError as error:
-            text = f"node {node} refused the plan; the reason is in that company's own log"
+            who = authenticated.get(node, f"node {node}")
+            text = f"{who} refused the plan; the reason is in that company's own log"
             raise ProtocolError(error.code, text) from None
         if authenticated.get(node, answer.company) != answer.company:
             raise RunError(f"{authenticated[node]} says it is {answer.company}")
         if answer.company in found:
             raise RunError(f"two nodes say they are {answer.company}")
+        _check_same_roster(answer, roster)
         answer.channel.check(roster, answer.company, plan.run, settings)
         answer.channel.check_usable()
         found[answer.company], channels[answer.company] = node, answer.channel
@@ -110,9 +113,21 @@ def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
     deadline = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
-            raise RunError(f"{len(nodes)} of {expected} nodes are online after {wait:g} s")
+            names: Mapping[int, str] = getattr(grid, "names", {})
+            missing = ", ".join(name for node, name in names.items() if node not in nodes)
+            text = f"{len(nodes)} of {expected} nodes are online after {wait:g} s"
+            raise RunError(f"{text}; missing: {missing}" if missing else text)
         time.sleep(0.5)
     return nodes
+
+
+def _check_same_roster(answer: JoinReply, roster: Roster) -> None:
+    """ProtocolError that names the companies in which the two rosters differ: no signature is valid in both."""
+    theirs = f"that of {answer.company}"
+    text = difference(dict(roster.members), answer.roster, of_own="that of the coordinator", of_other=theirs)
+    if answer.roster and text:
+        rule = "both sides install the newest roster of the provisioner, and the run is prepared with it"
+        raise ProtocolError("roster_differs", f"{theirs} and that of the coordinator differ: {text}; {rule}")
 
 
 def _answer(reply: Message) -> RecordDict:

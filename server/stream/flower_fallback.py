@@ -40,6 +40,7 @@ def data_plane(
         yield grid
         return
     settings, expected = ServiceSettings.load(folder), run.settings().companies.count
+    settings.check_roster(folder, run.roster())
     service = settings.service(folder, run.plan().run)
     nodes = wait_for_nodes(grid, expected, nodes_wait)
     try:
