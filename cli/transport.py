@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,14 +30,13 @@ def certificate(
     as_json: AsJson = False,
 ) -> None:
     """Make a private key and a certificate. The key stays; the certificate goes to the other side."""
-    from ..client.policy import COMPANY_NAME
-    from ..protocol.transport.certificates import COORDINATOR, OwnCertificate
+    from ..protocol.names import COORDINATOR, check_company_name
+    from ..protocol.transport.certificates import OwnCertificate
 
     if (company is None) != coordinator:
         raise InputError("--company", company, "give either a company's name or --coordinator")
-    if company is not None and not re.fullmatch(COMPANY_NAME, company):
-        rule = "expected a policy's name: 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', a letter or digit first"
-        raise InputError("--company", company, rule)
+    if company is not None:
+        check_company_name("--company", company)
     OwnCertificate.create(COORDINATOR if company is None else company).save(folder)
     made = folder / "own.pem"
     print(json.dumps({"certificate": str(made)}) if as_json else made)
@@ -66,7 +64,10 @@ def agent(
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
     )
-    answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
+    endpoint = Endpoint.of(home)
+    for notice in endpoint.notices():
+        people.print(f"warning: {notice}", markup=False, soft_wrap=True)
+    answering = Agent(endpoint, app, context, run, log=company.log)
     with exclusive_agent(home):
         code = answering.serve()
     if code == "done":
@@ -74,7 +75,7 @@ def agent(
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":
-        raise ProtocolError(code, "the data plane ended before the run")
+        raise ProtocolError(code, answering.fault or "the data plane ended before the run")
 
 
 @transport.command("serve")
@@ -91,6 +92,7 @@ def serve(
 
     escape_logs()
     prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
+    settings.check_roster(folder, prepared.roster())
     with exclusive(prepared.path):  # before the port is taken
         _serve(prepared, settings, folder, as_json)
 

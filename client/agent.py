@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 
 import grpc
 from flwr.app import Context, Message
@@ -74,7 +75,9 @@ class Agent:
         self._stopped = threading.Event()
         self._call: grpc.Call | None = None
         self._heard = 0.0
+        self._warned: date | None = None
         self.answered = 0
+        self.fault: str | None = None  # why the last connection failed, where that is known
         stamp_messages()
 
     def serve(self) -> str:
@@ -82,9 +85,16 @@ class Agent:
         delay = _FIRST_DELAY
         self._heard = time.monotonic()
         while not self._stopped.is_set():
-            before = self.answered
+            before, fault = self.answered, self.fault
+            self._warn()
             code = self._exchange()
             self._log(f"data plane: {code}")
+            if code == "unknown_certificate":
+                self.fault = (
+                    "the coordinator does not pin this company's certificate: revoked or replaced there"
+                )
+            if self.fault not in (None, fault):
+                self._log(f"data plane: {self.fault}")
             if code in self._final:
                 return code
             if self.answered > before:
@@ -102,6 +112,14 @@ class Agent:
         if self._call is not None:
             self._call.cancel()
 
+    def _warn(self) -> None:
+        """Say once a day what ends soon."""
+        today = datetime.now(UTC).date()
+        if self._warned != today:
+            self._warned = today
+            for notice in self._endpoint.notices():
+                self._log(f"warning: {notice}")
+
     def _exchange(self) -> str:
         """One stream, from greeting to end."""
         outgoing: queue.SimpleQueue[Iterator[Frame] | None] = queue.SimpleQueue()
@@ -118,6 +136,7 @@ class Agent:
                 return "stopped"
             greeted(call)
             connected, self._patience = True, self._later
+            self.fault = None
             for message in incoming(call, self._limit):
                 outgoing.put(frames_of(message.id, message.kind, self._answer(message)))
                 self.answered += 1
@@ -130,6 +149,8 @@ class Agent:
             if isinstance(error, grpc.Call) and error.details() in CODES:  # refused without a frame
                 return str(error.details())
             status = error.code() if isinstance(error, grpc.Call) else None
+            if not connected:
+                self.fault = self._endpoint.fault()
             return f"unreachable ({status.name.lower() if status else 'no status'})"
         finally:
             if connected:

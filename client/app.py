@@ -22,9 +22,9 @@ from flwr.clientapp import ClientApp
 from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
-from ..errors import InputError, PrivacyError, ProtocolError
+from ..errors import InputError, LedgerError, PrivacyError, ProtocolError
 from ..privacy.randomness import Randomness
-from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
+from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Roster, Session
 from ..protocol.messages import (
     JOIN,
     TRAIN,
@@ -43,6 +43,7 @@ from ..protocol.messages import (
     refusal,
 )
 from ..protocol.release import block_label, block_of, block_size, blocks_read, run_terms, sum_label
+from ..protocol.roster import difference
 from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
@@ -52,6 +53,7 @@ from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
 from .joined import JoinedRun
 from .policy import Policy
+from .recording import record_answered, record_asked, record_refusal, record_trained
 from .rehearsal import rehearse
 from .training import model_of, train_block
 
@@ -84,10 +86,14 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
         def record() -> RecordDict:
             try:
                 company.check_files()
+                company.see_policy()
                 return handler(message, context, company)
             except Exception as error:
-                with suppress(OSError):  # the text of an error in logging must not be sent either
+                with suppress(
+                    OSError, LedgerError
+                ):  # the text of an error in logging must not be sent either
                     company.log(f"refused {kind}", error=error)
+                    record_refusal(company, _run_name(message, context), kind, error)
                 return refusal(error)
 
         # The time of a training depends on the examples, that of a join on the ledger; of the others on messages
@@ -108,6 +114,7 @@ def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
     company.count_join(request.plan)
+    record_asked(company, request.plan)
     try:
         return _join(request, context, company)
     except Exception as error:
@@ -125,9 +132,10 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
     rehearse(plan, 0, fewest, company.policy)
     check_part(model, request.shared, None)
-    company.ready(plan)
+    company.policy.check_shared(digest(request.shared))
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
+    data = company.ready(plan, joining=True)  # last: from here on the run has these data
     joined = request.digest()
     company.save_shared(joined, request.shared)
     channel = ChannelKeys.generate()
@@ -138,13 +146,17 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
             "shared": digest(request.shared),
             "channel": channel.to_bytes(),
             "public": channel.public,
+            "members": list(member.roster.members),
+            "identities": list(member.roster.members.values()),
         }
     )
     # A session that is still open belongs to the run that was joined before: nothing of it may be answered any more.
     context.state.pop("session", None)
     _keep_joined(context, company)
     company.log(f"joined run {plan.run}")
-    return JoinReply(company.name, channel.signed(member, plan.run, joined)).to_record()
+    company.decisions.write("joined", run=plan.run, by="policy", data=data.digest.hex())
+    signed = channel.signed(member, plan.run, joined)
+    return JoinReply(company.name, signed, member.roster.members).to_record()
 
 
 def _keep_joined(context: Context, company: Company) -> None:
@@ -184,9 +196,10 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
         raise ProtocolError("low_threshold", "fewer companies than the plan's shares of noise need")
-    channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
+    channel, member = ChannelKeys.from_bytes(_stored(context, "run", "channel")), company.member()
+    _check_same_roster(context, member.roster)
     party = CompanySession.start(
-        session, company.member(), channel, request.channels, company.policy.minimum_cohort, plan.colluders
+        session, member, channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
     _only_cohort(company, session)
     _check_ready(context, company, plan, session)
@@ -254,8 +267,10 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     def charge(release: str) -> None:
         with company.ledger() as ledger:
             ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
+            company.decisions.charged(ledger.rows())
 
     def trained(randomness: Randomness) -> npt.NDArray[np.uint32]:
+        company.count_round()
         company.count_steps(plan)
         _watch(context, company, model, request, data, plan)
         return train_block(model, request.block, data, plan, companies, randomness, company.policy)
@@ -272,6 +287,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     company.log(f"trained {label} in round {session.round}")
+    record_trained(company, session, masked)
     return TrainReply(masked).to_record()
 
 
@@ -297,6 +313,7 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     _take("answered", context, company, party)
     company.releases.spend(party.session.run, party.session.round, block_label(party.session.label))
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    record_answered(company, party.session, shares.to_bytes())
     return UnmaskReply(shares).to_record()
 
 
@@ -327,7 +344,8 @@ _PLAN_BESIDE: dict[str, Any] = {
 _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
-    "most_new_plans", "answer_seconds",
+    "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
+    "most_rounds_a_day", "hours", "zone", "approval",
 }  # fmt: skip
 
 
@@ -339,7 +357,8 @@ def release_labels(
     And nothing else, so that two simulations which differ only in logging or length make the same releases. `block`
     is the digest of the received states, `shared` that of the shared state.
     """
-    terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=_POLICY_BESIDE))
+    beside = _POLICY_BESIDE if policy.threads is not None else _POLICY_BESIDE | {"threads"}
+    terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=beside))
     parts = (block, shared, data.digest)
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
     return (
@@ -360,6 +379,28 @@ def _plan(context: Context, company: Company) -> Plan:
     plan = _parsed_plan(value)
     company.policy.check(plan)
     return plan
+
+
+def _run_name(message: Message, context: Context) -> str:
+    """The run that a message is about, as far as it shows; for the company's own record."""
+    with suppress(Exception):
+        if message.metadata.message_type == JOIN:
+            return JoinRequest.from_record(message.content).plan.run
+        return _parsed_plan(str(_record(context, "run")["plan"])).run
+    return ""
+
+
+def _check_same_roster(context: Context, roster: Roster) -> None:
+    """ProtocolError for a roster that was installed since the run was joined: under it no signature is valid."""
+    record = _record(context, "run")
+    names, keys = record.get("members"), record.get("identities")
+    if not isinstance(names, list) or not isinstance(keys, list):
+        raise ProtocolError("wrong_phase", "this company has not joined the run")
+    joined = {str(name): key for name, key in zip(names, keys, strict=True) if isinstance(key, bytes)}
+    changed = difference(dict(roster.members), joined, of_own="the new one", of_other="the old one")
+    if changed:
+        text = f"another roster was installed since the run was joined ({changed}): the run has to begin anew"
+        raise ProtocolError("roster_differs", text)
 
 
 @lru_cache(maxsize=8)

@@ -4,9 +4,10 @@ company-0/
     policy.toml           the company's rules
     identity.key          its Ed25519 private key; readable by its owner alone
     roster.toml           names and public keys of the companies that it may aggregate with
-    data.npz              training examples, already at the model's size
+    data.npz              training examples, already at the model's size; data.json says what was read into it
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
+    decisions.jsonl       what was asked, allowed, refused, charged and sent, a chained line each
     shared-*.safetensors  the shared state of a joined run
     joined.json           what was joined, until the run is over; see `joined`
     release-*.bin         releases of a round that may be begun anew; see `kept_releases`
@@ -35,7 +36,7 @@ from safetensors.torch import load_file, save
 
 from ..blocks.examples import Examples
 from ..blocks.state import State
-from ..errors import InputError, LedgerError, PrivacyError, ProtocolError, RunError
+from ..errors import InputError, LedgerError, PrivacyError
 from ..privacy.accounting import Guarantee
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
@@ -44,14 +45,17 @@ from ..protocol import private_file
 from ..protocol.identity import load_member
 from ..protocol.log_text import entry
 from ..settings import DataKind, Plan
+from .decisions import LEDGER_FILE, Decisions
 from .joined import JOINED_FILE, JoinedFile
 from .kept_releases import KeptReleases
 from .policy import Policy, load_policy
+from .readiness import ready, startable
 from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
-LEDGER_FILE, DATA_FILE = "ledger.sqlite", "data.npz"
 
+# The rules that each home's record of decisions was last told of, by this process.
+_policies: dict[Path, bytes] = {}
 # NumPy evaluates a file's header as Python, which is not safe in several threads in CPython 3.11.
 _reading = threading.Lock()
 
@@ -104,38 +108,27 @@ class Company:
 
     def data(self) -> Examples:
         """The training examples, checked against the policy's declaration; InputError if they do not fit."""
-        path = self.home / DATA_FILE
+        path = self.home / "data.npz"
         state = path.stat()
-        return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
+        seen = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        return _data(path, seen, self.policy.data)
+
+    def ready(self, plan: Plan, *, joining: bool = False) -> Examples:
+        """The examples, if this company could train a round of the plan now; see `readiness`."""
+        return ready(self, plan, joining=joining)
 
     def startable(self) -> None:
-        """Check what an agent needs before it dials: identity, data, ledger. Raises what they raise, in one line."""
-        self.check_files()
-        self.member()
-        if not (self.home / DATA_FILE).is_file():
-            raise InputError(
-                "data", str(self.home / DATA_FILE), "no such file; an agent needs its company's examples"
-            )
-        self.data()
-        with self.ledger():
-            pass
+        """Check what an agent needs before it connects, so that a fault is found before any run; see `readiness`."""
+        startable(self)
 
-    def ready(self, plan: Plan) -> Examples:
-        """The examples, if this company could train a round of the plan now, and its data are those of the run.
+    def count_round(self) -> None:
+        """Count a training of today; ProtocolError("too_many") past the policy's limit."""
+        if self.policy.most_rounds_a_day is not None:
+            self.steps.count("rounds", self.day(), times=1, most=self.policy.most_rounds_a_day)
 
-        Raises:
-            PrivacyError: a rule of the policy, which may have changed, or of the home's files does not allow it.
-            ProtocolError: "no_data" if they are missing or do not fit, "data_changed" if they differ from those with
-                which the run began.
-        """
-        self.check_files()
-        self.policy.check(plan)
-        try:
-            data = self.data()
-        except (InputError, RunError, OSError) as error:
-            raise ProtocolError("no_data", str(error)) from error
-        self.steps.take("data", plan.run.encode(), value=data.digest, code="data_changed")
-        return data
+    def day(self) -> str:
+        """Today's date, in UTC."""
+        return datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
 
     def check_steps(self, plan: Plan) -> None:
         """Check that a release's local steps fit under the policy's limit; ProtocolError("too_many") if not."""
@@ -192,6 +185,7 @@ class Company:
         with self._ledger(None) as ledger:
             rows = ledger.rows()
             self.steps.begin(len(rows), ledger.head(), {row.run for row in rows})
+            self.decisions.begin(len(rows), ledger.head())
             return ledger.spent()
 
     def _ledger(self, witness: Steps | None) -> Ledger:
@@ -228,6 +222,17 @@ class Company:
     def steps(self) -> Steps:
         return Steps(self.home / STEPS_FILE)
 
+    @property
+    def decisions(self) -> Decisions:
+        return Decisions(self.home, self.steps, self.clock, kept=self.policy.simulation_seed is None)
+
+    def see_policy(self) -> None:
+        """Put a policy that has changed on record."""
+        text = (self.home / "policy.toml").read_bytes()
+        if _policies.get(self.home) != text:
+            self.decisions.see_policy(text)
+            _policies[self.home] = text
+
     def count_join(self, plan: Plan) -> None:
         """Count a join before its plan is checked, whether or not it will be refused.
 
@@ -237,7 +242,7 @@ class Company:
         Raises:
             ProtocolError: "too_many", past one of the policy's limits for a day.
         """
-        day = datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
+        day = self.day()
         self.steps.count("joins", day, times=1, most=self.policy.most_joins)
         self.steps.count_new("plans", day, value=plan.digest(), most=self.policy.most_new_plans)
 
@@ -291,7 +296,7 @@ class _Lines(logging.Formatter):
 
 
 @lru_cache(maxsize=128)
-def _data(path: Path, modified: int, size: int, kind: DataKind) -> Examples:
+def _data(path: Path, seen: tuple[int, ...], kind: DataKind) -> Examples:
     """Cached until the file changes."""
     with _reading:
         return Examples.load(path).check("data.npz", kind)

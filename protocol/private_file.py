@@ -20,12 +20,21 @@ _OURS = (
     "ledger.sqlite*",
     "steps.sqlite*",
     "company.log",
+    "decisions.jsonl",
+    "data.json",
     "shared-*.safetensors",
     "joined.json",
     "release-*.bin",
     "release.lock",
 )
-_THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
+_THEIRS = (
+    "policy.toml",
+    "roster.toml",
+    "identity.key",
+    "data.npz",
+    "transport/own.key",
+    "transport/node.key",
+)
 # These may be read by others, but not changed.
 _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinator.pem")
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from flwr.serverapp import Grid
 
 from ..blocks.state import State
-from ..errors import ProtocolError, RunError
+from ..errors import FedblocksError, ProtocolError, RunError
 from ..protocol.messages import KEYS, JoinRequest
 from ..settings import Plan, RunSettings
 from .assignment import Task
-from .cohort import Cohort, Joined, offer
+from .cohort import Cohort, Joined, offer, refusal_of
 from .events import CompaniesAwaited, Event, RoundFailed
 from .reasons import absences_in_words, in_words, named
 from .release_log import OpenedSum
@@ -85,7 +85,7 @@ class Attendance:
         channels = run.load_cohort(digest)
         self._fixed = bool(channels)
         self.cohort = Cohort(grid, {}, channels, roster, digest, timeout, back=self.back)
-        self._refused: dict[int, tuple[str, float]] = {}  # by node: the code of the last refusal, and when
+        self._refused: dict[int, tuple[FedblocksError, float]] = {}  # by node: the last refusal, and when
         self._lost: dict[str, float] = {}  # since when
         self._stale: set[str] = set()  # they have to join again
         self._told: tuple[str, ...] = ()
@@ -101,9 +101,9 @@ class Attendance:
         started = time.monotonic()
         while not self._fixed:
             present = self._present()
-            for node, (code, _) in self._refused.items():
-                if code not in WAITS and code != "no_reply":
-                    raise ProtocolError(code, f"{self._name(node)} refuses the plan; its own log says why")
+            for node, (error, _) in self._refused.items():
+                if error.code not in WAITS and error.code != "no_reply":
+                    raise refusal_of(self._name(node), error)
             if len(present) >= self._expected:
                 self._fixed = True
                 break
@@ -199,11 +199,14 @@ class Attendance:
     def _offer(self, nodes: list[int]) -> None:
         answers = offer(self._grid, self._request, nodes, self.cohort.roster, self.cohort.timeout)
         for node in nodes:
-            answer = answers.get(node, "no_reply")
+            answer = answers.get(node, ProtocolError("no_reply", "no answer"))
             if isinstance(answer, Joined):
                 if self._fixed and answer.company not in self.cohort.channels:
                     log.warning("%s is not of this run's cohort, which is fixed", answer.company)
-                    self._refused[node] = ("not_in_cohort", float("inf"))
+                    self._refused[node] = (
+                        ProtocolError("not_in_cohort", "the cohort is fixed"),
+                        float("inf"),
+                    )
                     continue
                 self._refused.pop(node, None)
                 self._stale.discard(answer.company)
@@ -212,7 +215,7 @@ class Attendance:
                 self._run.save_cohort(self.cohort.settings_digest, self.cohort.channels)
             else:
                 self._refused[node] = (answer, time.monotonic())
-                log.warning("%s: %s", self._name(node), in_words(answer))
+                log.warning("%s: %s", self._name(node), in_words(answer.code))
 
     def _await(self, missing: list[str], started: float) -> None:
         if tuple(missing) != self._told:

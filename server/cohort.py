@@ -14,6 +14,7 @@ from ..blocks.state import State
 from ..errors import FedblocksError, ProtocolError, RunError
 from ..privacy.secure_aggregation import ChannelKey, Roster
 from ..protocol.messages import JOIN, JoinReply, JoinRequest, refused
+from ..protocol.roster import difference
 from ..settings import Plan
 
 Reply = TypeVar("Reply")
@@ -87,7 +88,7 @@ def join(
     Waits up to `wait` seconds for `expected` nodes.
 
     Raises:
-        ProtocolError: a node refuses the plan, or its channel key is not signed by a member of the roster.
+        ProtocolError: a node refuses the plan or has another roster, or its channel key is not signed by a member.
         RunError: too few nodes or replies, or a node claims another company's name.
     """
     nodes = wait_for_nodes(grid, expected, wait)
@@ -96,8 +97,7 @@ def join(
     channels: dict[str, ChannelKey] = {}
     for node, answer in offer(grid, request, nodes, roster, timeout).items():
         if not isinstance(answer, Joined):
-            name = getattr(grid, "names", {}).get(node, f"node {node}")
-            raise ProtocolError(answer, f"{name} refused the plan; the reason is in that company's own log")
+            raise refusal_of(getattr(grid, "names", {}).get(node, f"node {node}"), answer)
         found[answer.company], channels[answer.company] = node, answer.channel
     if len(found) < expected:
         raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
@@ -106,8 +106,8 @@ def join(
 
 def offer(
     grid: Grid, request: JoinRequest, nodes: Iterable[int], roster: Roster, timeout: float
-) -> dict[int, Joined | str]:
-    """Offer the plan to these nodes; who has joined, or the refusal's code, by node; nothing of who did not answer.
+) -> dict[int, Joined | FedblocksError]:
+    """Offer the plan to these nodes; who has joined, or why not, by node; nothing of who did not answer.
 
     Raises: RunError where a node claims another company's name.
     """
@@ -115,7 +115,7 @@ def offer(
     messages = [Message(record, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
     # Where the transport authenticates companies, a reply must name the authenticated one.
     authenticated: Mapping[int, str] = getattr(grid, "names", {})
-    answers: dict[int, Joined | str] = {}
+    answers: dict[int, Joined | FedblocksError] = {}
     claimed: set[str] = set()
     for reply in grid.send_and_receive(messages, timeout=timeout):
         node = reply.metadata.src_node_id
@@ -125,16 +125,24 @@ def offer(
                 raise RunError(f"{authenticated[node]} says it is {answer.company}")
             if answer.company in claimed:
                 raise RunError(f"two nodes say they are {answer.company}")
+            _check_same_roster(answer, roster)
             answer.channel.check(roster, answer.company, request.plan.run, settings)
             answer.channel.check_usable()
         except RunError:
             raise
         except FedblocksError as error:
-            answers[node] = error.code
+            answers[node] = error
             continue
         claimed.add(answer.company)
         answers[node] = Joined(answer.company, answer.channel)
     return answers
+
+
+def refusal_of(name: str, error: FedblocksError) -> ProtocolError:
+    """That a company does not join, in words."""
+    if isinstance(error, ProtocolError) and error.code == "roster_differs":
+        return error
+    return ProtocolError(error.code, f"{name} refused the plan; the reason is in that company's own log")
 
 
 def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
@@ -142,9 +150,21 @@ def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
     deadline = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
-            raise RunError(f"{len(nodes)} of {expected} nodes are online after {wait:g} s")
+            names: Mapping[int, str] = getattr(grid, "names", {})
+            missing = ", ".join(name for node, name in names.items() if node not in nodes)
+            text = f"{len(nodes)} of {expected} nodes are online after {wait:g} s"
+            raise RunError(f"{text}; missing: {missing}" if missing else text)
         time.sleep(0.5)
     return nodes
+
+
+def _check_same_roster(answer: JoinReply, roster: Roster) -> None:
+    """ProtocolError that names the companies in which the two rosters differ: no signature is valid in both."""
+    theirs = f"that of {answer.company}"
+    text = difference(dict(roster.members), answer.roster, of_own="that of the coordinator", of_other=theirs)
+    if answer.roster and text:
+        rule = "both sides install the newest roster of the provisioner, and the run is prepared with it"
+        raise ProtocolError("roster_differs", f"{theirs} and that of the coordinator differ: {text}; {rule}")
 
 
 def _answer(reply: Message) -> RecordDict:

@@ -41,6 +41,7 @@ def data_plane(
         return
     settings, expected = ServiceSettings.load(folder), run.settings().companies.count
     gather = settings.gather or _GATHER
+    settings.check_roster(folder, run.roster())
     service = settings.service(folder, run.plan().run)
     nodes = wait_for_nodes(grid, expected, nodes_wait)
     try:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.federation import Command, Federation, Wire, federation, until, without_texts
+from support.processes import Command, Federation, Wire, federation, until, without_texts
 
 from fedblocks.settings import SimulationSettings
 
@@ -93,7 +93,7 @@ def test_a_cut_wire_costs_no_round(small: SimulationSettings, tmp_path: Path, se
 def test_a_company_that_is_gone_for_good_does_not_block_a_resumed_run(
     small: SimulationSettings, tmp_path: Path
 ) -> None:
-    """Four companies, of which one may be missing. Would catch a resume that waits for all, or for nobody knows whom."""
+    """Four companies, of which one may be missing. Would catch a resume that waits for all, without a name."""
     with federation(small, tmp_path, companies=4, rounds=30) as made:
         agents, serve = made.agents(), made.serve()
         until(lambda: made.rounds() >= 2, "two rounds")
