@@ -51,7 +51,7 @@ from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
-from .joined import JoinedRun
+from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
 from .recording import record_answered, record_asked, record_refusal, record_trained
 from .rehearsal import rehearse
@@ -162,11 +162,13 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
 def _keep_joined(context: Context, company: Company) -> None:
     if company.simulated:
         return
-    run = {name: _stored(context, "run", name).hex() for name in ("joined", "shared", "channel", "public")}
-    run["plan"] = str(_record(context, "run")["plan"])
+    record = _record(context, "run")
+    run = {name: _stored(context, "run", name).hex() for name in SECRETS_AND_DIGESTS}
+    roster = {name: key.hex() for name, key in company.member().roster.members.items()}
     with company.ledger() as ledger:
-        kept = {**run, "company": company.name, "rows": len(ledger.rows()), "head": ledger.head()}
-    company.joined.save(JoinedRun.model_validate(kept))
+        rows, head = len(ledger.rows()), ledger.head()
+    kept = {**run, "plan": str(record["plan"]), "roster": roster, "company": company.name}
+    company.joined.save(JoinedRun.model_validate({**kept, "rows": rows, "head": head}))
 
 
 def _restore_joined(context: Context, company: Company) -> None:
@@ -176,10 +178,10 @@ def _restore_joined(context: Context, company: Company) -> None:
     with company.ledger() as ledger:
         found = company.joined.load(company.name, ledger)
     if found is not None:
-        values = {
-            name: bytes.fromhex(getattr(found, name)) for name in ("joined", "shared", "channel", "public")
-        }
-        context.state["run"] = ConfigRecord({"plan": found.plan, **values})
+        values = {name: bytes.fromhex(getattr(found, name)) for name in SECRETS_AND_DIGESTS}
+        run = context.state["run"] = ConfigRecord({"plan": found.plan, **values})
+        run["members"] = list(found.roster)
+        run["identities"] = [bytes.fromhex(key) for key in found.roster.values()]
         company.log("went on with the run that was joined before this process began")
 
 

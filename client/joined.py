@@ -22,11 +22,13 @@ from ..privacy.ledger import Ledger
 from ..protocol import private_file
 
 JOINED_FILE = "joined.json"
+SECRETS_AND_DIGESTS = ("joined", "shared", "channel", "public")
 _HEX = r"^([0-9a-f]{2})+$"
 
 
 class JoinedRun(BaseModel):
-    """`plan` in JSON; `joined`, `shared`, `channel` and `public` in hexadecimal digits, `channel` being secret."""
+    """`plan` in JSON; `joined`, `shared`, `channel` and `public` in hexadecimal digits, `channel` being secret; the
+    roster under which it was joined, name -> public key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -37,6 +39,7 @@ class JoinedRun(BaseModel):
     shared: str = Field(pattern=_HEX)
     channel: str = Field(pattern=_HEX, repr=False)
     public: str = Field(pattern=_HEX)
+    roster: dict[str, str]
     rows: int = Field(ge=0)
     head: str
 
