@@ -98,7 +98,7 @@ def place(made: Place, tmp_path: Path) -> Place:
 
 
 def test_a_home_that_is_in_order_has_nothing_to_mend(place: Place) -> None:
-    """Would catch a check that cries wolf, so that nobody reads it any more, and one that changes what it looks at."""
+    """Would catch a check that cries wolf, so that nobody reads it, or that changes the home."""
     before = {path: (path.stat().st_mtime_ns, path.stat().st_mode) for path in place.home.rglob("*")}
     found = place.examine()
     assert [str(finding) for finding in found if finding.level != "note"] == []
