@@ -70,6 +70,8 @@ def agent(
     answering = Agent(endpoint, app, context, run, log=company.log)
     with exclusive_agent(home):
         code = answering.serve()
+    if code == "done":
+        company.leave()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":
@@ -96,23 +98,26 @@ def serve(
 
 
 def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
+    from ..server.attendance import Patience
     from ..server.coordinator import coordinate
-    from ..server.events import Event, RoundFinished
     from ..server.stream import StreamGrid
+    from .serving import lines, outcome, terminated_as_interrupted
 
     service = settings.service(folder, prepared.plan().run)
     service.start(settings.listen)
-    people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
 
-    def say(event: Event) -> None:
-        if isinstance(event, RoundFinished):
-            people.print(f"round {event.round}: {event.row.get('status', 'public model')}", highlight=False)
+    def say(text: str) -> None:
+        people.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    say(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
+    ended = "later"  # whatever interrupts: the companies wait for this coordinator
     try:
-        coordinate(StreamGrid(service), prepared, [say], wait=settings.gather)
+        with terminated_as_interrupted():
+            patience = Patience.of(prepared.settings(), gather=settings.gather)
+            coordinate(StreamGrid(service), prepared, [lines(say)], patience=patience)
+            ended = "done"
     finally:
-        service.close()
+        service.close(ended)
+    result = outcome(prepared)
     if as_json:
-        rows = prepared.metrics()
-        done = sum(row.get("status") == "done" for row in rows)
-        print(json.dumps({"folder": str(prepared.path), "rounds": rows[-1]["round"], "rounds_done": done}))
+        print(json.dumps(result))

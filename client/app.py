@@ -14,6 +14,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -21,6 +23,7 @@ from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
 from ..errors import InputError, LedgerError, PrivacyError, ProtocolError
+from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Roster, Session
 from ..protocol.messages import (
     JOIN,
@@ -39,7 +42,7 @@ from ..protocol.messages import (
     UnmaskRequest,
     refusal,
 )
-from ..protocol.release import block_size, blocks_read, run_terms
+from ..protocol.release import block_label, block_of, block_size, blocks_read, run_terms, sum_label
 from ..protocol.roster import difference
 from ..settings import Plan, validated_json
 from .agent import Agent
@@ -48,6 +51,7 @@ from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
+from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
 from .recording import record_answered, record_asked, record_refusal, record_trained
 from .rehearsal import rehearse
@@ -148,10 +152,37 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     )
     # A session that is still open belongs to the run that was joined before: nothing of it may be answered any more.
     context.state.pop("session", None)
+    _keep_joined(context, company)
     company.log(f"joined run {plan.run}")
     company.decisions.write("joined", run=plan.run, by="policy", data=data.digest.hex())
     signed = channel.signed(member, plan.run, joined)
     return JoinReply(company.name, signed, member.roster.members).to_record()
+
+
+def _keep_joined(context: Context, company: Company) -> None:
+    if company.simulated:
+        return
+    record = _record(context, "run")
+    run = {name: _stored(context, "run", name).hex() for name in SECRETS_AND_DIGESTS}
+    roster = {name: key.hex() for name, key in company.member().roster.members.items()}
+    with company.ledger() as ledger:
+        rows, head = len(ledger.rows()), ledger.head()
+    kept = {**run, "plan": str(record["plan"]), "roster": roster, "company": company.name}
+    company.joined.save(JoinedRun.model_validate({**kept, "rows": rows, "head": head}))
+
+
+def _restore_joined(context: Context, company: Company) -> None:
+    """After a crash: what the company had joined. A session of that time is gone, with its keys."""
+    if company.simulated:
+        return
+    with company.ledger() as ledger:
+        found = company.joined.load(company.name, ledger)
+    if found is not None:
+        values = {name: bytes.fromhex(getattr(found, name)) for name in SECRETS_AND_DIGESTS}
+        run = context.state["run"] = ConfigRecord({"plan": found.plan, **values})
+        run["members"] = list(found.roster)
+        run["identities"] = [bytes.fromhex(key) for key in found.roster.values()]
+        company.log("went on with the run that was joined before this process began")
 
 
 @app.query("keys")
@@ -173,10 +204,34 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         session, member, channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
     _only_cohort(company, session)
+    _check_ready(context, company, plan, session)
     company.steps.take("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
+
+
+def _check_ready(context: Context, company: Company, plan: Plan, session: Session) -> None:
+    """Refuse now what would be refused once others have trained: nobody is charged before all have passed this.
+
+    Of a company that is not ready the coordinator learns the code.
+    """
+    block, companies = block_of(plan, session), len(session.cohort)
+    data = company.ready(plan)
+    rehearse(plan, block, companies, company.policy)
+    model = model_of(plan, company.policy.device, block)
+    shared = _stored(context, "run", "shared")
+    labels = release_labels(plan, session, session.model_digest, shared, data, company.policy)
+    if company.simulated:
+        release, _ = company.randomness(*labels)
+    else:
+        again, label = not plan.secure_step, sum_label(block)
+        release = company.releases.id_for(plan.run, session.round, label, labels, again=again)
+    company.check_steps(plan)
+    with company.ledger() as ledger:
+        ledger.check_release(
+            plan.run, run_terms(plan, block_size(model, block, plan.training), companies), release
+        )
 
 
 @app.train("block")
@@ -186,7 +241,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     request = TrainRequest.from_record(message.content)
     plan, party = _joined(context, company, charged=False)
     session = party.session
-    if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
+    if block_of(plan, session) != request.block:
         raise ProtocolError("wrong_session", "the session is for another block")
     # Everything that can be refused is refused before the ledger is charged. Afterwards only the masked update may
     # depend on the data.
@@ -208,19 +263,32 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     terms = run_terms(plan, session.length, companies)
     data = company.ready(plan)
     _take("trained", context, company, party)
-    company.count_round()
-    steps, most = plan.training.local_steps, company.policy.most_steps
-    company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     labels = release_labels(plan, session, received, shared, data, company.policy)
-    release, randomness = company.randomness(*labels)
-    with company.ledger() as ledger:
-        ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
-        company.decisions.charged(ledger.rows())
-    _watch(context, company, model, request, data, plan)
-    residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
+    label = sum_label(request.block)
+
+    def charge(release: str) -> None:
+        with company.ledger() as ledger:
+            ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
+            company.decisions.charged(ledger.rows())
+
+    def trained(randomness: Randomness) -> npt.NDArray[np.uint32]:
+        company.count_round()
+        company.count_steps(plan)
+        _watch(context, company, model, request, data, plan)
+        return train_block(model, request.block, data, plan, companies, randomness, company.policy)
+
+    if company.simulated:
+        release, randomness = company.randomness(*labels)
+        charge(release)
+        residues = trained(randomness)
+    else:
+        residues = company.releases.make(
+            plan.run, session.round, label, labels, again=not plan.secure_step, charge=charge,
+            train=lambda: trained(Randomness.from_entropy()),
+        )  # fmt: skip
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
-    company.log(f"trained {session.label} in round {session.round}")
+    company.log(f"trained {label} in round {session.round}")
     record_trained(company, session, masked)
     return TrainReply(masked).to_record()
 
@@ -245,6 +313,7 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     _, party = _joined(context, company)
     shares = party.unmask(request.confirmations)
     _take("answered", context, company, party)
+    company.releases.spend(party.session.run, party.session.round, block_label(party.session.label))
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     record_answered(company, party.session, shares.to_bytes())
     return UnmaskReply(shares).to_record()
@@ -294,11 +363,18 @@ def release_labels(
     terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=beside))
     parts = (block, shared, data.digest)
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
-    return (session.round, session.label, len(session.cohort), *(part.hex() for part in (*digests, *parts)))
+    return (
+        session.round,
+        block_label(session.label),
+        len(session.cohort),
+        *(part.hex() for part in (*digests, *parts)),
+    )
 
 
 def _plan(context: Context, company: Company) -> Plan:
     """The joined plan, if the company's rules, which may have changed since, still allow it."""
+    if "run" not in context.state:
+        _restore_joined(context, company)
     value = _record(context, "run").get("plan")
     if not isinstance(value, str):
         raise ProtocolError("wrong_phase", "this company has not joined the run")

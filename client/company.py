@@ -9,6 +9,8 @@ company-0/
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
     decisions.jsonl       what was asked, allowed, refused, charged and sent, a chained line each
     shared-*.safetensors  the shared state of a joined run
+    joined.json           what was joined, until the run is over; see `joined`
+    release-*.bin         releases of a round that may be begun anew; see `kept_releases`
     company.log           what happened and why; texts of errors stay here
 
 The folder is of mode 700 and its files of mode 600 (`private_file`).
@@ -44,6 +46,8 @@ from ..protocol.identity import load_member
 from ..protocol.log_text import entry
 from ..settings import DataKind, Plan
 from .decisions import LEDGER_FILE, Decisions
+from .joined import JOINED_FILE, JoinedFile
+from .kept_releases import KeptReleases
 from .policy import Policy, load_policy
 from .readiness import ready, startable
 from .replay_guard import STEPS_FILE, Steps
@@ -126,6 +130,16 @@ class Company:
         """Today's date, in UTC."""
         return datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
 
+    def check_steps(self, plan: Plan) -> None:
+        """Check that a release's local steps fit under the policy's limit; ProtocolError("too_many") if not."""
+        self.steps.check_count(
+            *_local_steps(plan), times=plan.training.local_steps, most=self.policy.most_steps
+        )
+
+    def count_steps(self, plan: Plan) -> None:
+        """Count a release's local steps, as `check_steps`."""
+        self.steps.count(*_local_steps(plan), times=plan.training.local_steps, most=self.policy.most_steps)
+
     def save_shared(self, joined: bytes, shared: State) -> None:
         """Store a run's shared state, in a file named by the digest of plan and state.
 
@@ -187,6 +201,24 @@ class Company:
         )
 
     @property
+    def simulated(self) -> bool:
+        """Whether its noise follows from a seed, so that nothing of a run needs to outlive the process."""
+        return self.policy.simulation_seed is not None
+
+    @property
+    def joined(self) -> JoinedFile:
+        return JoinedFile(self.home / JOINED_FILE)
+
+    @property
+    def releases(self) -> KeptReleases:
+        return KeptReleases(self.home)
+
+    def leave(self) -> None:
+        """The run is over: what was kept to go on with it is removed."""
+        self.joined.remove()
+        self.releases.forget()
+
+    @property
     def steps(self) -> Steps:
         return Steps(self.home / STEPS_FILE)
 
@@ -236,6 +268,10 @@ class Company:
             handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
             logger.addHandler(handler)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
+
+
+def _local_steps(plan: Plan) -> tuple[str, bytes]:
+    return "local steps", plan.run.encode()
 
 
 class _LogFile(logging.FileHandler):

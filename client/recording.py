@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..errors import BudgetExceeded, FedblocksError, LedgerError, PolicyRefusal, ProtocolError
 from ..privacy.secure_aggregation import Session
 from ..protocol.messages import TRAIN, UNMASK
+from ..protocol.release import block_label
 from ..settings import Plan
 from .company import Company
 from .decisions import Value
@@ -43,7 +44,7 @@ def record_answered(company: Company, session: Session, shares: bytes) -> None:
 
 
 def _about(session: Session) -> dict[str, Value]:
-    return {"run": session.run, "round": session.round, "block": session.label}
+    return {"run": session.run, "round": session.round, "block": block_label(session.label)}
 
 
 def _sent(session: Session, message: str, content: bytes) -> dict[str, Value]:

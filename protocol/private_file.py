@@ -25,6 +25,9 @@ _OURS = (
     "decisions.jsonl",
     "data.json",
     "shared-*.safetensors",
+    "joined.json",
+    "release-*.bin",
+    "release.lock",
 )
 _THEIRS = (
     "policy.toml",
