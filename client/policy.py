@@ -121,6 +121,11 @@ class Policy(BaseModel):
         description="which runs wait for a person of this company: never, any run that keeps these rules begins; "
         "first, the first run of a plan; always, each run",
     )
+    largest_predicted_gain: float | None = Field(
+        None,
+        description="dB by which the best attack on one release may be expected to come closer to one of the "
+        "company's examples; predicted of a few before each training, which is refused above it: one bit of the data",
+    )
     device: str = Field("cpu", description="where training runs: cpu, or cuda:0")
     threads: int | None = Field(None, ge=1, le=1024, description="processor cores that a training may use")
     memory_mb: int = Field(
