@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -43,6 +44,37 @@ def outcome(run: RunFolder) -> dict[str, Any]:
         why = absences_in_words(rounds[-1]["absent"]) if rounds else "none was begun"
         raise ProtocolError("no_round_done", f"no round was done: {why}")
     return {"folder": str(run.path), "rounds": rows[-1]["round"], "rounds_done": done}
+
+
+def serve_run(run: RunFolder, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Coordinate a run over the data plane of `folder` to its end; what it has come to.
+
+    Whatever interrupts, connected companies are told that it will go on.
+
+    Raises: what `coordinate` raises; InputError where the folder's files cannot be used.
+    """
+    from ..server.attendance import Patience
+    from ..server.coordinator import coordinate
+    from ..server.run_lock import exclusive
+    from ..server.standing import Standing
+    from ..server.stream import ServiceSettings, StreamGrid
+
+    settings = ServiceSettings.load(folder)
+    settings.check_roster(folder, run.roster())
+    with exclusive(run.path):  # before the port is taken
+        service = settings.service(folder, run.plan().run)
+        service.start(settings.listen)
+        companies = service.pinned.companies
+        say(f"Listening on {settings.listen} for {named(companies)}")
+        standing, ended = Standing(run, companies, lambda: service.connected), "later"
+        try:
+            with terminated_as_interrupted(), standing.written():
+                patience = Patience.of(run.settings(), gather=settings.gather)
+                coordinate(StreamGrid(service), run, [lines(say), standing.tell], patience=patience)
+                ended = "done"
+        finally:
+            service.close(ended)
+    return outcome(run)
 
 
 @contextmanager

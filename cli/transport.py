@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -87,37 +87,12 @@ def serve(
     """Coordinate a prepared run with the companies that dial in."""
     from ..protocol.log_text import escape_logs
     from ..server.run_folder import RunFolder
-    from ..server.run_lock import exclusive
-    from ..server.stream import ServiceSettings
-
-    escape_logs()
-    prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
-    settings.check_roster(folder, prepared.roster())
-    with exclusive(prepared.path):  # before the port is taken
-        _serve(prepared, settings, folder, as_json)
-
-
-def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
-    from ..server.attendance import Patience
-    from ..server.coordinator import coordinate
-    from ..server.stream import StreamGrid
-    from .serving import lines, outcome, terminated_as_interrupted
-
-    service = settings.service(folder, prepared.plan().run)
-    service.start(settings.listen)
+    from .serving import serve_run
 
     def say(text: str) -> None:
         people.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
-    ended = "later"  # whatever interrupts: the companies wait for this coordinator
-    try:
-        with terminated_as_interrupted():
-            patience = Patience.of(prepared.settings(), gather=settings.gather)
-            coordinate(StreamGrid(service), prepared, [lines(say)], patience=patience)
-            ended = "done"
-    finally:
-        service.close(ended)
-    result = outcome(prepared)
+    escape_logs()
+    result = serve_run(RunFolder.deployable(run), folder, say)
     if as_json:
         print(json.dumps(result))

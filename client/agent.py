@@ -77,18 +77,22 @@ class Agent:
         self._heard = 0.0
         self._warned: date | None = None
         self.answered = 0
+        self.connected_since: str | None = None
+        self.last_message: str | None = None  # its kind, and when it was answered
         self.fault: str | None = None  # why the last connection failed, where that is known
         stamp_messages()
 
     def serve(self) -> str:
         """Connect, answer, and connect again when the stream breaks; returns the code that ended it."""
-        delay = _FIRST_DELAY
+        delay, told = _FIRST_DELAY, ("", -1)
         self._heard = time.monotonic()
         while not self._stopped.is_set():
             before, fault = self.answered, self.fault
             self._warn()
             code = self._exchange()
-            self._log(f"data plane: {code}")
+            if (code, self.answered) != told:  # a coordinator that is away for days must not fill the log
+                self._log(f"data plane: {code}")
+                told = (code, self.answered)
             if code == "unknown_certificate":
                 self.fault = (
                     "the coordinator does not pin this company's certificate: revoked or replaced there"
@@ -136,10 +140,11 @@ class Agent:
                 return "stopped"
             greeted(call)
             connected, self._patience = True, self._later
-            self.fault = None
+            self.fault, self.connected_since = None, _now()
             for message in incoming(call, self._limit):
                 outgoing.put(frames_of(message.id, message.kind, self._answer(message)))
                 self.answered += 1
+                self.last_message = f"{message.kind} at {_now()}"
             return "unreachable"
         except Closed as end:
             return end.code
@@ -155,6 +160,7 @@ class Agent:
         finally:
             if connected:
                 self._heard = time.monotonic()
+            self.connected_since = None
             outgoing.put(None)
             self._call = None
             channel.close()
@@ -182,3 +188,7 @@ class Agent:
 def _drained(outgoing: queue.SimpleQueue[Iterator[Frame] | None]) -> Iterator[Frame]:
     while (frames := outgoing.get()) is not None:
         yield from frames
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -114,6 +114,7 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
 def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
+    company.requests.check(request.plan, company.policy)  # reveals nothing of rules or ledger: not counted
     company.count_join(request.plan)
     record_asked(company, request.plan)
     try:
@@ -218,6 +219,7 @@ def _check_ready(context: Context, company: Company, plan: Plan, session: Sessio
     Of a company that is not ready the coordinator learns the code.
     """
     block, companies = block_of(plan, session), len(session.cohort)
+    company.requests.check(plan, company.policy)
     data = company.ready(plan)
     rehearse(plan, block, companies, company.policy)
     model = model_of(plan, company.policy.device, block)

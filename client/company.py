@@ -9,6 +9,7 @@ company-0/
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
     decisions.jsonl       what was asked, allowed, refused, charged and sent, a chained line each
     shared-*.safetensors  the shared state of a joined run
+    requests/             what coordinators have asked for, and what people have decided; see `approvals`
     joined.json           what was joined, until the run is over; see `joined`
     release-*.bin         releases of a round that may be begun anew; see `kept_releases`
     company.log           what happened and why; texts of errors stay here
@@ -28,7 +29,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from io import TextIOWrapper
 from pathlib import Path
 
 from flwr.app import Context
@@ -43,8 +43,9 @@ from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
 from ..protocol import private_file
 from ..protocol.identity import load_member
-from ..protocol.log_text import entry
 from ..settings import DataKind, Plan
+from .approvals import Requests
+from .company_log import company_logger
 from .decisions import LEDGER_FILE, Decisions
 from .joined import JOINED_FILE, JoinedFile
 from .kept_releases import KeptReleases
@@ -213,6 +214,11 @@ class Company:
     def releases(self) -> KeptReleases:
         return KeptReleases(self.home)
 
+    @property
+    def requests(self) -> Requests:
+        """What coordinators have asked for, and what people of the company have decided."""
+        return Requests(self.home, self.clock)
+
     def leave(self) -> None:
         """The run is over: what was kept to go on with it is removed."""
         self.joined.remove()
@@ -260,13 +266,7 @@ class Company:
 
     def log(self, text: str, *, error: Exception | None = None) -> None:
         """Append to the company's own log."""
-        logger = logging.getLogger(f"fedblocks.company.{self.home}")
-        if not logger.handlers:
-            logger.propagate = False
-            logger.setLevel(logging.INFO)
-            handler = _LogFile(self.home / "company.log", encoding="utf-8", delay=True)
-            handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
-            logger.addHandler(handler)
+        logger = company_logger(self.home)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
 
 
@@ -274,25 +274,11 @@ def _local_steps(plan: Plan) -> tuple[str, bytes]:
     return "local steps", plan.run.encode()
 
 
-class _LogFile(logging.FileHandler):
-    """A log file that only its owner may read, from its creation."""
-
-    def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
-
-
 def simulated_home(companies: Path, partition: int) -> Path:
     """The home of a simulated company: `company-<partition>`, or where companies have names, by their order."""
     numbered = companies / f"company-{partition}"
     named = sorted(home for home in companies.glob("*") if (home / "policy.toml").is_file())
     return numbered if numbered.is_dir() or partition >= len(named) else named[partition]
-
-
-class _Lines(logging.Formatter):
-    """Escapes texts from messages, so that they cannot look like entries."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return entry(super().format(record))
 
 
 @lru_cache(maxsize=128)

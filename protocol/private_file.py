@@ -21,7 +21,8 @@ from ..errors import PrivacyError
 _OURS = (
     "ledger.sqlite*",
     "steps.sqlite*",
-    "company.log",
+    "company.log*",
+    "agent.json",
     "decisions.jsonl",
     "data.json",
     "shared-*.safetensors",

@@ -11,6 +11,7 @@ runs/<id>/
     releases/          in a simulation, or where settings ask for it, every sum that was opened
     cohort.json        with real companies, who has joined, and their signed channel keys
     opened/            with real companies, the sums of the round in flight
+    status.json        with real companies, how the run stands; see `standing`
     metrics.jsonl      one line a round
     companies/         in a simulation, the companies' homes
     result.json        the summary, when the run is complete

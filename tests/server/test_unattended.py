@@ -157,8 +157,9 @@ def test_an_agent_without_its_data_does_not_start_and_the_coordinator_says_who_i
         (made.homes[1] / "data.npz").unlink()
         (made.plane / "transport.toml").write_text(f'listen = "127.0.0.1:{made.port}"\ngather = 5\n')
         serve, agents = made.serve(), made.agents()
-        assert agents[1].end() == 2
-        assert "data.npz" in agents[1].said
+        assert agents[1].end() == 3
+        assert "no_data" in agents[1].said
+        assert "data.npz is missing" in agents[1].said
         assert agents[1].said.count("\n") == 1
         assert serve.end() == 2
         assert "company-1 missing after 5 s" in serve.said

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -89,10 +90,11 @@ class Federation:
     logs: Path
     port: int
     started: list[Command] = field(default_factory=list)
+    companies: list[Path] = field(default_factory=list)
 
     @property
     def homes(self) -> list[Path]:
-        return sorted(self.run.companies.iterdir())
+        return self.companies or sorted(self.run.companies.iterdir())
 
     def start(self, *words: str | Path) -> Command:
         context = multiprocessing.get_context("forkserver")
@@ -115,6 +117,15 @@ class Federation:
 
     def serve(self) -> Command:
         return self.start("transport", "serve", self.run.path, self.plane, "--json")
+
+    def again(self, run: RunFolder, name: str) -> None:
+        """From now on another run of the same companies, prepared from the same public model."""
+        run.path.mkdir()
+        shutil.copytree(self.run.evaluation, run.evaluation)
+        shutil.copytree(self.run.checkpoints / "round-0000", run.checkpoints / "round-0000")
+        shutil.copy(self.run.roster_file, run.roster_file)
+        run.write_settings(RunFolder.existing(self.run.path).settings(), self.run.plan().changed(run=name))
+        self.companies, self.run = self.homes, run
 
     def rounds(self) -> int:
         """How many rounds are done, as the metrics have it."""
