@@ -158,7 +158,7 @@ _TITLES = {
 
 def _mark(group: Group, found: Audit) -> str:
     if not group.worst.protected:
-        return "[dim](a view that no run shows)[/] "
+        return "[dim](nothing is promised of this view)[/] "
     if any(result.key in found.verdict.failures for result in group.results):
         return "[red]![/] "
     return "[yellow]?[/] " if group.worst.outcome == "inconclusive" else ""

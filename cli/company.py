@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+
+from ..protocol.log_text import entry
 
 company = typer.Typer(no_args_is_help=True, help="A company's own machine: keys, kits, data and checks.")
 people = Console(stderr=True)
@@ -39,10 +42,18 @@ def init(
         return
     quoted = shlex.quote(str(home))
     say(f"Made {policy}. Next:")
-    say(f"  1. read it, and set {name}'s own rules (epsilon_ceiling and delta first)")
-    say(f"  2. fedblocks company import SOURCE {quoted} --contract contract.toml --model PRESET")
-    say(f"  3. fedblocks ledger create {quoted}")
-    say(f"  4. fedblocks company check {quoted}")
+    for number, step in enumerate(
+        (
+            f"read it, and set {name}'s own rules (epsilon_ceiling and delta first)",
+            f"fedblocks company request {quoted} --company {name}, and send the request to the provisioner",
+            f"fedblocks company install KIT {quoted} --fingerprint FINGERPRINT",
+            f"fedblocks company import SOURCE {quoted} --contract contract.toml --model PLAN",
+            f"fedblocks ledger create {quoted}",
+            f"fedblocks company check {quoted} --plan PLAN",
+        ),
+        start=1,
+    ):
+        say(f"  {number}. {step}")
 
 
 @company.command("import")
@@ -88,3 +99,35 @@ def import_(
     say(f"Wrote {home / 'data.npz'}: {found.examples:,} examples, fingerprint {found.fingerprint}")
     if found.declared:
         say(f"Declared them as [data] in {home / 'policy.toml'}")
+
+
+@company.command("check")
+def check(
+    home: Home,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="plan.json, run folder, preset or TOML file: could this company run it?"),
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="the provisioner's, as read out over the phone")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="do not try the coordinator's address")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for everything that would stop a run, and say how to mend it; exit code 2 if something would."""
+    from ..client.doctor import examine
+    from .given_plan import plan_of
+
+    offered = None if plan is None else plan_of(plan)
+    found = examine(home, offered, fingerprint=fingerprint, connect=not offline)
+    counts = {level: sum(finding.level == level for finding in found) for level in ("error", "warning")}
+    if as_json:
+        told = {"ok": not counts["error"], "errors": counts["error"], "warnings": counts["warning"]}
+        print(json.dumps(told | {"findings": [vars(finding) for finding in found]}))
+    colours = {"error": "red", "warning": "yellow", "note": "dim"}
+    for finding in found:
+        text = f"[{colours[finding.level]}]{finding.level}:[/] {escape(entry(str(finding)))}"
+        people.print(text, highlight=False, soft_wrap=True)
+    say(f"{counts['error']} errors, {counts['warning']} warnings")
+    if counts["error"]:
+        raise typer.Exit(2)

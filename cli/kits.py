@@ -118,6 +118,8 @@ def _request(
 
 
 def _say(done: Installed, folder: Path, as_json: bool) -> None:
+    from ..protocol.log_text import printable
+
     content = done.roster.content
     for notice in done.notices:
         people.print(f"warning: {notice}", markup=False, soft_wrap=True)
@@ -145,4 +147,4 @@ def _say(done: Installed, folder: Path, as_json: bool) -> None:
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
     if done.changes:
-        people.print(f"Changed: {done.changes}", markup=False, soft_wrap=True)
+        people.print(f"Changed: {printable(done.changes)}", markup=False, soft_wrap=True)

@@ -53,6 +53,7 @@ from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
+from .predicted_gain import check as check_predicted_gain
 from .recording import record_answered, record_asked, record_refusal, record_trained
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -264,6 +265,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     party.check_adverts(request.adverts)
     terms = run_terms(plan, session.length, companies)
     data = company.ready(plan)
+    if (limit := company.policy.largest_predicted_gain) is not None:
+        check_predicted_gain(limit, model, request.block, data, plan)
     _take("trained", context, company, party)
     labels = release_labels(plan, session, received, shared, data, company.policy)
     label = sum_label(request.block)
@@ -349,7 +352,7 @@ _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
     "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
-    "most_rounds_a_day", "hours", "zone", "approval",
+    "most_rounds_a_day", "hours", "zone", "approval", "largest_predicted_gain",
 }  # fmt: skip
 
 

@@ -22,10 +22,13 @@ from ..errors import InputError
 from ..protocol import private_file
 from ..settings import DataSource
 from ..settings.contract import TableContract
+from .company import Company
 from .data import load_examples
 from .data.findings import Findings
 from .data.tables.database import check_url, is_database
-from .policy_file import declare_data, refuse_other_data
+from .policy import load_policy
+from .policy_file import POLICY_FILE, declare_data, refuse_other_data
+from .replay_guard import STEPS_FILE
 
 DATA_FILE, FOUND_FILE = "data.npz", "data.json"
 
@@ -74,6 +77,9 @@ def import_data(
     found = Imported(len(examples), fingerprint, findings, declare_data(home, model.kind))
     told = {"read": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")} | found.to_json()
     private_file.write(home / FOUND_FILE, json.dumps(told, indent=2).encode())
+    if (home / STEPS_FILE).exists():  # else the record has not begun
+        decisions = Company(home, load_policy(home / POLICY_FILE)).decisions
+        decisions.write("data", digest=fingerprint, examples=found.examples)
     return found
 
 

@@ -7,6 +7,7 @@ this company. A plan that breaks a rule is refused before anything is charged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -120,6 +121,11 @@ class Policy(BaseModel):
         description="which runs wait for a person of this company: never, any run that keeps these rules begins; "
         "first, the first run of a plan; always, each run",
     )
+    largest_predicted_gain: float | None = Field(
+        None,
+        description="dB by which the best attack on one release may be expected to come closer to one of the "
+        "company's examples; predicted of a few before each training, which is refused above it: one bit of the data",
+    )
     device: str = Field("cpu", description="where training runs: cpu, or cuda:0")
     threads: int | None = Field(None, ge=1, le=1024, description="processor cores that a training may use")
     memory_mb: int = Field(
@@ -156,45 +162,50 @@ class Policy(BaseModel):
         Raises:
             PolicyRefusal: names the first rule that the plan breaks.
         """
+        for broken in self.broken(plan):
+            raise broken
+
+    def broken(self, plan: Plan) -> Iterator[PolicyRefusal]:
+        """Each rule that the plan breaks."""
         if not plan.private and not self.i_accept_no_dp:
             text = "the plan adds no noise and this company's policy does not accept that"
-            raise PolicyRefusal("i_accept_no_dp", text)
+            yield PolicyRefusal("i_accept_no_dp", text)
         if plan.private and plan.noise_multiplier < self.minimum_noise_multiplier:
             floor = self.minimum_noise_multiplier
             text = f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}"
-            raise PolicyRefusal("minimum_noise_multiplier", text)
+            yield PolicyRefusal("minimum_noise_multiplier", text)
         if plan.secure_step and not self.allow_shared_noise:
             text = "the plan's noise is shared, which this company's policy does not allow"
-            raise PolicyRefusal("allow_shared_noise", text)
+            yield PolicyRefusal("allow_shared_noise", text)
         if plan.colluders < self.least_colluders:
             text = f"colluders={plan.colluders} is below this company's {self.least_colluders}"
-            raise PolicyRefusal("least_colluders", text)
+            yield PolicyRefusal("least_colluders", text)
         if plan.max_grad_norm > self.largest_max_grad_norm:
             limit = self.largest_max_grad_norm
             text = f"max_grad_norm={plan.max_grad_norm} is above this company's {limit}"
-            raise PolicyRefusal("largest_max_grad_norm", text)
+            yield PolicyRefusal("largest_max_grad_norm", text)
         parameters = parameters_of(plan.model)
         if parameters > self.largest_model:
             text = f"{parameters} parameters, this company allows {self.largest_model}"
-            raise PolicyRefusal("largest_model", text)
+            yield PolicyRefusal("largest_model", text)
         releases = plan.training.releases(plan.model.blocks)
         if releases * plan.training.local_steps > self.most_steps:
-            raise PolicyRefusal("most_steps", f"more local steps than this company's {self.most_steps}")
+            yield PolicyRefusal("most_steps", f"more local steps than this company's {self.most_steps}")
         # Compared with the policy's declaration, never with the data: an answer must not reveal the data.
         if plan.model.kind != self.data:
-            raise PolicyRefusal("data", f"the plan is for other data: {plan.model.kind}")
+            yield PolicyRefusal("data", f"the plan is for other data: {plan.model.kind}")
         if plan.training.interface and not self.allow_interface:
             text = "the plan trains input embeddings, which this company's policy does not allow"
-            raise PolicyRefusal("allow_interface", text)
+            yield PolicyRefusal("allow_interface", text)
         if plan.delta > self.delta:
-            raise PolicyRefusal("delta", f"delta={plan.delta} is above this company's delta={self.delta}")
+            yield PolicyRefusal("delta", f"delta={plan.delta} is above this company's delta={self.delta}")
         if plan.secure_aggregation.minimum_cohort < self.minimum_cohort:
             offered = plan.secure_aggregation.minimum_cohort
             text = f"minimum_cohort={offered} is below this company's {self.minimum_cohort}"
-            raise PolicyRefusal("minimum_cohort", text)
+            yield PolicyRefusal("minimum_cohort", text)
         if self.plans is not None and plan.terms_digest().hex() not in self.plans:
             text = f"the plan {plan.terms_digest().hex()} is not one of this company's plans"
-            raise PolicyRefusal("plans", text)
+            yield PolicyRefusal("plans", text)
 
     def check_shared(self, digest: bytes) -> None:
         """Check the shared state of a join; PolicyRefusal unless the company accepts it."""

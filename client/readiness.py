@@ -53,7 +53,7 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
     if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:
         ledger = read_ledger(company.home / LEDGER_FILE)
         check_ceilings(company.policy, ledger, plan.run, planned_terms(plan), company.clock())
-    data = _data(company)
+    data = readable_data(company)
     # A run that this company has joined has its data; another one gets them now.
     company.steps.take("data", plan.run.encode(), value=data.digest, code="data_changed")
     return data
@@ -69,7 +69,7 @@ def startable(company: Company) -> None:
     """
     company.check_files()
     company.member()
-    _data(company)
+    readable_data(company)
     with company.ledger():
         pass
 
@@ -82,7 +82,8 @@ def planned_terms(plan: Plan) -> Terms:
     return run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
 
 
-def _data(company: Company) -> Examples:
+def readable_data(company: Company) -> Examples:
+    """The examples; ProtocolError("no_data") where they are missing, damaged or do not fit policy.toml."""
     try:
         return company.data()
     except FileNotFoundError:

@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import tomli_w
 from cryptography import x509
@@ -36,7 +36,7 @@ from ..privacy.secure_aggregation import Identity, Roster
 from ..privacy.secure_aggregation.wire import same
 from ..settings import parsed_toml, validated
 from . import fingerprints, signed_text
-from .names import COORDINATOR, check_company_name, check_distinct
+from .names import COORDINATOR, FEDERATION_NAME, check_company_name, check_distinct
 from .transport.address import Address
 from .transport.certificates import certificate_of, fingerprint, name_in
 from .transport.pinned import PinnedCertificates
@@ -46,11 +46,12 @@ KIND = "roster"
 # A machine's clock may be behind the provisioner's by this much.
 CLOCKS_DIFFER = timedelta(days=1)
 
-_HEX_KEY = r"^[0-9a-f]{64}$"
+NodeKey = Annotated[str, Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{1,300}$")]
+HexKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class CoordinatorEntry(_Strict):
@@ -58,20 +59,20 @@ class CoordinatorEntry(_Strict):
 
     address: Address
     superlink: Address | None = None
-    identity: str = Field(pattern=_HEX_KEY)
+    identity: HexKey
     certificate: str
 
 
 class RosterContent(_Strict):
     """What the provisioner signs."""
 
-    federation: str = Field(min_length=1, max_length=100)
+    federation: str = Field(min_length=1, max_length=100, pattern=FEDERATION_NAME)
     version: int = Field(ge=1)
     issued: AwareDatetime
     expires: AwareDatetime
-    companies: dict[str, str] = Field(min_length=1)
+    companies: dict[str, HexKey] = Field(min_length=1)
     certificates: dict[str, str]
-    node_keys: dict[str, str] = {}
+    node_keys: dict[str, NodeKey] = {}
     revoked: dict[str, int] = {}
     coordinator: CoordinatorEntry
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -45,6 +46,15 @@ def sign(kind: str, text: str, identity: Identity) -> SignedText:
     signature = identity.sign(_statement(kind, body))
     header = _HEADER.format(kind=kind, public=identity.public.hex(), signature=signature.hex())
     return SignedText(kind, text, identity.public, header.encode() + body)
+
+
+def read(kind: str, path: Path) -> bytes:
+    """The content of a file that is to be `opened`, or the beginning of one that is too large; InputError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1)
+    except OSError as error:
+        raise InputError(kind, str(path), f"cannot be read ({type(error).__name__})") from None
 
 
 def is_signed(content: bytes) -> bool:

@@ -46,6 +46,17 @@ from ..settings import (
 _COHORT = "cohort.json"
 
 
+class _Task(BaseModel):
+    """What is read of one block's training in a round."""
+
+    model_config = ConfigDict(strict=True)
+
+    round: int = Field(ge=1)
+    block: int = Field(ge=0)
+    status: str
+    survivors: list[str]
+
+
 class _Line(BaseModel):
     """What is read of a line of metrics; that of the public model, round 0, has no more than its quality."""
 
@@ -56,6 +67,7 @@ class _Line(BaseModel):
     survivors: list[str] = []
     absent: dict[str, tuple[str, str]] = {}
     quality: dict[str, list[float]] = {}
+    tasks: list[_Task] = []
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -37,7 +37,7 @@ class Verdict(BaseModel):
         }  # fmt: skip
         for limit in gate.unused(results):
             words = ", ".join(f"{k} {v}" for k, v in limit.model_dump(exclude={"of", "most"}).items() if v)
-            open_[f"limit: {words or 'all'}"] = "no result of this audit is of that kind"
+            open_[f"limit: {words or 'all'}"] = "no result of this audit is of that kind and has that figure"
         if not any(r.protected and r.outcome != "not applicable" for r in results):
             open_["audit"] = "no attack on a protected view applies"
         ending: Ending = "passed"

@@ -132,6 +132,7 @@ class _Kept:
             "round": subject.checkpoint.round,
             "model": digest(subject.checkpoint.model.shared, *subject.checkpoint.model.blocks).hex(),
             "minutes": design.minutes,
+            "blocks": subject.blocks,  # of those attacks too that are run once on all of them
             "seed": design.seed,
             "adversaries": design.names,
         }
@@ -144,9 +145,11 @@ class _Kept:
         return cls(parent / name)
 
     def read(self, job: Job) -> tuple[list[Result], Images] | None:
-        """None where the job has not finished, or what it left is not whole."""
+        """None where the job has not finished, or what it left is not whole or not of this job."""
         try:
             results = _RESULTS.validate_json((self.folder / f"{job.name}.json").read_bytes())
+            if any(r.attack != job.attack or job.block not in (None, r.block) for r in results):
+                return None
             with np.load(self.folder / f"{job.name}.npz", allow_pickle=False) as file:
                 return results, {name: file[name] for name in file.files}
         except (OSError, ValueError, ValidationError, EOFError):

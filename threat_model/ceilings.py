@@ -15,16 +15,25 @@ exp(epsilon) k + delta says the same from one point of f, and far more: 20% inst
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..blocks.taps import Field
 from ..errors import InputError
 from ..privacy.events import Event
 from ..protocol.release import block_size, release_event
-from .intervals import Estimate
+from .closeness import exact_radius
+from .intervals import Estimate, proportion
 from .subject import Subject
-from .tradeoff import TradeOff, tradeoff, without_sampling
+from .tradeoff import GaussianTradeOff, TradeOff, tradeoff, without_sampling
 
 _MIDPOINTS = 20_000
+_SAMPLE = 2000  # examples of which the best blind guess is estimated
 
 
 def ceiling(promised: TradeOff, blind: float | Estimate) -> float:
@@ -74,3 +83,74 @@ def tradeoff_of(subject: Subject, block: int) -> TradeOff:
 def tradeoff_of_run(subject: Subject, block: int | None = None) -> TradeOff:
     """Of all releases of a block in the whole run, or of all blocks, sampled as accounted: what the ledger says."""
     return tradeoff(event_of_release(subject, block or 0).times(releases_of(subject, block)))
+
+
+def densest(values: Tensor, radius: float) -> Estimate:
+    """The chance of the best blind guess: the largest share of examples that lie within `radius` of any one point.
+
+    values (n, d), independent. A ball that holds examples lies within twice its radius of each of them, so no ball
+    holds more of the n than the fullest ball of twice the radius around one of them: the interval is of that count.
+    """
+    flat = values.reshape(len(values), -1).double()
+    near = 0
+    for part in flat.split(256):
+        near = max(near, int((torch.cdist(part, flat) <= 2 * radius).sum(1).max()))
+    return proportion(near, len(flat))
+
+
+def most_frequent(parts: list[Tensor]) -> Estimate:
+    """The chance of the best blind guess of a label for somebody who knows each company's most frequent one; parts
+    (n, ...) of the companies, whole numbers, column by column."""
+    right = total = 0
+    for part in parts:
+        for column in part.reshape(len(part), -1).T:
+            right += int(torch.bincount(column.long()).max())
+            total += len(column)
+    return proportion(right, total)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What no attack on one release of a block can pass, for every field of an example.
+
+    Other examples may be unknown too: for each of them alone the bound holds whatever the others are.
+    """
+
+    subject: Subject
+    block: int
+    promised: TradeOff
+    _known: dict[tuple[str, str], Estimate] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, subject: Subject, block: int, companies: int = 1) -> Ceilings | None:
+        """Of one company's release, or of the sum of so many with the noise of all; none without noise."""
+        if not subject.plan.private:
+            return None
+        promised = tradeoff_of(subject, block)
+        # Shares of one noise are of the whole sum already.
+        if isinstance(promised, GaussianTradeOff) and not subject.plan.secure_step:
+            promised = GaussianTradeOff(promised.mu / math.sqrt(companies))
+        return cls(subject, block, promised)
+
+    def exact(self, what: Field, guesses: int = 1) -> float:
+        """Of rebuilding a real field exactly, with so many guesses."""
+        return self._passed(("exact", what.name), lambda: self._densest(what), guesses)
+
+    def read_off(self, what: Field) -> float:
+        """Of reading off a label, a code or a token."""
+        return self._passed(("read off", what.name), lambda: most_frequent(self._parts(what)), 1)
+
+    def _passed(self, key: tuple[str, str], make: Callable[[], Estimate], guesses: int) -> float:
+        if key not in self._known:
+            self._known[key] = make()
+        return self.promised.hits(min(1.0, guesses * self._known[key].high))
+
+    def _parts(self, what: Field) -> list[Tensor]:
+        problem = self.subject.problem(self.block)
+        return [problem.values_of(each)[what.name] for each in self.subject.private.values() if len(each)]
+
+    def _densest(self, what: Field) -> Estimate:
+        whole = torch.cat(self._parts(what))
+        order = torch.randperm(len(whole), generator=self.subject.generator("densest", what.name))
+        sample = whole[order[:_SAMPLE]]
+        return densest(sample, exact_radius(what, sample))

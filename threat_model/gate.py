@@ -23,7 +23,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..errors import InputError
 from ..settings.load import parsed_toml, read_text, validated
+from .adversaries import ADVERSARIES
+from .attacks import attacks
 from .results import Result, Statement
 
 Of = Literal["value", "low", "high", "worst_decile"]
@@ -46,11 +49,15 @@ class Limit(BaseModel):
         names = ("statement", "attack", "adversary", "view", "statistic")
         return all(getattr(self, name) in (None, getattr(result, name)) for name in names)
 
+    def figure(self, result: Result) -> float | None:
+        """What of a result is held against this limit; none where it has no such figure."""
+        if self.of == "worst_decile":
+            return result.worst_decile
+        return None if result.value is None else float(getattr(result.value, self.of))
+
     def exceeded(self, result: Result) -> str | None:
         """What to say of a result above this limit; none where it is within, or has no such figure."""
-        figure = result.worst_decile if self.of == "worst_decile" else None
-        if self.of != "worst_decile" and result.value is not None:
-            figure = getattr(result.value, self.of)
+        figure = self.figure(result)
         if figure is None or figure <= self.most:
             return None
         return f"{self.of.replace('_', ' ')} {figure:.4g} is above the limit of {self.most:g}"
@@ -69,7 +76,13 @@ class Gate(BaseModel):
     @classmethod
     def load(cls, path: Path) -> Gate:
         """Raises: InputError naming field, value and rule."""
-        return validated(cls, parsed_toml("--gate", path, read_text("--gate", path)))
+        found = validated(cls, parsed_toml("--gate", path, read_text("--gate", path)))
+        names = {"attack": [each.name for each in attacks()], "adversary": list(ADVERSARIES)}
+        for number, limit in enumerate(found.limit):
+            for field, known in names.items():
+                if (value := getattr(limit, field)) not in (None, *known):
+                    raise InputError(f"limit.{number}.{field}", value, f"expected one of {', '.join(known)}")
+        return found
 
     def failures(self, result: Result) -> list[str]:
         """Why this result fails, in words; empty where it does not."""
@@ -92,5 +105,13 @@ class Gate(BaseModel):
         return result.outcome if gave else None
 
     def unused(self, results: tuple[Result, ...]) -> list[Limit]:
-        """Limits that concern no result at all: they would pass for want of evidence."""
-        return [limit for limit in self.limit if not any(limit.concerns(result) for result in results)]
+        """Limits that would pass for want of evidence: they concern no result at all, or none that has their figure
+        and can fail. Where all that they concern does not apply to the run, each says why, and they pass."""
+        return [limit for limit in self.limit if not _has_evidence(limit, results)]
+
+
+def _has_evidence(limit: Limit, results: tuple[Result, ...]) -> bool:
+    concerned = [result for result in results if limit.concerns(result)]
+    if concerned and all(result.outcome == "not applicable" for result in concerned):
+        return True
+    return any(result.protected and limit.figure(result) is not None for result in concerned)

@@ -26,6 +26,7 @@ from .results import Result
 from .subject import Subject
 
 Found = list[Result | Exhibit]
+_OF_EXAMPLES = ("reconstruction", "membership")
 
 
 @dataclass(frozen=True, order=True)
@@ -74,9 +75,26 @@ def run_job(job: Job, subject: Subject, names: Sequence[str]) -> Found:
     blocks = subject.blocks if job.block is None else (job.block,)
     found: Found = []
     for each in attack(job.attack).run(replace(subject, blocks=blocks)):
-        if isinstance(each, Exhibit) or each.adversary in names:
+        if isinstance(each, Exhibit):
             found.append(each)
+        elif each.adversary in names:
+            found.append(_as_promised(each, subject))
     return found
+
+
+def _as_promised(result: Result, subject: Subject) -> Result:
+    """Of shares of one noise nothing is promised against more colluders than the plan names: what these tell from a
+    single company's share is for comparison."""
+    more = result.adversary == "colluding-coordinator" and result.statement in _OF_EXAMPLES
+    if not (subject.plan.secure_step and more) or result.outcome == "refuted":
+        return result
+    most, cohort = subject.plan.colluders, len(subject.cohort(result.block or 0))
+    if most >= cohort - 1:
+        return result
+    why = f"shares of noise are promised to suffice against {most} colluding companies, not {cohort - 1}"
+    return result.model_copy(
+        update={"protected": False, "reason": "; ".join(each for each in (result.reason, why) if each)}
+    )
 
 
 @dataclass

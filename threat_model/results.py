@@ -29,8 +29,8 @@ class Result(BaseModel):
     """One attack on one view, or one test of one claim.
 
     `control`: the same attack where there is no noise; `baseline`: the best guess without the release (prior only,
-    random, blind); `ceiling`: what no attack on this mechanism can pass. `protected`: whether the view is one that a
-    real run of this plan shows; a raw gradient is not. `wins_at`: the noise multiplier at which this attack starts
+    random, blind); `ceiling`: what no attack on this mechanism can pass. `protected`: whether the plan promises
+    anything of the view; of a raw gradient it does not. `wins_at`: the noise multiplier at which this attack starts
     to win on this model, none where that was not measured.
     """
 

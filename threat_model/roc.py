@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, stats
 
 from ..errors import InputError
 from .intervals import LEVEL, Array, Estimate, proportion
@@ -16,10 +16,11 @@ LEAST_NON_MEMBERS = {0.01: 300, 0.001: 3000}
 
 
 def auc(members: Array, non_members: Array, level: float = LEVEL) -> Estimate:
-    """The chance that a member scores above a non-member, ties half, with DeLong's interval (1988).
+    """The chance that a member scores above a non-member, ties half, with an interval that contains DeLong's (1988).
 
-    Where scores part almost wholly DeLong's variance is zero, which says too much: it is at least Hanley and McNeil's
-    (1982) at an area moved towards one half by half a pair.
+    Of few scores, and where these part almost wholly, DeLong's is far too narrow: at its 99.9% it misses an area of
+    0.8 in 7% of cases of six and six. So the interval also contains Newcombe's (2006, method 5), which asks of each
+    area whether it would give what was found, by Hanley and McNeil's variance (1982).
 
     Raises:
         InputError: there are fewer than two of either, or a score is not a number.
@@ -31,17 +32,26 @@ def auc(members: Array, non_members: Array, level: float = LEVEL) -> Estimate:
     ranks = stats.rankdata(both)
     above_m = (ranks[:m] - stats.rankdata(members)) / n
     above_n = 1 - (ranks[m:] - stats.rankdata(non_members)) / m
-    value = float(above_m.mean())
-    delong = above_m.var(ddof=1) / m + above_n.var(ddof=1) / n
-    moved = (value * m * n + 0.5) / (m * n + 1)
-    pairs = (m + n) / 2 - 1
-    hanley = (
-        moved * (1 - moved) * (1 + pairs * (1 - moved) / (2 - moved) + pairs * moved / (1 + moved)) / (m * n)
-    )
-    half = float(stats.norm.ppf((1 + level) / 2)) * math.sqrt(max(delong, hanley))
+    value, z = float(above_m.mean()), float(stats.norm.ppf((1 + level) / 2))
+    half = z * math.sqrt(above_m.var(ddof=1) / m + above_n.var(ddof=1) / n)
+    # By the symmetry of the variance the upper end is the lower one of the reversed scores.
+    low = min(value - half, _lowest(value, m, n, z))
+    high = max(value + half, 1 - _lowest(1 - value, n, m, z))
     return Estimate(
-        value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=m + n, method="delong", level=level
+        value=value, low=max(0.0, low), high=min(1.0, high), n=m + n, method="delong", level=level
     )  # fmt: skip
+
+
+def _lowest(value: float, m: int, n: int, z: float) -> float:
+    """The least area from which `value` is at most z deviations away."""
+    pairs = (m + n) / 2 - 1
+
+    def apart(area: float) -> float:
+        variance = area * (1 - area) * (1 + pairs * ((1 - area) / (2 - area) + area / (1 + area))) / (m * n)
+        return (value - area) ** 2 - z**2 * variance
+
+    just_below = value - 1e-9
+    return float(optimize.brentq(apart, 0.0, just_below)) if just_below > 0 else 0.0
 
 
 def hits_at(members: Array, non_members: Array, false_alarms: float) -> Estimate:

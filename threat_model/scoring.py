@@ -14,32 +14,15 @@ import torch
 from torch import Tensor
 
 from ..blocks.taps import Field
+from .ceilings import Ceilings
+from .closeness import closeness, exact_from
 from .exhibits import MOST, Condition, Exhibit
-from .intervals import Array, Estimate, mean, proportion
+from .intervals import Estimate, mean, proportion
 from .results import Outcome, Result
 
-EXACT_IMAGE = 40.0
-"""PSNR in dB from which on an image counts as rebuilt exactly."""
-EXACT_OTHER = 60.0
-"""Of series and numbers: signal over error, in dB; 60 is one part in a thousand."""
-_CEILING = 300.0  # higher values are rounding noise, and an infinite score has no mean
 _VISIBLE = 0.5  # dB
 # Of many views, blocks and fields one gains something by chance: what counts as found is judged at this level.
 _SURE = 0.999
-
-
-def closeness(what: Field, estimates: Tensor, originals: Tensor) -> Array:
-    """dB for each of (n, *shape): PSNR of images in [0, 1], else power of the original over that of the error."""
-    error = (estimates.double() - originals.double()).square().reshape(len(originals), -1).mean(1)
-    power = torch.ones_like(error)
-    if what.what != "image":
-        power = originals.double().square().reshape(len(originals), -1).mean(1).clamp_min(1e-12)
-    decibels: Array = (10 * (power.log10() - error.clamp_min(1e-30).log10())).clamp(max=_CEILING).numpy()
-    return decibels
-
-
-def exact_from(what: Field) -> float:
-    return EXACT_IMAGE if what.what == "image" else EXACT_OTHER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +30,7 @@ class Attacked:
     """One attack on one view of one block: what it gave of one real field, (n, *shape) each.
 
     `clusters`: which release each example was in. `cut_short`: why there are fewer cases than asked for, or the
-    attack had less than its budget.
+    attack had less than its budget. `guesses`: how many there were for each example; `ceilings`: of the release.
     """
 
     attack: str
@@ -65,6 +48,8 @@ class Attacked:
     wins_at: float | None = None
     budget: dict[str, float | int | str] = field(default_factory=dict)
     seconds: float = 0.0
+    guesses: int = 1
+    ceilings: Ceilings | None = None
 
     def results(self) -> list[Result]:
         """How many were rebuilt exactly, and how much closer than without the release they came."""
@@ -92,7 +77,7 @@ class Attacked:
                 | {
                     "statistic": f"{words} rebuilt exactly ({self.of.name})", "unit": "share",
                     "value": exact["released"], "control": control, "baseline": exact["prior"],
-                    "wins_at": self.wins_at,
+                    "wins_at": self.wins_at, "ceiling": self._ceiling(),
                 }
             ),
             Result.model_validate(
@@ -104,6 +89,11 @@ class Attacked:
                 }
             ),
         ]  # fmt: skip
+
+    def _ceiling(self) -> float | None:
+        if self.ceilings is None or not self.protected:
+            return None
+        return self.ceilings.exact(self.of, self.guesses)
 
     def exhibit(self) -> Exhibit:
         """The same for the eye."""
@@ -148,6 +138,7 @@ def guessed(
     cut_short: str = "",
     seconds: float = 0.0,
     budget: dict[str, float | int | str] | None = None,
+    ceilings: Ceilings | None = None,
 ) -> Result:
     """How many labels, codes or tokens (n,) were read off; `blind`: the share that is right without the release.
 
@@ -170,6 +161,7 @@ def guessed(
         unit="share", outcome=outcome, reason=reason, protected=protected, seconds=round(seconds, 2),
         value=proportion(int(released.sum()), n), control=own,
         baseline=Estimate(value=blind, low=blind, high=blind, n=n, method="exact"), budget=budget or {},
+        ceiling=None if ceilings is None or not protected else ceilings.read_off(of),
     )  # fmt: skip
 
 

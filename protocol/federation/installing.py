@@ -138,6 +138,7 @@ def _install(
     make_folder(folder)
     try:
         with FileLock(folder / ".install.lock", timeout=0, mode=0o600):
+            _accepted(path, roster, folder, fingerprint, now)  # again, for what was installed meanwhile
             before = _members(folder)
             written = (
                 [n for n, content in keys.files().items() if put(folder, n, content)] if source != OWN else []

@@ -44,7 +44,7 @@ _MOST_FILES = 16
 class Manifest(BaseModel):
     """What the provisioner signs of a kit."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     federation: str
     role: Literal["company", "coordinator"]

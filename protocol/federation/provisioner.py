@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from ...errors import InputError
 from ...privacy.secure_aggregation import Identity
 from ...privacy.secure_aggregation.wire import same
-from .. import fingerprints, private_file
+from .. import fingerprints, private_file, signed_text
 from ..expiry import WARN_DAYS, Notice, of_certificate
 from ..identity import ROSTER_FILE, load_identity, load_signed_roster, save_identity
 from ..names import COORDINATOR
@@ -121,6 +121,8 @@ def _provision(
             raise InputError("--rotate", name, rule)
     keys = {name: _trial_keys(settings, folder, name, renewed=name in rotate) for name in missing}
     requests |= {name: Request.of(found) for name, found in keys.items()}
+    for name in keys:
+        requests[name].check_time(str(folder / "trial" / name), now)
     _check_together(settings, requests)
     provisioner = _provisioner_key(folder)
     roster = _roster(settings, requests, previous, provisioner, renew, now)
@@ -159,7 +161,7 @@ def _request(settings: FederationSettings, folder: Path, name: str, now: datetim
     path = folder / "requests" / f"{name}{SUFFIX}"
     if not path.is_file():
         return None
-    request = Request.parse(path.read_bytes(), str(path))
+    request = Request.parse(signed_text.read("request", path), str(path))
     expected = COORDINATOR if name == _COORDINATOR else name
     if request.name != expected:
         raise InputError("request", str(path), f"is of {request.name!r}, expected one of {expected!r}")

@@ -13,14 +13,16 @@ from typing import Any, Literal
 import tomli_w
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from ...errors import InputError
 from ...privacy.secure_aggregation.wire import same
 from ...settings import parsed_toml, validated
 from .. import fingerprints, signed_text
 from ..names import COORDINATOR, check_company_name
+from ..roster import HexKey
 from ..transport.certificates import certificate_of, fingerprint, name_in
 from .keys import Keys, Role, check_node_key
 
@@ -33,11 +35,11 @@ LONGEST_DAYS = 3650
 class RequestContent(BaseModel):
     """What a party signs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     role: Literal["company", "coordinator"]
     name: str
-    identity: str = Field(pattern=r"^[0-9a-f]{64}$")
+    identity: HexKey
     certificate: str
     node_key: str | None = None
 
@@ -128,6 +130,10 @@ class Request:
         if name_in(certificate) != self.name:
             rule = f"its certificate is made out to {name_in(certificate)!r}, the request to {self.name!r}"
             raise InputError(KIND, where, rule)
+        if certificate.public_bytes(serialization.Encoding.PEM).decode() != self.content.certificate:
+            raise InputError(
+                KIND, where, "has more in it than the certificate in PEM"
+            )  # every coordinator loads it
         key = certificate.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
             raise InputError(KIND, where, "the certificate's key is not of P-256")

@@ -24,7 +24,7 @@ from ...errors import InputError
 from ...privacy.secure_aggregation.wire import MAX_COHORT
 from ...settings import parsed_toml, read_text, validated
 from .. import fingerprints
-from ..names import check_company_name, check_distinct
+from ..names import FEDERATION_NAME, check_company_name, check_distinct
 from ..transport.address import Address, split
 from .request import LONGEST_DAYS
 
@@ -32,7 +32,7 @@ from .request import LONGEST_DAYS
 class CoordinatorSettings(BaseModel):
     """Where the coordinator is."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     address: Address
     listen: Address | None = Field(
@@ -57,9 +57,9 @@ class CoordinatorSettings(BaseModel):
 class FederationSettings(BaseModel):
     """`federation.toml`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")
+    name: str = Field(min_length=1, max_length=100, pattern=FEDERATION_NAME)
     companies: list[str] = Field(min_length=1, max_length=MAX_COHORT)
     valid_days: int = Field(365, ge=1, le=LONGEST_DAYS)
     coordinator: CoordinatorSettings

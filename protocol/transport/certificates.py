@@ -18,6 +18,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -29,6 +30,14 @@ from ..names import COORDINATOR as COORDINATOR
 DAYS = 730
 KEY_FILE, CERTIFICATE_FILE = "own.key", "own.pem"
 _PUBLIC_FORM = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+# What cryptography raises for a certificate that it does not understand.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,10 @@ def certificate_of(pem: bytes, where: str) -> x509.Certificate:
     """The one certificate in a PEM file; InputError unless there is exactly one."""
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError:
+        for certificate in found:  # read on first use, and what cannot be read raises only then
+            _ = name_in(certificate), hosts_of(certificate), public_key_of(certificate)
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except _UNREADABLE:
         found = []
     if len(found) != 1:
         raise InputError("certificate", where, "expected one certificate in PEM")

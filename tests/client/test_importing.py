@@ -24,6 +24,7 @@ from fedblocks.cli.company_source import Told, source_of
 from fedblocks.cli.main import app
 from fedblocks.client.company import Company
 from fedblocks.client.data.tables.database import password_file, using_password
+from fedblocks.client.decisions import whole_lines
 from fedblocks.client.home import make_home
 from fedblocks.client.importing import Imported, import_data
 from fedblocks.client.policy import load_policy
@@ -247,6 +248,20 @@ def test_data_are_replaced_only_when_told_and_only_by_the_same_kind(
     with pytest.raises(InputError, match="declares other data"):
         read(home, source_of(str(tmp_path / "rows.csv"), narrower, None, None, None), replace=True)
     assert Examples.load(home / "data.npz").digest.hex() == first.fingerprint
+
+
+def test_an_import_after_the_ledger_was_created_is_on_record(
+    home: Path, contract: Path, tmp_path: Path
+) -> None:
+    """Would catch data that are replaced without a trace in the company's own record."""
+    ROWS.to_csv(tmp_path / "rows.csv", index=False)
+    told = source_of(str(tmp_path / "rows.csv"), contract, None, None, None)
+    read(home, told)
+    Company(home, load_policy(home / "policy.toml")).create_ledger()
+    found = read(home, told, replace=True)
+    entries = [json.loads(line) for line in whole_lines(home / "decisions.jsonl")]
+    assert [entry["what"] for entry in entries] == ["begun", "data"]
+    assert (entries[1]["digest"], entries[1]["examples"]) == (found.fingerprint, 40)
 
 
 def test_a_contract_that_is_not_the_models_is_named_by_its_field(

@@ -96,6 +96,31 @@ def test_a_limit_that_concerns_no_result_is_no_pass(tmp_path: Path) -> None:
     assert Verdict.of((result(),), misspelt).exit_code == 4
 
 
+@pytest.mark.parametrize(
+    ("limit", "results"),
+    [
+        ({"of": "worst_decile"}, (result(),)),
+        ({"attack": "linear-span"}, (result(view="raw", protected=False), result(attack="lm-map"))),
+        ({"statement": "membership"}, (result(), result("inconclusive", statement="membership", value=None))),
+    ],
+)
+def test_a_limit_on_a_figure_that_no_result_has_is_no_pass(
+    limit: dict[str, str], results: tuple[Result, ...]
+) -> None:
+    """Would catch a limit on the worst decile of what has none, and one on a view that never fails."""
+    limits = Gate.model_validate({"limit": [{"most": 0.1} | limit]})
+    verdict = Verdict.of(results, limits)
+    assert verdict.exit_code == 4
+    assert any("has that figure" in why for why in verdict.inconclusive.values())
+
+
+def test_a_limit_on_what_does_not_apply_to_the_run_passes() -> None:
+    """Would catch a gate for several kinds of runs that none of them can pass."""
+    limits = Gate.model_validate({"limit": [{"most": 0.1, "statement": "extraction"}]})
+    images = (result(), result("not applicable", statement="extraction", view="run", value=None))
+    assert Verdict.of(images, limits).exit_code == 0
+
+
 def test_a_gate_may_let_findings_and_open_questions_pass(tmp_path: Path) -> None:
     lax = gate(tmp_path, 'found = "passes"\ninconclusive = "passes"\n')
     found = (result("found", 1), result("inconclusive", view="release", value=None))
@@ -112,6 +137,11 @@ def test_a_gate_may_let_findings_and_open_questions_pass(tmp_path: Path) -> None
         ('[[limit]]\nof = "mean"\nmost = 1', "limit.0.of='mean'"),
         ('[[limit]]\nstatement = "reconstructions"\nmost = 1', "limit.0.statement='reconstructions'"),
         ("[[limit]]", "limit.0.most"),
+        (
+            '[[limit]]\nmost = 1\n[[limit]]\nadversary = "cordinator"\nmost = 1',
+            "limit.1.adversary='cordinator'",
+        ),
+        ('[[limit]]\nattack = "linear_span"\nmost = 1', "limit.0.attack='linear_span'"),
         ("[[limit", "--gate="),
     ],
 )

@@ -67,6 +67,29 @@ def use(monkeypatch: pytest.MonkeyPatch, *made: Attack) -> None:
 ONE = AuditDesign(workers=1, minutes=0.5)
 
 
+def test_shares_of_noise_promise_nothing_against_more_colluders_than_the_plan_names(
+    done: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a sound run that fails for what is found in one company's share alone, and one that passes for a
+    sum of all of them."""
+
+    def both(subject: Subject) -> Found:
+        for adversary in ("coordinator", "colluding-coordinator"):
+            yield found_by("span", subject, adversary)
+
+    use(monkeypatch, made_up("span", run=both))
+    names, job, own = ("coordinator", "colluding-coordinator"), jobs.Job("span", 0), Subject.of(done)
+    shared = replace(own, plan=own.plan.changed(mode="secure_step", colluders=1))
+    everyone = replace(own, plan=own.plan.changed(mode="secure_step", colluders=len(own.private) - 1))
+
+    def protected(subject: Subject) -> list[bool]:
+        return [each.protected for each in jobs.run_job(job, subject, names) if isinstance(each, Result)]
+
+    assert protected(own) == [True, True]
+    assert protected(shared) == [True, False]
+    assert protected(everyone) == [True, True]
+
+
 def test_every_attack_is_run_on_every_block_or_once(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made_up("whole", by_block=False)
     use(monkeypatch, made_up("span"), whole, made_up("tokens", applies=lambda subject: "rank 127 >= 64"))
@@ -87,6 +110,52 @@ def test_only_the_adversaries_asked_for_are_reported(run: RunFolder, monkeypatch
     audit = audit_run(run, replace(ONE, adversaries=("insider",)))
     assert {each.adversary for each in audit.results} == {"insider"}
     assert {each.attack for each in audit.results} == {"span"}
+
+
+def interrupted(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, design: AuditDesign
+) -> tuple[Path, list[str]]:
+    """An audit of `first` and `whole` that ends before its last attack: what it keeps, and all that was mounted."""
+    mounted: list[str] = []
+    stops = [True]
+
+    def noted(name: str) -> Callable[[Subject], Found]:
+        def attack(subject: Subject) -> Found:
+            if name == "last" and stops and stops.pop():
+                raise KeyboardInterrupt
+            mounted.append(f"{name} {subject.blocks}")
+            yield found_by(name, subject)
+
+        return attack
+
+    use(
+        monkeypatch, made_up("first", noted("first"), weight=3.0),
+        made_up("whole", noted("whole"), weight=2.0, by_block=False), made_up("last", noted("last")),
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        audit_run(run, design)
+    return next((run.path / ".audit").iterdir()), mounted
+
+
+def test_what_an_interrupted_audit_of_one_block_kept_is_not_that_of_all(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch an attack that is run once on all blocks, and believed to have looked at those it has not."""
+    _, mounted = interrupted(run, monkeypatch, replace(ONE, block=0))
+    audit_run(run, ONE)
+    assert "whole (0, 1)" in mounted
+
+
+def test_results_of_another_job_are_not_taken_for_a_jobs_own(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a block that is never attacked because another one's results lie in its place."""
+    kept, mounted = interrupted(run, monkeypatch, ONE)
+    (kept / "first-block-1.json").write_bytes((kept / "first-block-0.json").read_bytes())
+    before = len(mounted)
+    audit = audit_run(run, ONE)
+    assert "first (1,)" in mounted[before:]
+    assert {each.block for each in audit.results if each.attack == "first"} == {0, 1}
 
 
 def test_an_interrupted_audit_goes_on_where_it_stopped(

@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from fedblocks.client import training
 from fedblocks.client.company import Company
 from fedblocks.errors import InputError
 from fedblocks.experiments.bench.attack.conformance import SOUND, audited, sound_step
 from fedblocks.privacy import dp_sgd
 from fedblocks.privacy.clipping import ClippedSum, PerExampleClipping
+from fedblocks.privacy.dp_sgd import DPSGD
+from fedblocks.privacy.mechanisms.skellam_sampler import SkellamSampler
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.privacy.sampling import EpochSampling, PoissonSampling
 from fedblocks.privacy.secure_aggregation import masks
 from fedblocks.privacy.source import CryptographicSource
+from fedblocks.settings import Plan
 from fedblocks.threat_model.attacks import attack
 from fedblocks.threat_model.attacks.conformance import ATTACK
 from fedblocks.threat_model.epsilon.checks import Check
@@ -73,6 +77,51 @@ def test_no_alarm_in_many_sound_runs() -> None:
 def test_noise_defects_are_found_in_every_local_mechanism(name: str, sound: str) -> None:
     """Would catch a residual that is whitened, or scaled by a moving clip, by the defective code itself."""
     assert DEFECTS[name].shows in planted(step_of(sound), name)
+
+
+@pytest.mark.parametrize("name", ["Poisson batches", "moving clip", "shares of noise"])
+def test_a_tensor_without_noise_is_found_however_small_it_is(name: str) -> None:
+    """Would catch a layer left out by the noise, which a thousandth of all values does not show in their variance."""
+    own = step_of(name)
+    end = np.cumsum(list(own.tensors().values()))
+    smallest = int(np.argmin(list(own.tensors().values())))
+    bare = slice(int(end[smallest]) - list(own.tensors().values())[smallest], int(end[smallest]))
+    gaussian, shares = dp_sgd.add_gaussian_noise, SkellamSampler.sample
+
+    def add(clipped: ClippedSum, noise_multiplier: float, randomness: Randomness) -> torch.Tensor:
+        noisy = gaussian(clipped, noise_multiplier, randomness)
+        noisy[bare] = clipped.vector[bare]
+        return noisy
+
+    def drawn(sampler: SkellamSampler, n: int, randomness: Randomness) -> Any:
+        found = shares(sampler, n, randomness)
+        found[bare] = 0
+        return found
+
+    with replaced(dp_sgd, "add_gaussian_noise", add), replaced(SkellamSampler, "sample", drawn):
+        found = failing(audited(own, 0))
+    assert "noise variance of a tensor / promised" in found
+
+
+@pytest.mark.parametrize("name", ["Poisson batches", "moving clip", "epochs"])
+def test_a_clip_above_the_promised_one_is_found_though_the_noise_is_right(name: str) -> None:
+    """Would catch a change and a noise that are measured in the step's own clip alone: here it is twice the plan's,
+    and the multiplier half of it, so that the noise is as promised."""
+    own, original = step_of(name), training.mechanism
+
+    def wider(plan: Plan) -> DPSGD:
+        made = original(plan)
+        return replace(made, max_grad_norm=2 * made.max_grad_norm, noise_multiplier=made.noise_multiplier / 2)
+
+    with replaced(training, "mechanism", wider):
+        assert "clip / promised" in failing(audited(own, 0))
+
+
+def test_a_layer_that_its_norm_leaves_out_is_found() -> None:
+    """Would catch a clip that holds for the other layers only."""
+    factors = mutated(PerExampleClipping._factors, "for layer in layers]\n", "for layer in layers[1:]]\n")
+    with replaced(PerExampleClipping, "_factors", factors):
+        assert "sensitivity / clip" in failing(audited(step_of("Poisson batches"), 0))
 
 
 @contextmanager

@@ -108,6 +108,16 @@ def test_a_claim_beyond_what_canaries_can_show_is_no_failure_and_no_success(subj
     )
 
 
+def test_too_few_releases_to_refute_anything_do_not_make_an_audit_inconclusive(subject: Subject) -> None:
+    """Of one release with batches of a tenth, most canaries leave no trace even without noise. Would catch a short
+    run whose audit can never pass, however long it takes."""
+    training = subject.plan.training.model_dump() | {"rounds": 2, "sampling_rate": 0.1}
+    short = replace(subject, plan=subject.plan.changed(training=training, noise_multiplier=0.5))
+    found = [each for each in results("epsilon-certificate", short) if "sampled as accounted" in each.view]
+    assert {each.outcome for each in found} == {"not applicable"}
+    assert all("cannot refute the claimed" in each.reason for each in found)
+
+
 def test_without_time_nothing_is_said_to_hold(subject: Subject) -> None:
     """Would catch a claim that holds for want of a test."""
     for name in ("epsilon-certificate", "epsilon-estimate"):

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fedblocks.errors import InputError
+from fedblocks.threat_model.closeness import closeness
 from fedblocks.threat_model.gradient_matching import Matching, match
 from fedblocks.threat_model.last_layer import LastLayer
 from fedblocks.threat_model.metrics import matched
 from fedblocks.threat_model.module_problem import ModuleProblem
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.releases import Release
-from fedblocks.threat_model.scoring import closeness
 
 
 class SmallConvolutional(nn.Module):

@@ -22,10 +22,10 @@ from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
 from fedblocks.settings.load import validated
 from fedblocks.threat_model.block_problem import BlockProblem
+from fedblocks.threat_model.closeness import closeness
 from fedblocks.threat_model.linear_span import solve, unsuited
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.releases import Release, clip_of, deviation, raw_gradient, released
-from fedblocks.threat_model.scoring import closeness
 from fedblocks.threat_model.subject import Subject
 
 CASES: dict[str, TransformerSettings] = {

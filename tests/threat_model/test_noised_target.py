@@ -20,12 +20,12 @@ from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.threat_model.attacks.noised_target import ATTACK
 from fedblocks.threat_model.block_problem import BlockProblem
+from fedblocks.threat_model.closeness import closeness
 from fedblocks.threat_model.noised_target import NoisedSolution, solve, unsuited
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.problem import Values
 from fedblocks.threat_model.releases import Release
 from fedblocks.threat_model.results import Result
-from fedblocks.threat_model.scoring import closeness
 from fedblocks.threat_model.subject import Subject
 
 DIT = DiTSettings(hidden_size=64, layers=2, blocks=1, image_size=8, patch_size=4)

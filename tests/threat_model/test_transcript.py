@@ -22,6 +22,8 @@ from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.release_log import Header, ReleaseLog
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
+from fedblocks.threat_model.audit_file import read_audit_file
+from fedblocks.threat_model.auditing import AuditDesign, audit_run
 from fedblocks.threat_model.subject import Subject
 from fedblocks.threat_model.transcript import Transcript
 
@@ -207,3 +209,25 @@ def test_a_last_sum_that_was_changed_does_not_lead_to_the_checkpoint(run: RunFol
     flipped(run.releases / "round-0003-block-0.safetensors", sealed=True)
     with pytest.raises(RunError, match=r"round-0003: blocks='.*': the sums lead to another state"):
         list(Transcript.of(run))
+
+
+@pytest.mark.parametrize(
+    "tasks", ["none", [1], [{"round": 2, "block": 1, "status": "done"}], [{"round": "2", "block": 1}]]
+)
+def test_metrics_whose_tasks_are_none_are_refused_by_line(run: RunFolder, tasks: object) -> None:
+    """Would catch a traceback, without a word on the file that was changed."""
+    rows = [json.loads(line) for line in run.metrics_file.read_text("utf-8").splitlines()]
+    rows[2]["tasks"] = tasks
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    with pytest.raises(RunError, match="line 3: not a round's metrics"):
+        Transcript.of(run)
+
+
+def test_an_audit_of_changed_sums_is_refused_and_the_former_one_kept(run: RunFolder) -> None:
+    """Would catch a report on sums that were never released: all files agree with their own digests here."""
+    design = AuditDesign(workers=1, minutes=0.05, adversaries=("auditor",), block=0)
+    former = audit_run(run, design)
+    flipped(run.releases / "round-0001-block-0.safetensors", sealed=True)
+    with pytest.raises(RunError, match="the sums of the rounds before lead to"):
+        audit_run(run, design)
+    assert read_audit_file(run) == former

@@ -15,11 +15,11 @@ from fedblocks.blocks.settings import NoiseSettings, TransformerSettings
 from fedblocks.blocks.taps import ContinuousTap
 from fedblocks.experiments.bench.sensitivity.families import values_of
 from fedblocks.threat_model.block_problem import BlockProblem
+from fedblocks.threat_model.closeness import closeness
 from fedblocks.threat_model.linear_span import solve
 from fedblocks.threat_model.metrics import matched
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.releases import Release
-from fedblocks.threat_model.scoring import closeness
 from fedblocks.threat_model.unmixing import solve_one, unmix, unsuited
 from fedblocks.threat_model.winning import GRID, wins_at
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from ...blocks import Denoiser, Seeded
 from ...blocks.taps import ContinuousTap
 from ...client.exposure import owned_rows
+from ..ceilings import Ceilings
+from ..closeness import closeness, exact_from
 from ..exhibits import Exhibit
 from ..intervals import Estimate
 from ..releases import Release, clip_of, released
 from ..results import Result
-from ..scoring import Attacked, closeness, exact_from
+from ..scoring import Attacked
 from ..subject import Subject
 from ..trap_weights import craft, unsuited
 from ..winning import wins_at
@@ -124,7 +126,8 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
             "releases": len(quiet), "unknown examples": batch, "guesses": _GUESSES * batch,
             "parts read": f"{traps.tokens} of {len(tap.embedding)}",
         },
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started, guesses=_GUESSES * batch,
+        ceilings=Ceilings.of(subject, block) if whole else None,
     )  # fmt: skip
     yield from attacked.results()
     yield _warned(subject, block, traps.model)

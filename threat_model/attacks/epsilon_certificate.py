@@ -210,7 +210,8 @@ class _Test:
             what = "releases" if company is None else "canaries"
             shown = f"without noise they show {view.control.epsilon:.3g} at most"
             why = f"{found.cases:,} {what} cannot refute {claimed}: {shown}"
-            outcome: Outcome = "not applicable" if view.hopeless else "inconclusive"
+            # More time would change nothing where the clock has cut nothing short.
+            outcome: Outcome = "inconclusive" if view.reason and not view.hopeless else "not applicable"
             return self.without(why, outcome, view.text, company)
         return self._of(view, found, company, "held", view.reason)
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ...blocks.taps import ContinuousTap
+from ..ceilings import Ceilings
+from ..closeness import closeness
 from ..exhibits import Exhibit
 from ..linear_span import unsuited
 from ..prior import GaussianPrior
 from ..releases import Release, clip_of, raw_gradient, released
 from ..results import Result
-from ..scoring import Attacked, closeness
+from ..scoring import Attacked
 from ..subject import Subject
 from ..unmixing import solve_one
 from ..winning import wins_at
@@ -103,6 +105,7 @@ def _attacked(subject: Subject, block: int, tap: ContinuousTap) -> Iterator[Resu
             attack=ATTACK.name, adversary=adversary, view=view, block=block, of=field, originals=originals,
             released=found, control=without_noise if protected else None, prior=prior.mode.expand_as(originals),
             protected=protected, wins_at=winning if protected else None,
+            ceilings=Ceilings.of(subject, block, len(subject.cohort(block)) if adversary == "coordinator" else 1),
             budget={"cases": len(victims), "solutions": 1}, seconds=time.monotonic() - started,
         )  # fmt: skip
         yield from attacked.results()

@@ -15,6 +15,7 @@ from ...blocks.categorical_denoiser import EmbeddedDenoiser
 from ...blocks.examples import Examples
 from ...blocks.taps import ContinuousTap
 from .. import linear_span
+from ..ceilings import Ceilings
 from ..clip_model import ClipModel, unmodelled
 from ..exhibits import Exhibit
 from ..library import Library
@@ -168,6 +169,7 @@ def _view(
     both: dict[str, Any] = {
         "attack": ATTACK.name, "adversary": adversary, "view": view, "block": block, "protected": protected,
         "cut_short": cut, "seconds": time.monotonic() - started,
+        "ceilings": Ceilings.of(subject, block, 1 if k == 1 else len(subject.cohort(block))),
         "budget": {
             "cases": len(originals), "unknowns": k * layout.size, "attempts": _BUDGET.attempts,
             "iterations": iterations, "candidates": _BUDGET.library if mounted.library else 0,

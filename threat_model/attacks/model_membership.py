@@ -15,6 +15,7 @@ from ...blocks.training import Schedule
 from ...errors import FedblocksError
 from ...server.checkpoint import Checkpoint
 from ..intervals import Array
+from ..membership.heldout import heldout, unsuited
 from ..membership.scores import SCORES, Shadows
 from ..membership.shadows import Signals, trained
 from ..membership.verdict import judged
@@ -33,18 +34,13 @@ _VIEW = "the released model"
 
 
 def _applies(subject: Subject) -> str | None:
-    if subject.checkpoint.round == 0:
-        return "nothing was trained on private data yet"
-    if subject.plan.model.label_side is None:
-        return (
-            "what is held out comes after what companies hold, so that a test would tell times, not members"
-        )
+    if (why := unsuited(subject)) is not None:
+        return why
     try:
-        heldout = Examples.load(subject.run.evaluation / "heldout.npz")
         Checkpoint.load(subject.run.checkpoints, 0)
     except (FedblocksError, OSError) as error:
-        return f"it needs the public model and examples that no company trained on: {error}"
-    return None if len(heldout) >= 20 else f"only {len(heldout)} examples were held out, of at least 20"
+        return f"it needs the public model from which the run began: {error}"
+    return None
 
 
 def _public(subject: Subject, block: int) -> Denoiser:
@@ -62,13 +58,13 @@ def _joined(*parts: Examples) -> Examples:
 
 def _pool(subject: Subject, block: int) -> tuple[Examples, int, int]:
     """n members, then n examples that no company trained on, then k further ones with random labels."""
-    heldout = Examples.load(subject.run.evaluation / "heldout.npz")
+    others = heldout(subject)
     generator = subject.generator("held out", block)
-    heldout = heldout[torch.randperm(len(heldout), generator=generator)]
-    k = min(_PLANTED, len(heldout) // 3)
-    n = min(_POOL, len(heldout) - k, sum(len(own) for own in subject.private.values()))
-    members, planted = subject.victims(n, "model membership", block), heldout[-k:]
-    return _joined(members, heldout[:n], _relabelled(planted, subject, generator)), n, k
+    others = others[torch.randperm(len(others), generator=generator)]
+    k = min(_PLANTED, len(others) // 3)
+    n = min(_POOL, len(others) - k, sum(len(own) for own in subject.private.values()))
+    members, planted = subject.victims(n, "model membership", block), others[-k:]
+    return _joined(members, others[:n], _relabelled(planted, subject, generator)), n, k
 
 
 def _relabelled(examples: Examples, subject: Subject, generator: torch.Generator) -> Examples:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ...blocks.examples import Examples
 from ...blocks.taps import NoisedTap
+from ..ceilings import Ceilings
+from ..closeness import closeness
 from ..exhibits import Exhibit
 from ..noised_target import solve, unsuited
 from ..prior import GaussianPrior
 from ..releases import Release, clip_of, raw_gradient, released
 from ..results import Result
-from ..scoring import Attacked, closeness, guessed
+from ..scoring import Attacked, guessed
 from ..subject import Subject
 from ..winning import wins_at
 from . import Attack
@@ -78,12 +80,13 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
     for done, (adversary, view, protected, make) in enumerate(views, start=1):
         started = time.monotonic()
         found = attacker.guesses(make, victims)
+        ceilings = Ceilings.of(subject, block)
         attacked = Attacked(
             attack=ATTACK.name, adversary=adversary, view=view, block=block, of=problem.by_name[tap.field],
             originals=originals, released=found.values, control=control.values if protected else None,
             prior=attacker.prior.mode.expand_as(originals), protected=protected,
             wins_at=winning if protected else None, budget={"cases": len(victims), "solutions": 1},
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - started, ceilings=ceilings,
         )  # fmt: skip
         yield from attacked.results()
         if protected:
@@ -93,7 +96,7 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
                 attack=ATTACK.name, adversary=adversary, view=view, block=block, of=problem.by_name["label"],
                 released=found.labels, control=control.labels if protected else None,
                 blind=float((victims.inputs == attacker.common).double().mean()), protected=protected,
-                budget={"cases": len(victims)},
+                budget={"cases": len(victims)}, ceilings=ceilings,
             )  # fmt: skip
         subject.clock.tell(0.5 + 0.5 * done / len(views), f"noised target, block {block}")
 

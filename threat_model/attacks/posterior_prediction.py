@@ -6,13 +6,12 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
-from ...blocks.examples import Examples
 from ..clip_model import ClipModel
 from ..exhibits import Exhibit
 from ..intervals import mean
-from ..prediction import Information, information, wins_at
+from ..local_prediction import EXAMPLES, informations
+from ..prediction import wins_at
 from ..release_model import ReleaseModel
 from ..releases import clip_of, deviation
 from ..results import Result
@@ -20,7 +19,6 @@ from ..subject import Subject
 from ..unknowns import Layout, unsuited
 from . import Attack
 
-_EXAMPLES = 6  # of a company
 _VISIBLE = 1.0  # dB
 _SURE = 0.999  # level of the interval by which that is judged, as of what attacks find
 
@@ -45,7 +43,8 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
         if subject.clock.over:
             yield _result(company, block, "inconclusive", reason=f"the time was over before {company}")
             continue
-        found = _informations(subject, model, examples, company, block)
+        generator = subject.generator("prediction", company, block)
+        found = informations(model, examples, EXAMPLES, generator)
         for what in layout.fields:
             gains = np.concatenate([each.gain(noise, what.name).numpy() for each in found])
             yield _result(
@@ -55,19 +54,6 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
                 budget={"examples": len(found)}, seconds=round(time.monotonic() - started, 2),
             )  # fmt: skip
         subject.clock.tell(done / len(subject.private), f"prediction, block {block}")
-
-
-def _informations(
-    subject: Subject, model: ReleaseModel, examples: Examples, company: str, block: int
-) -> list[Information]:
-    problem, generator = model.problem, subject.generator("prediction", company, block)
-    order = torch.randperm(len(examples), generator=generator)[:_EXAMPLES]
-    return [
-        information(
-            model, model.layout.guess(problem.sample(problem.values_of(examples[i[None]]), generator))
-        )
-        for i in order
-    ]
 
 
 def _result(

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ...blocks.examples import Examples
 from ...blocks.taps import ContinuousTap
+from ..ceilings import Ceilings
+from ..closeness import closeness
 from ..exhibits import Exhibit
 from ..metrics import matched
 from ..prior import GaussianPrior
 from ..releases import Release, clip_of, released
 from ..results import Result
-from ..scoring import Attacked, blind_share, closeness, guessed
+from ..scoring import Attacked, blind_share, guessed
 from ..subject import Subject
 from ..unmixing import unmix, unsuited
 from ..winning import wins_at
@@ -74,6 +76,7 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
                 guesses.values.append(values)
                 guesses.labels.append(right)
         whole = torch.cat(originals)
+        ceilings = Ceilings.of(subject, block)
         view = f"one company's release, {k} of its examples unknown"
         attacked = Attacked(
             attack=ATTACK.name, adversary="colluding-coordinator", view=view, block=block, of=field,
@@ -81,6 +84,7 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
             control=torch.cat(conditions["control"].values), prior=prior.mode.expand_as(whole),
             clusters=np.repeat(np.arange(cases), k), wins_at=_wins_at(subject, block, tap, prior, clean, originals),
             budget={"sums": cases, "examples": k}, seconds=time.monotonic() - started,
+            guesses=k, ceilings=ceilings,
         )  # fmt: skip
         yield from attacked.results()
         yield attacked.exhibit()
@@ -90,7 +94,7 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
                 of=problem.by_name["label"], released=np.concatenate(conditions["released"].labels),
                 control=np.concatenate(conditions["control"].labels),
                 blind=blind_share(subject.public.targets, _labels(victims)),
-                budget={"sums": cases, "examples": k},
+                budget={"sums": cases, "examples": k}, ceilings=ceilings,
             )  # fmt: skip
         subject.clock.tell(done / len(sums), f"unmixed span, block {block}")
 

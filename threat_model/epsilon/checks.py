@@ -7,6 +7,7 @@ alpha / 100 each (Bonferroni), so the laws are exact where they can be: a normal
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -45,6 +46,23 @@ def variance(noise: Array, level: float, name: str = "noise variance / promised"
     n, found = len(noise), float(noise @ noise) / len(noise)
     low, high = (found * n / stats.chi2.ppf(p, n) for p in (1 - level / 2, level / 2))
     return _interval(name, found, float(low), float(high), n, level, "of the promised variance")
+
+
+def variance_by_part(noise: Array, parts: npt.NDArray[np.int64], names: Sequence[str], level: float) -> Check:
+    """The variance of each part of `noise` (N,), as `variance`; the part that is least likely stands for all.
+
+    `parts` (N,): the number of the part that a value belongs to; `names` (parts,).
+    """
+    counts = np.bincount(parts, minlength=len(names))
+    squares = np.bincount(parts, weights=noise**2, minlength=len(names))
+    there = np.flatnonzero(counts)
+    chances = np.minimum(
+        stats.chi2.logcdf(squares[there], counts[there]), stats.chi2.logsf(squares[there], counts[there])
+    )
+    worst = int(there[chances.argmin()])
+    each = level / len(there)
+    found = variance(noise[parts == worst], each, "noise variance of a tensor / promised")
+    return Check(found.name, found.held, found.estimate, found.reason and f"{names[worst]}: {found.reason}")
 
 
 def distribution(noise: Array, level: float) -> Check:

@@ -103,7 +103,9 @@ def audit_step(
         rounds.append(_Round(recording, noise_of(own, promise, recording), *_gap(own, recording)))
         recording.forget()
     recorded = [step for each in rounds for step in each.recording.steps]
-    found = [*noise_checks([each.noise for each in rounds], level), _divisor(rounds), *_diffusion(rounds)]
+    noise = [each.noise for each in rounds]
+    found = [*noise_checks(noise, level), _by_tensor(own, noise, places, level)]
+    found += [_clip(rounds, promise), _divisor(rounds), *_diffusion(rounds)]
     counts = [step.count_noise for step in recorded if step.count_noise is not None]
     if counts:
         found.append(checks.variance(np.array(counts), level, "count noise variance / promised"))
@@ -122,6 +124,25 @@ def _places(size: int, most: int, randomness: Randomness) -> Places:
     length, apart = most // _WINDOWS, size // _WINDOWS
     start = int(randomness.integers(apart - length + 1, 1)[0])
     return (start + apart * np.arange(_WINDOWS)[:, None] + np.arange(length)).flatten()
+
+
+def _by_tensor(own: OwnStep, rounds: Sequence[Sequence[Array]], places: Places, level: float) -> Check:
+    """A tensor that gets no noise may be too small a part of all values to be seen among them."""
+    names, sizes = zip(*own.tensors().items(), strict=True)
+    tensor = np.repeat(np.arange(len(sizes)), sizes)[places]
+    steps = [step for noise in rounds for step in noise]
+    return checks.variance_by_part(np.concatenate(steps), np.tile(tensor, len(steps)), names, level)
+
+
+def _clip(rounds: Sequence[_Round], promise: Promise) -> Check:
+    """Noise and what an example changes are both in units of the step's own clip, so that has to be the promised one;
+    a moving clip starts there."""
+    moves = promise.moving_clip
+    first = [step for each in rounds for step in each.recording.steps[: 1 if moves else None]]
+    worst = max(step.sensitivity for step in first) / promise.clip
+    return checks.within(
+        "clip / promised", worst, 1.0, len(first), "times the promised clip is what examples are clipped to"
+    )
 
 
 def _sensitivity(found: Neighbours) -> list[Check]:

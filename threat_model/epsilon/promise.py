@@ -24,7 +24,8 @@ Array = npt.NDArray[np.float64]
 class Promise:
     """`sampling_rate`: of Poisson batches; none: every example once in `epoch_steps` steps, the same ones in every
     epoch of a release unless `regroup`. Noise: `noise_multiplier` times a step's clip for each value, or for shares,
-    `share_variance` in whole numbers. `coefficients`: what makes correlated noise white again.
+    `share_variance` in whole numbers. `coefficients`: what makes correlated noise white again. `moving_clip`: it and
+    its noise change from step to step.
     """
 
     clip: float
@@ -34,6 +35,7 @@ class Promise:
     noise_multiplier: float = 0.0
     share_variance: float | None = None
     coefficients: Array | None = None
+    moving_clip: bool = False
 
     @classmethod
     def of(cls, plan: Plan, size: int, companies: int) -> Promise:
@@ -50,6 +52,7 @@ class Promise:
                 clip=plan.max_grad_norm,
                 sampling_rate=event.sampling_rate,
                 noise_multiplier=event.noise_multiplier,
+                moving_clip=plan.clip_quantile is not None,
             )
         if isinstance(event, EpochGaussian):
             banded = None
@@ -67,6 +70,7 @@ class Promise:
                 regroup=banded is None,
                 noise_multiplier=event.noise_multiplier,
                 coefficients=None if banded is None else banded.coefficients,
+                moving_clip=plan.clip_quantile is not None,
             )
         raise InputError("noise_multiplier", plan.noise_multiplier, "the plan promises no noise")
 

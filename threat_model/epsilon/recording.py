@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ...blocks import Denoiser
+from ...blocks import Denoiser, block_parameters
 from ...blocks.denoiser import Draw
 from ...blocks.examples import Examples
 from ...client import training
@@ -56,6 +56,11 @@ class OwnStep:
     def size(self) -> int:
         """P, the values of an update."""
         return block_size(self.model, self.block, self.plan.training)
+
+    def tensors(self) -> dict[str, int]:
+        """The tensors of an update in their order, with their sizes."""
+        active = self.model.freeze_all_but(self.block, self.plan.training.interface)
+        return {name: p.numel() for name, p in block_parameters(active)}
 
 
 @dataclass

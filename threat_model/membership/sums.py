@@ -13,7 +13,6 @@ taken in the state in which the release began; with several local steps the late
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,40 +90,12 @@ def log_ratio(products: Array, gram: Array, deviation: float, hypotheses: Hypoth
 def gradients_of(
     problem: BlockProblem,
     mechanism: DPSGD | SecureStep,
-    candidate: Examples,
+    candidates: Examples,
     draws: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Gradients (draws, P) float32 of one example (1, ...), each with noise draws of its own, clipped as the
-    mechanism does; a moving clip is where it starts."""
-    values = {name: v.repeat_interleave(draws, 0) for name, v in problem.values_of(candidate).items()}
+    """Gradients (n draws, P) float32 of n examples, each with noise draws of its own, clipped as the mechanism does;
+    a moving clip is where it starts."""
+    values = {name: v.repeat_interleave(draws, 0) for name, v in problem.values_of(candidates).items()}
     drawn = problem.gradient(problem.sample(values, generator), fast=True)
     return Clip.of(mechanism)(problem, drawn)
-
-
-@dataclass(frozen=True)
-class OpenedSum:
-    """One opened sum of a run, as an attacker has it: the `problem` of the block in the state before, and `vector`
-    (P,) less all that it knows of others, in which the noise of a coordinate has this `deviation`."""
-
-    problem: BlockProblem
-    vector: Tensor
-    deviation: float
-    mechanism: DPSGD | SecureStep
-
-
-def log_ratio_of_rounds(
-    sums: Sequence[OpenedSum], candidate: Examples, draws: int, generator: torch.Generator
-) -> float:
-    """log p(all sums | candidate (1, ...) is a member) / p(all sums | not).
-
-    Noise, batches and draws are fresh in every round, so the logarithms add up.
-    """
-    total = 0.0
-    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    for each in sums:
-        g = gradients_of(each.problem, each.mechanism, candidate, draws, generator).double()
-        hypotheses = Hypotheses.of(Participation.of(each.mechanism), draws, rng)
-        products, gram = (g @ each.vector.double()).numpy(), (g @ g.T).numpy()
-        total += float(log_ratio(products, gram, each.deviation, hypotheses))
-    return total

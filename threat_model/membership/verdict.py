@@ -1,7 +1,9 @@
 """From scores to an outcome.
 
 *Found* is what is better than a coin by an interval at 99.9%, since an audit has many views; how much of it is too
-much is the gate's to say, as every finite noise allows some. What passes the noise's own ROC refutes the noise.
+much is the gate's to say, as every finite noise allows some. What passes the noise's own ROC refutes the noise: an
+example whose gradient is as long as the clip comes up to it, so that this takes an interval that no view of an honest
+run is outside of in ten thousand audits.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from ..results import Outcome
 from ..roc import auc
 
 SURE = 0.999
+REFUTES = 0.99999
 WINS = 0.1
 """An area so far above 1/2 counts as winning, where the noise is looked for at which a test starts to."""
 COIN = Estimate(value=0.5, low=0.5, high=0.5, n=1, method="exact")
@@ -39,9 +42,10 @@ def judged(
     """Scores (n,) of members and (m,) of others; `ceiling`: the area that no test of this mechanism can pass;
     `floor`: that of a guess without the release."""
     value, sure = auc(members, others), auc(members, others, level=SURE)
-    if ceiling is not None and sure.low > ceiling:
-        reason = f"tells more than the noise allows: the 99.9% interval begins at {sure.low:.3f}, above {ceiling:.3f}"
-        return Judged(value, "refuted", reason)
+    least = auc(members, others, level=REFUTES).low
+    if ceiling is not None and least > ceiling:
+        begins = f"the {100 * REFUTES:g}% interval begins at {least:.3f}, above {ceiling:.3f}"
+        return Judged(value, "refuted", f"tells more than the noise allows: {begins}")
     if sure.low > floor:
         return Judged(value, "found", "")
     if cut_short:

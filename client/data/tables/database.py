@@ -123,7 +123,9 @@ def _rows(url: URL, contract: FileContract) -> pd.DataFrame | str:
         finally:
             engine.dispose()
     except ModuleNotFoundError as error:
-        return f"its driver is not installed: pip install {error.name}"
+        name = error.name or ""
+        wanted = "'fedblocks[postgresql]'" if name.startswith("psycopg") else name
+        return f"its driver is not installed: pip install {wanted}"
     except (SQLAlchemyError, pd.errors.DatabaseError) as error:
         # The driver's own error has the plainest name, and a text that may hold values.
         told = getattr(error.__cause__ or error, "orig", None) or error

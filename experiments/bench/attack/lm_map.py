@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....settings.load import validated
 from ....threat_model.clip_model import ClipModel
+from ....threat_model.closeness import EXACT_IMAGE, closeness
 from ....threat_model.intervals import Array
 from ....threat_model.library import Library
 from ....threat_model.lm_map import LMMAP, Budget, Reconstruction
@@ -21,7 +22,6 @@ from ....threat_model.metrics import matched
 from ....threat_model.prediction import information
 from ....threat_model.release_model import ReleaseModel, step_rate
 from ....threat_model.releases import Release, clip_of, released
-from ....threat_model.scoring import EXACT_IMAGE, closeness
 from ....threat_model.starts import Starts
 from ....threat_model.subject import Subject
 from ....threat_model.unknowns import Layout

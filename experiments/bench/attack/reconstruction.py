@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from ....blocks.taps import ContinuousTap, NoisedTap
 from ....settings.load import validated
 from ....threat_model import noised_target
+from ....threat_model.closeness import EXACT_IMAGE, EXACT_OTHER, closeness, exact_from
 from ....threat_model.gradient_matching import Matching, match
 from ....threat_model.linear_span import solve
 from ....threat_model.metrics import matched
 from ....threat_model.module_problem import ModuleProblem
 from ....threat_model.prior import GaussianPrior
 from ....threat_model.releases import Release, released
-from ....threat_model.scoring import EXACT_IMAGE, EXACT_OTHER, closeness, exact_from
 from ....threat_model.subject import Subject
 from ....threat_model.unmixing import solve_one, unmix
 from ...presets import load_settings

@@ -1,0 +1,43 @@
+"""A company's limit on what the best attack is expected to find in a release of its own, before anything leaves.
+
+What an attacker would gain is predicted on a few of the company's own examples, in the state that it was sent. The
+prediction is made by whatever the installation offers under the entry point `fedblocks.predictors`: the audit's
+posterior prediction, or a company's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from ..blocks import Denoiser
+from ..blocks.examples import Examples
+from ..errors import InputError, PrivacyError
+from ..settings import Plan
+
+GROUP = "fedblocks.predictors"
+Predictor = Callable[[Denoiser, int, Examples, Plan], float]
+"""(model in the state before, block, the company's data, plan) -> dB by which the best attack on one release is
+expected to come closer to an example than without it. Raises: InputError where that cannot be predicted."""
+
+
+def predictor() -> Predictor:
+    """The one that is installed. Raises: PrivacyError, as no limit may pass for kept because nobody looked."""
+    found = list(entry_points(group=GROUP))
+    if len(found) != 1:
+        rule = f"needs one installed predictor, found {len(found)}; install fedblocks[audit]"
+        raise PrivacyError(f"largest_predicted_gain {rule}")
+    made: Predictor = found[0].load()
+    return made
+
+
+def check(limit: float, model: Denoiser, block: int, data: Examples, plan: Plan) -> None:
+    """Raises: PrivacyError where more than `limit` dB is predicted, or nothing can be."""
+    try:
+        gain = predictor()(model, block, data, plan)
+    except InputError as error:
+        raise PrivacyError(f"largest_predicted_gain={limit} cannot be checked: {error}") from None
+    if not gain <= limit:  # NaN is no number that keeps a limit
+        raise PrivacyError(
+            f"an attack on block {block} is predicted to come {gain:.1f} dB closer, above this company's {limit}"
+        )
