@@ -47,6 +47,7 @@ from ..protocol.roster import difference
 from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
+from .approvals import Undecided
 from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
@@ -90,9 +91,10 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
                 company.see_policy()
                 return handler(message, context, company)
             except Exception as error:
-                with suppress(
-                    OSError, LedgerError
-                ):  # the text of an error in logging must not be sent either
+                if isinstance(error, Undecided) and error.told:  # asked again every few seconds
+                    return refusal(error)
+                # The text of an error in logging must not be sent either.
+                with suppress(OSError, LedgerError):
                     company.log(f"refused {kind}", error=error)
                     record_refusal(company, _run_name(message, context), kind, error)
                 return refusal(error)
