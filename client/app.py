@@ -346,7 +346,7 @@ _PLAN_BESIDE: dict[str, Any] = {
     "delta": True,
     "training": {
         "rounds", "assignment", "server_optimizer", "server_learning_rate", "server_betas", "evaluate_every",
-        "message_timeout",
+        "message_timeout", "reserve",
     },
     "secure_aggregation": {"minimum_cohort", "threshold"},
 }  # fmt: skip
