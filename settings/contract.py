@@ -216,7 +216,7 @@ class SeriesContract(FileContract):
         grid = self.step is not None and self.step not in ("row", "weekday")
         require(self.resample is None or grid, "resample", self.resample, "needs a step, as 1h or 1month")
         if self.zone is not None:
-            require(_is_zone(self.zone), "zone", self.zone, "no such time zone; expected as Europe/Berlin")
+            require(is_zone(self.zone), "zone", self.zone, "no such time zone; expected as Europe/Berlin")
         named = [*self.times, *(self.channels or ()), *([self.series] if self.series else [])]
         for name in named:
             require(named.count(name) == 1, "channels", name, "is named for two purposes")
@@ -232,7 +232,8 @@ STEP = re.compile(r"row|weekday|([1-9]\d*)?(s|min|h|d|w|month|quarter|year)")
 STEP_FORMS = "15min, 1h, 1d, 1w, 1month, 1quarter, 1year, weekday or row"
 
 
-def _is_zone(name: str) -> bool:
+def is_zone(name: str) -> bool:
+    """Whether there is a time zone of this name."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -251,7 +251,7 @@ def test_the_text_of_an_error_stays_in_the_companys_log(coordinator: Coordinator
     secret = "patient 4711"
     (coordinator.run.companies / "company-0" / "data.npz").write_text(secret)
     reply = coordinator.ask(1, TRAIN, request.to_record())
-    assert refused(reply) == "internal"
+    assert refused(reply) == "no_data"
     assert list(reply.config_records["message"]) == ["refused"]
     log = (coordinator.run.companies / "company-0" / "company.log").read_text()
     assert "data.npz: not a whole file of examples" in log
