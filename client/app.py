@@ -55,7 +55,7 @@ from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
 from .predicted_gain import check as check_predicted_gain
-from .recording import record_answered, record_asked, record_refusal, record_trained
+from .recording import record_answered, record_asked, record_joined, record_refusal, record_trained
 from .rehearsal import rehearse
 from .training import model_of, train_block
 
@@ -116,9 +116,9 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
 def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
+    record_asked(company, request.plan)
     company.requests.check(request.plan, company.policy)  # reveals nothing of rules or ledger: not counted
     company.count_join(request.plan)
-    record_asked(company, request.plan)
     try:
         return _join(request, context, company)
     except Exception as error:
@@ -158,7 +158,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     context.state.pop("session", None)
     _keep_joined(context, company)
     company.log(f"joined run {plan.run}")
-    company.decisions.write("joined", run=plan.run, by="policy", data=data.digest.hex())
+    record_joined(company, plan.run, data.digest)
     signed = channel.signed(member, plan.run, joined)
     return JoinReply(company.name, signed, member.roster.members).to_record()
 

@@ -20,16 +20,28 @@ from .company import Company
 from .decisions import Value
 
 # Codes of ProtocolError that a rule of the policy, or the company's machine, stands behind.
-_BY_POLICY = {"closed": "hours", "too_many": "too_many", "pending": "approval"}
+_BY_POLICY = {"closed": "hours", "too_many": "too_many"}
 _BY_PERSON = {"denied"}
 _BY_MACHINE = {"no_data", "data_changed", "no_room", "busy", "no_data_plane"}
 _SECONDS = 60.0
 _last: dict[str, tuple[tuple[str, str, str, str], float]] = {}
+_asked: dict[str, tuple[bytes, float]] = {}
 
 
 def record_asked(company: Company, plan: Plan) -> None:
-    """A coordinator asks to join."""
+    """A coordinator asks to join; again and again while a person has not decided, which is written once."""
+    home, digest, now = str(company.home), plan.digest(), company.clock()
+    before = _asked.get(home)
+    _asked[home] = (digest, now)
+    if before is not None and before[0] == digest and 0 <= now - before[1] < _SECONDS:
+        return
     company.decisions.write("asked", run=plan.run, plan=plan.digest().hex(), terms=plan.terms_digest().hex())
+
+
+def record_joined(company: Company, run: str, data: bytes) -> None:
+    """The company's rules allow the run, which begins with data of this digest."""
+    company.decisions.write("joined", run=run, by="policy", data=data.hex())
+    _asked.pop(str(company.home), None)
 
 
 def record_trained(company: Company, session: Session, masked: npt.NDArray[np.uint8]) -> None:
@@ -55,11 +67,14 @@ def _sent(session: Session, message: str, content: bytes) -> dict[str, Value]:
 def record_refusal(company: Company, run: str, message: str, error: Exception) -> None:
     """Put a refusal on record. The same one again within a minute is not: a sender could fill the disk with it."""
     by, why = reason_of(error)
+    if why == "pending":  # was asked, and nobody has decided
+        return
     refused, now = (run, message, by, why), company.clock()
     before = _last.get(str(company.home))
     if before is not None and before[0] == refused and 0 <= now - before[1] < _SECONDS:
         return
     company.decisions.write("refused", run=run, message=message, by=by, why=why)
+    _asked.pop(str(company.home), None)
     _last[str(company.home)] = (refused, now)
 
 

@@ -36,6 +36,10 @@ class _Contract(Part):
         return {}
 
 
+def _not_both(table: str | None, query: str | None) -> None:
+    require(table is None or query is None, "query", query, "give table or query, not both")
+
+
 class FileContract(_Contract):
     """How a table is written down. Excel, Parquet and Feather say so themselves.
 
@@ -53,9 +57,7 @@ class FileContract(_Contract):
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
         require(self.decimal != self.separator, "decimal", self.decimal, "must not be the separator too")
-        require(
-            self.table is None or self.query is None, "query", self.query, "give table or query, not both"
-        )
+        _not_both(self.table, self.query)
         return self
 
 
@@ -159,10 +161,11 @@ class ImageContract(FileContract):
 
 
 class TextContract(_Contract):
-    """Documents: a text file or a folder of them, JSON lines, Parquet, or a .zip of these.
+    """Documents: a text file or a folder of them, JSON lines, Parquet, a .zip of these, or a table of a database.
 
-    `field`: of a line of JSON or a column, by its path ("body.text"). `encoding` none: UTF-8; a file that begins
-    with a byte order mark is read by that. `missing`: a line or row without text is refused, or dropped.
+    `field`: of a line of JSON or a column, by its path ("body.text"). `table` or `query`: of a database. `encoding`
+    none: UTF-8; a file that begins with a byte order mark is read by that. `missing`: a line or row without text is
+    refused, or dropped.
 
     `across_documents`: whether a window of tokens may hold the end of one document and the start of the next; if
     not, a document's last tokens that fill no window are dropped.
@@ -173,6 +176,13 @@ class TextContract(_Contract):
     encoding: str | None = None
     missing: Literal["refuse", "drop"] = "refuse"
     across_documents: bool = False
+    table: str | None = None
+    query: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        _not_both(self.table, self.query)
+        return self
 
 
 class SeriesContract(FileContract):

@@ -54,12 +54,22 @@ def examine(
         check_rules(policy, roster, findings)
         data = check_data(company, findings)
         ledger = check_ledger(company, findings)
+        _requests(company, findings)
         check_machine(company, findings)
         if plan is not None:
             check_plan(company, plan, data, ledger, roster, findings)
     if connect and not _KEYS & {finding.name for finding in findings.found}:
         check_network(home, findings)
     return findings.found
+
+
+def _requests(company: Company, findings: Findings) -> None:
+    waiting = [each.run for each in company.requests.all() if each.decision == "pending"]
+    if waiting:
+        mend = (
+            f"decide: fedblocks agent approve {shlex.quote(str(company.home))} RUN, or fedblocks agent deny"
+        )
+        findings.warn("pending", "", f"waiting for a person of this company: {', '.join(waiting)}", mend)
 
 
 def _policy(home: Path, findings: Findings) -> Policy | None:

@@ -309,6 +309,25 @@ def test_a_round_is_on_record_and_nothing_private_or_of_an_error_stands_in_it(
     assert json.loads(done.stdout)["entries"] == entries
 
 
+def test_a_request_that_waits_is_on_record_once_and_then_what_a_person_decided(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Would catch a coordinator that asks every few seconds and fills the disk, and an approval without a line."""
+    c = Coordinator(prepare(small, tmp_path / "run"))
+    home = deployed(c)
+    policy = home / "policy.toml"
+    policy.write_text(policy.read_text().replace('approval = "never"', 'approval = "first"'))
+    join = JoinRequest(c.plan, c.model.shared).to_record()
+    for _ in range(4):
+        assert refused(c.ask(1, JOIN, join)) == "pending"
+    done = CliRunner().invoke(cli, ["agent", "approve", str(home), c.plan.run, "--json"])
+    assert done.exit_code == 0, done.exception
+    assert refused(c.ask(1, JOIN, join)) is None
+    entries = check_chain(home / "decisions.jsonl", whole_lines(home / "decisions.jsonl"))
+    assert [entry["what"] for entry in entries] == ["begun", "policy", "asked", "approved", "joined"]
+    assert entries[3]["by"]
+
+
 def test_the_text_of_an_error_and_what_it_quotes_stay_out(small: SimulationSettings, tmp_path: Path) -> None:
     c = Coordinator(prepare(small, tmp_path / "run"))
     home = deployed(c)

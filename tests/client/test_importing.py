@@ -138,6 +138,34 @@ def test_images_texts_and_series_are_read_as_training_reads_them(tmp_path: Path)
         assert len(Company(home, load_policy(home / "policy.toml")).data()) == found.examples
 
 
+def test_texts_of_a_database_are_those_of_json_lines(home: Path, tmp_path: Path) -> None:
+    """Oracle: the same texts as JSON lines. Would catch a row lost, and NULL taken for the text None."""
+    import sqlalchemy as sql
+
+    texts = [f"document {i} has some words " * 20 for i in range(20)]
+    lines = "\n".join(json.dumps({"body": text}) for text in texts)
+    (tmp_path / "texts.jsonl").write_text(lines)
+    engine = sql.create_engine(f"sqlite:///{tmp_path / 'texts.db'}")
+    pd.DataFrame({"body": [*texts, None]}).to_sql("notes", engine, index=False)
+    engine.dispose()
+    contract = tmp_path / "contract.toml"
+    contract.write_text('kind = "text"\nfield = "body"\nmissing = "drop"\n')
+    by_lines = read(home, source_of(str(tmp_path / "texts.jsonl"), contract, "ar-text", None, None))
+    told = source_of(
+        f"sqlite:///{tmp_path / 'texts.db'}", contract, "ar-text", "select body from notes", None
+    )
+    by_rows = read(home, told, replace=True)
+    assert by_rows.fingerprint == by_lines.fingerprint
+    assert any("1 document without text" in note for note in by_rows.findings.notes)
+    contract.write_text('kind = "text"\nfield = "body"\ntable = "notes"\n')
+    with pytest.raises(InputError, match=r"row 21 of column 'body'"):
+        read(
+            home,
+            source_of(f"sqlite:///{tmp_path / 'texts.db'}", contract, "ar-text", None, None),
+            replace=True,
+        )
+
+
 def test_the_password_is_in_nothing_that_is_said_kept_or_raised(
     guarded: str, contract: Path, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
