@@ -39,6 +39,7 @@ from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
 from .transport import transport
+from .trial import trial
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -61,6 +62,7 @@ app.command("account")(account)
 app.command("audit")(audit)
 app.command("identity")(identity)
 app.command("provision")(provision)
+app.command("trial")(trial)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
 )
