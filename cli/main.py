@@ -31,6 +31,7 @@ from .data import data
 from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
+from .model import model
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
 from .transport import transport
@@ -48,6 +49,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
+app.add_typer(model, name="model")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
