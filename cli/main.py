@@ -35,6 +35,7 @@ from .data import data
 from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
+from .model import model
 from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
@@ -57,6 +58,7 @@ app.add_typer(company, name="company")
 app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
+app.add_typer(model, name="model")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
