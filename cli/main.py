@@ -25,7 +25,8 @@ from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
 from ..settings import Transport
-from . import kits  # noqa: F401  # adds its commands to those of company and coordinator
+from . import agent_run, coordinator_run, kits  # noqa: F401  # they add their commands to those of agent, company and coordinator
+from .agent import agent
 from .audit import audit
 from .bench import bench
 from .company import company
@@ -34,6 +35,7 @@ from .data import data
 from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
+from .model import model
 from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
@@ -50,11 +52,13 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 keep_freed_memory()
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(agent, name="agent")
 app.add_typer(bench, name="bench")
 app.add_typer(company, name="company")
 app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
+app.add_typer(model, name="model")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)

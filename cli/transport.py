@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -59,7 +59,7 @@ def agent(
 
     escape_logs()
     company = Company.deployed(home)
-    company.check_files()
+    company.startable()
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
@@ -70,6 +70,8 @@ def agent(
     answering = Agent(endpoint, app, context, run, log=company.log)
     with exclusive_agent(home):
         code = answering.serve()
+    if code == "done":
+        company.leave()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":
@@ -85,34 +87,12 @@ def serve(
     """Coordinate a prepared run with the companies that dial in."""
     from ..protocol.log_text import escape_logs
     from ..server.run_folder import RunFolder
-    from ..server.run_lock import exclusive
-    from ..server.stream import ServiceSettings
+    from .serving import serve_run
+
+    def say(text: str) -> None:
+        people.print(text, markup=False, highlight=False, soft_wrap=True)
 
     escape_logs()
-    prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
-    settings.check_roster(folder, prepared.roster())
-    with exclusive(prepared.path):  # before the port is taken
-        _serve(prepared, settings, folder, as_json)
-
-
-def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
-    from ..server.coordinator import coordinate
-    from ..server.events import Event, RoundFinished
-    from ..server.stream import StreamGrid
-
-    service = settings.service(folder, prepared.plan().run)
-    service.start(settings.listen)
-    people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
-
-    def say(event: Event) -> None:
-        if isinstance(event, RoundFinished):
-            people.print(f"round {event.round}: {event.row.get('status', 'public model')}", highlight=False)
-
-    try:
-        coordinate(StreamGrid(service), prepared, [say], wait=settings.gather)
-    finally:
-        service.close()
+    result = serve_run(RunFolder.deployable(run), folder, say)
     if as_json:
-        rows = prepared.metrics()
-        done = sum(row.get("status") == "done" for row in rows)
-        print(json.dumps({"folder": str(prepared.path), "rounds": rows[-1]["round"], "rounds_done": done}))
+        print(json.dumps(result))

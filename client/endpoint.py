@@ -34,8 +34,11 @@ class EndpointSettings(BaseModel):
 
     address: Address
     largest_message_mb: int = Field(1024, ge=1, le=16384)
-    patience: float = Field(
-        120.0, gt=0, le=86400, description="seconds without a coordinator after which the agent stops"
+    patience: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="seconds without a coordinator after which the agent stops; none: it dials for ever",
     )
 
 

@@ -9,7 +9,6 @@ is not rounded for the secure sum, and not clipped once more as a whole.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -82,8 +81,8 @@ def released(
     takes the diffusion's noise draws of every step, for scoring.
     """
     mechanism = subject.mechanism(block)
-    model = _recording(copy.deepcopy(subject.model), drawn)
-    active = model.freeze_all_but(block, subject.plan.training.interface).train()
+    model, active = subject.in_training(block)
+    _record(model, drawn)
     randomness = Randomness.from_seed(subject.seed, "release", block, *map(str, names))
     source = CryptographicSource(randomness)
 
@@ -133,8 +132,8 @@ def released(
     return Release(vector, k, mechanism.steps, deviation(mechanism, companies) if noisy else 0.0, companies)
 
 
-def _recording(model: Denoiser, drawn: list[Draw] | None) -> Denoiser:
-    """The model, which keeps its noise draws in `drawn`."""
+def _record(model: Denoiser, drawn: list[Draw] | None) -> None:
+    """Let the model keep its noise draws in `drawn`."""
     if drawn is not None:
         draw = model.draw
 
@@ -143,7 +142,6 @@ def _recording(model: Denoiser, drawn: list[Draw] | None) -> Denoiser:
             return drawn[-1]
 
         model.draw = kept  # type: ignore[method-assign]
-    return model
 
 
 def raw_gradient(
@@ -151,8 +149,8 @@ def raw_gradient(
 ) -> Release:
     """The sum of the examples' gradients before clipping and noise, from one step: what no run shows; `drawn` as in
     `released`."""
-    model = _recording(copy.deepcopy(subject.model), drawn)
-    active = model.freeze_all_but(block, subject.plan.training.interface).train()
+    model, active = subject.in_training(block)
+    _record(model, drawn)
     randomness = Randomness.from_seed(subject.seed, "release", block, *map(str, names))
     draws = subject.plan.training.noise_draws
     loss = subject.objective(

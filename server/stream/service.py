@@ -78,12 +78,12 @@ class AggregationService(DataPlaneServicer):
         self._server.start()
         return port
 
-    def close(self) -> None:
-        """Tell the companies that the run is over, and stop."""
+    def close(self, code: str = "done") -> None:
+        """Tell the companies that the run is over, or "later" where it will go on, and stop."""
         with self._lock:
             links = list(self._links.values())
         for link in links:
-            link.end("done")
+            link.end(code)
         self._server.stop(grace=2.0).wait()
 
     @property

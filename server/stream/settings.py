@@ -35,7 +35,13 @@ class ServiceSettings(BaseModel):
 
     listen: Address
     largest_message_mb: int = Field(1024, ge=1, le=16384)
-    gather: float = Field(60.0, gt=0, le=3600, description="seconds in which all companies must connect")
+    gather: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="seconds to wait for companies: none, as long as it takes; a run that Flower has started goes on "
+        "without the data plane after 60",
+    )
 
     @classmethod
     def load(cls, folder: Path) -> ServiceSettings:

@@ -75,9 +75,9 @@ def _run(subject: Subject) -> Iterator[Result]:
     started = time.monotonic()
     releases = chosen_rounds(subject, block)
     others = heldout(subject)
-    generator = subject.generator("recorded sums", block)
+    generator = subject.generator("membership over rounds", block)
     n = min(_CANDIDATES, len(others), sum(len(own) for own in subject.private.values()))
-    members = subject.victims(n, "recorded sums", block)
+    members = subject.victims(n, "membership over rounds", block)
     others = others[torch.randperm(len(others), generator=generator)[:n]]
     pool = Examples(torch.cat([members.inputs, others.inputs]), torch.cat([members.targets, others.targets]))
     scores: Array = np.zeros(2 * n)
@@ -87,7 +87,7 @@ def _run(subject: Subject) -> Iterator[Result]:
             break
         found, quiet = _round(subject, release, pool, n, generator)
         scores, control, read = scores + found, control + quiet, read + 1
-        subject.clock.tell(read / len(releases), f"recorded sums, block {block}")
+        subject.clock.tell(read / len(releases), f"membership over rounds, block {block}")
     cut = f"the time ran out after {read} of {len(releases)} rounds" if read < len(releases) else ""
     own = auc(control[:n], control[n:])
     found_ = judged(scores[:n], scores[n:], control=own, ceiling=None, cut_short=cut)
@@ -129,7 +129,7 @@ def _rounds(subject: Subject, block: int) -> int:
 
 
 ATTACK = Attack(
-    name="recorded-sums",
+    name="round-membership",
     title="Asks whether a known example is in the sums that this run has opened, over its rounds",
     statement="membership",
     adversaries=("coordinator",),

@@ -14,8 +14,8 @@ from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
 from fedblocks.settings.load import validated
-from fedblocks.threat_model.attacks import recorded_sums
-from fedblocks.threat_model.attacks.recorded_sums import ATTACK, chosen_rounds
+from fedblocks.threat_model.attacks import round_membership
+from fedblocks.threat_model.attacks.round_membership import ATTACK, chosen_rounds
 from fedblocks.threat_model.clock import Clock
 from fedblocks.threat_model.membership.rounds import Background, OpenedSum, log_ratios
 from fedblocks.threat_model.membership.sums import Participation
@@ -56,7 +56,7 @@ def test_members_of_a_run_without_noise_are_told(
 ) -> None:
     """Would catch an attack that cannot say yes: a sum read in another order, with another round's state, its sign
     or scale lost."""
-    monkeypatch.setattr(recorded_sums, "_ROUNDS", 48)
+    monkeypatch.setattr(round_membership, "_ROUNDS", 48)
     found = result_of(run_of(small, tmp_path, None, rounds=96))
     assert found.outcome == "found"
     assert found.control is not None
