@@ -140,6 +140,26 @@ def test_an_agent_says_which_certificate_keeps_it_out(tmp_path: Path) -> None:
     assert agent.fault in said[0]
 
 
+def test_a_kit_that_is_installed_while_an_agent_dials_counts_at_its_next_try(tmp_path: Path) -> None:
+    """A coordinator with a new certificate; would catch an agent that has to be started again."""
+    with listening(tmp_path / "companies") as plane:
+        home = tmp_path / "home"
+        own_files(home / "transport", CERTIFICATES["company-0"])
+        settings = f'address = "127.0.0.1:{plane.port}"\npatience = 20\n'.encode()
+        private_file.write(home / "transport/transport.toml", settings)
+        pinned = home / "transport/coordinator.pem"
+        private_file.write(pinned, OwnCertificate.create(COORDINATOR).certificate)
+        lines: list[str] = []
+        agent = Agent(Endpoint.of(home), echo, Context(1, 1, {}, RecordDict(), {}), RUN, log=lines.append)
+        thread = threading.Thread(target=agent.serve, daemon=True)
+        thread.start()
+        until(lambda: any("shows another certificate" in line for line in lines))
+        private_file.write(pinned, CERTIFICATES[COORDINATOR].certificate)
+        plane.up("company-0")
+        agent.stop()
+        thread.join(10)
+
+
 def test_who_is_missing_is_named(tmp_path: Path) -> None:
     with listening(tmp_path / "companies") as plane:
         plane.agent("company-1")
