@@ -162,5 +162,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     by_block=False,
-    weight=1.0,
+    weight=2.0,
 )
