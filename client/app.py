@@ -444,13 +444,14 @@ def _watch(
         if not isinstance(seed, int):
             seed = run["sample"] = secrets.randbits(62)
         now = sample(request.states[block], seed)
-        run[f"sample-{block}"] = now
         if (
             isinstance(before, list)
             and not jumped([float(part) for part in before], now)
             and secrets.randbelow(SELDOM)
         ):
             return
+        # Of the state that is looked at: small steps from there add up to a jump.
+        run[f"sample-{block}"] = now
         at_once = examples_at_once(model, block, plan, company.policy)
         warn(company.log, model, block, data, plan, examples=at_once)
     except Exception as error:  # the release has been charged, and does not depend on this
