@@ -133,8 +133,10 @@ def stop(run: Run, as_json: AsJson = False) -> None:
 
     folder = RunFolder.existing(run)
     found = standing_of(folder)
-    if not found["running"] or found["pid"] is None:
+    if not found["running"]:
         raise RunError(f"{run}: no process coordinates it")
+    if found["pid"] is None:
+        raise RunError(f"{run}: the process that is at work here is no coordinator, or is only starting")
     os.kill(int(found["pid"]), signal.SIGTERM)
     deadline = time.monotonic() + _ENDS_WITHIN
     while standing_of(folder)["running"]:

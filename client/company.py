@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save
 
 from ..blocks.examples import Examples
 from ..blocks.state import State
-from ..errors import InputError, LedgerError, PrivacyError
+from ..errors import InputError, LedgerError, PolicyRefusal, PrivacyError, ProtocolError
 from ..privacy.accounting import Guarantee
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
@@ -132,10 +132,15 @@ class Company:
         return datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
 
     def check_steps(self, plan: Plan) -> None:
-        """Check that a release's local steps fit under the policy's limit; ProtocolError("too_many") if not."""
-        self.steps.check_count(
-            *_local_steps(plan), times=plan.training.local_steps, most=self.policy.most_steps
-        )
+        """Check that a release's local steps fit under the policy's limit; PolicyRefusal if not.
+
+        Not a code that says to wait, as `count_steps` has: no day brings the steps of a run back.
+        """
+        steps, most = plan.training.local_steps, self.policy.most_steps
+        try:
+            self.steps.check_count(*_local_steps(plan), times=steps, most=most)
+        except ProtocolError as error:
+            raise PolicyRefusal("most_steps", str(error)) from None
 
     def count_steps(self, plan: Plan) -> None:
         """Count a release's local steps, as `check_steps`."""
