@@ -88,6 +88,7 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
             try:
                 company.check_files()
                 company.see_policy()
+                company.limit_threads()
                 return handler(message, context, company)
             except Exception as error:
                 with suppress(

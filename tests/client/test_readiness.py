@@ -181,6 +181,19 @@ def test_hours_trainings_a_day_and_room_are_looked_at_before_each_round(
     assert code_of(home, plan) == "no_room"
 
 
+def test_a_training_uses_no_more_cores_than_the_policy_allows(coordinator: Coordinator, home: Path) -> None:
+    """Would catch a rule that is written down and never applied."""
+    before = torch.get_num_threads()
+    path = home / "policy.toml"
+    path.write_text(f"threads = {before + 1}\n{path.read_text()}")
+    try:
+        request = coordinator.train_request(coordinator.session()).to_record()
+        assert refused(coordinator.ask(1, TRAIN, request)) is None
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_policy_that_is_tightened_in_mid_run_is_seen_with_the_next_message(
     coordinator: Coordinator, home: Path
 ) -> None:
