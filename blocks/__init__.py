@@ -3,7 +3,7 @@
 `noise` cuts the noise range into one interval per block and `information` says where, `denoiser` is what
 every model family in `families` implements on the layers of `transformer`, `objective` is the loss of one
 block alone, `training` minimises it, `sampler` chains the blocks at inference, `diagnostics` asks what each
-of them does there, `state` splits a model into block states and merges them back.
+of them does there, `state` splits a model into block states and merges them back, `model_file` is one to take along.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .denoiser import Metric as Metric
     from .diagnostics import BlockDiagnosis as BlockDiagnosis
     from .diagnostics import diagnose as diagnose
+    from .model_file import ModelCard as ModelCard
+    from .model_file import load_model as load_model
     from .noise import LogNormalNoise as LogNormalNoise
     from .noise import MaskingRate as MaskingRate
     from .noise import Partition as Partition
@@ -46,6 +48,7 @@ _HOME = {
     "LogNormalNoise": "noise",
     "MaskingRate": "noise",
     "Metric": "denoiser",
+    "ModelCard": "model_file",
     "ModelState": "state",
     "Partition": "noise",
     "Preconditioning": "preconditioning",
@@ -56,6 +59,7 @@ _HOME = {
     "build_model": "build",
     "diagnose": "diagnostics",
     "digest": "state",
+    "load_model": "model_file",
     "load_state": "state",
     "merge": "state",
     "metric_of": "build",

@@ -35,10 +35,12 @@ from .data import data
 from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
+from .model import model
 from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
 from .transport import transport
+from .trial import trial
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -56,11 +58,13 @@ app.add_typer(company, name="company")
 app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
+app.add_typer(model, name="model")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
 app.command("identity")(identity)
 app.command("provision")(provision)
+app.command("trial")(trial)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
 )

@@ -47,6 +47,7 @@ from ..protocol.roster import difference
 from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
+from .approvals import Undecided
 from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
@@ -91,9 +92,10 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
                 company.limit_threads()
                 return handler(message, context, company)
             except Exception as error:
-                with suppress(
-                    OSError, LedgerError
-                ):  # the text of an error in logging must not be sent either
+                if isinstance(error, Undecided) and error.told:  # asked again every few seconds
+                    return refusal(error)
+                # The text of an error in logging must not be sent either.
+                with suppress(OSError, LedgerError):
                     company.log(f"refused {kind}", error=error)
                     record_refusal(company, _run_name(message, context), kind, error)
                 return refusal(error)
@@ -345,7 +347,7 @@ _PLAN_BESIDE: dict[str, Any] = {
     "delta": True,
     "training": {
         "rounds", "assignment", "server_optimizer", "server_learning_rate", "server_betas", "evaluate_every",
-        "message_timeout",
+        "message_timeout", "reserve",
     },
     "secure_aggregation": {"minimum_cohort", "threshold"},
 }  # fmt: skip
@@ -443,13 +445,14 @@ def _watch(
         if not isinstance(seed, int):
             seed = run["sample"] = secrets.randbits(62)
         now = sample(request.states[block], seed)
-        run[f"sample-{block}"] = now
         if (
             isinstance(before, list)
             and not jumped([float(part) for part in before], now)
             and secrets.randbelow(SELDOM)
         ):
             return
+        # Of the state that is looked at: small steps from there add up to a jump.
+        run[f"sample-{block}"] = now
         at_once = examples_at_once(model, block, plan, company.policy)
         warn(company.log, model, block, data, plan, examples=at_once)
     except Exception as error:  # the release has been charged, and does not depend on this

@@ -25,6 +25,14 @@ REQUESTS = "requests"
 MOST_PENDING = 20
 
 
+class Undecided(ProtocolError):
+    """Nobody has decided yet; `told`: this was answered, and put on record, before."""
+
+    def __init__(self, text: str, *, told: bool) -> None:
+        self.told = told
+        super().__init__("pending", text)
+
+
 class Request(BaseModel):
     """A plan that a coordinator asks for, in JSON; `digest` is the plan's, `terms` its own without the run's name."""
 
@@ -57,7 +65,8 @@ class Requests:
         """Return if the company takes part as far as its people are concerned; keeps a new request.
 
         Raises:
-            ProtocolError: "pending" while nobody has decided, "denied", or "too_many" undecided requests.
+            Undecided: while nobody has decided.
+            ProtocolError: "denied", or "too_many" undecided requests.
         """
         if policy.approval == "never" or policy.simulation_seed is not None:
             return
@@ -80,9 +89,8 @@ class Requests:
             self._write(own, Request(
                 run=plan.run, plan=plan.model_dump_json(), digest=plan.digest().hex(), terms=terms, asked=self.clock()
             ))  # fmt: skip
-        raise ProtocolError(
-            "pending", f"run {plan.run!r} waits for a person: fedblocks agent pending {self.home}"
-        )
+        text = f"run {plan.run!r} waits for a person: fedblocks agent pending {self.home}"
+        raise Undecided(text, told=found is not None)
 
     def all(self) -> list[Request]:
         """All requests, the oldest first; files that are none are passed over."""

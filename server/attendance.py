@@ -214,8 +214,10 @@ class Attendance:
                 self.cohort.channels[answer.company] = answer.channel
                 self._run.save_cohort(self.cohort.settings_digest, self.cohort.channels)
             else:
+                before = self._refused.get(node)
                 self._refused[node] = (answer, time.monotonic())
-                log.warning("%s: %s", self._name(node), in_words(answer.code))
+                if before is None or before[0].code != answer.code:  # it is offered again every few seconds
+                    log.warning("%s: %s", self._name(node), in_words(answer.code))
 
     def _await(self, missing: list[str], started: float) -> None:
         if tuple(missing) != self._told:

@@ -32,7 +32,7 @@ class Checkpoint:
             save_state(self.model, draft)
             for block, state in self.optimizers.items():
                 save_file(state, draft / f"optimizer-{block}.safetensors")
-        for old in _rounds(folder)[1:-KEEP]:
+        for old in saved_rounds(folder)[1:-KEEP]:
             shutil.rmtree(folder / f"round-{old:04d}")
 
     @classmethod
@@ -42,7 +42,7 @@ class Checkpoint:
         Raises:
             RunError: there is no such checkpoint, or names the file that it lacks.
         """
-        rounds = _rounds(folder)
+        rounds = saved_rounds(folder)
         if not rounds or (round_ is not None and round_ not in rounds):
             raise RunError(f"{folder}: no checkpoint" + ("" if round_ is None else f" of round {round_}"))
         chosen = rounds[-1] if round_ is None else round_
@@ -57,7 +57,7 @@ class Checkpoint:
         return cls(chosen, model, optimizers)
 
 
-def _rounds(folder: Path) -> list[int]:
+def saved_rounds(folder: Path) -> list[int]:
     """Those that `save` named so; a copy that somebody has put beside them is none."""
     found = (re.fullmatch(r"round-([0-9]{4,9})", path.name) for path in folder.glob("round-*"))
     return sorted(int(name[1]) for name in found if name)

@@ -76,10 +76,13 @@ def match(
     steps = 0
     for attempt in range(matching.attempts):
         start = _start(problem, release.examples, prior, field, generator)
-        chosen = labels if labels is not None else _labels(problem, release, start)
-        features = None if clip is not None else _features(problem, release, chosen, prior, generator)
+        features = None
+        if any(each.name == "label" for each in problem.fields):
+            chosen = labels if labels is not None else _labels(problem, release, start)
+            start = start | {"label": chosen}
+            features = None if clip is not None else _features(problem, release, chosen, prior, generator)
         search = _Search(problem, release, matching, field, prior, clip, features)
-        found = search.descend(start | {"label": chosen})
+        found = search.descend(start)
         steps += found.steps
         if best is None or found.residual < best.residual:
             best = found

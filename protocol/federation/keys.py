@@ -11,8 +11,10 @@ former/                    what was replaced, with the beginning of its SHA-256 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -157,6 +159,12 @@ def own_keys(
         PrivacyError: others may read a private key.
     """
     target = folder / NEXT if rotate and all((folder / n).is_file() for n in key_files(role)) else folder
+    if target != folder and _has_ended(
+        target / place(role, CERTIFICATE_FILE)
+    ):  # a rotation that nobody took up
+        for path in key_files(role):
+            keep(folder, f"{NEXT}/{path}")
+        shutil.rmtree(target)
     identity = _identity_in(target)
     present = [n for n in key_files(role) if (target / n).exists()]
     if place(role, CERTIFICATE_FILE) in present:
@@ -230,6 +238,12 @@ def name_of_home(home: Path) -> str | None:
             return named
     certificate = home / "transport" / CERTIFICATE_FILE
     return name_in(certificate_of(read(certificate), str(certificate))) if certificate.is_file() else None
+
+
+def _has_ended(certificate: Path) -> bool:
+    if not certificate.is_file():
+        return False
+    return certificate_of(read(certificate), str(certificate)).not_valid_after_utc <= datetime.now(UTC)
 
 
 def _identity_in(folder: Path) -> Identity | None:

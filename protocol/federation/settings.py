@@ -16,6 +16,7 @@ A company that is taken out of `companies` is revoked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,7 +69,12 @@ class FederationSettings(BaseModel):
     @classmethod
     def load(cls, path: Path) -> FederationSettings:
         """InputError names the first thing in the file that cannot be used."""
-        found = validated(cls, parsed_toml("federation", path, read_text("federation", path)))
+        return cls.checked(parsed_toml("federation", path, read_text("federation", path)))
+
+    @classmethod
+    def checked(cls, tables: Mapping[str, object]) -> FederationSettings:
+        """From the tables of such a file; raises as `load`."""
+        found = validated(cls, dict(tables))
         for name in found.companies:
             check_company_name("companies", name)
         check_distinct("companies", found.companies)

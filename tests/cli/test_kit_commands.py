@@ -13,6 +13,9 @@ from support.federation import COMPANIES, Federation, snapshot
 from typer.testing import CliRunner
 
 from fedblocks.cli.main import app
+from fedblocks.client.endpoint import Endpoint
+from fedblocks.protocol.identity import load_member
+from fedblocks.server.stream import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,3 +135,29 @@ def test_a_company_needs_few_commands() -> None:
     lines = [line for block in blocks for line in block.split("```")[0].splitlines() if line.strip()]
     assert any(line.startswith("fedblocks transport agent") for line in lines)
     assert len(lines) <= 10
+
+
+def test_a_trial_is_set_up_by_one_command_and_never_twice(tmp_path: Path) -> None:
+    """Homes and the coordinator's folder as the kits leave them; bad names leave nothing behind."""
+    folder = tmp_path / "trial"
+    for names, options in (
+        (["acme", "Acme"], []),
+        (["../x"], []),
+        (["coordinator"], []),
+        (["acme"], ["--port", "0"]),
+    ):
+        done = CliRunner().invoke(app, ["trial", str(folder), *names, *options])
+        assert done.exit_code != 0
+        assert not folder.exists()
+    made = told("trial", folder, *COMPANIES, "--port", "19443", "--superlink-port", "18000")
+    assert made["companies"] == {name: str(folder / name) for name in COMPANIES}
+    for name in COMPANIES:
+        endpoint = Endpoint.of(folder / name)
+        assert endpoint.settings.address == "127.0.0.1:19443"
+        assert set(load_member(folder / name, name).roster.members) == set(COMPANIES)
+    assert ServiceSettings.load(folder / "coordinator").listen == "127.0.0.1:19443"
+    assert sorted(path.stem for path in (folder / "coordinator/flower").iterdir()) == list(COMPANIES)
+    before = snapshot(folder)
+    again = CliRunner().invoke(app, ["trial", str(folder), "delta"])
+    assert "holds a trial already" in str(again.exception)
+    assert snapshot(folder) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -29,12 +30,17 @@ def approval(home: Path, value: str) -> None:
     policy.write_text(policy.read_text().replace('approval = "never"', f'approval = "{value}"'))
 
 
-@pytest.fixture
-def run(small: SimulationSettings, tmp_path: Path) -> RunFolder:
-    run = prepare(small, tmp_path / "run")
+@pytest.fixture(scope="module")
+def prepared(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = prepare(small, tmp_path_factory.mktemp("made") / "run")
     for home in without_seeds(run):
         approval(home, "first")
     return run
+
+
+@pytest.fixture
+def run(prepared: RunFolder, tmp_path: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(prepared.path, tmp_path / "run")))
 
 
 @pytest.fixture
@@ -115,6 +121,7 @@ def test_waiting_says_nothing_of_rules_or_ledger_and_is_not_counted(app: Coordin
     policy.write_text(policy.read_text().replace("most_joins = 20", "most_joins = 2"))
     assert load_policy(policy).most_joins == 2
     assert {asked(app, plan) for plan in (app.plan, impossible) for _ in range(4)} == {"pending"}
+    assert (home / "company.log").read_text().count("refused query.join") == 2
     assert len(Requests(home).all()) == 2
 
 

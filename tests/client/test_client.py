@@ -19,6 +19,7 @@ from support.coordinating import NODES, Coordinator
 from typer.testing import CliRunner
 
 from fedblocks.blocks import digest
+from fedblocks.blocks.examples import Examples
 from fedblocks.cli.main import app as cli
 from fedblocks.client.app import release_labels
 from fedblocks.client.company import Company
@@ -64,6 +65,17 @@ def test_a_faithful_round_trains_charges_once_and_masks(coordinator: Coordinator
     assert len(reply.masked) == pytest.approx(2.75 * coordinator.session().length, rel=0.01)
     counts = np.bincount(reply.masked, minlength=256)
     assert counts.max() < 1.6 * counts.mean()  # masked values look uniform, an update's high bytes do not
+
+
+def test_a_company_without_examples_answers_as_any_other(coordinator: Coordinator) -> None:
+    """Would catch a refusal that tells that it holds none, which no plan tells of anyone."""
+    path = coordinator.run.companies / "company-0" / "data.npz"
+    Examples.load(path)[:0].save(path)
+    request = coordinator.train_request(coordinator.session())
+    reply = TrainReply.from_record(coordinator.ask(1, TRAIN, request.to_record()))
+    assert coordinator.charges() == 1
+    counts = np.bincount(reply.masked, minlength=256)
+    assert counts.max() < 1.6 * counts.mean()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -57,11 +58,16 @@ class Companies(Coordinator):
         return self.session(label=sum_label(0, token * 16), **changes)
 
 
-@pytest.fixture
-def run(small: SimulationSettings, tmp_path: Path) -> RunFolder:
-    run = prepare(small, tmp_path / "run")
+@pytest.fixture(scope="module")
+def prepared(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    run = prepare(small, tmp_path_factory.mktemp("made") / "run")
     without_seeds(run)
     return run
+
+
+@pytest.fixture
+def run(prepared: RunFolder, tmp_path: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(prepared.path, tmp_path / "run")))
 
 
 @pytest.fixture

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SMALL
+from flwr.app import Message
 from support.deployed import without_seeds
 
 from fedblocks.client.app import app
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.errors import ProtocolError
+from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.protocol.messages import TRAIN
 from fedblocks.server.attendance import Patience
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
 from fedblocks.server.events import Event, RoundFailed, RoundFinished
-from fedblocks.server.grid import InProcessGrid
+from fedblocks.server.grid import InProcessGrid, OwnGrid
 from fedblocks.server.release_log import OpenedSum, OpenedSums, ReleaseLog
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
@@ -230,3 +234,61 @@ def test_a_kept_sum_of_other_states_is_none(run: RunFolder, monkeypatch: pytest.
     (path,) = run.opened.iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     assert kept.find(3, 1, cohort, bytes(32)) is None
+
+
+class LosesOnce(OwnGrid):
+    """Companies train in round 2, and the first time all that they send is lost."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._grid, self._lost = InProcessGrid(app, 5, {"run-dir": str(run.path)}), False
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+        first = replies[0].metadata if replies else None
+        if (
+            first is not None
+            and not self._lost
+            and (first.message_type, first.group_id[:7]) == (TRAIN, "round-2")
+        ):
+            self._lost = True
+            return []
+        return replies
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+
+@pytest.mark.parametrize(
+    ("mode", "reserve", "each", "done"),
+    [("local", 0, 4, 4), ("secure_step", 1, 5, 4), ("secure_step", 0, 4, 3)],
+)
+def test_a_round_that_is_lost_after_training_is_paid_by_its_release_or_by_the_reserve(
+    private_file: Path, tmp_path: Path, mode: str, reserve: int, each: int, done: int
+) -> None:
+    """Own noise: the same bits again. Shares of one noise: charged anew, and without a reserve the last round is
+    missing. Would catch a charge for nothing, shares that are sent twice, and a reserve that the ledger lacks."""
+    more = [f'privacy.mode="{mode}"', f"training.reserve={reserve}", f'data.private.source="{private_file}"']
+    run = prepare(load_settings("digits", [*SMALL, *more]), tmp_path / "run")
+    without_seeds(run)
+    if done == 4:
+        coordinate(LosesOnce(run), run, patience=QUICK)
+    else:
+        with pytest.raises(ProtocolError, match="round 4 failed, 3 times in a row: company-0: its policy"):
+            coordinate(LosesOnce(run), run, patience=QUICK)
+    assert charged(run) == [each] * 5
+    assert [row["status"] for row in run.metrics()[1:]] == ["done"] * done
+
+
+def test_a_plan_without_a_reserve_has_the_digest_of_before(run: RunFolder) -> None:
+    """Would catch transcripts and joined runs of earlier versions that no longer fit their plan."""
+    plan = run.plan()
+    assert "reserve" not in plan.model_dump_json()
+    assert plan.changed(training=plan.training.model_dump() | {"reserve": 2}).training.releases(2) == 6

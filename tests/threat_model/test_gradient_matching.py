@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fedblocks.blocks import BlockObjective, build_model
+from fedblocks.blocks.families.forecaster import ForecasterSettings
+from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.errors import InputError
+from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.settings import SimulationSettings
+from fedblocks.threat_model.attacks.gradient_matching import ATTACK
+from fedblocks.threat_model.block_problem import BlockProblem
 from fedblocks.threat_model.closeness import closeness
 from fedblocks.threat_model.gradient_matching import Matching, match
 from fedblocks.threat_model.last_layer import LastLayer
@@ -14,6 +23,8 @@ from fedblocks.threat_model.metrics import matched
 from fedblocks.threat_model.module_problem import ModuleProblem
 from fedblocks.threat_model.prior import GaussianPrior
 from fedblocks.threat_model.releases import Release
+from fedblocks.threat_model.results import Result
+from fedblocks.threat_model.subject import Subject
 
 
 class SmallConvolutional(nn.Module):
@@ -139,3 +150,38 @@ def test_gauss_newton_ends_a_search_that_has_come_near() -> None:
 def test_a_head_that_is_no_linear_layer_is_refused() -> None:
     with pytest.raises(InputError, match="head"):
         problem_of("convolutional", head="layers.0")
+
+
+def test_the_reference_is_mounted_in_all_four_ways_and_fails_no_audit(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Would catch a way that is left out, a view that a run does not show but that is judged."""
+    subject = Subject.of(prepare(small, tmp_path / "run"), block=0)
+    assert ATTACK.applies(subject) is None
+    found = [each for each in ATTACK.run(subject) if isinstance(each, Result)]
+    assert {each.view.partition("by ")[2] for each in found} == {
+        "L2 and Adam", "L2 and L-BFGS", "cosine and Adam", "cosine and L-BFGS"
+    }  # fmt: skip
+    assert not any(each.protected for each in found)
+    assert {each.unit for each in found} == {"share", "dB"}
+
+
+def test_a_field_without_a_label_is_matched(small: SimulationSettings, tmp_path: Path) -> None:
+    """Would catch a reference for classifiers alone: a forecaster's past has no label."""
+    torch.manual_seed(0)
+    settings = ForecasterSettings(
+        hidden_size=16, layers=1, blocks=1, context_length=16, horizon=8, patch_size=8, heads=2
+    )
+    model = build_model(settings, NoiseSettings())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    problem = BlockProblem(model, 0, BlockObjective(), settings)
+    generator = torch.Generator().manual_seed(0)
+    past = torch.randn(1, 1, 16, generator=generator, dtype=torch.float64)
+    truth = problem.sample({"past": past, "future": torch.zeros(1, 1, 8, dtype=torch.float64)}, generator)
+    release = Release(problem.gradient(truth).sum(0), 1, 1, 0.0)
+    prior = GaussianPrior.fit(torch.randn(50, 1, 16, generator=generator, dtype=torch.float64), None)
+    found = match(problem, release, prior, Matching(attempts=1, iterations=60), generator, field="past")
+    assert found.residual < 0.9
+    assert "label" not in found.values

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 
 from ...privacy.accounting import Guarantee, round_up, shown
+from ...server.own_account import planned
 from .audited import Audited
 from .diagnosed import Diagnosed
 from .facts import Facts, Utility
 from .measures import Measure
-from .spending import planned
 
 
 @dataclass(frozen=True)

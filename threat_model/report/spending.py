@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ...blocks import build_model
 from ...client.company import Company
 from ...client.policy import load_policy
-from ...privacy.accounting import Guarantee, epsilon, guarantee
-from ...privacy.adversaries import seen_by_company
-from ...privacy.composition import run_epsilon
+from ...privacy.accounting import epsilon, guarantee
 from ...privacy.ledger_file import LedgerRow
-from ...protocol.release import block_size, run_terms
 from ...server.run_folder import RunFolder
 from ...settings import Plan
 
@@ -41,19 +37,6 @@ def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
     if not plan.private:
         return []
     return [_spending(Company(home, load_policy(home / "policy.toml")), plan) for home in run.homes()]
-
-
-def planned(plan: Plan, companies: int) -> Guarantee:
-    """The cost of the whole plan as a ledger's first run, in sums of `companies` companies."""
-    # A block's size is known from a model only.
-    whole = run_terms(
-        plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan.training), companies
-    ).whole
-    return replace(
-        guarantee([whole], plan.delta),
-        epsilon=run_epsilon(whole, plan.delta),
-        epsilon_against_company=run_epsilon(seen_by_company(whole), plan.delta),
-    )
 
 
 def _spending(company: Company, plan: Plan) -> Spending:

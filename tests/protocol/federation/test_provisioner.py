@@ -17,6 +17,7 @@ from fedblocks.protocol import signed_text
 from fedblocks.protocol.federation.keys import Keys, own_keys
 from fedblocks.protocol.federation.request import Request
 from fedblocks.protocol.federation.settings import FederationSettings
+from fedblocks.protocol.identity import save_identity
 from fedblocks.protocol.transport import OwnCertificate
 
 
@@ -229,3 +230,26 @@ def test_a_federation_that_cannot_be_is_refused_by_field(
     with pytest.raises(InputError, match=rule):
         FederationSettings.load(federation.file)
     refused(federation, rule)
+
+
+def test_a_rotation_whose_certificate_has_ended_begins_anew(federation: Federation) -> None:
+    """Would catch a request that cannot be made again, since keys are never overwritten."""
+    home = federation.home("acme")
+    own_keys("company", home, "acme", days=0, rotate=True)
+    ended = (home / "next/transport/own.pem").read_bytes()
+    request = Request.of(own_keys("company", home, "acme", rotate=True))
+    request.check_time("x")
+    kept = [path.read_bytes() for path in (home / "former").rglob("*") if path.is_file()]
+    assert ended in kept
+
+
+def test_an_identity_that_is_there_already_stays(tmp_path: Path) -> None:
+    """Made by `fedblocks identity` before there were kits; half a certificate's files are no certificate."""
+    home = tmp_path / "home"
+    home.mkdir()
+    identity = Identity.generate()
+    save_identity(home / "identity.key", identity)
+    assert own_keys("company", home, "acme").identity.public == identity.public
+    (home / "transport/own.pem").unlink()
+    with pytest.raises(InputError, match=r"has one of own\.key and own\.pem alone"):
+        own_keys("company", home, "acme")

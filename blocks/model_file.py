@@ -1,0 +1,129 @@
+"""A model to take along: one safetensors file, and beside it a small JSON file, the card, that says what it is.
+
+    model, card = load_model(Path("acme"))   # a folder, or acme.safetensors with acme.json beside it
+    card.model.kind, card.guarantee
+
+A folder holds model.safetensors and model.json. Reading needs torch, pydantic and safetensors, and nothing of Flower.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .. import atomic_file
+from ..errors import InputError, RunError
+from .build import build_model
+from .denoiser import Denoiser
+from .families import ModelSettings
+from .settings import NoiseSettings, Part
+from .state import ModelState, State, check_part, digest, merge, split
+
+SUFFIX = ".safetensors"
+_TENSORS, _CARD = f"model{SUFFIX}", "model.json"
+
+
+class ModelCard(Part):
+    """What a model is and where it comes from.
+
+    `plan`: digest of what the companies agreed to; `digest`: SHA-256 of the tensors (`blocks.state.digest`), both in
+    hexadecimal digits. `guarantee`: in one sentence. `quality`: the family's metric on public data. `contract` and
+    `match_contrast`: how examples are read; `labels`: the classes in order, where they have names.
+    """
+
+    format: Literal[1] = 1
+    version: str
+    run: str
+    round: int = Field(ge=0)
+    rounds: int = Field(ge=0)
+    plan: str
+    digest: str
+    guarantee: str
+    model: ModelSettings
+    noise: NoiseSettings
+    metric: str
+    quality: float | None = None
+    match_contrast: bool = False
+    labels: tuple[str, ...] | None = None
+    contract: dict[str, Any] | None = None
+
+    def name_of(self, label: int) -> str:
+        """A class as its owner calls it."""
+        return str(label) if self.labels is None else self.labels[label]
+
+
+def save_model(state: ModelState, card: ModelCard, to: Path) -> tuple[Path, Path]:
+    """Write tensors and card to a new folder, or to NAME.safetensors and NAME.json; returns both paths.
+
+    Raises: InputError where something lies there already.
+    """
+    tensors: State = dict(state.shared)
+    for block in state.blocks:
+        tensors |= block
+    text = card.model_dump_json(indent=2).encode()
+    paths = places(to)
+    for path in (paths[0], paths[1]) if to.suffix == SUFFIX else (to,):
+        if os.path.lexists(path):
+            raise InputError("--to", str(path), "exists already; name another, or remove it")
+    if to.suffix != SUFFIX:
+        with atomic_file.creating_folder(to) as draft:
+            save_file(tensors, draft / _TENSORS)
+            (draft / _CARD).write_bytes(text)
+        return paths
+    with atomic_file.creating(paths[0]) as draft:
+        save_file(tensors, draft)
+    with atomic_file.creating(paths[1]) as draft:
+        draft.write_bytes(text)
+    return paths
+
+
+def places(path: Path) -> tuple[Path, Path]:
+    """Tensors and card of a model at `path`: NAME.safetensors, or a folder."""
+    if path.suffix == SUFFIX:
+        return path, path.with_suffix(".json")
+    return path / _TENSORS, path / _CARD
+
+
+def load_model(path: str | Path) -> tuple[Denoiser, ModelCard]:
+    """The model, on the CPU, and its card; every tensor is checked against the card's settings and digest.
+
+    Raises: InputError naming the file that is missing, damaged or not of the other.
+    """
+    file, beside = places(Path(path))
+    for each in (file, beside):
+        if not each.is_file():
+            rule = f"no model here: {each.name} is missing; fedblocks model export writes both files"
+            raise InputError("model", str(path), rule)
+    try:
+        card = ModelCard.model_validate_json(beside.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "card"
+        raise InputError("model", str(beside), f"not the card of a model ({field}: {first['msg']})") from None
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError("model", str(file), f"cannot be read ({type(error).__name__})") from None
+    return _filled(card, tensors, file), card
+
+
+def _filled(card: ModelCard, tensors: State, file: Path) -> Denoiser:
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
+        model = build_model(card.model, card.noise)
+    own = split(model)
+    parts = [{name: tensors[name] for name in part if name in tensors} for part in (own.shared, *own.blocks)]
+    try:
+        for b, part in enumerate(parts):
+            check_part(model, part, None if b == 0 else b - 1)
+    except RunError as error:
+        raise InputError("model", str(file), f"not the tensors that its card tells of ({error})") from None
+    if digest(tensors).hex() != card.digest:
+        raise InputError("model", str(file), "not the tensors that its card tells of (their digest differs)")
+    merge(model, *parts)
+    return model.eval()
