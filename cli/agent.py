@@ -38,7 +38,8 @@ def log(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Every decision of a company's agent: asked, allowed, refused and why, charged, trained, sent."""
-    from ..client.decisions import DECISIONS_FILE, check_chain, whole_lines
+    from ..client.decision_chain import check_chain, whole_lines
+    from ..client.decisions import DECISIONS_FILE
     from ..client.decisions import verify as verified
     from ..errors import InputError, LedgerError
 
