@@ -89,6 +89,7 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
             try:
                 company.check_files()
                 company.see_policy()
+                company.limit_threads()
                 return handler(message, context, company)
             except Exception as error:
                 if isinstance(error, Undecided) and error.told:  # asked again every few seconds

@@ -31,6 +31,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from safetensors.torch import load_file, save
 
@@ -121,6 +122,11 @@ class Company:
     def startable(self) -> None:
         """Check what an agent needs before it connects, so that a fault is found before any run; see `readiness`."""
         startable(self)
+
+    def limit_threads(self) -> None:
+        """Train with no more cores than the policy allows; without a rule the process's own number stays."""
+        if self.policy.threads is not None:
+            torch.set_num_threads(self.policy.threads)
 
     def count_round(self) -> None:
         """Count a training of today; ProtocolError("too_many") past the policy's limit."""
