@@ -88,6 +88,7 @@ class Agent:
         self._heard = time.monotonic()
         while not self._stopped.is_set():
             before, fault = self.answered, self.fault
+            self._endpoint = self._endpoint.current()
             self._warn()
             code = self._exchange()
             if (code, self.answered) != told:  # a coordinator that is away for days must not fill the log

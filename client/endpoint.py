@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import ProtocolError
+from ..errors import InputError, ProtocolError
 from ..protocol.expiry import Notice, of_company, refuse_ended
 from ..protocol.transport.address import Address
 from ..protocol.transport.certificates import OwnCertificate, certificate_of, read
@@ -67,6 +67,13 @@ class Endpoint:
         found = cls(validated(EndpointSettings, raw), OwnCertificate.load(folder), coordinator, home)
         refuse_ended(found.notices())
         return found
+
+    def current(self) -> Endpoint:
+        """As the files are by now, so that a new kit counts at the next connection; itself if they are of no use."""
+        try:
+            return self if self.home is None else Endpoint.of(self.home)
+        except InputError:
+            return self
 
     def notices(self) -> list[Notice]:
         """What ends soon or has ended of this company's certificates and roster."""

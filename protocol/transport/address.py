@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 _LARGEST_PORT = 65535
 
@@ -18,7 +19,7 @@ def split(address: str) -> tuple[str, int]:
 def _checked(address: str) -> str:
     port = split(address)[1]
     if port > _LARGEST_PORT:
-        raise ValueError(f"port {port} is above {_LARGEST_PORT}, the largest there is")
+        raise PydanticCustomError("port", f"port {port} is above {_LARGEST_PORT}, the largest there is")
     return address
 
 

@@ -133,7 +133,7 @@ def test_a_company_needs_few_commands() -> None:
     section = text.split("## At each company")[1].split("\n## ")[0]
     blocks = section.split("```sh\n")[1:]
     lines = [line for block in blocks for line in block.split("```")[0].splitlines() if line.strip()]
-    assert any(line.startswith("fedblocks transport agent") for line in lines)
+    assert any(line.startswith("fedblocks agent up") for line in lines)
     assert len(lines) <= 10
 
 

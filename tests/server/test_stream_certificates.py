@@ -16,7 +16,7 @@ from support.streaming import CERTIFICATES, NAMES, RUN, Plane, echo, record, tex
 from fedblocks.client.agent import Agent
 from fedblocks.client.app import app as client_app
 from fedblocks.client.endpoint import Endpoint, EndpointSettings
-from fedblocks.errors import ProtocolError, RunError
+from fedblocks.errors import InputError, ProtocolError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.privacy.secure_aggregation import Identity
 from fedblocks.protocol import private_file
@@ -29,8 +29,8 @@ from fedblocks.protocol.transport.handshake import fault
 from fedblocks.protocol.transport.records import decode, encode
 from fedblocks.server.cohort import join, wait_for_nodes
 from fedblocks.server.grid import InProcessGrid
-from fedblocks.server.stream import AggregationService
-from fedblocks.settings import SimulationSettings
+from fedblocks.server.stream import AggregationService, ServiceSettings
+from fedblocks.settings import SimulationSettings, validated
 
 
 @contextmanager
@@ -140,12 +140,43 @@ def test_an_agent_says_which_certificate_keeps_it_out(tmp_path: Path) -> None:
     assert agent.fault in said[0]
 
 
+def test_a_kit_that_is_installed_while_an_agent_dials_counts_at_its_next_try(tmp_path: Path) -> None:
+    """A coordinator with a new certificate; would catch an agent that has to be started again."""
+    with listening(tmp_path / "companies") as plane:
+        home = tmp_path / "home"
+        own_files(home / "transport", CERTIFICATES["company-0"])
+        settings = f'address = "127.0.0.1:{plane.port}"\npatience = 20\n'.encode()
+        private_file.write(home / "transport/transport.toml", settings)
+        pinned = home / "transport/coordinator.pem"
+        private_file.write(pinned, OwnCertificate.create(COORDINATOR).certificate)
+        lines: list[str] = []
+        agent = Agent(Endpoint.of(home), echo, Context(1, 1, {}, RecordDict(), {}), RUN, log=lines.append)
+        thread = threading.Thread(target=agent.serve, daemon=True)
+        thread.start()
+        until(lambda: any("shows another certificate" in line for line in lines))
+        private_file.write(pinned, CERTIFICATES[COORDINATOR].certificate)
+        plane.up("company-0")
+        agent.stop()
+        thread.join(10)
+
+
 def test_who_is_missing_is_named(tmp_path: Path) -> None:
     with listening(tmp_path / "companies") as plane:
         plane.agent("company-1")
         plane.up("company-1")
         with pytest.raises(RunError, match=r"1 of 3 nodes are online .*; missing: company-0, company-2"):
             wait_for_nodes(plane.grid, 3, 0.1)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"listen": "127.0.0.1:99999"}, {"address": "coordinator.example:65536"}]
+)
+def test_a_port_that_there_is_not_is_refused(settings: dict[str, str]) -> None:
+    """gRPC takes 99999 for 34463 without a word."""
+    kind = ServiceSettings if "listen" in settings else EndpointSettings
+    with pytest.raises(InputError, match="is above 65535, the largest there is"):
+        validated(kind, settings)
+    assert validated(kind, {key: value.rpartition(":")[0] + ":65535" for key, value in settings.items()})
 
 
 def test_two_rosters_differ_in_companies_not_in_digests() -> None:

@@ -74,6 +74,8 @@ def test_the_same_federation_gives_the_same_bytes(federation: Federation, trial:
         before = snapshot(made.office)
         made.provision(trial=more)
         assert snapshot(made.office) == before
+        with zipfile.ZipFile(made.kit("acme")) as archive:
+            assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_no_changed_byte_of_a_kit_gets_past_the_signatures(trial: Federation, tmp_path: Path) -> None:

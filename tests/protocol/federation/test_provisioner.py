@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import tomli_w
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from support.federation import COMPANIES, Federation, snapshot
 
 from fedblocks.errors import InputError
@@ -76,6 +79,15 @@ def forged(changes: dict[str, object], signer: Identity | None = None) -> bytes:
     return signed_text.sign("request", text, signer or keys.identity).content
 
 
+def certified_by_another() -> str:
+    """A certificate in acme's name that acme has no key for."""
+    own = x509.load_pem_x509_certificate(OwnCertificate.create("acme").certificate)
+    builder = x509.CertificateBuilder(own.issuer, own.subject, own.public_key(), 1)
+    builder = builder.not_valid_before(own.not_valid_before_utc).not_valid_after(own.not_valid_after_utc)
+    made = builder.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
@@ -84,6 +96,7 @@ def forged(changes: dict[str, object], signer: Identity | None = None) -> bytes:
             lambda: forged({"certificate": OwnCertificate.create("bravo").certificate.decode()}),
             "made out to 'bravo'",
         ),
+        (lambda: forged({"certificate": certified_by_another()}), "is not signed with its own key"),
         (lambda: forged({"name": "bravo"}), "its certificate is made out to 'acme'"),
         (lambda: forged({"node_key": "ssh-ed25519 AAAA"}), "expected a P-384 key"),
         (lambda: forged({"node_key": None}), "has a node key"),
