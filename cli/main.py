@@ -32,6 +32,7 @@ from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .model import model
+from .predict import predict
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
 from .transport import transport
@@ -54,6 +55,7 @@ app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
 app.command("identity")(identity)
+app.command("predict")(predict)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
 )
