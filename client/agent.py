@@ -70,6 +70,7 @@ class Agent:
         self._call: grpc.Call | None = None
         self._heard = 0.0
         self.answered = 0
+        self.connected = False
         stamp_messages()
 
     def serve(self) -> str:
@@ -112,7 +113,8 @@ class Agent:
             if self._stopped.is_set():
                 return "stopped"
             greeted(call)
-            connected, self._patience = True, self._endpoint.settings.patience
+            connected = self.connected = True
+            self._patience = self._endpoint.settings.patience
             for message in incoming(call, self._limit):
                 outgoing.put(frames_of(message.id, message.kind, self._answer(message)))
                 self.answered += 1
@@ -127,6 +129,7 @@ class Agent:
             status = error.code() if isinstance(error, grpc.Call) else None
             return f"unreachable ({status.name.lower() if status else 'no status'})"
         finally:
+            self.connected = False
             if connected:
                 self._heard = time.monotonic()
             outgoing.put(None)

@@ -4,61 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.commands import Machine, run_command
+from support.real_companies import NAMES, coordinators_own, named, serve_companies
 
-from fedblocks.experiments.bench.transport_flower import free_port
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.composition import run_epsilon
 from fedblocks.privacy.ledger_file import read_ledger
-from fedblocks.protocol.transport import OwnCertificate
-from fedblocks.protocol.transport.certificates import COORDINATOR
 from fedblocks.server.own_account import own_accounts, planned
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import DropoutSettings, SimulationSettings
-from fedblocks.settings.simulation import PrivateSource
+from fedblocks.settings import SimulationSettings
 from fedblocks.threat_model.report import write_report
 
-NAMES = ["acme", "bolt", "cobalt", "delta"]
 UNTRUE = (
     "This was a simulation", "held-out private", "held out", "private data</dt>", "fedblocks audit", "with-reference",
     "epsilon spent", "fedblocks simulate", "has been audited", "company-0",
 )  # fmt: skip
-
-
-def command(*words: str | Path) -> subprocess.Popen[str]:
-    start = "import sys; from fedblocks.cli.main import main; sys.argv[0] = 'fedblocks'; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", start, *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
-    )  # fmt: skip
-
-
-def named(small: SimulationSettings) -> SimulationSettings:
-    """Four companies with names, of which some are missing from time to time in a simulation."""
-    data = small.data.model_copy(
-        update={"private": PrivateSource(sources=dict.fromkeys(NAMES, small.data.private.source))}
-    )
-    dropout = DropoutSettings(rate=0.1, phase="train")
-    companies = small.companies.model_copy(update={"count": 4, "dropout": dropout})
-    return small.model_copy(update={"data": data, "companies": companies, "seed": 3})
-
-
-def coordinators_own(run: RunFolder, homes: Path) -> None:
-    """Leave what a coordinator of real companies has of a run."""
-    shutil.move(run.companies, homes)
-    for name in ("simulation.toml", "result.json", "data.json", "evaluation/heldout.npz"):
-        (run.path / name).unlink(missing_ok=True)
-    shutil.rmtree(run.releases, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", params=["in process", pytest.param("processes", marks=pytest.mark.slow)])
@@ -76,36 +42,6 @@ def real(
         coordinators_own(run, homes)
         serve_companies(run, homes, folder / "plane")
     return run, homes
-
-
-def serve_companies(run: RunFolder, homes: Path, plane: Path) -> None:
-    port, own = free_port(), OwnCertificate.create(COORDINATOR)
-    own.save(plane)
-    (plane / "transport.toml").write_text(f'listen = "127.0.0.1:{port}"\ngather = 180.0\n')
-    (plane / "companies").mkdir()
-    for name in NAMES:
-        theirs = OwnCertificate.create(name)
-        theirs.save(homes / name / "transport")
-        (plane / "companies" / f"{name}.pem").write_bytes(theirs.certificate)
-        (homes / name / "transport" / "coordinator.pem").write_bytes(own.certificate)
-        (homes / name / "transport" / "transport.toml").write_text(f'address = "127.0.0.1:{port}"\n')
-        policy = homes / name / "policy.toml"
-        kept = [line for line in policy.read_text().splitlines() if not line.startswith("simulation_seed")]
-        policy.write_text("\n".join(kept))
-    serve = command("transport", "serve", run.path, plane, "--json")
-    agents = [command("transport", "agent", homes / name) for name in NAMES]
-    try:
-        assert serve.stderr is not None
-        for line in serve.stderr:
-            if line.startswith("round 1"):
-                agents[3].send_signal(signal.SIGKILL)
-                break
-        _, said = serve.communicate(timeout=240)
-        assert serve.returncode == 0, said
-    finally:
-        for process in (serve, *agents):
-            process.kill()
-            process.wait()
 
 
 def test_the_coordinators_account_is_an_upper_limit_of_every_ledger(real: tuple[RunFolder, Path]) -> None:
