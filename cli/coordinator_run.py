@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..errors import InputError, RunError
 from .coordinator import coordinator
+from .options import Metrics
 from .runs import RunsDir
 
 people = Console(stderr=True)
@@ -80,6 +81,7 @@ def run(
     run: Run,
     folder: Folder,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that has begun")] = False,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a run with the companies that dial in, to its end; waits for them as long as it takes."""
@@ -91,7 +93,7 @@ def run(
     prepared = RunFolder.deployable(run)
     if len(prepared.metrics()) > 1 and not resume:
         raise InputError("RUN", str(run), "has begun already; go on with it: --resume")
-    result = serve_run(prepared, folder, say)
+    result = serve_run(prepared, folder, say, metrics)
     if as_json:
         print(json.dumps(result))
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ..errors import InputError, ProtocolError
+from .options import Metrics
 
 transport = typer.Typer(
     no_args_is_help=True, help="Messages over gRPC with mutual TLS, beside or without Flower."
@@ -17,9 +18,6 @@ transport = typer.Typer(
 people = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
-Metrics = Annotated[
-    str | None, typer.Option(help="HOST:PORT for Prometheus and a health check; none means neither")
-]
 Home = Annotated[Path, typer.Argument(help="the company's home: policy.toml, data, ledger, and transport/")]
 
 
