@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, Draw, over
 from .noise import MaskingRate, NoiseLaw, Partition, Source
+from .sampler import run_chain
 from .settings import NoiseSettings
 
 _AT_ONCE = 256
@@ -85,6 +86,19 @@ class MaskedDenoiser(Denoiser):
         drawn = torch.searchsorted(cumulative, v[..., None] * cumulative[..., -1:])[..., 0]
         unmasked = (z == self.mask) & (u >= to / level)
         return torch.where(unmasked, drawn.clamp(max=self.vocabulary - 1), z)
+
+    @torch.no_grad()
+    def complete(self, shown: Tensor, generator: torch.Generator) -> Tensor:
+        """Tokens (N, T) in [0, V): those that `shown` (N, T) masks are drawn given the others, which stay."""
+        shown = shown.to(self.device)
+        contexts = self.contexts(shown.clamp(max=self.vocabulary - 1))
+        return run_chain(
+            self,
+            shown.shape,
+            lambda block, z, level: self.predict(block, z, level, contexts[block]),
+            generator,
+            start=shown,
+        )[1]
 
     def chain_quality(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> list[float]:
         """The bound after each block, in bits a token."""

@@ -113,9 +113,20 @@ def load_model(path: str | Path) -> tuple[Denoiser, ModelCard]:
     return _filled(card, tensors, file), card
 
 
-def _filled(card: ModelCard, tensors: State, file: Path) -> Denoiser:
+def model_of(state: ModelState, card: ModelCard) -> Denoiser:
+    """The model of a state that is known to be the card's, on the CPU."""
+    model = _blank(card)
+    merge(model, state.shared, *state.blocks)
+    return model.eval()
+
+
+def _blank(card: ModelCard) -> Denoiser:
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
-        model = build_model(card.model, card.noise)
+        return build_model(card.model, card.noise)
+
+
+def _filled(card: ModelCard, tensors: State, file: Path) -> Denoiser:
+    model = _blank(card)
     own = split(model)
     parts = [{name: tensors[name] for name in part if name in tensors} for part in (own.shared, *own.blocks)]
     try:

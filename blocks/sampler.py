@@ -83,13 +83,15 @@ def run_chain(
     predict: Callable[[int, Tensor, Tensor], Tensor],
     generator: torch.Generator,
     steps_per_block: int | None = None,
+    start: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """The chain with `predict(block, z, level)`: the prediction after each block, and z without noise.
 
-    `shape` is that of z. The levels are those of `Partition.midpoints`, at which every block has an effect.
+    `shape` is that of z; `start`: z at first, none means the prior's. The levels are those of
+    `Partition.midpoints`, at which every block has an effect.
     """
     grid = model.partition.midpoints(steps_per_block or model.steps_per_block)
-    z = model.prior(shape, grid[0][1], generator).to(model.device)
+    z = (model.prior(shape, grid[0][1], generator) if start is None else start).to(model.device)
     predictions: list[Tensor] = []
     for (block, level), (after, to) in zip(grid, [*grid[1:], (None, 0.0)], strict=True):
         prediction = predict(block, z, torch.full(shape[:1], level, device=z.device))

@@ -35,6 +35,7 @@ from ..privacy.events import (
 )
 from ..privacy.ledger_file import LedgerCopy
 from ..privacy.ledger_room import remaining
+from ..server.own_account import OwnAccount, own_accounts
 from ..server.run_folder import RunFolder
 from ..settings import RunSettings
 from .ledger_tables import plain_guarantee, read_own
@@ -195,9 +196,27 @@ def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
         "target": plan.target,
         "rounds_within": releases_within(plan.target, release, in_a_fresh_ledger(plan.delta)) // plan.a_round,
     }
-    if spent is not None:
+    if spent is not None and spent.is_dir() and not (run := RunFolder.existing(spent)).simulated():
+        result["coordinators_account"] = [_known(each, plan, run) for each in own_accounts(run)]
+    elif spent is not None:
         result["companies"] = [_left(each, plan, release) for each in _spenders(spent, plan)]
     return result
+
+
+def _known(account: OwnAccount, plan: Planned, run: RunFolder) -> dict[str, Any]:
+    """What the coordinator of real companies knows of one: an upper limit, since no ledger lies with it."""
+    rows = run.metrics()
+    return {
+        "company": account.company,
+        "releases_in_a_sum": account.summed,
+        "releases_at_most": account.most,
+        "times_missing": account.absent,
+        "epsilon_at_most": finite(account.epsilon),
+        "epsilon_at_most_against_company": finite(account.epsilon_against_company),
+        "delta": plan.delta,
+        "rounds_to_go": plan.rounds - (rows[-1]["round"] if rows else 0),
+        "source": "the coordinator's own account, of a ledger's first run; the company's ledger decides",
+    }
 
 
 @dataclass(frozen=True)

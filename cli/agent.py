@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from ..protocol.log_text import printable
 
 agent = typer.Typer(no_args_is_help=True, help="A company's agent: what it answers, and what it decided.")
 people = Console(stderr=True)
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _OWN = ("line", "time", "what", "run", "before", "hash")
 
 
@@ -31,10 +34,12 @@ def log(
         typer.Option("--verify", help="against itself and the ledger; exit code 3 if it is wrong"),
     ] = False,
     run: Annotated[str | None, typer.Option(help="only lines about this run")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="only so many of the newest lines")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Every decision of a company's agent: asked, allowed, refused and why, charged, trained, sent."""
-    from ..client.decisions import DECISIONS_FILE, check_chain, whole_lines
+    from ..client.decision_chain import check_chain, whole_lines
+    from ..client.decisions import DECISIONS_FILE
     from ..client.decisions import verify as verified
     from ..errors import InputError, LedgerError
 
@@ -60,15 +65,23 @@ def log(
         return
     entries = check_chain(path, whole_lines(path))
     chosen = [entry for entry in entries if run is None or entry.get("run") == run]
+    chosen = chosen if last is None else chosen[-last:]
     if as_json:
         print(json.dumps({"path": str(path), "entries": chosen}))
         return
-    table = Table()
-    for column in ("line", "time (UTC)", "what", "run", "more"):
-        table.add_column(column)
     for entry in chosen:
-        time = datetime.datetime.fromtimestamp(entry["time"], datetime.UTC)
-        more = ", ".join(f"{name} {value}" for name, value in entry.items() if name not in _OWN)
-        cells = (str(entry["line"]), f"{time:%Y-%m-%d %H:%M:%S}", entry["what"], entry.get("run", ""), more)
-        table.add_row(*map(escape, cells))
-    people.print(table)
+        people.print(_in_a_line(entry), markup=False, highlight=False, soft_wrap=True)
+
+
+def _in_a_line(entry: dict[str, Any]) -> str:
+    """Number, time in UTC, what, and the rest by name; of a digest its first digits."""
+    time = datetime.datetime.fromtimestamp(entry["time"], datetime.UTC)
+    told = (f"{name} {_short(value)}" for name, value in entry.items() if name not in _OWN and value != "")
+    run = f" {entry['run']}:" if entry.get("run") else ""
+    return printable(f"{entry['line']} {time:%Y-%m-%d %H:%M:%S} {entry['what']}{run} {', '.join(told)}")
+
+
+def _short(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value[:12]}..." if isinstance(value, str) and _DIGEST.fullmatch(value) else value

@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ProtocolError
 from .agent import agent, people
+from .options import Metrics
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Home = Annotated[Path, typer.Argument(help="the company's home folder")]
@@ -28,6 +29,7 @@ def say(text: str) -> None:
 def up(
     home: Home,
     json_log: Annotated[bool, typer.Option("--json-log", help="company.log in JSON lines")] = False,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer the coordinator, run after run, until this process is told to end; reconnects for ever."""
@@ -35,14 +37,16 @@ def up(
     from ..client.company_log import use_json
     from ..client.daemon import Daemon
     from ..protocol.log_text import escape_logs
+    from ..protocol.observability import observing
 
     escape_logs()
     use_json(json_log)
     company = Company.deployed(home)
     company.startable()
     say(f"{company.name} answers run after run; what it decides and why is in {home / 'company.log'}")
-    daemon = Daemon(company)
-    code = daemon.run()
+    with observing(metrics) as seen:
+        daemon = Daemon(company, seen)
+        code = daemon.run()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "runs": daemon.runs}))
     if code != "stopped":

@@ -128,6 +128,6 @@ def check(
     for finding in found:
         text = f"[{colours[finding.level]}]{finding.level}:[/] {escape(entry(str(finding)))}"
         people.print(text, highlight=False, soft_wrap=True)
-    say(f"{counts['error']} errors, {counts['warning']} warnings")
+    say(" and ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items()))
     if counts["error"]:
         raise typer.Exit(2)

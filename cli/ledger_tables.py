@@ -118,10 +118,10 @@ def _write_csv(file: TextIO, rows: list[LedgerRow]) -> None:
     writer.writeheader()
     for row in rows:
         values = vars(row) | {"event": row.event.to_json()}
-        writer.writerow({name: _harmless(value) for name, value in values.items()})
+        writer.writerow({name: harmless(value) for name, value in values.items()})
 
 
-def _harmless(value: object) -> object:
+def harmless(value: object) -> object:
     r"""Text in which no spreadsheet finds a formula: names come from the coordinator.
 
     A formula begins with = + - or @, in any width, where a cell begins; and a cell begins wherever the program that

@@ -36,6 +36,7 @@ from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .model import model
+from .predict import predict
 from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
@@ -63,6 +64,7 @@ app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
 app.command("identity")(identity)
+app.command("predict")(predict)
 app.command("provision")(provision)
 app.command("trial")(trial)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(

@@ -46,16 +46,20 @@ def outcome(run: RunFolder) -> dict[str, Any]:
     return {"folder": str(run.path), "rounds": rows[-1]["round"], "rounds_done": done}
 
 
-def serve_run(run: RunFolder, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def serve_run(
+    run: RunFolder, folder: Path, say: Callable[[str], None], metrics: str | None = None
+) -> dict[str, Any]:
     """Coordinate a run over the data plane of `folder` to its end; what it has come to.
 
-    Whatever interrupts, connected companies are told that it will go on.
+    Whatever interrupts, connected companies are told that it will go on. `metrics`: where Prometheus reads figures.
 
     Raises: what `coordinate` raises; InputError where the folder's files cannot be used.
     """
+    from ..protocol.observability import observing
     from ..server.attendance import Patience
     from ..server.coordinator import coordinate
     from ..server.run_lock import exclusive
+    from ..server.run_metrics import RunMetrics
     from ..server.standing import Standing
     from ..server.stream import ServiceSettings, StreamGrid
 
@@ -68,9 +72,14 @@ def serve_run(run: RunFolder, folder: Path, say: Callable[[str], None]) -> dict[
         say(f"Listening on {settings.listen} for {named(companies)}")
         standing, ended = Standing(run, companies, lambda: service.connected), "later"
         try:
-            with terminated_as_interrupted(), standing.written():
+            with terminated_as_interrupted(), standing.written(), observing(metrics) as seen:
                 patience = Patience.of(run.settings(), gather=settings.gather)
-                coordinate(StreamGrid(service), run, [lines(say), standing.tell], patience=patience)
+                grid, subscribers = StreamGrid(service), [lines(say), standing.tell]
+                if seen is None:
+                    coordinate(grid, run, subscribers, patience=patience)
+                else:
+                    told = RunMetrics.of(seen, run.plan(), service)
+                    coordinate(told.timed(grid), run, [*subscribers, told], patience=patience)
                 ended = "done"
         finally:
             service.close(ended)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ..errors import InputError, ProtocolError
+from .options import Metrics
 
 transport = typer.Typer(
     no_args_is_help=True, help="Messages over gRPC with mutual TLS, beside or without Flower."
@@ -46,16 +47,19 @@ def certificate(
 def agent(
     home: Home,
     run: Annotated[str, typer.Option(help="answer this run alone; none means whichever runs")] = "",
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Answer the coordinator that HOME/transport names, until its run is over."""
     from flwr.app import Context, RecordDict
 
     from ..client.agent import Agent
+    from ..client.agent_metrics import AgentMetrics
     from ..client.app import app
     from ..client.company import Company
     from ..client.endpoint import Endpoint, exclusive_agent
     from ..protocol.log_text import escape_logs
+    from ..protocol.observability import observing
 
     escape_logs()
     company = Company.deployed(home)
@@ -67,8 +71,9 @@ def agent(
     endpoint = Endpoint.of(home)
     for notice in endpoint.notices():
         people.print(f"warning: {notice}", markup=False, soft_wrap=True)
-    answering = Agent(endpoint, app, context, run, log=company.log)
-    with exclusive_agent(home):
+    with exclusive_agent(home), observing(metrics) as seen:
+        told = AgentMetrics(seen, connected=lambda: answering.connected) if seen else None
+        answering = Agent(endpoint, told.counted(app) if told else app, context, run, log=company.log)
         code = answering.serve()
     if code == "done":
         company.leave()
@@ -82,6 +87,7 @@ def agent(
 def serve(
     run: Annotated[Path, typer.Argument(help="a prepared run")],
     folder: Annotated[Path, typer.Argument(help="the coordinator's data plane folder")],
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a prepared run with the companies that dial in."""
@@ -93,6 +99,6 @@ def serve(
         people.print(text, markup=False, highlight=False, soft_wrap=True)
 
     escape_logs()
-    result = serve_run(RunFolder.deployable(run), folder, say)
+    result = serve_run(RunFolder.deployable(run), folder, say, metrics)
     if as_json:
         print(json.dumps(result))

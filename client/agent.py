@@ -111,6 +111,10 @@ class Agent:
             delay = min(2 * delay, _LONGEST_DELAY)
         return "stopped"
 
+    @property
+    def connected(self) -> bool:
+        return self.connected_since is not None
+
     def stop(self) -> None:
         """Stop, from another thread; the current message is still handled but its answer is not sent."""
         self._stopped.set()

@@ -89,6 +89,7 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
             try:
                 company.check_files()
                 company.see_policy()
+                company.limit_threads()
                 return handler(message, context, company)
             except Exception as error:
                 if isinstance(error, Undecided) and error.told:  # asked again every few seconds
@@ -337,7 +338,10 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         agent = Agent(
             Endpoint.of(company.home), app, context, request.run, wait=request.wait, log=company.log
         )
-        return StreamReply(agent.serve(), agent.answered).to_record()
+        ended = agent.serve()
+        if ended == "done":
+            company.leave()
+        return StreamReply(ended, agent.answered).to_record()
 
 
 # Fields on which no bit of a release depends. All others, and so every new one, enter the label of the noise.

@@ -31,12 +31,13 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from safetensors.torch import load_file, save
 
 from ..blocks.examples import Examples
 from ..blocks.state import State
-from ..errors import InputError, LedgerError, PrivacyError
+from ..errors import InputError, LedgerError, PolicyRefusal, PrivacyError, ProtocolError
 from ..privacy.accounting import Guarantee
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
@@ -122,6 +123,11 @@ class Company:
         """Check what an agent needs before it connects, so that a fault is found before any run; see `readiness`."""
         startable(self)
 
+    def limit_threads(self) -> None:
+        """Train with no more cores than the policy allows; without a rule the process's own number stays."""
+        if self.policy.threads is not None:
+            torch.set_num_threads(self.policy.threads)
+
     def count_round(self) -> None:
         """Count a training of today; ProtocolError("too_many") past the policy's limit."""
         if self.policy.most_rounds_a_day is not None:
@@ -132,10 +138,15 @@ class Company:
         return datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
 
     def check_steps(self, plan: Plan) -> None:
-        """Check that a release's local steps fit under the policy's limit; ProtocolError("too_many") if not."""
-        self.steps.check_count(
-            *_local_steps(plan), times=plan.training.local_steps, most=self.policy.most_steps
-        )
+        """Check that a release's local steps fit under the policy's limit; PolicyRefusal if not.
+
+        Not a code that says to wait, as `count_steps` has: no day brings the steps of a run back.
+        """
+        steps, most = plan.training.local_steps, self.policy.most_steps
+        try:
+            self.steps.check_count(*_local_steps(plan), times=steps, most=most)
+        except ProtocolError as error:
+            raise PolicyRefusal("most_steps", str(error)) from None
 
     def count_steps(self, plan: Plan) -> None:
         """Count a release's local steps, as `check_steps`."""

@@ -22,8 +22,10 @@ from flwr.app import Context, RecordDict
 from ..errors import ProtocolError
 from ..privacy.accounting import finite
 from ..protocol import private_file
+from ..protocol.observability import Observability
 from ..protocol.transport.frames import FINAL
 from .agent import Agent
+from .agent_metrics import AgentMetrics
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
 
@@ -35,10 +37,14 @@ _WRITE_EVERY = 1.0
 
 
 class Daemon:
-    """code = Daemon(company).run()   # "stopped" after SIGTERM or Ctrl-C, or why it cannot go on"""
+    """code = Daemon(company).run()   # "stopped" after SIGTERM or Ctrl-C, or why it cannot go on
 
-    def __init__(self, company: Company) -> None:
+    `seen`: where Prometheus reads how the agent stands.
+    """
+
+    def __init__(self, company: Company, seen: Observability | None = None) -> None:
         self._company = company
+        self._metrics = AgentMetrics(seen, connected=self._connected) if seen else None
         self._stopped = threading.Event()
         self._agent: Agent | None = None
         self._started = _now()
@@ -50,10 +56,11 @@ class Daemon:
         from .app import app
 
         company = self._company
+        answer = self._metrics.counted(app) if self._metrics else app
         context = Context(1, 1, {"company-home": str(company.home)}, RecordDict(), {})
         with exclusive_agent(company.home), self._until_signalled(), self._writing():
             while not self._stopped.is_set():
-                self._agent = Agent(Endpoint.of(company.home), app, context, log=company.log)
+                self._agent = Agent(Endpoint.of(company.home), answer, context, log=company.log)
                 code = self._agent.serve()
                 if code == "done":
                     self.runs += 1
@@ -65,6 +72,9 @@ class Daemon:
                 pause = _SHORT if code == "done" else _LONG
                 self._stopped.wait(pause * random.uniform(0.5, 1.5))
         return "stopped"
+
+    def _connected(self) -> bool:
+        return self._agent is not None and self._agent.connected
 
     def stop(self) -> None:
         """End after the message in hand."""

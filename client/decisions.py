@@ -23,7 +23,6 @@ invented company of a simulation keeps no record.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import time
@@ -35,6 +34,19 @@ from typing import IO, Any
 from ..errors import LedgerError
 from ..privacy.ledger_file import MOST_UNSEEN, LedgerRow, read_ledger
 from ..protocol import private_file
+from .decision_chain import (
+    GENESIS,
+    LONGEST,
+    Value,
+    check_chain,
+    check_last,
+    check_line,
+    hash_of,
+    line_of,
+    too_short,
+    whole_lines,
+    wrong,
+)
 from .replay_guard import STEPS_FILE, LogHead, Steps
 
 LEDGER_FILE = "ledger.sqlite"
@@ -55,22 +67,7 @@ KINDS = frozenset(
         "sent",
     )
 )
-GENESIS = hashlib.sha256(b"fedblocks decisions").hexdigest()
-Value = str | int | float | bool
 Entry = tuple[str, Mapping[str, Value]]
-_LONGEST = 1 << 14  # bytes of a line
-_LONGEST_TEXT = 300  # characters of a field
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What was found: `unlogged` rows of the ledger that a crash kept from the record, and lines `beyond` the last
-    one that was recorded as seen."""
-
-    lines: int
-    rows: int
-    unlogged: int
-    beyond: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Decisions:
             check_chain(self.path, lines)
             lost = max(0, kept.lines - len(lines))
             kept.lines, kept.bytes, kept.rows = len(lines), sum(map(len, lines)), rows
-            kept.head = _hash_of(lines[-1]) if lines else GENESIS
+            kept.head = hash_of(lines[-1]) if lines else GENESIS
             self._add(kept, ("begun", {"rows": rows, "head": head, "lost": lost}))
 
     def write(self, kind: str, **fields: Value) -> None:
@@ -145,15 +142,15 @@ class Decisions:
                 text = b""
                 for kind, fields in entries:
                     assert kind in KINDS
-                    line = _line(kept.lines + 1, self.clock(), kind, fields, kept.head)
+                    line = line_of(kept.lines + 1, self.clock(), kind, fields, kept.head)
                     text += line
-                    kept.follow(line, _hash_of(line))
+                    kept.follow(line, hash_of(line))
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
         except FileNotFoundError:
             if kept.lines:
-                raise _short(self.path, kept.lines) from None
+                raise too_short(self.path, kept.lines) from None
             private_file.create(self.path, b"")
             self._add(kept, *entries)
         except OSError as error:
@@ -170,65 +167,29 @@ class Decisions:
         return "begun", {"rows": rows, "head": head, "lost": 0}
 
     def _catch_up(self, kept: LogHead, file: IO[bytes]) -> None:
-        file.seek(max(0, kept.bytes - _LONGEST))
-        before = file.read(min(kept.bytes, _LONGEST))
-        if kept.lines and (len(before) < min(kept.bytes, _LONGEST) or not before.endswith(b"\n")):
-            raise _short(self.path, kept.lines)
+        file.seek(max(0, kept.bytes - LONGEST))
+        before = file.read(min(kept.bytes, LONGEST))
+        if kept.lines and (len(before) < min(kept.bytes, LONGEST) or not before.endswith(b"\n")):
+            raise too_short(self.path, kept.lines)
         if kept.lines:
-            _check_last(self.path, before.splitlines(keepends=True)[-1], kept)
+            check_last(self.path, before.splitlines(keepends=True)[-1], kept)
         rest = file.read()
         for line in rest[: rest.rfind(b"\n") + 1].splitlines(keepends=True):
             check_line(self.path, kept.lines + 1, line, kept.head)
-            kept.follow(line, _hash_of(line))
+            kept.follow(line, hash_of(line))
         file.truncate(kept.bytes)
         file.seek(kept.bytes)
 
 
-def check_chain(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
-    """The entries, if each line is as it was written after the one before.
+@dataclass(frozen=True)
+class Verified:
+    """What was found: `unlogged` rows of the ledger that a crash kept from the record, and lines `beyond` the last
+    one that was recorded as seen."""
 
-    Raises:
-        LedgerError: names the first line that was changed, or before which one was removed or moved.
-    """
-    entries: list[dict[str, Any]] = []
-    before = GENESIS
-    for number, line in enumerate(lines, start=1):
-        entries.append(check_line(path, number, line, before))
-        before = entries[-1]["hash"]
-    return entries
-
-
-def check_line(path: Path, number: int, line: bytes, before: str) -> dict[str, Any]:
-    """The entry of a line; LedgerError unless it is as it was written in this place."""
-    try:
-        entry: dict[str, Any] = json.loads(line)
-        fields = {k: v for k, v in entry.items() if k not in ("line", "time", "what", "before", "hash")}
-        same = _line(entry["line"], entry["time"], entry["what"], fields, entry["before"]) == line
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise _wrong(path, number, "is not as fedblocks wrote it") from None
-    if not same:
-        raise _wrong(path, number, "was changed after it was written")
-    if entry["line"] != number or entry["before"] != before:
-        raise _wrong(path, number, "does not follow the line before: one was removed, added or moved")
-    return entry
-
-
-def _check_last(path: Path, line: bytes, kept: LogHead) -> None:
-    """Check that this is the last line that was recorded as seen."""
-    try:
-        before = str(json.loads(line)["before"])
-    except (ValueError, KeyError, TypeError):
-        before = ""
-    if check_line(path, kept.lines, line, before)["hash"] != kept.head:
-        raise _wrong(path, kept.lines, "is not the one that was written there")
-
-
-def whole_lines(path: Path) -> list[bytes]:
-    """The lines, without one that a crash has left unfinished."""
-    if not os.path.lexists(path):
-        return []
-    raw = path.read_bytes()
-    return raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True)
+    lines: int
+    rows: int
+    unlogged: int
+    beyond: int
 
 
 def verify(home: Path) -> Verified:
@@ -242,9 +203,9 @@ def verify(home: Path) -> Verified:
     lines = whole_lines(path)
     entries = check_chain(path, lines)
     if len(lines) < kept.lines:
-        raise _short(path, kept.lines)
+        raise too_short(path, kept.lines)
     if kept.lines:
-        _check_last(path, lines[kept.lines - 1], kept)
+        check_last(path, lines[kept.lines - 1], kept)
     rows = read_ledger(home / LEDGER_FILE).rows
     covered = _covered(path, entries, rows)
     if len(rows) - covered > MOST_UNSEEN:
@@ -263,7 +224,7 @@ def _covered(path: Path, entries: Sequence[dict[str, Any]], rows: Sequence[Ledge
             covered, head = entry["rows"], entry["head"]
         elif entry["what"] == "charged":
             if entry["row"] != covered + 1:
-                raise _wrong(path, number, f"tells of row {entry['row']} of the ledger after row {covered}")
+                raise wrong(path, number, f"tells of row {entry['row']} of the ledger after row {covered}")
             covered, head = entry["row"], entry["head"]
         else:
             continue
@@ -281,28 +242,3 @@ def _of_row(row: LedgerRow) -> dict[str, Value]:
         "run": row.run, "round": row.round, "block": row.block, "row": row.seq, "head": row.hash,
         "epsilon": row.epsilon_after if math.isfinite(row.epsilon_after) else "infinite",
     }  # fmt: skip
-
-
-def _line(number: int, when: float, kind: str, fields: Mapping[str, Value], before: str) -> bytes:
-    told = {
-        name: value[:_LONGEST_TEXT] if isinstance(value, str) else value for name, value in fields.items()
-    }
-    entry: dict[str, Value] = {"line": number, "time": when, "what": kind, **told, "before": before}
-    digest = hashlib.sha256(json.dumps(entry).encode()).hexdigest()
-    return json.dumps(entry | {"hash": digest}).encode() + b"\n"
-
-
-def _hash_of(line: bytes) -> str:
-    """The hash that a line says it has."""
-    return line.rstrip().rpartition(b'"hash": "')[2].rstrip(b'"}').decode("ascii", "replace")
-
-
-def _short(path: Path, lines: int) -> LedgerError:
-    return LedgerError(
-        f"{path} has fewer than the {lines} lines that were written: it was cut short, replaced or lost; restore it "
-        f"from a backup, or go on without: mv {path} {path}.old; fedblocks ledger accept {path.parent}"
-    )
-
-
-def _wrong(path: Path, number: int, what: str) -> LedgerError:
-    return LedgerError(f"{path} line {number} {what}; restore the file from a backup")

@@ -93,7 +93,8 @@ class Policy(BaseModel):
     )
     shared_states: tuple[_Digest, ...] | None = Field(
         None,
-        description="the only shared states (the model's fixed tables) that are accepted, by SHA-256 digest",
+        description="the only shared states (the model's fixed tables) that are accepted, by the digest that "
+        "company.log names where one is refused",
     )
     largest_model: int = Field(
         LARGEST_MODEL,

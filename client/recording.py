@@ -17,7 +17,7 @@ from ..protocol.messages import TRAIN, UNMASK
 from ..protocol.release import block_label
 from ..settings import Plan
 from .company import Company
-from .decisions import Value
+from .decision_chain import Value
 
 # Codes of ProtocolError that a rule of the policy, or the company's machine, stands behind.
 _BY_POLICY = {"closed": "hours", "too_many": "too_many"}

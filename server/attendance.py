@@ -90,6 +90,9 @@ class Attendance:
         self._stale: set[str] = set()  # they have to join again
         self._told: tuple[str, ...] = ()
         self._failed = 0  # rounds, in a row
+        self._awaited: dict[
+            str, tuple[str, str]
+        ] = {}  # who had to be waited for in the last attempt, and why
 
     def gather(self) -> None:
         """Wait until all companies have joined, unless they had in an earlier process of this run.
@@ -142,10 +145,12 @@ class Attendance:
             failed = [result for result, _ in trained.values() if result.status != "done"]
             absent = {name: why for result in failed for name, why in result.absent.items()}
             if not failed:
-                self._failed = 0
+                self._failed, self._awaited = 0, {}
                 continue
-            if all(code in WAITS for _, code in absent.values()) and absent:
-                self._tell(RoundFailed(round_, absent, self._failed))
+            if absent and all(code in WAITS for _, code in absent.values()):
+                if absent != self._awaited:  # it may take a night
+                    self._tell(RoundFailed(round_, absent, self._failed))
+                self._awaited = absent
                 time.sleep(self._patience.retry)
                 continue
             self._failed += 1

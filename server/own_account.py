@@ -1,23 +1,89 @@
-"""What a coordinator can say of privacy by itself: from its plan alone, since no ledger lies with it."""
+"""What a coordinator can say of privacy by itself: from its plan and its rounds, since no ledger lies with it."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 from ..blocks import build_model
 from ..privacy.accounting import Guarantee, guarantee, shown
 from ..privacy.adversaries import seen_by_company
-from ..privacy.composition import run_epsilon
+from ..privacy.composition import Terms, run_epsilon
 from ..protocol.release import block_size, run_terms
 from ..settings import Plan
+from .run_folder import RunFolder
+
+_BEFORE_TRAINING = "keys"
+
+
+@dataclass(frozen=True)
+class OwnAccount:
+    """One company's releases in a run as its coordinator knows them; the company's own ledger decides.
+
+    `summed`: releases in an opened sum; `most`: those that it may have made. `epsilon` is of `most` releases, as the
+    first run of a ledger, and so an upper limit: unless the coordinator died in mid-round and repeated it.
+    """
+
+    company: str
+    summed: int
+    most: int
+    absent: int
+    epsilon: float
+    epsilon_against_company: float
+
+
+def own_accounts(run: RunFolder) -> list[OwnAccount]:
+    """The companies of the roster, and any that took part, by name.
+
+    Raises: InputError where the roster cannot be read.
+    """
+    plan, rows = run.plan(), [row for row in run.metrics() if row["round"] > 0]
+    names = {name for row in rows for name in (*row["survivors"], *row["absent"])}
+    names |= set(run.roster().members) if run.roster_file.is_file() else set()
+    tasks = [task for row in rows for task in row.get("tasks", (row,))]
+    summed = Counter(name for task in tasks for name in task["survivors"])
+    absent = Counter(name for row in rows for name in row["absent"])
+    most = Counter(name for task in tasks for name in names if _may_have_trained(name, task))
+    cost = _Costs(plan, run.settings().smallest_group)
+    return [
+        OwnAccount(name, summed[name], most[name], absent[name], *cost.of(most[name]))
+        for name in sorted(names)
+    ]
+
+
+def _may_have_trained(company: str, task: Mapping[str, Any]) -> bool:
+    """Whether the company can have been charged: a task that failed does not tell who had answered."""
+    if company in task["absent"]:
+        return not str(task["absent"][company][0]).endswith(_BEFORE_TRAINING)
+    return task["status"] != "done" or company in task["survivors"]
+
+
+class _Costs:
+    """Epsilons of so many releases of a plan."""
+
+    def __init__(self, plan: Plan, companies: int) -> None:
+        self._delta, self._terms = plan.delta, _terms(plan, companies)
+        self.of = cache(self._of)
+
+    def _of(self, releases: int) -> tuple[float, float]:
+        if releases == 0:
+            return 0.0, 0.0
+        event = self._terms.event.times(releases)
+        against_company = run_epsilon(seen_by_company(event), self._delta)
+        return (found := run_epsilon(event, self._delta)), max(found, against_company)
+
+
+def _terms(plan: Plan, companies: int) -> Terms:
+    # A block's size is known from a model only.
+    return run_terms(plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan.training), companies)
 
 
 def planned(plan: Plan, companies: int) -> Guarantee:
     """The cost of the whole plan as a ledger's first run, in sums of `companies` companies."""
-    # A block's size is known from a model only.
-    whole = run_terms(
-        plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan.training), companies
-    ).whole
+    whole = _terms(plan, companies).whole
     return replace(
         guarantee([whole], plan.delta),
         epsilon=run_epsilon(whole, plan.delta),

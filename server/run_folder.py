@@ -36,6 +36,7 @@ from ..protocol.identity import ROSTER_FILE, load_roster
 from ..settings import (
     Plan,
     RunSettings,
+    is_simulation,
     read_settings,
     read_text,
     refuse_injected_failures,
@@ -119,6 +120,17 @@ class RunFolder:
     def homes(self) -> list[Path]:
         """The homes of simulated companies by name; whatever else lies among them is passed over."""
         return sorted(home for home in self.companies.glob("*") if (home / "policy.toml").is_file())
+
+    def simulated(self) -> bool:
+        """Whether the companies are invented ones, whose homes lie here.
+
+        A folder of invented companies that was served to real ones is none: its homes have no ledger of its rounds.
+        """
+        if not is_simulation(self.path):
+            return False
+        summed = {name for row in self.metrics() for name in row.get("survivors", ())}
+        homes = [home for home in self.homes() if home.name in summed]
+        return not summed or any((home / "ledger.sqlite").is_file() for home in homes)
 
     @property
     def roster_file(self) -> Path:

@@ -18,7 +18,7 @@ from .. import atomic_file
 from ..errors import RunError
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
 from .run_folder import RunFolder
-from .run_lock import exclusive
+from .run_lock import exclusive, holder_of
 
 STATUS_FILE = "status.json"
 _WRITE_EVERY = 1.0
@@ -123,7 +123,7 @@ def standing_of(run: RunFolder) -> dict[str, Any]:
         "rounds_done": sum(row["status"] == "done" for row in rows[1:]),
         "failed_in_a_row": told.get("failed_in_a_row", 0),
         "quality": told.get("quality"),
-        "pid": told.get("pid") if running else None,
+        "pid": told.get("pid") if running and told.get("pid") == holder_of(run.path) else None,
         "companies": told.get("companies", {}) if running else {},
     }
 

@@ -29,11 +29,7 @@ def check_data(company: Company, findings: Findings) -> Examples | None:
         return None
     findings.note("data", path, f"{len(data):,} examples, fingerprint {data.digest.hex()}")
     _as_imported(company, data, findings)
-    if len(data) == 0:
-        findings.error(
-            "bad_data", path, "holds no example", f"import data: fedblocks company import SOURCE {home}"
-        )
-    elif len(data) < FEW:
+    if len(data) < FEW:
         what = f"{len(data)} examples are so few that hardly any noise hides one of them"
         findings.warn("few_examples", path, what, "take part with more, or expect little of the model")
     delta = company.policy.delta

@@ -56,11 +56,10 @@ def data_plane(
             [Message(request, node, STREAM, group_id="stream", ttl=_LONGEST_RUN) for node in nodes]
         )
     )
-    ended = "done"
+    ended = "later"  # unless the run comes to its end here
     try:
         up = _gathered(grid, service, waiting, expected, gather)
         if up == expected:
-            ended = "later"  # unless the run comes to its end
             yield StreamGrid(service)
             ended = "done"
     finally:

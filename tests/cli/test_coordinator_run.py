@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import SMALL
 from support.processes import federation, until
 from typer.testing import CliRunner
@@ -26,6 +27,7 @@ def sets(*more: str) -> list[str]:
     return [word for value in (*SMALL, *more) for word in ("--set", value)]
 
 
+@pytest.mark.slow
 def test_a_run_is_planned_looked_at_stopped_and_gone_on_with(
     small: SimulationSettings, tmp_path: Path
 ) -> None:

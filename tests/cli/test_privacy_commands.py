@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from fedblocks.cli.ledger_tables import _harmless
+from fedblocks.cli.ledger_tables import harmless
 from fedblocks.cli.main import app
 from fedblocks.client.policy import Policy
 from fedblocks.errors import InputError, LedgerError, RunError
@@ -37,7 +37,7 @@ from fedblocks.privacy.composition import (
 from fedblocks.privacy.events import GaussianSteps
 from fedblocks.privacy.ledger import Ledger
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan
+from fedblocks.settings import Plan, write_simulation
 
 FEDBLOCKS = Path(sys.executable).with_name("fedblocks")
 DELTA = 1e-5
@@ -91,6 +91,7 @@ def run(tmp_path: Path) -> Path:
     folder = RunFolder(tmp_path / "digits-1")
     folder.path.mkdir()
     folder.write_settings(settings, plan)
+    write_simulation(folder.path, settings)
     terms = Terms(steps_of(noise, 3), 10)
     for company, rounds in (("company-0", 4), ("company-1", 10), ("company-2", 0)):
         home = folder.companies / company
@@ -329,7 +330,7 @@ def test_no_text_of_an_export_is_a_formula_wherever_it_is_split_and_all_is_read_
     names: list[str],
 ) -> None:
     """Would catch a formula after a semicolon, in full width, or behind a quote, and an escape that loses text."""
-    written = [str(_harmless(name)) for name in names]
+    written = [str(harmless(name)) for name in names]
     assert [read_back(cell) for cell in written] == names
     out = io.StringIO()
     csv.writer(out).writerow(written)
@@ -339,7 +340,7 @@ def test_no_text_of_an_export_is_a_formula_wherever_it_is_split_and_all_is_read_
 
 @pytest.mark.parametrize("name", ["plain-name.1 of a company-0", "x=1", "a@b.example", "1e+20"])
 def test_what_cannot_be_a_formula_is_exported_as_it_is(name: str) -> None:
-    assert _harmless(name) == name
+    assert harmless(name) == name
 
 
 def test_export_holds_no_formulas(tmp_path: Path) -> None:

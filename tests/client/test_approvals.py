@@ -182,6 +182,7 @@ def test_a_request_that_somebody_has_changed_is_none(app: Coordinator, run: RunF
     assert asked(app, other) == "pending"
 
 
+@pytest.mark.slow
 def test_daemons_wait_for_a_person_take_part_in_run_after_run_and_end_when_told(
     small: SimulationSettings, tmp_path: Path
 ) -> None:

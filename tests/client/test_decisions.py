@@ -19,15 +19,8 @@ from typer.testing import CliRunner
 
 from fedblocks.cli.main import app as cli
 from fedblocks.client.company import Company
-from fedblocks.client.decisions import (
-    GENESIS,
-    Decisions,
-    _hash_of,
-    _line,
-    check_chain,
-    verify,
-    whole_lines,
-)
+from fedblocks.client.decision_chain import GENESIS, check_chain, hash_of, line_of, whole_lines
+from fedblocks.client.decisions import Decisions, verify
 from fedblocks.client.policy import Policy
 from fedblocks.errors import LedgerError
 from fedblocks.experiments.simulation.preparation import prepare, save_policy
@@ -96,13 +89,13 @@ def rewritten(n: int) -> Callable[[list[bytes]], list[bytes]]:
     """Line n without its fields, and every hash from there on made anew: what the file's owner can do."""
 
     def forge(lines: list[bytes]) -> list[bytes]:
-        kept, before = lines[:n], _hash_of(lines[n - 1]) if n else GENESIS
+        kept, before = lines[:n], hash_of(lines[n - 1]) if n else GENESIS
         for number, line in enumerate(lines[n:], start=n + 1):
             entry = json.loads(line)
             told = {k: v for k, v in entry.items() if k not in ("line", "time", "what", "before", "hash")}
-            forged = _line(number, entry["time"], entry["what"], {} if number == n + 1 else told, before)
+            forged = line_of(number, entry["time"], entry["what"], {} if number == n + 1 else told, before)
             kept.append(forged)
-            before = _hash_of(forged)
+            before = hash_of(forged)
         return kept
 
     return forge
@@ -176,7 +169,7 @@ def test_a_crash_while_a_line_is_written_loses_no_line_and_stops_nobody(company:
 
 def test_a_line_added_by_hand_after_the_end_is_refused(company: Company) -> None:
     with company.decisions.path.open("ab") as file:
-        file.write(_line(9, 0.0, "approved", {"run": "r"}, GENESIS))
+        file.write(line_of(9, 0.0, "approved", {"run": "r"}, GENESIS))
     with pytest.raises(LedgerError, match="does not follow"):
         company.decisions.write("asked", run="r")
 

@@ -218,6 +218,11 @@ def data_of_another_shape(p: Place) -> None:
     Examples(data.inputs[..., :4], data.targets).save(p.home / "data.npz")
 
 
+def hardly_any_data(p: Place) -> None:
+    data = Examples.load(p.home / "data.npz")
+    data[slice(0, 0)].save(p.home / "data.npz")
+
+
 def data_replaced(p: Place) -> None:
     data = Examples.load(p.home / "data.npz")
     data[slice(0, 150)].save(p.home / "data.npz")
@@ -353,6 +358,7 @@ MISTAKES: list[tuple[Callable[[Place], None], str, str, str]] = [
     (no_data, "error", "no_data", "fedblocks company import"),
     (damaged_data, "error", "bad_data", "not a whole file.*--replace"),
     (data_of_another_shape, "error", "bad_data", r"inputs=\(1, 8, 4\).*--replace"),
+    (hardly_any_data, "warning", "few_examples", "0 examples are so few"),
     (data_replaced, "warning", "other_data", "replaced since the import"),
     (a_class_is_missing, "warning", "classes", r"no example of 1 of 10 classes \(3\)"),
     (no_ledger, "error", "no_ledger", "fedblocks ledger create"),

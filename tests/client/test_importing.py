@@ -24,7 +24,7 @@ from fedblocks.cli.company_source import Told, source_of
 from fedblocks.cli.main import app
 from fedblocks.client.company import Company
 from fedblocks.client.data.tables.database import password_file, using_password
-from fedblocks.client.decisions import whole_lines
+from fedblocks.client.decision_chain import whole_lines
 from fedblocks.client.home import make_home
 from fedblocks.client.importing import Imported, import_data
 from fedblocks.client.policy import load_policy

@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 
 from fedblocks.blocks.examples import Examples
 from fedblocks.cli.main import app as cli
+from fedblocks.client import app as client_app
 from fedblocks.client import readiness
 from fedblocks.client.ceilings import growth
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.readiness import planned_terms
+from fedblocks.client.training import train_block
 from fedblocks.errors import BudgetExceeded, FedblocksError, PolicyRefusal, ProtocolError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.privacy.composition import Terms
@@ -179,6 +181,23 @@ def test_hours_trainings_a_day_and_room_are_looked_at_before_each_round(
     full = SimpleNamespace(free=1 << 20)
     monkeypatch.setattr(readiness.shutil, "disk_usage", lambda path: full)
     assert code_of(home, plan) == "no_room"
+
+
+def test_a_training_uses_no_more_cores_than_the_policy_allows(
+    coordinator: Coordinator, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a rule that is written down and never applied."""
+    path, seen = home / "policy.toml", []
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())  # that of this thread
+        return train_block(*arguments)
+
+    monkeypatch.setattr(client_app, "train_block", watched)
+    path.write_text(f"threads = 2\n{path.read_text()}")
+    request = coordinator.train_request(coordinator.session()).to_record()
+    assert refused(coordinator.ask(1, TRAIN, request)) is None
+    assert seen == [2]
 
 
 def test_a_policy_that_is_tightened_in_mid_run_is_seen_with_the_next_message(

@@ -96,11 +96,11 @@ def rewrite(home: Path, key: str, value: object) -> None:
     policy.write_text("\n".join([f"{key} = {value}", *kept]))
 
 
-HARMS: list[tuple[Callable[[Path], None], str]] = [
+HARMS = [
     (other_data, "data_changed"),
-    (no_data, "no_data"),
     (lower_ceiling, "privacy"),
-    (fewer_steps, "privacy"),
+    pytest.param(no_data, "no_data", marks=pytest.mark.slow),
+    pytest.param(fewer_steps, "privacy", marks=pytest.mark.slow),
 ]
 
 
@@ -268,7 +268,11 @@ class LosesOnce(OwnGrid):
 
 @pytest.mark.parametrize(
     ("mode", "reserve", "each", "done"),
-    [("local", 0, 4, 4), ("secure_step", 1, 5, 4), ("secure_step", 0, 4, 3)],
+    [
+        ("secure_step", 1, 5, 4),
+        pytest.param("secure_step", 0, 4, 3, marks=pytest.mark.slow),
+        pytest.param("local", 0, 4, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_a_round_that_is_lost_after_training_is_paid_by_its_release_or_by_the_reserve(
     private_file: Path, tmp_path: Path, mode: str, reserve: int, each: int, done: int

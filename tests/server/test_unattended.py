@@ -44,7 +44,8 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
     end, rounds that are lost or charged twice, and exit codes that hide it.
     """
     with federation(small, tmp_path, rounds=24) as made:
-        agents, serve = made.agents(), made.serve()
+        agents, serve = [made.agent(0), made.agent(1)], made.serve()
+        service = made.start("agent", "up", made.homes[2], "--json")
         until(lambda: made.rounds() >= 2, "two rounds")
         agents[0].kill()
         agents[0] = made.agent(0)
@@ -53,7 +54,7 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
         serve.kill(signal.SIGINT)
         assert serve.end() == 130
         assert made.rounds() < 24
-        assert all(agent.running for agent in agents)
+        assert all(agent.running for agent in (*agents, service))
         serve = made.serve()
         seen = made.rounds()
         until(lambda: made.rounds() > seen, "a round after Ctrl-C")
@@ -61,8 +62,12 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
         serve = made.serve()
         assert serve.end(90) == 0
         assert json.loads(serve.out.read_text())["rounds_done"] == 24
-        assert [agent.end() for agent in agents] == [0] * 3
-        assert [json.loads(agent.out.read_text())["ended"] for agent in agents] == ["done"] * 3
+        assert [agent.end() for agent in agents] == [0] * 2
+        assert [json.loads(agent.out.read_text())["ended"] for agent in agents] == ["done"] * 2
+        assert service.running
+        until(lambda: not (made.homes[2] / "joined.json").exists(), "the service has left the run")
+        service.kill(signal.SIGTERM)
+        assert service.end() == 0
         finished(made, 24, in_vain=0)
         assert not any((home / "joined.json").exists() for home in made.homes)
 

@@ -115,7 +115,7 @@ def read_diagnosed(run: RunFolder, facts: Facts) -> Diagnosed | None:
     chain = tuple(block.in_chain for block in blocks)
     # Diagnoses may be computed on some of the held-out examples; controls and rounds are measured on all.
     if facts.utility is not None and facts.utility.last.round == raw["round"]:
-        chain = facts.utility.last.heldout
+        chain = facts.utility.last.judged
     return Diagnosed(
         round=raw["round"],
         blocks=blocks,

@@ -8,8 +8,9 @@ from typing import Any
 
 from ...blocks import metric_of
 from ...blocks.examples import Examples
+from ...server.own_account import OwnAccount, own_accounts
 from ...server.run_folder import RunFolder
-from ...settings import Plan, RunSettings, SimulationSettings, is_simulation, read_simulation
+from ...settings import Plan, RunSettings, SimulationSettings, read_simulation
 from .measures import Measure
 from .spending import Spending, read_spending
 
@@ -23,10 +24,13 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Point:
-    """Quality after a round: for each set one value after each block; the last is the model's."""
+    """Quality after a round: for each set one value after each block; the last is the model's.
+
+    `judged`: on what the run is judged by; `public`: on public data, where these are others.
+    """
 
     round: int
-    heldout: tuple[float, ...]
+    judged: tuple[float, ...]
     public: tuple[float, ...]
 
 
@@ -43,14 +47,23 @@ class Absence:
 
 @dataclass(frozen=True)
 class Utility:
-    """Quality over the rounds, in the family's metric."""
+    """Quality over the rounds, in the family's metric.
 
+    `private`: judged by examples that simulated companies held out; a real run has public ones alone.
+    """
+
+    private: bool
     measure: Measure
     points: tuple[Point, ...]
     reference: tuple[Point, ...]
     non_private: float | None
-    heldout_examples: int
+    judged_examples: int
     public_examples: int
+
+    @property
+    def data(self) -> str:
+        """What it was judged by, in words."""
+        return "held-out private data" if self.private else "public data"
 
     @property
     def first(self) -> Point:
@@ -62,7 +75,7 @@ class Utility:
 
     def losing_blocks(self) -> list[tuple[int, float]]:
         """(block, quality lost) for each block after which the chain is worse than before it."""
-        after, m = self.last.heldout, self.measure
+        after, m = self.last.judged, self.measure
         return [
             (b, m.gain(after[b], after[b - 1]))
             for b in range(1, len(after))
@@ -72,7 +85,7 @@ class Utility:
     @property
     def best_block(self) -> int:
         """The block after which the chain has its best quality in the last round."""
-        after = self.last.heldout
+        after = self.last.judged
         return max(range(len(after)), key=lambda b: self.measure.gain(0.0, after[b]))
 
 
@@ -90,6 +103,7 @@ class Facts:
     companies: tuple[str, ...]
     utility: Utility | None
     spending: tuple[Spending, ...]
+    accounts: tuple[OwnAccount, ...]  # of a real run, the coordinator's own
     absences: tuple[Absence, ...]
     aborted: dict[int, str]
     flagged: tuple[dict[str, Any], ...]  # a round's `GroupEffect`s where the group is flagged, with the round
@@ -99,6 +113,17 @@ class Facts:
     @property
     def private(self) -> bool:
         return self.plan.private
+
+    @property
+    def real(self) -> bool:
+        """Whether the companies are real ones, whose data and ledgers are elsewhere."""
+        return self.simulation is None
+
+    @property
+    def took_part(self) -> tuple[str, ...]:
+        """Of a roster, who may have sat out the run, only those who were asked."""
+        out = {each.company for each in self.accounts if not each.summed and not each.absent}
+        return tuple(name for name in self.companies if name not in out)
 
     @property
     def finished(self) -> bool:
@@ -119,24 +144,28 @@ class Facts:
 
 def read_facts(run: RunFolder) -> Facts:
     """Read a run's files, as far as they exist: the run may be unfinished, its companies elsewhere."""
-    settings, plan, rows = run.settings(), run.plan(), run.metrics()
-    spending = read_spending(run, plan)
+    settings, plan, rows, simulated = run.settings(), run.plan(), run.metrics(), run.simulated()
+    spending = read_spending(run, plan) if simulated else []
+    accounts = [] if simulated else own_accounts(run)
     rounds = [row for row in rows if row["round"] > 0]
     seen = {name for row in rounds for name in (*row["survivors"], *row["absent"])}
-    result = run.read_json("result.json") or {}
+    result = (run.read_json("result.json") if simulated else None) or {}
     seconds = result.get("seconds")
     measure = Measure(metric_of(plan.model))
     return Facts(
         run=plan.run,
         folder=str(run.path),
         settings=settings,
-        simulation=read_simulation(run.path) if is_simulation(run.path) else None,
+        simulation=read_simulation(run.path) if simulated else None,
         plan=plan,
         measure=measure,
         rounds_done=rounds[-1]["round"] if rounds else 0,
-        companies=tuple(sorted(seen | {s.company for s in spending}, key=_natural)),
-        utility=_utility(run, measure, rows, result),
+        companies=tuple(
+            sorted(seen | {s.company for s in spending} | {a.company for a in accounts}, key=_natural)
+        ),
+        utility=_utility(run, measure, rows, result, simulated),
         spending=tuple(sorted(spending, key=lambda s: _natural(s.company))),
+        accounts=tuple(sorted(accounts, key=lambda each: _natural(each.company))),
         absences=tuple(_absence(row, name) for row in rounds for name in sorted(row["absent"])),
         aborted={row["round"]: row["status"] for row in rounds if row["status"] != "done"},
         flagged=tuple(
@@ -151,17 +180,18 @@ def read_facts(run: RunFolder) -> Facts:
 
 
 def _utility(
-    run: RunFolder, measure: Measure, rows: list[dict[str, Any]], result: dict[str, Any]
+    run: RunFolder, measure: Measure, rows: list[dict[str, Any]], result: dict[str, Any], simulated: bool
 ) -> Utility | None:
-    points = _points(rows)
+    points = _points(rows) if simulated else _public_points(rows)
     if not points:
         return None
     return Utility(
         measure=measure,
         points=points,
-        reference=_points(RunFolder(run.path / "reference").metrics()),
+        private=simulated,
+        reference=_points(RunFolder(run.path / "reference").metrics()) if simulated else (),
         non_private=result.get(f"{measure.metric.name}_non_private"),
-        heldout_examples=_examples(run, "heldout"),
+        judged_examples=_examples(run, "heldout" if simulated else "public"),
         public_examples=_examples(run, "public"),
     )
 
@@ -171,6 +201,15 @@ def _points(rows: list[dict[str, Any]]) -> tuple[Point, ...]:
         Point(row["round"], tuple(row["quality"]["heldout"]), tuple(row["quality"].get("public", ())))
         for row in rows
         if "heldout" in row.get("quality", {})
+    )
+
+
+def _public_points(rows: list[dict[str, Any]]) -> tuple[Point, ...]:
+    """Of a real run: whatever else its folder was evaluated on, no company has."""
+    return tuple(
+        Point(row["round"], tuple(row["quality"]["public"]), ())
+        for row in rows
+        if "public" in row.get("quality", {})
     )
 
 

@@ -63,7 +63,7 @@ def find(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> li
             "of companies: a sign of poisoned updates, or of private data unlike the public ones."
         )
         found.append(Finding("Influence", text, True))
-    found += _audit(audit)
+    found += _real() if facts.real else _audit(audit)
     return found
 
 
@@ -74,16 +74,19 @@ def delta(value: float) -> str:
 
 def _utility(utility: Utility, facts: Facts) -> list[Finding]:
     first, last, m = utility.first, utility.last, utility.measure
-    before, after = first.heldout[-1], last.heldout[-1]
+    before, after = first.judged[-1], last.judged[-1]
     text = (
-        f"{m.title} on held-out private data {_moved(m, before, after)} from {m.show(before)} (public model) "
+        f"{m.title} on {utility.data} {_moved(m, before, after)} from {m.show(before)} (public model) "
         f"to {m.show(after)} after round {last.round}, a change of {m.change(after - before)}"
         f"{' points' if m.is_share else ''} ({m.direction}{_certainty(utility, after)})"
     )
     chance = _may_be_chance(utility, before, after)
     text += ". The public model lies within that interval, so the change may be chance" if chance else ""
-    text += f". {_price(utility, after)}" if facts.private else "."
+    text += f". {_price(utility, after)}" if facts.private and utility.private else "."
     found = [Finding("Utility", text, chance or not m.noticeably_better(before, after))]
+    if not utility.private:
+        text += " What it does for the companies' own data is known to them alone."
+        found = [Finding("Utility", text, chance or not m.noticeably_better(before, after))]
     if last.public and m.forgotten(first.public[-1], last.public[-1]):
         text = (
             f"The model forgets public data: {m.words} there went from {m.show(first.public[-1])} to "
@@ -95,9 +98,9 @@ def _utility(utility: Utility, facts: Facts) -> list[Finding]:
         lost = "; ".join(f"block {b} loses {m.amount(share)}" for b, share in losing)
         text = f"Part of the chain takes quality away: {lost}."
         best = utility.best_block
-        if m.noticeably_worse(last.heldout[best], after):
+        if m.noticeably_worse(last.judged[best], after):
             text += (
-                f" Stopping after block {best} would give {m.show(last.heldout[best])} on the same held-out "
+                f" Stopping after block {best} would give {m.show(last.judged[best])} on the same "
                 f"data instead of {m.show(after)}."
             )
         found.append(Finding("A block that hurts", text, True))
@@ -105,7 +108,7 @@ def _utility(utility: Utility, facts: Facts) -> list[Finding]:
 
 
 def _certainty(utility: Utility, after: float) -> str:
-    n = utility.heldout_examples
+    n = utility.judged_examples
     if not n:
         return ""
     if not utility.measure.is_share:
@@ -122,7 +125,7 @@ def _interval(share: float, n: int) -> tuple[float, float]:
 
 def _may_be_chance(utility: Utility, before: float, after: float) -> bool:
     """Whether so few held-out examples cannot tell the change from chance; known of shares alone."""
-    n = utility.heldout_examples
+    n = utility.judged_examples
     if not n or not utility.measure.is_share:
         return False
     low, high = _interval(after, n)
@@ -152,6 +155,8 @@ def _epsilon(facts: Facts) -> Finding:
             "example. Secure aggregation alone is no such bound."
         )
         return Finding("Privacy", text, True)
+    if facts.real:
+        return _own_account(facts)
     if not facts.spending:
         text = (
             "The companies' ledgers are not in this folder. The whole plan costs a company epsilon "
@@ -172,6 +177,18 @@ def _epsilon(facts: Facts) -> Finding:
     if top.spent > top.ceiling:
         text += " That is above the ceiling that this company's policy now sets."
     return Finding("Privacy", text, top.spent > top.ceiling)
+
+
+def _own_account(facts: Facts) -> Finding:
+    """Of a real run: what follows from the plan and the rounds, and who decides."""
+    most = max((each.epsilon for each in facts.accounts), default=0.0)
+    text = (
+        "By the coordinator's own account, from its plan and its rounds, no company's releases so far cost more than "
+        f"epsilon {shown(most)} at delta {delta(facts.plan.delta)}, for one example of one company; the whole plan "
+        f"costs {round_up(_planned(facts).epsilon)}{_company(facts)}. Both hold where the run is the first of a "
+        "company's ledger, which lies with that company and alone decides."
+    )
+    return Finding("Privacy", text)
 
 
 def _company(facts: Facts) -> str:
@@ -213,6 +230,14 @@ def _audit(audit: Audited | None) -> list[Finding]:
         return [Finding(*sentence) for sentence in audit.sentences()]
     text = "The releases of this run have not been attacked yet, so nothing is known about what leaks."
     return [Finding("Audit", text, True)]
+
+
+def _real() -> list[Finding]:
+    text = (
+        "An audit attacks companies' own examples, and these never leave them: a real run has none. Simulate its "
+        "settings on data of yours, and audit that."
+    )
+    return [Finding("Audit", text)]
 
 
 def _moved(m: Measure, before: float, after: float) -> str:

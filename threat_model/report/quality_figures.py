@@ -39,22 +39,23 @@ _CHARACTER = 6.6  # pixels
 
 
 def quality_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
-    """Held-out private and public quality of the whole chain, against the public model it started from."""
+    """Quality of the whole chain on private and public data, against the public model it started from."""
     first, last, m = utility.first, utility.last, utility.measure
     label = (
-        f"Line chart of {m.words} by round, {m.direction}. Held-out private data: "
-        f"{m.show(first.heldout[-1])} at round {first.round}, "
-        f"{m.show(last.heldout[-1])} at round {last.round}."
+        f"Line chart of {m.words} by round, {m.direction}. {utility.data.capitalize()}: "
+        f"{m.show(first.judged[-1])} at round {first.round}, "
+        f"{m.show(last.judged[-1])} at round {last.round}."
     )
     if last.public:
         label += f" Public data: {m.show(first.public[-1])} to {m.show(last.public[-1])}."
 
     def draw(figure: Figure, wide: bool) -> None:
-        series = [("private, held out", PRIVATE, SOLID, [(p.round, p.heldout[-1]) for p in utility.points])]
+        judged = "private, held out" if utility.private else "public data"
+        series = [(judged, PRIVATE, SOLID, [(p.round, p.judged[-1]) for p in utility.points])]
         if last.public:
             series.append(("public data", PUBLIC, DASHED, [(p.round, p.public[-1]) for p in utility.points]))
         if utility.reference:
-            twin = [(p.round, p.heldout[-1]) for p in utility.reference]
+            twin = [(p.round, p.judged[-1]) for p in utility.reference]
             series.append(("private, no noise", REFERENCE, DOTTED, twin))
         ends = []
         ax = axes(figure, LEFT, 30 if wide else 18 * len(series) + 44, 190 if wide else 16, 44)
@@ -62,7 +63,7 @@ def quality_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
             rounds, values = zip(*line, strict=True)
             ax.plot(rounds, values, color=colour, linestyle=dash)
             ends.append((name, colour, values[-1]))
-        base = first.heldout[-1]
+        base = first.judged[-1]
         ax.axhline(base, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         scale(ax, m, [value for *_, line in series for _, value in line])
         ax.set_xlim(first.round, max(last.round, first.round + 1))
@@ -85,19 +86,19 @@ def quality_by_round(utility: Utility, aborted: dict[int, str]) -> Markup:
 
 
 def quality_by_block(utility: Utility) -> Markup:
-    """Held-out quality after each block of the chain, first round against last."""
+    """Quality after each block of the chain, first round against last."""
     first, last, m = utility.first, utility.last, utility.measure
     losing = dict(utility.losing_blocks())
-    label = f"{m.title} ({m.direction}) on held-out private data after each block: " + "; ".join(
+    label = f"{m.title} ({m.direction}) on {utility.data} after each block: " + "; ".join(
         f"block {b} {m.show(before)} at round {first.round}, {m.show(after)} at round {last.round}"
-        for b, (before, after) in enumerate(zip(first.heldout, last.heldout, strict=True))
+        for b, (before, after) in enumerate(zip(first.judged, last.judged, strict=True))
     )
 
     def draw(figure: Figure, wide: bool) -> None:
         ax = axes(figure, LEFT, 52, 24, 30)
-        blocks = list(range(len(last.heldout)))
+        blocks = list(range(len(last.judged)))
         room = ((WIDE if wide else NARROW) - LEFT - 24) / len(blocks) * _BAR
-        for points, colour, shift in ((first.heldout, MUTED, -_BAR / 2), (last.heldout, PRIVATE, _BAR / 2)):
+        for points, colour, shift in ((first.judged, MUTED, -_BAR / 2), (last.judged, PRIVATE, _BAR / 2)):
             ax.bar(
                 [b + shift for b in blocks],
                 points,
@@ -118,7 +119,7 @@ def quality_by_block(utility: Utility) -> Markup:
                     fontsize=11,
                     color=ALERT if mark else INK,
                 )
-        scale(ax, m, [0.0, *first.heldout, *last.heldout])
+        scale(ax, m, [0.0, *first.judged, *last.judged])
         title_at_top(figure, f"{m.words}, {m.direction}")
         name_blocks(ax, len(blocks))
 

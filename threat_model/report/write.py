@@ -42,8 +42,10 @@ _SECTIONS = (
 
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` into the run folder; the same files give the same page, byte for byte."""
-    facts, audit = read_facts(run), read_audit(run)
-    diagnosed = read_diagnosed(run, facts)
+    facts = read_facts(run)
+    # Both look at examples, which a real run does not have; such a file is of another folder.
+    audit = None if facts.real else read_audit(run)
+    diagnosed = None if facts.real else read_diagnosed(run, facts)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -83,7 +85,7 @@ def _context(
         "findings": find(facts, diagnosed, audit),
         "sections": _SECTIONS,
         "charts": _charts(facts, diagnosed, audit),
-        "companies": len(facts.companies) or facts.settings.companies.count,
+        "companies": len(facts.took_part) or facts.settings.companies.count,
         "epsilon": epsilon,
         "against_company": largest_against_company(facts),
         "factor": _factor(epsilon),
@@ -91,7 +93,7 @@ def _context(
         "blocks": sorted({block for s in facts.spending for block in s.by_block}),
         "earlier": sum(s.other_releases for s in facts.spending),
         "losing": dict(facts.utility.losing_blocks()) if facts.utility else {},
-        "simulated": run.companies.is_dir(),
+        "simulated": not facts.real,
         "settings": list(_flat((facts.simulation or facts.settings).model_dump(mode="json"))),
         "most_rows": figures.MOST_ROWS,
         "commands": _commands(facts, diagnosed),
@@ -116,6 +118,8 @@ def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) ->
 
 
 def _commands(facts: Facts, diagnosed: Diagnosed | None) -> str:
+    if facts.real:
+        return f"fedblocks report {facts.folder}"
     reference = " --with-reference" if facts.utility and facts.utility.reference else ""
     controls = " --with-controls" if diagnosed and diagnosed.controlled else ""
     return f"fedblocks simulate settings.toml{reference}{controls}\nfedblocks audit\nfedblocks report"

@@ -27,24 +27,35 @@ def read_npz(field: str, path: Path, contract: ImageContract, findings: Findings
 
 def arrays_of(field: str, path: Path) -> tuple[Array, Array]:
     """Images (N, C, H, W) and labels (N,) as they are stored."""
-    images, labels = _arrays(field, path)
+    images, labels = _arrays(field, path, ("images", "labels"))
+    if labels.ndim != 1:
+        rule = f"expected images (N, H, W) or (N, C, H, W) and labels (N,), found {images.shape} and {labels.shape}"
+        raise InputError(field, str(path), rule)
+    return _by_channel(field, path, images, f" and {labels.shape}"), labels
+
+
+def images_of(field: str, path: Path) -> Array:
+    """Images (N, C, H, W) as they are stored, with labels or without."""
+    return _by_channel(field, path, _arrays(field, path, ("images",))[0])
+
+
+def _by_channel(field: str, path: Path, images: Array, beside: str = "") -> Array:
     if images.dtype.kind not in "iuf":
         rule = f"images are of type {images.dtype}, expected whole numbers or floats; save them as uint8, 0 and 255"
         raise InputError(field, str(path), rule if images.dtype == bool else rule.partition(";")[0])
     if 0 in images.shape[1:]:
         raise InputError(field, str(path), f"no pixels: images have the shape {images.shape}")
-    found = f"found {images.shape} and {labels.shape}"
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
         images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or labels.ndim != 1:
-        rule = "expected images (N, H, W) or (N, C, H, W) and labels (N,)"
-        raise InputError(field, str(path), f"{rule}, {found}")
-    return images, labels
+    if images.ndim != 4:
+        rule = f"expected images (N, H, W) or (N, C, H, W){' and labels (N,)' if beside else ''}"
+        raise InputError(field, str(path), f"{rule}, found {images.shape}{beside}")
+    return images
 
 
-def _arrays(field: str, path: Path) -> tuple[Array, Array]:
+def _arrays(field: str, path: Path, names: tuple[str, ...]) -> list[Array]:
     def unreadable(reason: str) -> InputError:
         return InputError(field, str(path), f"not a readable .npz file ({reason})")
 
@@ -63,7 +74,7 @@ def _arrays(field: str, path: Path) -> tuple[Array, Array]:
                     raise unreadable(f"{entry.filename!r} has {entry.file_size:,} bytes when unpacked")
         arrays = {}
         with np.load(path, allow_pickle=False) as loaded:
-            for name in ("images", "labels"):
+            for name in names:
                 if name not in loaded.files:
                     rule = f"array {name!r} is missing; there are {some(map(repr, loaded.files)) or 'none'}"
                     raise InputError(field, str(path), rule)
@@ -80,7 +91,7 @@ def _arrays(field: str, path: Path) -> tuple[Array, Array]:
         raise unreadable("damaged or cut off") from None
     except Exception as error:  # numpy parses the headers of a stranger's file
         raise unreadable(type(error).__name__) from None
-    return arrays["images"], arrays["labels"]
+    return [arrays[name] for name in names]
 
 
 class _Refused(Exception):

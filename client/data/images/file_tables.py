@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 
 def read_pixels(
-    field: str, source: str, contract: ImageContract, channels: int, findings: Findings
+    field: str, source: str, contract: ImageContract, channels: int, findings: Findings, labelled: bool = True
 ) -> tuple[npt.NDArray[np.generic], Labels]:
-    """Images (N, channels, side, side) in their own range: every column but the label's is a pixel, in row order."""
+    """Images (N, channels, side, side) in their own range: every column but the label's is a pixel, in row order.
+
+    Not `labelled`: there may be no column of labels, and all are 0.
+    """
     import pandas as pd
 
-    frame = _frame(field, source, contract)
+    frame = _frame(field, source, contract, labelled)
     pixels = frame.drop(columns=[contract.label])
     _refuse_what_is_no_pixel(field, source, pixels)
     side = round((pixels.shape[1] / channels) ** 0.5)
@@ -59,11 +62,11 @@ def _refuse_what_is_no_pixel(field: str, source: str, pixels: pd.DataFrame) -> N
 
 
 def read_files(
-    field: str, source: str, contract: ImageContract, findings: Findings
+    field: str, source: str, contract: ImageContract, findings: Findings, labelled: bool = True
 ) -> Iterator[tuple[File, int]]:
-    """Each row's image file and its label."""
+    """Each row's image file and its label; not `labelled`: as in `read_pixels`."""
     column = contract.path or contract.image or ""
-    frame = _frame(field, source, contract)
+    frame = _frame(field, source, contract, labelled)
     if column not in frame.columns:
         raise InputError(field, source, _missing(column, frame))
     labels, kept = _labels(field, source, frame, contract, findings)
@@ -111,8 +114,10 @@ def _note_twice(cells: list[Any], column: str, findings: Findings) -> None:
         )
 
 
-def _frame(field: str, source: str, contract: ImageContract) -> pd.DataFrame:
+def _frame(field: str, source: str, contract: ImageContract, labelled: bool) -> pd.DataFrame:
     frame = read_frame(field, source, contract)
+    if not labelled:
+        frame[contract.label] = 0
     if contract.label not in frame.columns:
         raise InputError(field, source, _missing(contract.label, frame))
     if len(frame) == 0:

@@ -48,20 +48,32 @@ def load_images(
     if len(labels) < least:
         rule = f"{counted(len(labels), 'image')} can be used, contract.least_examples={least}"
         raise InputError(field, source.source, rule)
-    if not np.isfinite(images).all():
-        at = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3)))) + 1
-        raise InputError(field, source.source, f"images hold NaN or infinite values, the first in image {at}")
     if labels.min() < 0 or labels.max() >= model.classes:
         found = int(labels.min() if labels.min() < 0 else labels.max())
         raise InputError(field, source.source, f"label {found} is outside 0 to {model.classes - 1}")
-    tensor = torch.from_numpy(_unit_range(field, source.source, images, contract)).float()
-    if tensor.shape[1] != model.channels:
-        raise InputError(field, source.source, f"{tensor.shape[1]} channels, model.channels={model.channels}")
-    tensor = _resized(field, source.source, tensor, target, findings)
-    if match_contrast:
-        tensor = standardise_contrast(tensor)
+    tensor = fitted(field, source.source, images, model, match_contrast, contract, findings)
     _count(labels, findings)
     return tensor, torch.from_numpy(labels)
+
+
+def fitted(
+    field: str,
+    source: str,
+    images: npt.NDArray[np.generic],
+    model: ImageSettings,
+    match_contrast: bool,
+    contract: ImageContract,
+    findings: Findings,
+) -> Tensor:
+    """Images (N, C, H, W) in their own range as the model reads them: (N, C, S, S) float32 in [0, 1]."""
+    if not np.isfinite(images).all():
+        at = int(np.argmin(np.isfinite(images).all(axis=(1, 2, 3)))) + 1
+        raise InputError(field, source, f"images hold NaN or infinite values, the first in image {at}")
+    tensor = torch.from_numpy(_unit_range(field, source, images, contract)).float()
+    if tensor.shape[1] != model.channels:
+        raise InputError(field, source, f"{tensor.shape[1]} channels, model.channels={model.channels}")
+    tensor = _resized(field, source, tensor, Target.of(model, contract), findings)
+    return standardise_contrast(tensor) if match_contrast else tensor
 
 
 def _count(labels: Labels, findings: Findings) -> None:
@@ -115,7 +127,7 @@ def read_arrays(
         if contract.path is None and contract.image is None:
             return read_pixels(field, source, contract, target.channels, findings)
         rows = read_files(field, source, contract, findings)
-        return _pictures(field, source, rows, target, contract, findings)
+        return read_pictures(field, source, rows, target, contract, findings)
     if is_tree(path) and source not in BUILT_IN:
         return _tree(field, path, target, classes, contract, findings)
     if path.is_file() and path.suffix.lower() == ".npz":
@@ -153,14 +165,14 @@ def _tree(
         by_class = classes_of(field, path, found, findings)
         labels = of_folders(field, str(path), list(by_class), classes, contract, findings)
         rows = ((file, labels[name]) for name, inside in by_class.items() for file in inside)
-        images, numbers = _pictures(field, str(path), rows, target, contract, findings)
+        images, numbers = read_pictures(field, str(path), rows, target, contract, findings)
     for name, label in labels.items():
         if label not in numbers:
             raise InputError(field, str(path), f"class folder {name!r} holds no image that can be read")
     return images, numbers
 
 
-def _pictures(
+def read_pictures(
     field: str,
     source: str,
     rows: Iterable[tuple[File, int]],
@@ -168,6 +180,7 @@ def _pictures(
     contract: ImageContract,
     findings: Findings,
 ) -> tuple[Pixels, Labels]:
+    """Those of the files that can be read, at the target's size, and the number beside each."""
     if target.channels not in (1, 3):
         raise InputError("model.channels", target.channels, "image files have 1 channel (grey) or 3 (colour)")
     tally = Tally()

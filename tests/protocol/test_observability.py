@@ -1,0 +1,91 @@
+"""Figures and the health check over real HTTP: what is asked for is answered, for this machine alone."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+
+import pytest
+
+pytest.importorskip("prometheus_client")
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from fedblocks.errors import InputError, RunError
+from fedblocks.protocol.observability import Observability, observing
+
+
+def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request(method, path)
+    reply = connection.getresponse()
+    found = reply.status, reply.read().decode()
+    connection.close()
+    return found
+
+
+def test_figures_and_health_are_answered() -> None:
+    """By the format's own parser; the health check follows what it is given, with the status that says so."""
+    seen = Observability("0")
+    seen.gauge("round", "the round").set(7)
+    seen.counter("messages", "by code", ["code"]).labels("privacy").inc(2)
+    port = seen.start()
+    try:
+        status, text = get(port, "/metrics")
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        assert status == 200
+        assert families["fedblocks_round"].samples[0].value == 7
+        totals = [s for s in families["fedblocks_messages"].samples if s.name == "fedblocks_messages_total"]
+        assert [(s.labels, s.value) for s in totals] == [({"code": "privacy"}, 2)]
+        assert all(name.startswith("fedblocks_") for name in families)
+        assert get(port, "/healthz") == (200, "ok\n")
+        seen.health = lambda: "rounds_fail"
+        assert get(port, "/healthz") == (503, "rounds_fail\n")
+        assert get(port, "/etc/passwd")[0] == 404
+        assert get(port, "/metrics", "POST")[0] == 501
+    finally:
+        seen.close()
+    with pytest.raises(OSError, match="refused"):
+        get(port, "/metrics")
+
+
+def test_a_client_that_says_nothing_keeps_no_other_waiting() -> None:
+    seen = Observability("0")
+    port = seen.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port)) as silent:
+            silent.sendall(b"GET /met")
+            assert get(port, "/healthz")[0] == 200
+    finally:
+        seen.close()
+
+
+def test_a_port_alone_is_of_this_machine_alone() -> None:
+    """Would catch figures that the network can read without anybody having asked for it."""
+    seen = Observability("0")
+    port = seen.start()
+    try:
+        with socket.socket() as elsewhere:
+            elsewhere.bind(("127.0.0.2", port))  # free, unless the server listens on every address
+    finally:
+        seen.close()
+
+
+def test_nothing_listens_unless_asked() -> None:
+    with observing(None) as seen:
+        assert seen is None
+
+
+def test_bad_addresses_are_refused_by_name() -> None:
+    for listen in ("nowhere", "127.0.0.1:", ":9464", "127.0.0.1:99999", "127.0.0.1:x", ""):
+        with pytest.raises(InputError, match="expected HOST:PORT"):
+            Observability(listen)
+    with observing("127.0.0.1:0") as first:
+        assert first is not None
+        assert first._server is not None
+        taken = first._server.server_address[1]
+        with (
+            pytest.raises(RunError, match=f"cannot listen on 127.0.0.1:{taken}"),
+            observing(f"127.0.0.1:{taken}"),
+        ):
+            pass
