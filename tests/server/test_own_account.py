@@ -56,7 +56,7 @@ def test_the_coordinators_account_is_an_upper_limit_of_every_ledger(real: tuple[
         event = ledger.rows[0].event.times(each.most)
         assert each.epsilon == pytest.approx(run_epsilon(event, plan.delta))
         assert 0 < each.epsilon <= planned(plan, 4).epsilon
-    assert any(0 < each.summed < each.most for each in found)
+    assert 0 < min(each.summed for each in found) < 4
     assert any(each.absent for each in found)
 
 
