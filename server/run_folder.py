@@ -10,6 +10,7 @@ runs/<id>/
     checkpoints/       round-0000 is the public model
     releases/          in a simulation, or where settings ask for it, every sum that was opened
     metrics.jsonl      one line a round
+    statements/        with real companies, what they say of the run's cost, NAME.json each
     companies/         in a simulation, the companies' homes
     result.json        the summary, when the run is complete
     audit.json, report.html
