@@ -6,6 +6,7 @@
     │   └── DamagedFile       a file that fedblocks wrote is not whole any more
     ├── PrivacyError          a guarantee would be broken
     │   ├── BudgetExceeded    a release would pass the company's epsilon ceiling
+    │   ├── PolicyRefusal     a plan breaks a rule of the company's policy; `rule` is the rule's name
     │   ├── LedgerError       the ledger is damaged or does not fit the run
     │   └── UnsupportedLayer  a parameter whose per-example gradient cannot be had
     └── ProtocolError         a message breaks the secure aggregation protocol; `code` says how
@@ -54,6 +55,14 @@ class PrivacyError(FedblocksError):
 
 class BudgetExceeded(PrivacyError):
     """A release would pass the company's epsilon ceiling; nothing was charged."""
+
+
+class PolicyRefusal(PrivacyError):
+    """A plan breaks the rule `rule`, a field of the company's policy."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        self.rule = rule
+        super().__init__(text)
 
 
 class LedgerError(PrivacyError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from .. import atomic_file
 from ..errors import DamagedFile, InputError
 from .settings import DataKind
+from .state import digest
 
 
 def _damaged(path: Path, error: Exception) -> DamagedFile:
@@ -35,6 +37,11 @@ class Examples:
 
     def __getitem__(self, index: npt.NDArray[np.int64] | Tensor | slice) -> Examples:
         return Examples(self.inputs[index], self.targets[index])
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all values, 32 bytes."""
+        return digest({"inputs": self.inputs, "targets": self.targets})
 
     def to(self, device: torch.device | str) -> Examples:
         return Examples(self.inputs.to(device), self.targets.to(device))

@@ -88,8 +88,9 @@ def digest(*parts: State) -> bytes:
     for name, tensor in sorted((item for part in parts for item in part.items()), key=itemgetter(0)):
         header = f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|"
         h.update(len(header).to_bytes(4, "big") + header.encode())
-        # As bytes: NumPy does not have every type.
-        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        # As bytes: NumPy does not have every type. Its empty arrays have strides that no view allows.
+        if tensor.numel():
+            h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.digest()
 
 

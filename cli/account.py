@@ -49,6 +49,7 @@ class Planned:
     release_at: Callable[[float], Event]
     noise_multiplier: float
     rounds: int
+    reserve: int
     a_round: int
     delta: float
     target: float
@@ -142,14 +143,16 @@ def planned(
         raise InputError("privacy.epsilon", None, "the plan adds no noise: give --target-epsilon")
 
     release_at = _release_at(settings)
-    a_round = training.releases(settings.model.blocks) // training.rounds
+    a_round = training.releases(settings.model.blocks) // (training.rounds + training.reserve)
     rounds = training.rounds if rounds is None else rounds
     # Found for the target where the plan leaves it open, or where a target was asked for.
     noise = None if target is not None else noise or privacy.noise_multiplier
     noise = noise or calibrate(
-        lambda z: release_at(z).times(rounds * a_round), goal, in_a_fresh_ledger(privacy.delta)
+        lambda z: release_at(z).times((rounds + training.reserve) * a_round),
+        goal,
+        in_a_fresh_ledger(privacy.delta),
     )
-    return Planned(release_at, noise, rounds, a_round, privacy.delta, goal, name)
+    return Planned(release_at, noise, rounds, training.reserve, a_round, privacy.delta, goal, name)
 
 
 def _release_at(settings: RunSettings) -> Callable[[float], Event]:
@@ -175,7 +178,7 @@ def _release_at(settings: RunSettings) -> Callable[[float], Event]:
 def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
     """The plan's epsilon and what it means, the rounds that fit, and what companies have left."""
     release = plan.release_at(plan.noise_multiplier)
-    whole = release.times(plan.rounds * plan.a_round)
+    whole = release.times((plan.rounds + plan.reserve) * plan.a_round)
     rule = composition(RUNS, plan.delta)
     first = replace(
         guarantee([whole], plan.delta),
@@ -186,6 +189,7 @@ def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
     result = plain_guarantee(first) | {
         "noise_multiplier": plan.noise_multiplier,
         "rounds": plan.rounds,
+        "reserve": plan.reserve,
         "releases_a_round": plan.a_round,
         "steps": whole.steps,
         "release": json.loads(release.to_json()),

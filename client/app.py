@@ -14,14 +14,17 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import check_part, digest, merge
-from ..errors import InputError, PrivacyError, ProtocolError
-from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Session
+from ..errors import InputError, LedgerError, PrivacyError, ProtocolError
+from ..privacy.randomness import Randomness
+from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Roster, Session
 from ..protocol.messages import (
     JOIN,
     TRAIN,
@@ -39,16 +42,20 @@ from ..protocol.messages import (
     UnmaskRequest,
     refusal,
 )
-from ..protocol.release import block_size, blocks_read, run_terms
+from ..protocol.release import block_label, block_of, block_size, blocks_read, run_terms, sum_label
+from ..protocol.roster import difference
 from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
+from .approvals import Undecided
 from .batches import examples_at_once
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
+from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
 from .predicted_gain import check as check_predicted_gain
+from .recording import record_answered, record_asked, record_joined, record_refusal, record_trained
 from .rehearsal import rehearse
 from .training import model_of, train_block
 
@@ -81,10 +88,16 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
         def record() -> RecordDict:
             try:
                 company.check_files()
+                company.see_policy()
+                company.limit_threads()
                 return handler(message, context, company)
             except Exception as error:
-                with suppress(OSError):  # the text of an error in logging must not be sent either
+                if isinstance(error, Undecided) and error.told:  # asked again every few seconds
+                    return refusal(error)
+                # The text of an error in logging must not be sent either.
+                with suppress(OSError, LedgerError):
                     company.log(f"refused {kind}", error=error)
+                    record_refusal(company, _run_name(message, context), kind, error)
                 return refusal(error)
 
         # The time of a training depends on the examples, that of a join on the ledger; of the others on messages
@@ -104,6 +117,8 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
 def join(message: Message, context: Context, company: Company) -> RecordDict:
     """Check the whole plan against policy and ledger before round one, then hand out a channel key."""
     request = JoinRequest.from_record(message.content)
+    record_asked(company, request.plan)
+    company.requests.check(request.plan, company.policy)  # reveals nothing of rules or ledger: not counted
     company.count_join(request.plan)
     try:
         return _join(request, context, company)
@@ -122,8 +137,10 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
     rehearse(plan, 0, fewest, company.policy)
     check_part(model, request.shared, None)
+    company.policy.check_shared(digest(request.shared))
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
+    data = company.ready(plan, joining=True)  # last: from here on the run has these data
     joined = request.digest()
     company.save_shared(joined, request.shared)
     channel = ChannelKeys.generate()
@@ -134,12 +151,43 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
             "shared": digest(request.shared),
             "channel": channel.to_bytes(),
             "public": channel.public,
+            "members": list(member.roster.members),
+            "identities": list(member.roster.members.values()),
         }
     )
     # A session that is still open belongs to the run that was joined before: nothing of it may be answered any more.
     context.state.pop("session", None)
+    _keep_joined(context, company)
     company.log(f"joined run {plan.run}")
-    return JoinReply(company.name, channel.signed(member, plan.run, joined)).to_record()
+    record_joined(company, plan.run, data.digest)
+    signed = channel.signed(member, plan.run, joined)
+    return JoinReply(company.name, signed, member.roster.members).to_record()
+
+
+def _keep_joined(context: Context, company: Company) -> None:
+    if company.simulated:
+        return
+    record = _record(context, "run")
+    run = {name: _stored(context, "run", name).hex() for name in SECRETS_AND_DIGESTS}
+    roster = {name: key.hex() for name, key in company.member().roster.members.items()}
+    with company.ledger() as ledger:
+        rows, head = len(ledger.rows()), ledger.head()
+    kept = {**run, "plan": str(record["plan"]), "roster": roster, "company": company.name}
+    company.joined.save(JoinedRun.model_validate({**kept, "rows": rows, "head": head}))
+
+
+def _restore_joined(context: Context, company: Company) -> None:
+    """After a crash: what the company had joined. A session of that time is gone, with its keys."""
+    if company.simulated:
+        return
+    with company.ledger() as ledger:
+        found = company.joined.load(company.name, ledger)
+    if found is not None:
+        values = {name: bytes.fromhex(getattr(found, name)) for name in SECRETS_AND_DIGESTS}
+        run = context.state["run"] = ConfigRecord({"plan": found.plan, **values})
+        run["members"] = list(found.roster)
+        run["identities"] = [bytes.fromhex(key) for key in found.roster.values()]
+        company.log("went on with the run that was joined before this process began")
 
 
 @app.query("keys")
@@ -155,15 +203,41 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
         raise ProtocolError("low_threshold", "fewer companies than the plan's shares of noise need")
-    channel = ChannelKeys.from_bytes(_stored(context, "run", "channel"))
+    channel, member = ChannelKeys.from_bytes(_stored(context, "run", "channel")), company.member()
+    _check_same_roster(context, member.roster)
     party = CompanySession.start(
-        session, company.member(), channel, request.channels, company.policy.minimum_cohort, plan.colluders
+        session, member, channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
     _only_cohort(company, session)
+    _check_ready(context, company, plan, session)
     company.steps.take("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
+
+
+def _check_ready(context: Context, company: Company, plan: Plan, session: Session) -> None:
+    """Refuse now what would be refused once others have trained: nobody is charged before all have passed this.
+
+    Of a company that is not ready the coordinator learns the code.
+    """
+    block, companies = block_of(plan, session), len(session.cohort)
+    company.requests.check(plan, company.policy)
+    data = company.ready(plan)
+    rehearse(plan, block, companies, company.policy)
+    model = model_of(plan, company.policy.device, block)
+    shared = _stored(context, "run", "shared")
+    labels = release_labels(plan, session, session.model_digest, shared, data, company.policy)
+    if company.simulated:
+        release, _ = company.randomness(*labels)
+    else:
+        again, label = not plan.secure_step, sum_label(block)
+        release = company.releases.id_for(plan.run, session.round, label, labels, again=again)
+    company.check_steps(plan)
+    with company.ledger() as ledger:
+        ledger.check_release(
+            plan.run, run_terms(plan, block_size(model, block, plan.training), companies), release
+        )
 
 
 @app.train("block")
@@ -173,7 +247,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     request = TrainRequest.from_record(message.content)
     plan, party = _joined(context, company, charged=False)
     session = party.session
-    if session.label != f"block-{request.block}" or not 0 <= request.block < plan.model.blocks:
+    if block_of(plan, session) != request.block:
         raise ProtocolError("wrong_session", "the session is for another block")
     # Everything that can be refused is refused before the ledger is charged. Afterwards only the masked update may
     # depend on the data.
@@ -193,21 +267,37 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     terms = run_terms(plan, session.length, companies)
-    data = company.data()
+    data = company.ready(plan)
     if (limit := company.policy.largest_predicted_gain) is not None:
         check_predicted_gain(limit, model, request.block, data, plan)
     _take("trained", context, company, party)
-    steps, most = plan.training.local_steps, company.policy.most_steps
-    company.steps.count("local steps", plan.run.encode(), times=steps, most=most)
     labels = release_labels(plan, session, received, shared, data, company.policy)
-    release, randomness = company.randomness(*labels)
-    with company.ledger() as ledger:
-        ledger.charge(run=plan.run, round=session.round, block=session.label, release_id=release, terms=terms)
-    _watch(context, company, model, request, data, plan)
-    residues = train_block(model, request.block, data, plan, companies, randomness, company.policy)
+    label = sum_label(request.block)
+
+    def charge(release: str) -> None:
+        with company.ledger() as ledger:
+            ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
+            company.decisions.charged(ledger.rows())
+
+    def trained(randomness: Randomness) -> npt.NDArray[np.uint32]:
+        company.count_round()
+        company.count_steps(plan)
+        _watch(context, company, model, request, data, plan)
+        return train_block(model, request.block, data, plan, companies, randomness, company.policy)
+
+    if company.simulated:
+        release, randomness = company.randomness(*labels)
+        charge(release)
+        residues = trained(randomness)
+    else:
+        residues = company.releases.make(
+            plan.run, session.round, label, labels, again=not plan.secure_step, charge=charge,
+            train=lambda: trained(Randomness.from_entropy()),
+        )  # fmt: skip
     masked = party.mask(residues, request.adverts)
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
-    company.log(f"trained {session.label} in round {session.round}")
+    company.log(f"trained {label} in round {session.round}")
+    record_trained(company, session, masked)
     return TrainReply(masked).to_record()
 
 
@@ -231,7 +321,9 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     _, party = _joined(context, company)
     shares = party.unmask(request.confirmations)
     _take("answered", context, company, party)
+    company.releases.spend(party.session.run, party.session.round, block_label(party.session.label))
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    record_answered(company, party.session, shares.to_bytes())
     return UnmaskReply(shares).to_record()
 
 
@@ -246,7 +338,10 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         agent = Agent(
             Endpoint.of(company.home), app, context, request.run, wait=request.wait, log=company.log
         )
-        return StreamReply(agent.serve(), agent.answered).to_record()
+        ended = agent.serve()
+        if ended == "done":
+            company.leave()
+        return StreamReply(ended, agent.answered).to_record()
 
 
 # Fields on which no bit of a release depends. All others, and so every new one, enter the label of the noise.
@@ -255,14 +350,15 @@ _PLAN_BESIDE: dict[str, Any] = {
     "delta": True,
     "training": {
         "rounds", "assignment", "server_optimizer", "server_learning_rate", "server_betas", "evaluate_every",
-        "message_timeout",
+        "message_timeout", "reserve",
     },
     "secure_aggregation": {"minimum_cohort", "threshold"},
 }  # fmt: skip
 _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
-    "most_new_plans", "answer_seconds", "largest_predicted_gain",
+    "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
+    "most_rounds_a_day", "hours", "zone", "approval", "largest_predicted_gain",
 }  # fmt: skip
 
 
@@ -274,20 +370,50 @@ def release_labels(
     And nothing else, so that two simulations which differ only in logging or length make the same releases. `block`
     is the digest of the received states, `shared` that of the shared state.
     """
-    terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=_POLICY_BESIDE))
-    parts = (block, shared, digest({"inputs": data.inputs, "targets": data.targets}))
+    beside = _POLICY_BESIDE if policy.threads is not None else _POLICY_BESIDE | {"threads"}
+    terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=beside))
+    parts = (block, shared, data.digest)
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
-    return (session.round, session.label, len(session.cohort), *(part.hex() for part in (*digests, *parts)))
+    return (
+        session.round,
+        block_label(session.label),
+        len(session.cohort),
+        *(part.hex() for part in (*digests, *parts)),
+    )
 
 
 def _plan(context: Context, company: Company) -> Plan:
     """The joined plan, if the company's rules, which may have changed since, still allow it."""
+    if "run" not in context.state:
+        _restore_joined(context, company)
     value = _record(context, "run").get("plan")
     if not isinstance(value, str):
         raise ProtocolError("wrong_phase", "this company has not joined the run")
     plan = _parsed_plan(value)
     company.policy.check(plan)
     return plan
+
+
+def _run_name(message: Message, context: Context) -> str:
+    """The run that a message is about, as far as it shows; for the company's own record."""
+    with suppress(Exception):
+        if message.metadata.message_type == JOIN:
+            return JoinRequest.from_record(message.content).plan.run
+        return _parsed_plan(str(_record(context, "run")["plan"])).run
+    return ""
+
+
+def _check_same_roster(context: Context, roster: Roster) -> None:
+    """ProtocolError for a roster that was installed since the run was joined: under it no signature is valid."""
+    record = _record(context, "run")
+    names, keys = record.get("members"), record.get("identities")
+    if not isinstance(names, list) or not isinstance(keys, list):
+        raise ProtocolError("wrong_phase", "this company has not joined the run")
+    joined = {str(name): key for name, key in zip(names, keys, strict=True) if isinstance(key, bytes)}
+    changed = difference(dict(roster.members), joined, of_own="the new one", of_other="the old one")
+    if changed:
+        text = f"another roster was installed since the run was joined ({changed}): the run has to begin anew"
+        raise ProtocolError("roster_differs", text)
 
 
 @lru_cache(maxsize=8)
@@ -322,13 +448,14 @@ def _watch(
         if not isinstance(seed, int):
             seed = run["sample"] = secrets.randbits(62)
         now = sample(request.states[block], seed)
-        run[f"sample-{block}"] = now
         if (
             isinstance(before, list)
             and not jumped([float(part) for part in before], now)
             and secrets.randbelow(SELDOM)
         ):
             return
+        # Of the state that is looked at: small steps from there add up to a jump.
+        run[f"sample-{block}"] = now
         at_once = examples_at_once(model, block, plan, company.policy)
         warn(company.log, model, block, data, plan, examples=at_once)
     except Exception as error:  # the release has been charged, and does not depend on this

@@ -4,10 +4,14 @@ company-0/
     policy.toml           the company's rules
     identity.key          its Ed25519 private key; readable by its owner alone
     roster.toml           names and public keys of the companies that it may aggregate with
-    data.npz              training examples, already at the model's size
+    data.npz              training examples, already at the model's size; data.json says what was read into it
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
+    decisions.jsonl       what was asked, allowed, refused, charged and sent, a chained line each
     shared-*.safetensors  the shared state of a joined run
+    requests/             what coordinators have asked for, and what people have decided; see `approvals`
+    joined.json           what was joined, until the run is over; see `joined`
+    release-*.bin         releases of a round that may be begun anew; see `kept_releases`
     company.log           what happened and why; texts of errors stay here
 
 The folder is of mode 700 and its files of mode 600 (`private_file`).
@@ -25,29 +29,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from io import TextIOWrapper
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from safetensors.torch import load_file, save
 
 from ..blocks.examples import Examples
 from ..blocks.state import State
-from ..errors import InputError, LedgerError, PrivacyError
+from ..errors import InputError, LedgerError, PolicyRefusal, PrivacyError, ProtocolError
 from ..privacy.accounting import Guarantee
 from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
 from ..protocol import private_file
 from ..protocol.identity import load_member
-from ..protocol.log_text import entry
 from ..settings import DataKind, Plan
+from .approvals import Requests
+from .company_log import company_logger
+from .decisions import LEDGER_FILE, Decisions
+from .joined import JOINED_FILE, JoinedFile
+from .kept_releases import KeptReleases
 from .policy import Policy, load_policy
+from .readiness import ready, startable
 from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
-LEDGER_FILE = "ledger.sqlite"
 
+# The rules that each home's record of decisions was last told of, by this process.
+_policies: dict[Path, bytes] = {}
 # NumPy evaluates a file's header as Python, which is not safe in several threads in CPython 3.11.
 _reading = threading.Lock()
 
@@ -102,7 +112,45 @@ class Company:
         """The training examples, checked against the policy's declaration; InputError if they do not fit."""
         path = self.home / "data.npz"
         state = path.stat()
-        return _data(path, state.st_mtime_ns, state.st_size, self.policy.data)
+        seen = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        return _data(path, seen, self.policy.data)
+
+    def ready(self, plan: Plan, *, joining: bool = False) -> Examples:
+        """The examples, if this company could train a round of the plan now; see `readiness`."""
+        return ready(self, plan, joining=joining)
+
+    def startable(self) -> None:
+        """Check what an agent needs before it connects, so that a fault is found before any run; see `readiness`."""
+        startable(self)
+
+    def limit_threads(self) -> None:
+        """Train with no more cores than the policy allows; without a rule the process's own number stays."""
+        if self.policy.threads is not None:
+            torch.set_num_threads(self.policy.threads)
+
+    def count_round(self) -> None:
+        """Count a training of today; ProtocolError("too_many") past the policy's limit."""
+        if self.policy.most_rounds_a_day is not None:
+            self.steps.count("rounds", self.day(), times=1, most=self.policy.most_rounds_a_day)
+
+    def day(self) -> str:
+        """Today's date, in UTC."""
+        return datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
+
+    def check_steps(self, plan: Plan) -> None:
+        """Check that a release's local steps fit under the policy's limit; PolicyRefusal if not.
+
+        Not a code that says to wait, as `count_steps` has: no day brings the steps of a run back.
+        """
+        steps, most = plan.training.local_steps, self.policy.most_steps
+        try:
+            self.steps.check_count(*_local_steps(plan), times=steps, most=most)
+        except ProtocolError as error:
+            raise PolicyRefusal("most_steps", str(error)) from None
+
+    def count_steps(self, plan: Plan) -> None:
+        """Count a release's local steps, as `check_steps`."""
+        self.steps.count(*_local_steps(plan), times=plan.training.local_steps, most=self.policy.most_steps)
 
     def save_shared(self, joined: bytes, shared: State) -> None:
         """Store a run's shared state, in a file named by the digest of plan and state.
@@ -149,6 +197,7 @@ class Company:
         with self._ledger(None) as ledger:
             rows = ledger.rows()
             self.steps.begin(len(rows), ledger.head(), {row.run for row in rows})
+            self.decisions.begin(len(rows), ledger.head())
             return ledger.spent()
 
     def _ledger(self, witness: Steps | None) -> Ledger:
@@ -164,8 +213,42 @@ class Company:
         )
 
     @property
+    def simulated(self) -> bool:
+        """Whether its noise follows from a seed, so that nothing of a run needs to outlive the process."""
+        return self.policy.simulation_seed is not None
+
+    @property
+    def joined(self) -> JoinedFile:
+        return JoinedFile(self.home / JOINED_FILE)
+
+    @property
+    def releases(self) -> KeptReleases:
+        return KeptReleases(self.home)
+
+    @property
+    def requests(self) -> Requests:
+        """What coordinators have asked for, and what people of the company have decided."""
+        return Requests(self.home, self.clock)
+
+    def leave(self) -> None:
+        """The run is over: what was kept to go on with it is removed."""
+        self.joined.remove()
+        self.releases.forget()
+
+    @property
     def steps(self) -> Steps:
         return Steps(self.home / STEPS_FILE)
+
+    @property
+    def decisions(self) -> Decisions:
+        return Decisions(self.home, self.steps, self.clock, kept=self.policy.simulation_seed is None)
+
+    def see_policy(self) -> None:
+        """Put a policy that has changed on record."""
+        text = (self.home / "policy.toml").read_bytes()
+        if _policies.get(self.home) != text:
+            self.decisions.see_policy(text)
+            _policies[self.home] = text
 
     def count_join(self, plan: Plan) -> None:
         """Count a join before its plan is checked, whether or not it will be refused.
@@ -176,7 +259,7 @@ class Company:
         Raises:
             ProtocolError: "too_many", past one of the policy's limits for a day.
         """
-        day = datetime.fromtimestamp(self.clock(), UTC).date().isoformat()
+        day = self.day()
         self.steps.count("joins", day, times=1, most=self.policy.most_joins)
         self.steps.count_new("plans", day, value=plan.digest(), most=self.policy.most_new_plans)
 
@@ -194,21 +277,12 @@ class Company:
 
     def log(self, text: str, *, error: Exception | None = None) -> None:
         """Append to the company's own log."""
-        logger = logging.getLogger(f"fedblocks.company.{self.home}")
-        if not logger.handlers:
-            logger.propagate = False
-            logger.setLevel(logging.INFO)
-            handler = _LogFile(self.home / "company.log", encoding="utf-8", delay=True)
-            handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
-            logger.addHandler(handler)
+        logger = company_logger(self.home)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
 
 
-class _LogFile(logging.FileHandler):
-    """A log file that only its owner may read, from its creation."""
-
-    def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
+def _local_steps(plan: Plan) -> tuple[str, bytes]:
+    return "local steps", plan.run.encode()
 
 
 def simulated_home(companies: Path, partition: int) -> Path:
@@ -218,15 +292,8 @@ def simulated_home(companies: Path, partition: int) -> Path:
     return numbered if numbered.is_dir() or partition >= len(named) else named[partition]
 
 
-class _Lines(logging.Formatter):
-    """Escapes texts from messages, so that they cannot look like entries."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return entry(super().format(record))
-
-
 @lru_cache(maxsize=128)
-def _data(path: Path, modified: int, size: int, kind: DataKind) -> Examples:
+def _data(path: Path, seen: tuple[int, ...], kind: DataKind) -> Examples:
     """Cached until the file changes."""
     with _reading:
         return Examples.load(path).check("data.npz", kind)

@@ -17,8 +17,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import ProtocolError
+from ..errors import InputError, ProtocolError
+from ..protocol.expiry import Notice, of_company, refuse_ended
+from ..protocol.transport.address import Address
 from ..protocol.transport.certificates import OwnCertificate, certificate_of, read
+from ..protocol.transport.handshake import fault
 from ..settings import parsed_toml, read_text, validated
 
 FOLDER = "transport"
@@ -29,10 +32,13 @@ class EndpointSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    address: str = Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    address: Address
     largest_message_mb: int = Field(1024, ge=1, le=16384)
-    patience: float = Field(
-        120.0, gt=0, le=86400, description="seconds without a coordinator after which the agent stops"
+    patience: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="seconds without a coordinator after which the agent stops; none: it dials for ever",
     )
 
 
@@ -43,6 +49,7 @@ class Endpoint:
     settings: EndpointSettings
     own: OwnCertificate
     coordinator: bytes
+    home: Path | None = None  # whose files these are, to say what is wrong with them
 
     @classmethod
     def configured(cls, home: Path) -> bool:
@@ -51,13 +58,34 @@ class Endpoint:
 
     @classmethod
     def of(cls, home: Path) -> Endpoint:
-        """Read and check the company's files; InputError for one that is missing or not usable."""
+        """Read and check the company's files; InputError for one that is missing, expired or not usable."""
         folder = home / FOLDER
         path = folder / "transport.toml"
         raw = parsed_toml("transport.toml", path, read_text("transport.toml", path))
         coordinator = read(folder / "coordinator.pem")
         certificate_of(coordinator, str(folder / "coordinator.pem"))
-        return cls(validated(EndpointSettings, raw), OwnCertificate.load(folder), coordinator)
+        found = cls(validated(EndpointSettings, raw), OwnCertificate.load(folder), coordinator, home)
+        refuse_ended(found.notices())
+        return found
+
+    def current(self) -> Endpoint:
+        """As the files are by now, so that a new kit counts at the next connection; itself if they are of no use."""
+        try:
+            return self if self.home is None else Endpoint.of(self.home)
+        except InputError:
+            return self
+
+    def notices(self) -> list[Notice]:
+        """What ends soon or has ended of this company's certificates and roster."""
+        return [] if self.home is None else of_company(self.home)
+
+    def fault(self) -> str | None:
+        """Why no connection can be made, in words: an expired certificate, or what a handshake shows."""
+        for notice in self.notices():
+            if not notice.valid:
+                return notice.rule
+        folder = None if self.home is None else self.home / FOLDER
+        return fault(self.settings.address, self.coordinator, folder)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ noise the row's gradient is then that example. Rows are taken as they are and, i
 next.
 
 Gradients of single examples cost as much as a step of training, so they are made in the first round of each block
-since the run was joined, whenever the block has moved by more than a server's step would, and in one round of
+since the run was joined, whenever the block has moved far from where they were made last, and in one round of
 `SELDOM` at random: how long an answer takes depends on the weights and on the company's coin, not on its data. What
 is found goes to the company's own log and nowhere else.
 """
@@ -24,6 +24,7 @@ from ..blocks import BlockObjective, Denoiser
 from ..blocks.examples import Examples
 from ..blocks.noise import Source
 from ..blocks.state import State
+from ..privacy.denormals import flushed
 from ..privacy.randomness import Randomness
 from ..privacy.source import CryptographicSource
 from ..settings import Plan
@@ -63,24 +64,26 @@ def owned_rows(
 ) -> list[Owned]:
     """The weights of the block's linear layers with rows that one of so many examples owns.
 
-    Gradients count as far as clipping leaves them. Work and memory depend on `examples` and the block alone: where
-    the company has fewer, some are taken again and count for nothing.
+    Gradients count as far as clipping leaves them: one that is not finite is dropped, and hides no other. Work and
+    memory depend on `examples` and the block alone: where the company has fewer, some are taken again and count for
+    nothing; where it has none, zeros are.
     """
-    if len(data) == 0:
-        return []
     active = model.freeze_all_but(block, plan.training.interface)
-    places = torch.arange(examples)
+    places, held = torch.arange(examples), len(data)
+    if held == 0:
+        data = Examples(*(each.new_zeros(1, *each.shape[1:]) for each in (data.inputs, data.targets)))
     batch = data[torch.argsort(source.normal(len(data)))[places % len(data)]].to(model.device)
     rows = _rows(model, active, block, batch, plan, source)
     squared = sum((norms.square().sum(1) for _, norms in _each(rows, examples)), torch.zeros(()))
     clip = (plan.max_grad_norm / squared.sqrt().clamp_min(1e-30)).clamp(max=1.0)  # (n,)
-    clip[places >= len(data)] = 0.0
+    clip[places >= held] = 0.0
+    dropped = ~squared.isfinite()[:, None]
     found = []
     for name, norms in _each(rows, examples):
-        mine = clip[:, None] * norms  # (n, p)
+        mine = (clip[:, None] * norms).masked_fill(dropped, 0.0)  # (n, p)
         largest = mine.sum(0).max()
         by_size = mine.sum(0).argsort(descending=True)
-        apart = clip[:, None] * _norms(rows[name], examples, by_size)
+        apart = (clip[:, None] * _norms(rows[name], examples, by_size)).masked_fill(dropped, 0.0)
         alone = torch.nonzero(_alone(mine, largest)).flatten()
         between = by_size[torch.nonzero(_alone(apart, largest)).flatten()]
         if len(alone) + len(between):
@@ -101,12 +104,14 @@ def sample(state: State, seed: int) -> list[float]:
 
 
 def jumped(before: list[float], now: list[float]) -> bool:
-    """Whether a matrix has moved by more than `JUMP` of its size, or of the median one's if that is larger."""
+    """Whether a matrix has moved by more than `JUMP` of its size, or of the median one's if that is larger, or is not
+    finite: from no number every step is one."""
     old, new = (torch.tensor(each, dtype=torch.float64).view(-1, _SAMPLE) for each in (before, now))
     if old.shape != new.shape:
         return True
     size = old.norm(dim=1)
-    return bool(((new - old).norm(dim=1) > JUMP * size.clamp_min(float(size.median()))).any())
+    within = (new - old).norm(dim=1) <= JUMP * size.clamp_min(float(size.median()))  # false for NaN
+    return not bool(within.all())
 
 
 def warn(
@@ -114,10 +119,11 @@ def warn(
 ) -> None:
     """Write to the company's log which rows one example owns, if there are any.
 
-    With randomness of its own: a release has the same bits whether or not this was counted.
+    With randomness of its own: a release has the same bits whether or not this was counted. In the arithmetic of
+    training, whose time depends on no value.
     """
     source = CryptographicSource(Randomness.from_entropy())
-    for owned in owned_rows(model, block, data, plan, examples=examples, source=source):
+    for owned in flushed(lambda: owned_rows(model, block, data, plan, examples=examples, source=source)):
         log(
             f"warning: block {block}: one example of {examples} owns {owned}; the weights may be made to read it off"
         )

@@ -1,45 +1,101 @@
 """The company's own rules, by which it accepts or refuses a coordinator's plan.
 
-`policy.toml` is in the company's home folder and is written by the company. A plan that breaks a rule is refused
-before anything is charged.
+`policy.toml` is in the company's home folder and is written by the company (`fedblocks company init` makes a first
+one, see `policy_file`). It is read with every message: a rule that is tightened while a run goes on ends the run for
+this company. A plan that breaks a rule is refused before anything is charged.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..blocks.settings import require
 from ..blocks.size import parameters_of
-from ..errors import PrivacyError
-from ..settings import DataKind, Plan, parsed_toml, read_text, validated
+from ..errors import InputError, PolicyRefusal
+from ..protocol.names import COMPANY_NAME
+from ..settings import DataKind, Plan, is_zone, parsed_toml, read_text, validated
 
 LARGEST_MODEL = 100_000_000
 
 
-# A name stands in file names, certificates and logs.
-COMPANY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_Clock = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Policy(BaseModel):
-    """Ceilings and floors of one company."""
+    """Ceilings and floors of one company. The descriptions are the comments in `policy.toml`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    company: str = Field(pattern=COMPANY_NAME)
-    epsilon_ceiling: float = Field(ge=0)
-    delta: float = Field(gt=0, lt=1)
+    company: str = Field(
+        pattern=COMPANY_NAME,
+        description="this company's name, as in its certificate and in everybody's roster.toml",
+    )
+    epsilon_ceiling: float = Field(
+        ge=0, description="epsilon of all runs together, over the ledger's whole life; no release passes it"
+    )
+    epsilon_ceiling_run: float | None = Field(
+        None, ge=0, description="epsilon that one run may add to the ledger"
+    )
+    epsilon_ceiling_year: float | None = Field(
+        None, ge=0, description="epsilon that may be added to the ledger within any 365 days"
+    )
+    delta: float = Field(
+        gt=0,
+        lt=1,
+        description="the chance that is granted beside epsilon; choose it well below 1 / your number of examples. "
+        "Fixed when the ledger is created",
+    )
     composition: Literal["runs", "renyi"] = Field(
         "runs",
         description="how runs compose, fixed when the ledger is created: runs, the sum of each whole run's epsilon; "
         "or renyi, release by release by a Renyi filter, better for many small runs",
     )
-    data: DataKind
-    minimum_cohort: int = Field(3, ge=3)
-    minimum_noise_multiplier: float = Field(0.0, ge=0)
-    largest_max_grad_norm: float = Field(1e3, ge=1e-6, le=1e6, description="also of an adaptive clip")
+    data: DataKind = Field(
+        description="the shapes of one example in data.npz; `fedblocks company import` writes this table"
+    )
+    minimum_cohort: int = Field(
+        3,
+        ge=3,
+        description="companies that a secure sum must have; what this company sends is opened in such a sum alone, "
+        "which nothing can switch off",
+    )
+    least_colluders: int = Field(
+        1, ge=0, description="companies that may collude with the coordinator against this one"
+    )
+    minimum_noise_multiplier: float = Field(
+        0.0, ge=0, description="least noise of a step, in units of the clip max_grad_norm"
+    )
+    largest_max_grad_norm: float = Field(
+        1e3,
+        ge=1e-6,
+        le=1e6,
+        description="largest clip of an example's gradient (its Euclidean norm), also of an adaptive clip",
+    )
+    i_accept_no_dp: bool = Field(
+        False, description="accept plans without noise: no differential privacy at all"
+    )
+    allow_shared_noise: bool = Field(
+        False, description="let a plan count on other companies' shares of noise, and on secure aggregation"
+    )
+    allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
+    plans: tuple[_Digest, ...] | None = Field(
+        None,
+        description="the only plans that are accepted, by the digest that `fedblocks company check HOME --plan FILE` "
+        "prints; it does not depend on a run's name",
+    )
+    shared_states: tuple[_Digest, ...] | None = Field(
+        None,
+        description="the only shared states (the model's fixed tables) that are accepted, by the digest that "
+        "company.log names where one is refused",
+    )
     largest_model: int = Field(
         LARGEST_MODEL,
         ge=1,
@@ -54,20 +110,25 @@ class Policy(BaseModel):
         ge=1,
         description="of these, with plans not seen that day: each answer reveals something of what was spent",
     )
-    allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
-    i_accept_no_dp: bool = False
-    allow_shared_noise: bool = Field(
-        False, description="let a plan count on other companies' shares of noise, and on secure aggregation"
+    most_rounds_a_day: int | None = Field(
+        None, ge=1, description="trainings a day (UTC), of all runs; further rounds wait for the next day"
     )
-    least_colluders: int = Field(
-        1, ge=0, description="companies that may collude with the coordinator against this one"
+    hours: tuple[_Clock, _Clock] | None = Field(
+        None, description="the time of day, from and until, in which this company trains; may pass midnight"
+    )
+    zone: str = Field("UTC", description="the time zone of `hours`, as Europe/Berlin")
+    approval: Literal["never", "first", "always"] = Field(
+        "first",
+        description="which runs wait for a person of this company: never, any run that keeps these rules begins; "
+        "first, the first run of a plan; always, each run",
     )
     largest_predicted_gain: float | None = Field(
         None,
         description="dB by which the best attack on one release may be expected to come closer to one of the "
         "company's examples; predicted of a few before each training, which is refused above it: one bit of the data",
     )
-    device: str = "cpu"
+    device: str = Field("cpu", description="where training runs: cpu, or cuda:0")
+    threads: int | None = Field(None, ge=1, le=1024, description="processor cores that a training may use")
     memory_mb: int = Field(
         512, ge=1, description="megabytes that a training pass may keep; less means smaller passes"
     )
@@ -75,46 +136,83 @@ class Policy(BaseModel):
         None,
         gt=0,
         le=86400,
-        description="after which the answer to a join or a training leaves, however long the work took",
+        description="seconds after which the answer to a join or a training leaves, however long the work took",
     )
     simulation_seed: int | None = Field(
         None, description="simulations only: whoever knows it can subtract the noise"
     )
 
+    @model_validator(mode="after")
+    def _hours(self) -> Self:
+        require(is_zone(self.zone), "zone", self.zone, "no such time zone; expected as Europe/Berlin")
+        if self.hours is not None:
+            require(self.hours[0] != self.hours[1], "hours", self.hours, "from and until must differ")
+        return self
+
+    def open_at(self, when: float) -> bool:
+        """Whether `when`, in seconds since 1970, lies within `hours`."""
+        if self.hours is None:
+            return True
+        first, last = self.hours
+        now = datetime.fromtimestamp(when, ZoneInfo(self.zone)).strftime("%H:%M")
+        return first <= now < last if first < last else now >= first or now < last
+
     def check(self, plan: Plan) -> None:
         """Check a plan against this company's rules.
 
         Raises:
-            PrivacyError: names the first rule that the plan breaks.
+            PolicyRefusal: names the first rule that the plan breaks.
         """
+        for broken in self.broken(plan):
+            raise broken
+
+    def broken(self, plan: Plan) -> Iterator[PolicyRefusal]:
+        """Each rule that the plan breaks."""
         if not plan.private and not self.i_accept_no_dp:
-            raise PrivacyError("the plan adds no noise and this company's policy does not accept that")
+            text = "the plan adds no noise and this company's policy does not accept that"
+            yield PolicyRefusal("i_accept_no_dp", text)
         if plan.private and plan.noise_multiplier < self.minimum_noise_multiplier:
             floor = self.minimum_noise_multiplier
-            raise PrivacyError(f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}")
+            text = f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}"
+            yield PolicyRefusal("minimum_noise_multiplier", text)
         if plan.secure_step and not self.allow_shared_noise:
-            raise PrivacyError("the plan's noise is shared, which this company's policy does not allow")
+            text = "the plan's noise is shared, which this company's policy does not allow"
+            yield PolicyRefusal("allow_shared_noise", text)
         if plan.colluders < self.least_colluders:
-            raise PrivacyError(f"colluders={plan.colluders} is below this company's {self.least_colluders}")
+            text = f"colluders={plan.colluders} is below this company's {self.least_colluders}"
+            yield PolicyRefusal("least_colluders", text)
         if plan.max_grad_norm > self.largest_max_grad_norm:
             limit = self.largest_max_grad_norm
-            raise PrivacyError(f"max_grad_norm={plan.max_grad_norm} is above this company's {limit}")
+            text = f"max_grad_norm={plan.max_grad_norm} is above this company's {limit}"
+            yield PolicyRefusal("largest_max_grad_norm", text)
         parameters = parameters_of(plan.model)
         if parameters > self.largest_model:
-            raise PrivacyError(f"{parameters} parameters, this company allows {self.largest_model}")
+            text = f"{parameters} parameters, this company allows {self.largest_model}"
+            yield PolicyRefusal("largest_model", text)
         releases = plan.training.releases(plan.model.blocks)
         if releases * plan.training.local_steps > self.most_steps:
-            raise PrivacyError(f"more local steps than this company's {self.most_steps}")
+            yield PolicyRefusal("most_steps", f"more local steps than this company's {self.most_steps}")
         # Compared with the policy's declaration, never with the data: an answer must not reveal the data.
         if plan.model.kind != self.data:
-            raise PrivacyError(f"the plan is for other data: {plan.model.kind}")
+            yield PolicyRefusal("data", f"the plan is for other data: {plan.model.kind}")
         if plan.training.interface and not self.allow_interface:
-            raise PrivacyError("the plan trains input embeddings, which this company's policy does not allow")
+            text = "the plan trains input embeddings, which this company's policy does not allow"
+            yield PolicyRefusal("allow_interface", text)
         if plan.delta > self.delta:
-            raise PrivacyError(f"delta={plan.delta} is above this company's delta={self.delta}")
+            yield PolicyRefusal("delta", f"delta={plan.delta} is above this company's delta={self.delta}")
         if plan.secure_aggregation.minimum_cohort < self.minimum_cohort:
             offered = plan.secure_aggregation.minimum_cohort
-            raise PrivacyError(f"minimum_cohort={offered} is below this company's {self.minimum_cohort}")
+            text = f"minimum_cohort={offered} is below this company's {self.minimum_cohort}"
+            yield PolicyRefusal("minimum_cohort", text)
+        if self.plans is not None and plan.terms_digest().hex() not in self.plans:
+            text = f"the plan {plan.terms_digest().hex()} is not one of this company's plans"
+            yield PolicyRefusal("plans", text)
+
+    def check_shared(self, digest: bytes) -> None:
+        """Check the shared state of a join; PolicyRefusal unless the company accepts it."""
+        if self.shared_states is not None and digest.hex() not in self.shared_states:
+            text = f"the shared state {digest.hex()} is not one of this company's shared_states"
+            raise PolicyRefusal("shared_states", text)
 
 
 def load_policy(path: Path) -> Policy:
@@ -124,4 +222,8 @@ def load_policy(path: Path) -> Policy:
 
 @lru_cache(maxsize=128)
 def _parsed(path: Path, text: str) -> Policy:
-    return validated(Policy, parsed_toml("policy", path, text))
+    raw = parsed_toml("policy", path, text)
+    if "data" not in raw:
+        rule = "has no [data] yet: `fedblocks company import` reads your data and writes it"
+        raise InputError("policy", str(path), rule)
+    return validated(Policy, raw)

@@ -6,13 +6,14 @@ guaranteed for it, its next version, or another runtime. If two messages start f
 two sets of survivors and answer for both, which reveals both seed and key shares of one company. A row here, in the
 company's own home, outlives every such state.
 
-It is also the second place that keeps the ledger's length and head (`privacy.ledger_store.Witness`).
+It is also the second place that keeps the ledger's length and head (`privacy.ledger_store.Witness`), and those of the
+record of decisions (`decisions`).
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,31 @@ CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) ST
 CREATE TABLE IF NOT EXISTS counts (step TEXT PRIMARY KEY, times INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS ledger (one INTEGER PRIMARY KEY CHECK (one = 1), rows INTEGER, head TEXT) STRICT;
 """
+_LOG_TABLE = """
+CREATE TABLE IF NOT EXISTS log (
+    one INTEGER PRIMARY KEY CHECK (one = 1), lines INTEGER NOT NULL, bytes INTEGER NOT NULL, head TEXT NOT NULL,
+    rows INTEGER NOT NULL, policy TEXT NOT NULL
+) STRICT
+"""
+_LOG = "SELECT lines, bytes, head, rows, policy FROM log"
 _SEEN = "SELECT rows, head FROM ledger WHERE rows >= 0 AND head IS NOT NULL"
 _LOST = b"lost"  # differs from every cohort, which is a JSON list
+
+
+@dataclass
+class LogHead:
+    """What is kept of the record of decisions: its lines and bytes, the last line's hash, how many of the ledger's
+    rows it tells of, and the digest of the policy that it saw last."""
+
+    lines: int = 0
+    bytes: int = 0
+    head: str = ""
+    rows: int = 0
+    policy: str = ""
+
+    def follow(self, line: Sized, head: str) -> None:
+        """One more line."""
+        self.lines, self.bytes, self.head = self.lines + 1, self.bytes + len(line), head
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,14 @@ class Steps:
         with self._file() as file:
             _count(file, _key(step), times, most)
 
+    def check_count(self, *step: bytes | str, times: int, most: int) -> None:
+        """Raises what `count` would raise, and counts nothing."""
+        key = _key(step)
+        with self._file() as file:
+            found = file.execute("SELECT times FROM counts WHERE step = ?", (key,)).fetchone()
+        if times + (found[0] if found else 0) > most:
+            raise _too_many(key, most)
+
     def count_new(self, *step: bytes | str, value: bytes, most: int) -> None:
         """As `count`, once, unless the step was counted with this `value` before."""
         key = _key(step)
@@ -93,6 +125,28 @@ class Steps:
             if file.execute(new, (f"{key}/{value.hex()}", b"")).rowcount == 1:
                 _count(file, key, 1, most)
             file.execute("COMMIT")
+
+    @contextmanager
+    def log_head(self) -> Iterator[LogHead]:
+        """What is kept of the record of decisions, to be changed; other processes wait meanwhile."""
+        with self._file() as file:
+            file.execute("BEGIN IMMEDIATE")
+            try:
+                file.execute(_LOG_TABLE)  # steps that an older fedblocks recorded have none
+                kept = LogHead(*(file.execute(_LOG).fetchone() or ()))
+                yield kept
+            except BaseException:
+                file.execute("ROLLBACK")
+                raise
+            values = (kept.lines, kept.bytes, kept.head, kept.rows, kept.policy)
+            file.execute("INSERT OR REPLACE INTO log VALUES (1, ?, ?, ?, ?, ?)", values)
+            file.execute("COMMIT")
+
+    def seen_log(self) -> LogHead:
+        """What is kept of the record of decisions."""
+        with self._file() as file:
+            file.execute(_LOG_TABLE)
+            return LogHead(*(file.execute(_LOG).fetchone() or ()))
 
     @contextmanager
     def _file(self, schema: str | None = None) -> Iterator[sqlite3.Connection]:
@@ -121,7 +175,11 @@ def _count(file: sqlite3.Connection, key: str, times: int, most: int) -> None:
     file.execute("INSERT OR IGNORE INTO counts VALUES (?, 0)", (key,))
     more = "UPDATE counts SET times = times + ? WHERE step = ? AND times + ? <= ?"
     if file.execute(more, (times, key, times, most)).rowcount == 0:
-        raise ProtocolError("too_many", f"{key}: this company takes this step at most {most} times")
+        raise _too_many(key, most)
+
+
+def _too_many(key: str, most: int) -> ProtocolError:
+    return ProtocolError("too_many", f"{key}: this company takes this step at most {most} times")
 
 
 def _key(step: tuple[bytes | str, ...]) -> str:

@@ -198,7 +198,7 @@ def serve(home: Path, options: list[str]) -> None:
         raise InputError("HOME", str(home), "must not have a quote or a backslash in its path")
     company = Company.deployed(home)
     escape_logs()
-    company.check_files()
+    company.startable()
     connect = installed_app_only(vars(start_client_internal)[_CONNECT], company.log)
     put_in_place(start_client_internal, _CONNECT, connect)
     put_in_place(start_client_internal, "subprocess", FromHere)

@@ -163,6 +163,14 @@ class Ledger:
         left = terms.releases - (0 if begun is None else min(begun.made, terms.releases))
         return self._after(rows, self._before(rows), run, terms, made=left)
 
+    def check_release(self, run: str, terms: Terms, release_id: str) -> None:
+        """Raises what a `charge` of this release would raise, and writes nothing."""
+        _text("run", run)
+        self._check(terms.event)
+        rows = self._store.rows()
+        if all(row.release_id != release_id for row in rows):
+            self._after(rows, self._before(rows), run, terms, made=1)
+
     def _before(self, rows: Sequence[LedgerRow]) -> float:
         """The cost of all rows."""
         if rows and self._rule.name == RUNS and rows[-1].account == ACCOUNT:
@@ -206,6 +214,11 @@ class Ledger:
     def rows(self) -> list[LedgerRow]:
         """All rows in order, their hash chain checked."""
         return self._store.rows()
+
+    def begins(self, rows: int, head: str) -> bool:
+        """Whether the first `rows` rows have the hash `head`."""
+        found = self._store.rows()
+        return rows <= len(found) and self._store.head(found[:rows]) == head
 
     def head(self) -> str:
         """The hash of all rows; a copy of it elsewhere shows if a ledger was truncated or replaced by an old one."""

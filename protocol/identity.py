@@ -1,14 +1,17 @@
 """A company's identity key and pinned roster, as files in its own home.
 
     identity.key    64 hexadecimal digits, the Ed25519 private key; only its owner may read it
-    roster.toml     [companies], a line a company: name = "64 hexadecimal digits", the Ed25519 public key
+    roster.toml     [companies], a line a company: name = "64 hexadecimal digits", the Ed25519 public key; or the
+                    provisioner's signed roster (`roster`), which has more tables and an expiry
 
-Both are written by the company. Public keys are exchanged out of band; no message ever changes either file.
+Both are the company's own: it writes the roster by hand, with public keys exchanged out of band, or installs one
+whose signature it has checked. No message ever changes either file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +20,8 @@ import tomli_w
 from ..errors import InputError, PrivacyError, ProtocolError
 from ..privacy.secure_aggregation import Identity, Member, Roster
 from ..settings import parsed_toml, read_text
-from . import private_file
+from . import private_file, signed_text
+from .roster import SignedRoster, check_time
 
 IDENTITY_FILE = "identity.key"
 ROSTER_FILE = "roster.toml"
@@ -57,7 +61,23 @@ def save_roster(path: Path, members: Mapping[str, bytes]) -> None:
 
 
 def load_roster(path: Path) -> Roster:
-    return _parsed(path, read_text("roster", path))
+    """The members of a roster; InputError for one that is not of its form, altered, or has expired."""
+    signed = load_signed_roster(path)
+    if signed is None:
+        return _parsed(path, read_text("roster", path))
+    check_time(signed.content, datetime.now(UTC), str(path))
+    return signed.roster
+
+
+def load_signed_roster(path: Path) -> SignedRoster | None:
+    """The roster if a provisioner has signed it, expired or not; None for one that was written by hand."""
+    text = read_text("roster", path)
+    return _signed(path, text) if signed_text.is_signed(text.encode()) else None
+
+
+@lru_cache(maxsize=128)
+def _signed(path: Path, text: str) -> SignedRoster:
+    return SignedRoster.parse(text.encode(), str(path))
 
 
 @lru_cache(maxsize=128)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -77,15 +77,20 @@ class JoinRequest:
 class JoinReply:
     company: str
     channel: ChannelKey
+    roster: Mapping[str, bytes] = field(
+        default_factory=dict
+    )  # the company's, to say in whom two rosters differ
 
     def to_record(self) -> RecordDict:
         channel = {"channel": self.channel.public, "signature": self.channel.signature}
-        return _record({"company": self.company, **channel})
+        names = sorted(self.roster)
+        roster = {"members": names, "identities": [self.roster[name] for name in names]}
+        return _record({"company": self.company, **channel, **roster})
 
     @classmethod
     def from_record(cls, record: RecordDict) -> JoinReply:
         channel = ChannelKey(_field(record, "channel", bytes), _field(record, "signature", bytes))
-        return cls(_field(record, "company", str), channel)
+        return cls(_field(record, "company", str), channel, _named(record, "members", "identities"))
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,33 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from .. import atomic_file
 from ..errors import PrivacyError
 
-_OURS = ("ledger.sqlite*", "steps.sqlite*", "company.log", "shared-*.safetensors")
-_THEIRS = ("policy.toml", "roster.toml", "identity.key", "data.npz", "transport/own.key")
+_OURS = (
+    "ledger.sqlite*",
+    "steps.sqlite*",
+    "company.log*",
+    "agent.json",
+    "decisions.jsonl",
+    "data.json",
+    "shared-*.safetensors",
+    "joined.json",
+    "release-*.bin",
+    "release.lock",
+)
+_THEIRS = (
+    "policy.toml",
+    "roster.toml",
+    "identity.key",
+    "data.npz",
+    "transport/own.key",
+    "transport/node.key",
+)
 # These may be read by others, but not changed.
 _PUBLIC = ("transport/transport.toml", "transport/own.pem", "transport/coordinator.pem")
 
@@ -50,20 +70,42 @@ def check_home(home: Path) -> None:
     Raises:
         PrivacyError: names the first file or folder that others may use, own or replace.
     """
-    real = home.resolve()
-    for folder in (home.absolute().parent, real.parent):
-        _check_parent(folder)
-    # From here on nobody else can replace what was checked.
-    _check(real, 0o077, "700", folder=True)
-    _check(real / "transport", 0o022, "700", folder=True)
-    for name in _THEIRS:
-        _check(real / name, 0o077, "600")
-    for name in _PUBLIC:
-        _check(real / name, 0o022, "600")
-    ours = (path for path in real.iterdir() if any(path.match(pattern) for pattern in _OURS))
-    for path in (*ours, real / "transport/lock"):
+    for check in _checks(home):
+        check()
+    for path in _ours(home.resolve()):
         if _check(path, 0, "600") & 0o077:
             path.chmod(atomic_file.OWNER_ONLY)
+
+
+def faults(home: Path) -> list[str]:
+    """What `check_home` would raise, of every file and folder; nothing is changed."""
+    checks: list[Callable[[], object]] = list(_checks(home))
+    checks += [partial(_check, path, 0, "600") for path in _ours(home.resolve())]
+    found = []
+    for check in checks:
+        try:
+            check()
+        except PrivacyError as error:
+            found.append(str(error))
+    return found
+
+
+def _checks(home: Path) -> Iterator[Callable[[], object]]:
+    real = home.resolve()
+    for folder in dict.fromkeys((home.absolute().parent, real.parent)):
+        yield partial(_check_parent, folder)
+    # From here on nobody else can replace what was checked.
+    yield partial(_check, real, 0o077, "700", folder=True)
+    yield partial(_check, real / "transport", 0o022, "700", folder=True)
+    for name in _THEIRS:
+        yield partial(_check, real / name, 0o077, "600")
+    for name in _PUBLIC:
+        yield partial(_check, real / name, 0o022, "600")
+
+
+def _ours(real: Path) -> list[Path]:
+    found = [path for path in real.iterdir() if any(path.match(pattern) for pattern in _OURS)]
+    return [*found, real / "transport/lock"]
 
 
 def _check_parent(folder: Path) -> None:

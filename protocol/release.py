@@ -6,13 +6,14 @@ Both sides compute these from the plan alone, so they agree on what is charged, 
 from __future__ import annotations
 
 import math
+import re
 from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from ..blocks import Denoiser, block_parameters
-from ..errors import InputError
+from ..errors import InputError, ProtocolError
 from ..privacy.composition import Terms
 from ..privacy.dp_sgd import DPSGD
 from ..privacy.events import Event, NoNoise
@@ -20,10 +21,12 @@ from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
 from ..privacy.quantile_clip import QuantileClip
 from ..privacy.quantisation import FixedPoint
 from ..privacy.sampling import EpochSampling, PoissonSampling, Sampling
+from ..privacy.secure_aggregation import Session
 from ..privacy.secure_step import SecureStep, step_event
 from ..settings import MechanismSettings, Plan, TrainingSettings
 
 _CLIPS = 8
+_ATTEMPT = re.compile(r"\.[0-9a-f]{16}\Z")
 
 
 def mechanism(plan: Plan) -> DPSGD:
@@ -166,6 +169,27 @@ def block_size(model: Denoiser, block: int, training: TrainingSettings) -> int:
     """Number of values in an update of this block."""
     active = model.freeze_all_but(block, training.interface)
     return sum(p.numel() for _, p in block_parameters(active))
+
+
+def sum_label(block: int, attempt: str = "") -> str:
+    """The label of a block's secure sum. A round that is begun anew has another `attempt`, 16 hexadecimal digits, so
+    that no key, share or signature of the sum that failed is valid in the new one."""
+    return f"block-{block}.{attempt}" if attempt else f"block-{block}"
+
+
+def block_label(label: str) -> str:
+    """`sum_label` without the attempt: what a ledger and the noise of a simulation know a release by."""
+    return _ATTEMPT.sub("", label)
+
+
+def block_of(plan: Plan, session: Session) -> int:
+    """The block whose secure sum this is; ProtocolError("bad_session") for the label of none."""
+    name, _, number = block_label(session.label).partition("-")
+    if name != "block" or not number.isdecimal() or not (block := int(number)) < plan.model.blocks:
+        raise ProtocolError("bad_session", "the session is for no block of the plan")
+    if sum_label(block) != f"block-{number}":
+        raise ProtocolError("bad_session", "the session is for no block of the plan")
+    return block
 
 
 def blocks_read(plan: Plan, block: int) -> range:

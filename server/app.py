@@ -13,11 +13,15 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..errors import InputError
 from ..protocol.log_text import escape_logs
+from .attendance import Patience
 from .coordinator import coordinate
 from .run_folder import RunFolder
 from .stream.flower_fallback import data_plane
 
 app = ServerApp()
+
+# Seconds without enough companies after which the run ends: Flower keeps what it is told of a run that has failed.
+_GATHER = 600.0
 
 
 @app.main()
@@ -31,4 +35,4 @@ def main(grid: Grid, context: Context) -> None:
     run = RunFolder.deployable(Path(run_dir))
     folder = str(context.run_config.get("data-plane", ""))
     with data_plane(grid, Path(folder) if folder else None, run) as chosen:
-        coordinate(chosen, run)
+        coordinate(chosen, run, patience=Patience.of(run.settings(), gather=_GATHER))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from ..blocks.state import State
 from ..errors import FedblocksError, ProtocolError, RunError
 from ..privacy.secure_aggregation import ChannelKey, Roster
 from ..protocol.messages import JOIN, JoinReply, JoinRequest, refused
+from ..protocol.roster import difference
 from ..settings import Plan
 
 Reply = TypeVar("Reply")
@@ -21,18 +22,23 @@ Reply = TypeVar("Reply")
 
 @dataclass(frozen=True)
 class Cohort:
-    """The companies of a run, which stay the same: the difference of two cohorts' sums could isolate one company."""
+    """The companies of a run, which stay the same: the difference of two cohorts' sums could isolate one company.
+
+    `nodes`: where those are that are known to be somewhere. `back`: waits for companies whose answers were lost, and
+    says which of them can be asked again; without it, none.
+    """
 
     grid: Grid
-    nodes: Mapping[str, int]
-    channels: Mapping[str, ChannelKey]
+    nodes: dict[str, int]
+    channels: dict[str, ChannelKey]
     roster: Roster
     settings_digest: bytes
     timeout: float
+    back: Callable[[Collection[str]], list[str]] | None = None
 
     @property
     def companies(self) -> tuple[str, ...]:
-        return tuple(sorted(self.nodes))
+        return tuple(sorted(self.channels))
 
     def ask(
         self,
@@ -45,10 +51,10 @@ class Cohort:
 
         A code is the refusal's own, that of a malformed answer, or `no_reply` where nothing came.
         """
-        names = {self.nodes[company]: company for company in requests}
+        names = {self.nodes[company]: company for company in requests if company in self.nodes}
         messages = [
-            Message(record, self.nodes[company], phase, group_id=group, ttl=self.timeout)
-            for company, record in requests.items()
+            Message(requests[company], node, phase, group_id=group, ttl=self.timeout)
+            for node, company in names.items()
         ]
         answers: dict[str, Reply] = {}
         failures: dict[str, str] = {}
@@ -66,6 +72,14 @@ class Cohort:
         return answers, failures
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A company that has accepted the plan, and its signed channel key."""
+
+    company: str
+    channel: ChannelKey
+
+
 def join(
     grid: Grid, plan: Plan, shared: State, roster: Roster, expected: int, *, wait: float = 60.0
 ) -> Cohort:
@@ -74,35 +88,61 @@ def join(
     Waits up to `wait` seconds for `expected` nodes.
 
     Raises:
-        ProtocolError: a node refuses the plan, or its channel key is not signed by a member of the roster.
+        ProtocolError: a node refuses the plan or has another roster, or its channel key is not signed by a member.
         RunError: too few nodes or replies, or a node claims another company's name.
     """
     nodes = wait_for_nodes(grid, expected, wait)
-    request = JoinRequest(plan, shared)
+    request, timeout = JoinRequest(plan, shared), plan.training.message_timeout
+    found: dict[str, int] = {}
+    channels: dict[str, ChannelKey] = {}
+    for node, answer in offer(grid, request, nodes, roster, timeout).items():
+        if not isinstance(answer, Joined):
+            raise refusal_of(getattr(grid, "names", {}).get(node, f"node {node}"), answer)
+        found[answer.company], channels[answer.company] = node, answer.channel
+    if len(found) < expected:
+        raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
+    return Cohort(grid, found, channels, roster, request.digest(), timeout)
+
+
+def offer(
+    grid: Grid, request: JoinRequest, nodes: Iterable[int], roster: Roster, timeout: float
+) -> dict[int, Joined | FedblocksError]:
+    """Offer the plan to these nodes; who has joined, or why not, by node; nothing of who did not answer.
+
+    Raises: RunError where a node claims another company's name.
+    """
     record, settings = request.to_record(), request.digest()
-    timeout = plan.training.message_timeout
     messages = [Message(record, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
     # Where the transport authenticates companies, a reply must name the authenticated one.
     authenticated: Mapping[int, str] = getattr(grid, "names", {})
-    found: dict[str, int] = {}
-    channels: dict[str, ChannelKey] = {}
+    answers: dict[int, Joined | FedblocksError] = {}
+    claimed: set[str] = set()
     for reply in grid.send_and_receive(messages, timeout=timeout):
         node = reply.metadata.src_node_id
         try:
             answer = JoinReply.from_record(_answer(reply))
+            if authenticated.get(node, answer.company) != answer.company:
+                raise RunError(f"{authenticated[node]} says it is {answer.company}")
+            if answer.company in claimed:
+                raise RunError(f"two nodes say they are {answer.company}")
+            _check_same_roster(answer, roster)
+            answer.channel.check(roster, answer.company, request.plan.run, settings)
+            answer.channel.check_usable()
+        except RunError:
+            raise
         except FedblocksError as error:
-            text = f"node {node} refused the plan; the reason is in that company's own log"
-            raise ProtocolError(error.code, text) from None
-        if authenticated.get(node, answer.company) != answer.company:
-            raise RunError(f"{authenticated[node]} says it is {answer.company}")
-        if answer.company in found:
-            raise RunError(f"two nodes say they are {answer.company}")
-        answer.channel.check(roster, answer.company, plan.run, settings)
-        answer.channel.check_usable()
-        found[answer.company], channels[answer.company] = node, answer.channel
-    if len(found) < expected:
-        raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
-    return Cohort(grid, found, channels, roster, settings, timeout)
+            answers[node] = error
+            continue
+        claimed.add(answer.company)
+        answers[node] = Joined(answer.company, answer.channel)
+    return answers
+
+
+def refusal_of(name: str, error: FedblocksError) -> ProtocolError:
+    """That a company does not join, in words."""
+    if isinstance(error, ProtocolError) and error.code == "roster_differs":
+        return error
+    return ProtocolError(error.code, f"{name} refused the plan; the reason is in that company's own log")
 
 
 def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
@@ -110,9 +150,21 @@ def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
     deadline = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
-            raise RunError(f"{len(nodes)} of {expected} nodes are online after {wait:g} s")
+            names: Mapping[int, str] = getattr(grid, "names", {})
+            missing = ", ".join(name for node, name in names.items() if node not in nodes)
+            text = f"{len(nodes)} of {expected} nodes are online after {wait:g} s"
+            raise RunError(f"{text}; missing: {missing}" if missing else text)
         time.sleep(0.5)
     return nodes
+
+
+def _check_same_roster(answer: JoinReply, roster: Roster) -> None:
+    """ProtocolError that names the companies in which the two rosters differ: no signature is valid in both."""
+    theirs = f"that of {answer.company}"
+    text = difference(dict(roster.members), answer.roster, of_own="that of the coordinator", of_other=theirs)
+    if answer.roster and text:
+        rule = "both sides install the newest roster of the provisioner, and the run is prepared with it"
+        raise ProtocolError("roster_differs", f"{theirs} and that of the coordinator differ: {text}; {rule}")
 
 
 def _answer(reply: Message) -> RecordDict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,34 +18,45 @@ from ..errors import RunError
 from ..protocol.release import blocks_read
 from ..settings import is_simulation
 from .assignment import Task, assign
+from .attendance import Attendance, Patience
 from .checkpoint import Checkpoint
 from .cohort import join
 from .evaluation import Evaluator
 from .events import Event, RoundFinished, RunFinished, RunStarted, Subscriber
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
-from .release_log import OpenedSum, ReleaseLog
+from .release_log import OpenedSum, OpenedSums, ReleaseLog
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
 
 
 def coordinate(
-    grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber] = (), *, wait: float = 60.0
+    grid: Grid,
+    run: RunFolder,
+    subscribers: Sequence[Subscriber] = (),
+    *,
+    wait: float = 60.0,
+    patience: Patience | None = None,
 ) -> Checkpoint:
     """Run, or go on with, a prepared run until its last round; returns the final state.
 
     `subscribers` are told the run's events: RunStarted, each RoundFinished, RunFinished. Interrupting it anywhere
     loses at most the round in flight, which is then repeated; a subscriber that raises interrupts it between rounds.
-    `wait`: seconds for the companies to come up.
+    `wait`: seconds for the companies to come up. `patience`: for real companies, which come and go: `wait` is then
+    not used, and a round that fails is begun anew; without it, it is noted and the next one begins.
 
-    Raises: RunError while another process is at it; what a subscriber raises.
+    Raises:
+        RunError: another process is at it, or companies are missing.
+        ProtocolError: "rounds_failed", too many in a row; or the code with which a company refuses the plan.
     """
     with exclusive(run.path):
-        return _coordinate(grid, run, subscribers, wait)
+        return _coordinate(grid, run, subscribers, wait, patience)
 
 
-def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], wait: float) -> Checkpoint:
+def _coordinate(
+    grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], wait: float, patience: Patience | None
+) -> Checkpoint:
     def tell(event: Event) -> None:
         for subscriber in subscribers:
             subscriber(event)
@@ -85,7 +97,16 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
         tell(RunFinished(rounds))
         return checkpoint
 
-    cohort = join(grid, plan, checkpoint.model.shared, run.roster(), settings.companies.count, wait=wait)
+    shared, expected = checkpoint.model.shared, settings.companies.count
+    attendance: Attendance | None = None
+    kept: OpenedSums | None = None
+    if patience is None:
+        cohort = join(grid, plan, shared, run.roster(), expected, wait=wait)
+    else:
+        attendance = Attendance(grid, run, plan, shared, expected=expected, patience=patience, tell=tell)
+        attendance.gather()
+        cohort = attendance.cohort
+        kept = OpenedSums(ReleaseLog(run.opened), plan)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
         # All blocks of a round start from the state that the round began with.
@@ -97,7 +118,10 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
         ) -> tuple[RoundResult, OpenedSum | None]:
             b = task.block
             states = {i: before[i] for i in blocks_read(plan, b)}
-            state, result, opened = run_round(round_, task, states, names[b], optimizers[b], cohort, plan)
+            attempt = "" if patience is None else secrets.token_hex(8)
+            state, result, opened = run_round(
+                round_, task, states, names[b], optimizers[b], cohort, plan, attempt, kept
+            )
             blocks[b] = state
             return result, opened
 
@@ -105,7 +129,10 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
         # Disjoint groups go at once; a company that trains several blocks has one message in flight.
         at_once = len(tasks) if plan.training.assignment == "parallel" else 1
         with ThreadPoolExecutor(at_once) as pool:
-            trained = list(pool.map(train, tasks))
+            if attendance is None:
+                trained = list(pool.map(train, tasks))
+            else:
+                trained = attendance.complete(round_, tasks, lambda left: list(pool.map(train, left)))
         results = [result for result, _ in trained]
         row = summary_of(round_, results)
         discarded = set()
@@ -137,6 +164,8 @@ def _coordinate(grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], w
         # Subscribers last: what they are told stays, whatever they do.
         run.append_metrics(row)
         checkpoint.save(run.checkpoints)
+        if kept is not None:
+            kept.forget()
         tell(RoundFinished(row))
     tell(RunFinished(rounds))
     return checkpoint

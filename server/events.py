@@ -46,11 +46,30 @@ class RoundFinished:
 
 
 @dataclass(frozen=True)
+class CompaniesAwaited:
+    """The run waits for these companies, or goes on without them in a moment."""
+
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RoundFailed:
+    """Too few companies came to the end of a round, which is begun anew.
+
+    `absent`: company -> (phase, code). `in_a_row`: how many have failed since the last one that was done.
+    """
+
+    round: int
+    absent: Mapping[str, tuple[str, str]]
+    in_a_row: int
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The last round is done. The summary of a simulation is written after this."""
 
     rounds: int
 
 
-Event = RunStarted | RoundFinished | RunFinished
+Event = RunStarted | CompaniesAwaited | RoundFailed | RoundFinished | RunFinished
 Subscriber = Callable[[Event], None]

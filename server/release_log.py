@@ -151,6 +151,39 @@ class ReleaseLog:
         return header, residues
 
 
+@dataclass(frozen=True)
+class OpenedSums:
+    """The sums of the round in flight, on disk as soon as they are opened: companies open a sum once, and would have
+    to train, and pay, again for a round whose sum a crash has lost. In opened/, a file a block, until the round's
+    checkpoint is written.
+    """
+
+    log: ReleaseLog
+    plan: Plan
+
+    def keep(self, round_: int, block: int, opened: OpenedSum) -> None:
+        self.log.folder.mkdir(mode=0o700, exist_ok=True)
+        self.log.write(self.plan, round_, block, opened, "applied")
+
+    def find(self, round_: int, block: int, cohort: tuple[str, ...], before: bytes) -> OpenedSum | None:
+        """The sum that an earlier process has opened, for these states and companies."""
+        path = self.log.folder / f"round-{round_:04d}-block-{block}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            header, residues = self.log.read(path, self.plan)
+        except RunError:
+            return None  # as if it had been lost
+        if header.cohort != cohort or header.before != before.hex():
+            return None
+        return OpenedSum(cohort, header.survivors, before, residues)
+
+    def forget(self) -> None:
+        """The round is checkpointed."""
+        for path in self.log.folder.glob("round-*.safetensors"):
+            path.unlink()
+
+
 def _described(tensor: torch.Tensor) -> str:
     bad = tensor.is_floating_point() and not bool(tensor.isfinite().all())
     return f"{tensor.dtype}" + (" with values that are not finite" if bad else "")

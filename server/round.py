@@ -13,13 +13,13 @@ from ..blocks import digest
 from ..blocks.state import State, flatten, unflatten
 from ..errors import ProtocolError
 from ..privacy.secure_aggregation import Session, lowest_threshold
-from ..protocol.release import mean_update
+from ..protocol.release import mean_update, sum_label
 from ..settings import Plan
 from .assignment import Task
 from .cohort import Cohort
 from .influence import largest_mean
 from .optimizer import BlockOptimizer
-from .release_log import OpenedSum
+from .release_log import OpenedSum, OpenedSums
 from .secure_sum import Absences, SecureSum
 
 
@@ -43,10 +43,14 @@ def run_round(
     optimizer: BlockOptimizer,
     cohort: Cohort,
     plan: Plan,
+    attempt: str = "",
+    kept: OpenedSums | None = None,
 ) -> tuple[State, RoundResult, OpenedSum | None]:
     """Train a block once over its companies; its new state, and the sum. Below the threshold nothing is opened.
 
-    `states`: the block's own and those that it reads; `names`: its trainable tensors, as `state` has them.
+    `states`: the block's own and those that it reads; `names`: its trainable tensors, as `state` has them. `attempt`:
+    see `sum_label`; a session's keys serve once, so a round that is begun anew needs another. `kept`: where a sum is
+    kept until its round is over, and found again after a crash.
     """
     absences = Absences()
     block, companies = task.block, task.companies
@@ -57,26 +61,31 @@ def run_round(
     session = Session(
         run=plan.run,
         round=round_,
-        label=f"block-{block}",
+        label=sum_label(block, attempt),
         model_digest=digest(*states.values()),
         settings_digest=cohort.settings_digest,
         cohort=companies,
-        threshold=max(plan.threshold(len(companies)) or 0, lowest_threshold(len(companies), plan.colluders)),
+        threshold=threshold_of(plan, len(companies)),
         length=sum(state[name].numel() for name in names),
         bits=plan.bits,
     )
 
-    # 2. Sum: keys, training, survivors confirmed, masks removed.
-    try:
-        secure_sum = SecureSum(session, cohort, f"round-{round_}-block-{block}", absences)
-        adverts = secure_sum.keys()
-        survivors = secure_sum.train(block, states, adverts)
-        confirmations = secure_sum.confirm(survivors)
-        residues, summed = secure_sum.unmask(confirmations)
-    except ProtocolError as error:
-        result.status = error.code
-        return state, result, None
-    opened = OpenedSum(companies, summed, session.model_digest, residues)
+    # 2. Sum: keys, training, survivors confirmed, masks removed; unless a crash came after that.
+    opened = None if kept is None else kept.find(round_, block, companies, session.model_digest)
+    if opened is None:
+        try:
+            secure_sum = SecureSum(session, cohort, f"round-{round_}-block-{block}", absences)
+            adverts = secure_sum.keys()
+            survivors = secure_sum.train(block, states, adverts)
+            confirmations = secure_sum.confirm(survivors)
+            residues, summed = secure_sum.unmask(confirmations)
+        except ProtocolError as error:
+            result.status = error.code
+            return state, result, None
+        opened = OpenedSum(companies, summed, session.model_digest, residues)
+        if kept is not None:
+            kept.keep(round_, block, opened)
+    residues, summed = opened.residues, opened.survivors
 
     # 3. Check: nobody moved the mean further than all clips together allow.
     mean = torch.from_numpy(mean_update(plan, residues, len(companies), len(summed)))
@@ -90,3 +99,8 @@ def run_round(
     result.survivors = summed
     result.update_norm = float(mean.norm())
     return state | dict(zip(names, new, strict=True)), result, opened
+
+
+def threshold_of(plan: Plan, companies: int) -> int:
+    """How many of a sum's companies have to take part to its end."""
+    return max(plan.threshold(companies) or 0, lowest_threshold(companies, plan.colluders))

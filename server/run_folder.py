@@ -9,6 +9,9 @@ runs/<id>/
     evaluation/        public and, in a simulation, held-out private examples
     checkpoints/       round-0000 is the public model
     releases/          in a simulation, or where settings ask for it, every sum that was opened
+    cohort.json        with real companies, who has joined, and their signed channel keys
+    opened/            with real companies, the sums of the round in flight
+    status.json        with real companies, how the run stands; see `standing`
     metrics.jsonl      one line a round
     statements/        with real companies, what they say of the run's cost, NAME.json each
     companies/         in a simulation, the companies' homes
@@ -20,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .. import atomic_file
 from ..errors import RunError
-from ..privacy.secure_aggregation import Roster
+from ..privacy.secure_aggregation import ChannelKey, Roster
 from ..protocol.identity import ROSTER_FILE, load_roster
 from ..settings import (
     Plan,
@@ -40,6 +44,8 @@ from ..settings import (
     validated_json,
     write_settings,
 )
+
+_COHORT = "cohort.json"
 
 
 class _Task(BaseModel):
@@ -101,6 +107,10 @@ class RunFolder:
         return self.path / "releases"
 
     @property
+    def opened(self) -> Path:
+        return self.path / "opened"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
 
@@ -143,6 +153,20 @@ class RunFolder:
     def write_settings(self, settings: RunSettings, plan: Plan) -> None:
         atomic_file.write(self.path / "plan.json", plan.model_dump_json(indent=2).encode())
         write_settings(self.path, settings)
+
+    def load_cohort(self, digest: bytes) -> dict[str, ChannelKey]:
+        """The companies that have joined under this digest of plan and shared state; empty if none has."""
+        found = self.read_json(_COHORT) or {}
+        if found.get("settings_digest") != digest.hex():
+            return {}
+        keys = found.get("channels", {})
+        return {
+            name: ChannelKey(bytes.fromhex(key), bytes.fromhex(sign)) for name, (key, sign) in keys.items()
+        }
+
+    def save_cohort(self, digest: bytes, channels: Mapping[str, ChannelKey]) -> None:
+        keys = {name: (key.public.hex(), key.signature.hex()) for name, key in sorted(channels.items())}
+        self.write_json(_COHORT, {"settings_digest": digest.hex(), "channels": keys})
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rounds so far. Raises: RunError where a line is not what was appended."""

@@ -39,3 +39,11 @@ def exclusive(folder: Path, name: str = "run.lock") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def holder_of(folder: Path, name: str = "run.lock") -> int | None:
+    """The process that holds the lock, or held it last."""
+    try:
+        return int((folder.resolve() / name).read_text("ascii"))
+    except (OSError, ValueError):
+        return None

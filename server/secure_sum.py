@@ -105,8 +105,23 @@ class SecureSum:
     def _ask(
         self, phase: str, requests: Mapping[str, RecordDict], parse: Callable[[RecordDict], Reply]
     ) -> dict[str, Reply]:
-        """One phase's well-formed answers by company; whose answer is none is absent."""
+        """One phase's well-formed answers by company; whose answer is none is absent.
+
+        The last two phases may be asked again: their answers do not change, and the round is paid for by then.
+        """
         answers, failures = self._cohort.ask(phase, self._group, requests, parse)
+        back = self._cohort.back if phase in (CONFIRM, UNMASK) else None
+        while back is not None and len(answers) < self._session.threshold:
+            lost = [company for company, code in failures.items() if code == "no_reply"]
+            found = back(lost) if lost else []
+            if not found:
+                break
+            again = {company: requests[company] for company in found}
+            more, failed = self._cohort.ask(phase, self._group, again, parse)
+            answers |= more
+            failures = {c: code for c, code in failures.items() if c not in again} | failed
+            if not more:
+                break
         for company, code in failures.items():
             self._absences.note(company, phase, code)
         return answers

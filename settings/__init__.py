@@ -11,6 +11,7 @@ from ..blocks.settings import (
     NoiseSettings,
     TransformerSettings,
 )
+from .contract import is_zone
 from .files import (
     is_simulation,
     read_settings,
@@ -75,6 +76,7 @@ __all__ = [
     "Transport",
     "groups_of",
     "is_simulation",
+    "is_zone",
     "lay_over",
     "parsed_toml",
     "read_settings",

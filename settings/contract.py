@@ -36,6 +36,10 @@ class _Contract(Part):
         return {}
 
 
+def _not_both(table: str | None, query: str | None) -> None:
+    require(table is None or query is None, "query", query, "give table or query, not both")
+
+
 class FileContract(_Contract):
     """How a table is written down. Excel, Parquet and Feather say so themselves.
 
@@ -53,9 +57,7 @@ class FileContract(_Contract):
     @model_validator(mode="after")
     def _told_apart(self) -> Self:
         require(self.decimal != self.separator, "decimal", self.decimal, "must not be the separator too")
-        require(
-            self.table is None or self.query is None, "query", self.query, "give table or query, not both"
-        )
+        _not_both(self.table, self.query)
         return self
 
 
@@ -159,10 +161,11 @@ class ImageContract(FileContract):
 
 
 class TextContract(_Contract):
-    """Documents: a text file or a folder of them, JSON lines, Parquet, or a .zip of these.
+    """Documents: a text file or a folder of them, JSON lines, Parquet, a .zip of these, or a table of a database.
 
-    `field`: of a line of JSON or a column, by its path ("body.text"). `encoding` none: UTF-8; a file that begins
-    with a byte order mark is read by that. `missing`: a line or row without text is refused, or dropped.
+    `field`: of a line of JSON or a column, by its path ("body.text"). `table` or `query`: of a database. `encoding`
+    none: UTF-8; a file that begins with a byte order mark is read by that. `missing`: a line or row without text is
+    refused, or dropped.
 
     `across_documents`: whether a window of tokens may hold the end of one document and the start of the next; if
     not, a document's last tokens that fill no window are dropped.
@@ -173,6 +176,13 @@ class TextContract(_Contract):
     encoding: str | None = None
     missing: Literal["refuse", "drop"] = "refuse"
     across_documents: bool = False
+    table: str | None = None
+    query: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        _not_both(self.table, self.query)
+        return self
 
 
 class SeriesContract(FileContract):
@@ -216,7 +226,7 @@ class SeriesContract(FileContract):
         grid = self.step is not None and self.step not in ("row", "weekday")
         require(self.resample is None or grid, "resample", self.resample, "needs a step, as 1h or 1month")
         if self.zone is not None:
-            require(_is_zone(self.zone), "zone", self.zone, "no such time zone; expected as Europe/Berlin")
+            require(is_zone(self.zone), "zone", self.zone, "no such time zone; expected as Europe/Berlin")
         named = [*self.times, *(self.channels or ()), *([self.series] if self.series else [])]
         for name in named:
             require(named.count(name) == 1, "channels", name, "is named for two purposes")
@@ -232,7 +242,8 @@ STEP = re.compile(r"row|weekday|([1-9]\d*)?(s|min|h|d|w|month|quarter|year)")
 STEP_FORMS = "15min, 1h, 1d, 1w, 1month, 1quarter, 1year, weekday or row"
 
 
-def _is_zone(name: str) -> bool:
+def is_zone(name: str) -> bool:
+    """Whether there is a time zone of this name."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -99,6 +99,10 @@ class Plan(MechanismSettings, _Job):
         asked = self.secure_aggregation.threshold
         return max(asked or 0, cohort - self.dropouts) if self.secure_step else asked
 
+    def terms_digest(self) -> bytes:
+        """As `digest`, whatever the run is called: the same for every run of this plan."""
+        return hashlib.sha256(self.model_dump_json(exclude={"run"}).encode()).digest()
+
     def digest(self) -> bytes:
         """SHA-256 of the canonical JSON; companies sign up to exactly this plan."""
         return hashlib.sha256(self.model_dump_json().encode()).digest()

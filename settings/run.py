@@ -72,6 +72,9 @@ class RunSettings(Part):
     privacy: PrivacySettings = PrivacySettings()
     secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
     influence: InfluenceSettings = InfluenceSettings()
+    failed_rounds: int = Field(
+        3, ge=1, description="rounds that may fail in a row before a run with real companies stops"
+    )
     releases: bool | None = Field(
         None,
         description="keep every opened sum in releases/, P * bits / 8 bytes each; none: in a simulation alone",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..blocks.settings import Part, require
 
@@ -63,6 +63,13 @@ class TrainingSettings(Part):
     server_learning_rate: float = Field(0.01, gt=0, le=1e4)
     server_betas: tuple[_Decay, _Decay] = (0.9, 0.99)
     evaluate_every: int = Field(1, ge=1)
+    reserve: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="rounds that are planned, and paid for, beyond these: for rounds that are begun anew after "
+        "companies have trained",
+    )
     message_timeout: float = Field(600.0, gt=0, le=1e6, description="seconds to wait for a phase's replies")
 
     @property
@@ -89,5 +96,14 @@ class TrainingSettings(Part):
         return self
 
     def releases(self, blocks: int) -> int:
-        """Updates of one company over the run: one a round, or with "all" one a round and block."""
-        return self.rounds * (blocks if self.assignment == "all" else 1)
+        """Updates of one company over the run, its reserve included: one a round, or with "all" one a round and
+        block."""
+        return (self.rounds + self.reserve) * (blocks if self.assignment == "all" else 1)
+
+    @model_serializer(mode="wrap")
+    def _without_no_reserve(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans without a reserve keep the digest that they had before there were any."""
+        found: dict[str, Any] = dump(self)
+        if not self.reserve:
+            found.pop("reserve", None)
+        return found

@@ -1,8 +1,9 @@
 """Intervals that may be printed beside a figure: each is valid for the number of cases that it comes from.
 
 A proportion's interval is Clopper and Pearson's (1934), which holds at its level for any number of cases: 0 of 6 is
-[0, 0.46], never [0, 0]. A mean's is a bootstrap over clusters (Davison & Hinkley 1997, section 3.8) from 20 clusters
-on; a bootstrap of fewer is too narrow, so that they get Student's interval of the clusters' means.
+[0, 0.46], never [0, 0]. A mean's is Student's of the clusters' means, and from 20 clusters on it contains a bootstrap
+over clusters too (Davison & Hinkley 1997, section 3.8), which knows of skewness. Alone, of 20 to 40, that is too
+narrow: at 99.9% its lower end is wrong three to ten times as often as it says.
 """
 
 from __future__ import annotations
@@ -96,10 +97,10 @@ def mean(
         return Estimate(
             value=found, low=-math.inf, high=math.inf, n=len(values), method="student", level=level
         )
+    # Of the ratio of two sums over clusters, linearised (Cochran 1977, equation 2.46).
+    spread = (sums - found * counts) / counts.mean()
+    half = float(stats.t.ppf((1 + level) / 2, len(sums) - 1) * spread.std(ddof=1) / math.sqrt(len(sums)))
     if len(sums) < LEAST_CLUSTERS:
-        # Of the ratio of two sums over clusters, linearised (Cochran 1977, equation 2.46).
-        spread = (sums - found * counts) / counts.mean()
-        half = float(stats.t.ppf((1 + level) / 2, len(sums) - 1) * spread.std(ddof=1) / math.sqrt(len(sums)))
         return Estimate(
             value=found, low=found - half, high=found + half, n=len(values), method="student", level=level
         )
@@ -107,6 +108,6 @@ def mean(
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(
-        value=found, low=min(float(low), found), high=max(float(high), found),
+        value=found, low=min(float(low), found - half), high=max(float(high), found + half),
         n=len(values), method="cluster-bootstrap", level=level,
     )  # fmt: skip

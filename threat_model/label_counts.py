@@ -66,7 +66,8 @@ class Classes:
     def products(self, examples: Examples, generator: torch.Generator) -> Array:
         """M g (N, C) of each example's clipped gradient, at one noise draw."""
         step = _at_once(self.problem)
-        parts = [
+        parts = [torch.zeros(0, len(self.means), dtype=torch.float64)]
+        parts += [
             gradients_of(self.problem, self.mechanism, examples[i : i + step], 1, generator).double()
             @ self.means.T
             for i in range(0, len(examples), step)

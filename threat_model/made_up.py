@@ -47,10 +47,11 @@ from ..settings import Plan
 
 @dataclass(frozen=True)
 class Attempt:
-    """`code`: with what the victim refused; none: it answered."""
+    """`code`: with what the victim refused; none: it answered. `expected`: the code of the check that it is about."""
 
     name: str
     code: str | None
+    expected: str
 
 
 @dataclass
@@ -187,28 +188,38 @@ def _no_noise(c: MadeUp) -> str | None:
     return refused(c.ask(c.victim, JOIN, JoinRequest(bare, c.shared).to_record()))
 
 
-ATTEMPTS: dict[str, Callable[[MadeUp], str | None]] = {
-    "another model than the session's": _other_model,
-    "a session for a model of its own": _other_session,
-    "a cohort below the minimum": _small_cohort,
-    "another cohort in a later round": _other_cohort,
-    "a threshold of two": _low_threshold,
-    "a plan of its own": _other_plan,
-    "a session for another plan": _changed_plan,
-    "a plan without noise": _no_noise,
+# With the code of the check that each is about: a refusal for another reason is none of the attempt.
+ATTEMPTS: dict[str, tuple[Callable[[MadeUp], str | None], str]] = {
+    "another model than the session's": (_other_model, "wrong_session"),
+    "a session for a model of its own": (_other_session, "wrong_session"),
+    "a cohort below the minimum": (_small_cohort, "small_cohort"),
+    "another cohort in a later round": (_other_cohort, "bad_session"),
+    "a threshold of two": (_low_threshold, "low_threshold"),
+    "a plan of its own": (_other_plan, "bad_signature"),
+    "a session for another plan": (_changed_plan, "bad_session"),
+    "a plan without noise": (_no_noise, "privacy"),
 }
 
 
 def attempts(run: RunFolder, model: Denoiser, block: int) -> Iterator[Attempt]:
     """Try everything, one after the other; each begins with joining anew.
 
-    Raises: ProtocolError where even an honest message is refused.
+    Raises: ProtocolError where even an honest round is refused.
     """
     with rebuilt(run, model, block) as coordinator:
-        for name, attempt in ATTEMPTS.items():
+        _honest(coordinator)
+    with rebuilt(run, model, block) as coordinator:
+        for name, (attempt, code) in ATTEMPTS.items():
             if attempt is _no_noise and not coordinator.plan.private:
                 continue  # the run's companies accept that already
-            yield Attempt(name, attempt(coordinator))
+            yield Attempt(name, attempt(coordinator), code)
+
+
+def _honest(c: MadeUp) -> None:
+    """The victim trains in a round in which nothing is made up. Raises: ProtocolError where it does not."""
+    adverts = c.keys(c.session(), {name: c.join(name) for name in c.nodes}, *c.nodes)
+    if (code := c.train(c.states, adverts)) is not None:
+        raise ProtocolError(code, f"{c.victim} refused to train in an honest round")
 
 
 @contextmanager

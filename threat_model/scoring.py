@@ -62,7 +62,9 @@ class Attacked:
         exact = {name: proportion(int((score >= limit).sum()), n) for name, score in scores.items()}
         gain = scores["released"] - scores["prior"]
         sure = mean(gain, self.clusters, level=_SURE)
-        outcome, reason = self._judged(exact, sure)
+        # What the prior alone rebuilds, a blank image for example, the release has not given away.
+        more = bool(((scores["released"] >= limit) & (scores["prior"] < limit)).any())
+        outcome, reason = self._judged(exact, sure, more)
         control = exact.get("control")
         words = {"image": "images", "series": "series", "numbers": "rows"}.get(self.of.what, self.of.name)
         both = {
@@ -110,8 +112,8 @@ class Attacked:
             arrays={name: values[:MOST].numpy().astype(np.float32) for name, values in shown.items()},
         )  # fmt: skip
 
-    def _judged(self, exact: dict[str, Estimate], sure: Estimate) -> tuple[Outcome, str]:
-        if exact["released"].value > 0:
+    def _judged(self, exact: dict[str, Estimate], sure: Estimate, more: bool) -> tuple[Outcome, str]:
+        if more:
             return "found", ""
         if sure.low > _VISIBLE and len(self.originals) > 1:
             return "partly found", ""

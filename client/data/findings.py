@@ -10,7 +10,7 @@ from typing import Any
 @dataclass
 class Findings:
     """`facts` ("column age": "numbers, 17 to 90"), `notes` what was dropped, changed or looks odd, `classes` the
-    label of each class where the source calls it by name.
+    label of each class where the source calls it by name, `left_out` how many rows for which reason.
 
     Nothing of it enters training. It stays with its owner: in a simulation in the run's folder, at a company on the
     company's own machine.
@@ -20,6 +20,7 @@ class Findings:
     facts: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def fact(self, name: str, value: object) -> None:
         self.facts[name] = str(value)
@@ -27,6 +28,11 @@ class Findings:
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+    def leave_out(self, reason: str, rows: int) -> None:
+        """Count rows that are read in pieces; `reason` follows on "3 rows are left out: "."""
+        if rows:
+            self.left_out[reason] = self.left_out.get(reason, 0) + rows
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

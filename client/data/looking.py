@@ -18,7 +18,8 @@ from .series.inspect import inspect_series
 from .series.times import columns_of_times
 from .tables.built_in import BUILT_IN as BUILT_IN_TABLES
 from .tables.csv_files import inner_suffix
-from .tables.frames import is_database, is_table, read_frame
+from .tables.database import is_database
+from .tables.frames import is_table, read_frame
 from .tables.inspect import how_it_is_written, inspect_table
 from .text.built_in import BUILT_IN as BUILT_IN_TEXTS
 from .text.files import SUFFIXES as TEXTS

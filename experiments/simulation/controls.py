@@ -20,7 +20,9 @@ def control_settings(settings: SimulationSettings, control: str) -> SimulationSe
         raw["model"]["layers"] //= raw["model"]["blocks"]
     raw["model"] |= {"blocks": 1, "features": "raw"}
     raw["training"]["assignment"] = "sequential"
-    raw["training"]["rounds"] = settings.training.releases(settings.model.blocks)
+    raw["training"].pop("reserve", None)  # it is no training
+    without = settings.training.model_copy(update={"reserve": 0})
+    raw["training"]["rounds"] = without.releases(settings.model.blocks)
     raw["noise"].pop("edges", None)
     raw["audit"].pop("block", None)
     if settings.privacy.epsilon is None:

@@ -272,6 +272,7 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
         i_accept_no_dp=settings.privacy.i_accept_no_dp,
         allow_shared_noise=settings.privacy.mode == "secure_step",
         least_colluders=settings.privacy.colluders,
+        approval="never",
         device=settings.device,
         simulation_seed=settings.seed,
     )

@@ -11,22 +11,33 @@ keys of identities, and pinned there. TLS then checks that the peer has the cert
 from __future__ import annotations
 
 import datetime
+import ipaddress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ...errors import InputError
 from .. import private_file
+from ..names import COORDINATOR as COORDINATOR
 
-# The coordinator's certificate is pinned, so its name need not be the host's.
-COORDINATOR = "fedblocks-coordinator"
 DAYS = 730
-_KEY, _CERTIFICATE = "own.key", "own.pem"
+KEY_FILE, CERTIFICATE_FILE = "own.key", "own.pem"
+_PUBLIC_FORM = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+# What cryptography raises for a certificate that it does not understand.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +48,11 @@ class OwnCertificate:
     key: bytes = field(repr=False)
 
     @classmethod
-    def create(cls, name: str) -> OwnCertificate:
-        """A fresh P-256 key and a certificate for it under `name`."""
+    def create(cls, name: str, *, days: int = DAYS, hosts: Sequence[str] = ()) -> OwnCertificate:
+        """A fresh P-256 key and a certificate for it under `name`, valid from an hour ago.
+
+        `hosts`: names and IP addresses of a SuperLink that uses it too, since Flower checks the host.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.UTC)
@@ -50,10 +64,12 @@ class OwnCertificate:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))  # clocks differ
-            .not_valid_after(now + datetime.timedelta(days=DAYS))
+            .not_valid_after(now + datetime.timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([_general_name(host) for host in (name, *hosts)]), critical=False
+            )
             .sign(key, hashes.SHA256())
         )
         private = key.private_bytes(
@@ -65,22 +81,36 @@ class OwnCertificate:
         """Write both files; InputError if there is a key already, which is never overwritten."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            private_file.create(folder / _KEY, self.key)
+            private_file.create(folder / KEY_FILE, self.key)
         except FileExistsError:
-            raise InputError("key", str(folder / _KEY), "is already there") from None
-        private_file.write(folder / _CERTIFICATE, self.certificate)
+            raise InputError("key", str(folder / KEY_FILE), "is already there") from None
+        private_file.write(folder / CERTIFICATE_FILE, self.certificate)
 
     @classmethod
     def load(cls, folder: Path) -> OwnCertificate:
-        key = folder / _KEY
+        key = folder / KEY_FILE
         content = read(key)
         if private_file.mode_for_others(key) is not None:
             raise InputError("key", str(key), "must be readable by its owner alone (chmod 600)")
-        return cls(read(folder / _CERTIFICATE), content)
+        return cls(read(folder / CERTIFICATE_FILE), content)
 
-    def server_credentials(self, trusted: bytes) -> grpc.ServerCredentials:
-        """For a server that talks only to owners of the `trusted` certificates, PEM one after another."""
-        return grpc.ssl_server_credentials([(self.key, self.certificate)], trusted, require_client_auth=True)
+    def fits(self) -> bool:
+        """Whether the key is the certificate's; ValueError for a key that is not of its form."""
+        public = serialization.load_pem_private_key(self.key, None).public_key().public_bytes(*_PUBLIC_FORM)
+        return public == public_key_of(x509.load_pem_x509_certificate(self.certificate))
+
+    def server_credentials(self, trusted: Callable[[], bytes]) -> grpc.ServerCredentials:
+        """For a server that talks only to owners of the `trusted` certificates, PEM one after another.
+
+        Asked for anew at each connection, so that a certificate may be withdrawn or replaced while it listens.
+        """
+
+        def now() -> grpc.ServerCertificateConfiguration:
+            # gRPC needs a root to ask for certificates at all: where nobody is left, only this one is trusted.
+            roots = trusted() or self.certificate
+            return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], roots)
+
+        return grpc.dynamic_ssl_server_credentials(now(), now, require_client_authentication=True)
 
     def channel_credentials(self, server: bytes) -> grpc.ChannelCredentials:
         """For a client that talks only to the owner of the `server` certificate."""
@@ -91,7 +121,10 @@ def certificate_of(pem: bytes, where: str) -> x509.Certificate:
     """The one certificate in a PEM file; InputError unless there is exactly one."""
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError:
+        for certificate in found:  # read on first use, and what cannot be read raises only then
+            _ = name_in(certificate), hosts_of(certificate), public_key_of(certificate)
+            _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except _UNREADABLE:
         found = []
     if len(found) != 1:
         raise InputError("certificate", where, "expected one certificate in PEM")
@@ -102,6 +135,31 @@ def name_in(certificate: x509.Certificate) -> str:
     """The common name; empty if there is none."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else ""
+
+
+def public_key_of(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(*_PUBLIC_FORM)
+
+
+def hosts_of(certificate: x509.Certificate) -> set[str]:
+    """The host names and IP addresses that it is valid for, besides the party's own name."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    addresses = {str(address) for address in found.get_values_for_type(x509.IPAddress)}
+    return addresses | set(found.get_values_for_type(x509.DNSName)) - {name_in(certificate)}
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host)
+    except ValueError:
+        raise InputError("host", host, "expected an IP address, or a host's name in ASCII") from None
 
 
 def fingerprint(certificate: x509.Certificate) -> bytes:

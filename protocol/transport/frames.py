@@ -12,6 +12,7 @@ received bytes, and anything unexpected raises ProtocolError with a fixed code:
     replaced             a newer stream of the same company took over
     internal             an error of the coordinator
     done                 the run is over
+    later                the coordinator ends and will be back: dial again
 
 A code ends a stream in a Close frame; the coordinator's refusals (unknown_certificate, busy, internal) are sent in
 the trailers instead, as the status text, since a frame would have to wait for a peer that does not read.
@@ -32,7 +33,7 @@ LONGEST_NAME = 128
 
 # After these a company does not dial again.
 FINAL = frozenset({"done", "wrong_version", "wrong_run", "unknown_certificate", "replaced"})
-CODES = FINAL | {"malformed", "too_large", "busy", "internal"}
+CODES = FINAL | {"malformed", "too_large", "busy", "internal", "later"}
 
 # A dead peer is noticed within half a minute, even if a firewall drops packets silently.
 OPTIONS = [

@@ -1,4 +1,8 @@
-"""The companies' certificates, as the coordinator has pinned them."""
+"""The companies' certificates, as the coordinator has pinned them.
+
+Read from a folder, they follow it: a company whose file is removed is refused from then on, and one whose file is
+replaced needs its new certificate. Who can take part is decided when they are read, so new files are not looked at.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +25,54 @@ class PinnedCertificates:
         InputError: there is no certificate, or one is not made out to its company.
     """
 
-    def __init__(self, certificates: Mapping[str, bytes]) -> None:
-        self.pem = b"\n".join(certificates.values())
-        self._fingerprints: dict[str, bytes] = {}
+    def __init__(self, certificates: Mapping[str, bytes], folder: Path | None = None) -> None:
+        self._certificates = dict(certificates)
+        self._folder = folder
         for company, pem in certificates.items():
-            certificate = certificate_of(pem, company)
-            if name_in(certificate) != company:
-                raise InputError("certificate", company, f"is made out to {name_in(certificate)!r}")
-            self._fingerprints[company] = fingerprint(certificate)
-        if not self._fingerprints:
+            name = name_in(certificate_of(pem, company))
+            if name != company:
+                raise InputError("certificate", company, f"is made out to {name!r}")
+        if not certificates:
             raise InputError("companies", [], "there is no certificate")
 
     @classmethod
     def load(cls, folder: Path) -> PinnedCertificates:
         """From files named COMPANY.pem."""
-        return cls({path.stem: read(path) for path in sorted(folder.glob("*.pem"))})
+        return cls({path.stem: read(path) for path in sorted(folder.glob("*.pem"))}, folder)
 
     @property
     def companies(self) -> tuple[str, ...]:
-        return tuple(self._fingerprints)
+        return tuple(self._certificates)
+
+    @property
+    def pem(self) -> bytes:
+        """All certificates that are pinned now, one after another."""
+        return b"\n".join(found for company in self.companies if (found := self._pinned(company)) is not None)
 
     def owner(self, pem: bytes) -> str | None:
         """The company whose pinned certificate this is; None if it is not pinned."""
-        try:
-            presented = fingerprint(x509.load_pem_x509_certificate(pem))
-        except ValueError:
-            return None
         found = None
-        for company, pinned in self._fingerprints.items():
-            if hmac.compare_digest(presented, pinned):
+        for company in self.companies:
+            if self.holds(company, pem):
                 found = company
         return found
+
+    def holds(self, company: str, pem: bytes) -> bool:
+        """Whether this certificate is the one that is pinned for the company now."""
+        pinned = self._pinned(company)
+        try:
+            presented = fingerprint(x509.load_pem_x509_certificate(pem))
+            return pinned is not None and hmac.compare_digest(
+                presented, fingerprint(certificate_of(pinned, company))
+            )
+        except ValueError:
+            return False
+
+    def _pinned(self, company: str) -> bytes | None:
+        if self._folder is None:
+            return self._certificates[company]
+        try:
+            pem = (self._folder / f"{company}.pem").read_bytes()
+            return pem if name_in(certificate_of(pem, company)) == company else None
+        except (OSError, InputError):  # removed, or not whole while it is copied there
+            return None

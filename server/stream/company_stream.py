@@ -24,8 +24,9 @@ OnAnswer = Callable[[str, int, bytes], None]
 class Link:
     """Reads and writes in two gRPC threads; the reading one calls `on_answer(company, id, content)`."""
 
-    def __init__(self, company: str, run: str, largest: int, on_answer: OnAnswer) -> None:
+    def __init__(self, company: str, certificate: bytes, run: str, largest: int, on_answer: OnAnswer) -> None:
         self.company = company
+        self.certificate = certificate  # in PEM, as shown
         self._run = run
         self._largest = largest
         self._on_answer = on_answer

@@ -23,7 +23,7 @@ log = logging.getLogger("fedblocks.transport")
 
 # A node works on this message until the run is over.
 _LONGEST_RUN = 30 * 86400.0
-_POLL = 0.25
+_POLL, _GATHER = 0.25, 60.0
 
 
 @contextmanager
@@ -40,6 +40,8 @@ def data_plane(
         yield grid
         return
     settings, expected = ServiceSettings.load(folder), run.settings().companies.count
+    gather = settings.gather or _GATHER
+    settings.check_roster(folder, run.roster())
     service = settings.service(folder, run.plan().run)
     nodes = wait_for_nodes(grid, expected, nodes_wait)
     try:
@@ -48,20 +50,22 @@ def data_plane(
         log.warning("no data plane, continuing over Flower: %s", error)
         yield grid
         return
-    request = StreamRequest(run.plan().run, settings.gather).to_record()
+    request = StreamRequest(run.plan().run, gather).to_record()
     waiting = set(
         grid.push_messages(
             [Message(request, node, STREAM, group_id="stream", ttl=_LONGEST_RUN) for node in nodes]
         )
     )
+    ended = "later"  # unless the run comes to its end here
     try:
-        up = _gathered(grid, service, waiting, expected, settings.gather)
+        up = _gathered(grid, service, waiting, expected, gather)
         if up == expected:
             yield StreamGrid(service)
+            ended = "done"
     finally:
-        service.close()
+        service.close(ended)
         # A node takes its next message only after it has answered this one.
-        _collect(grid, waiting, 2 * settings.gather)
+        _collect(grid, waiting, 2 * gather)
     if up < expected:
         log.warning("%d of %d companies connected to the data plane, continuing over Flower", up, expected)
         yield grid

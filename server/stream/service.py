@@ -68,7 +68,9 @@ class AggregationService(DataPlaneServicer):
     def start(self, address: str) -> int:
         """Listen; returns the port, which the system chooses for `host:0`. RunError if it cannot listen."""
         try:
-            port: int = self._server.add_secure_port(address, self._own.server_credentials(self.pinned.pem))
+            port: int = self._server.add_secure_port(
+                address, self._own.server_credentials(lambda: self.pinned.pem)
+            )
         except RuntimeError:
             port = 0
         if port == 0:
@@ -76,22 +78,31 @@ class AggregationService(DataPlaneServicer):
         self._server.start()
         return port
 
-    def close(self) -> None:
-        """Tell the companies that the run is over, and stop."""
+    def close(self, code: str = "done") -> None:
+        """Tell the companies that the run is over, or "later" where it will go on, and stop."""
         with self._lock:
             links = list(self._links.values())
         for link in links:
-            link.end("done")
+            link.end(code)
         self._server.stop(grace=2.0).wait()
 
     @property
     def connected(self) -> tuple[str, ...]:
+        """Companies with a stream; those whose certificate is not pinned any more are sent away."""
         with self._lock:
-            return tuple(sorted(self._links))
+            links = dict(self._links)
+        gone = {
+            company for company, link in links.items() if not self.pinned.holds(company, link.certificate)
+        }
+        for company in gone:
+            log.warning("%s is sent away: its certificate is not pinned any more", company)
+            self._drop(links[company], "unknown_certificate")
+        return tuple(sorted(links.keys() - gone))
 
     def ask(self, kind: str, contents: Mapping[str, bytes], timeout: float) -> Iterator[tuple[str, bytes]]:
         """Send each named company its request now; yields answers as they arrive, until all have or time is up."""
         deadline, answers, waiting = time.monotonic() + timeout, Answers(), {}
+        _ = self.connected  # who was revoked meanwhile is asked nothing more
         for company, content in contents.items():
             with self._lock:
                 link, id_ = self._links.get(company), next(self._ids)
@@ -145,7 +156,7 @@ class AggregationService(DataPlaneServicer):
                 if times & (times - 1) == 0:  # the 1st, 2nd, 4th, ...: many refusals must not fill the disk
                     log.warning("refused %d streams of %s, which has enough", times, company)
                 _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
-            link = Link(company, self._run, self._largest, self._answered)
+            link = Link(company, presented[0], self._run, self._largest, self._answered)
             if not context.add_callback(link.end):
                 return
             threading.Thread(target=self._read, args=(link, request_iterator), daemon=True).start()

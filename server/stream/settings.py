@@ -8,14 +8,24 @@ FOLDER/
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...errors import InputError
+from ...privacy.secure_aggregation import Roster
+from ...protocol.expiry import of_coordinator, refuse_ended
+from ...protocol.identity import ROSTER_FILE, load_roster
+from ...protocol.names import COORDINATOR
+from ...protocol.roster import difference
+from ...protocol.transport.address import Address
 from ...protocol.transport.certificates import OwnCertificate
 from ...protocol.transport.pinned import PinnedCertificates
 from ...settings import parsed_toml, read_text, validated
 from .service import AggregationService
+
+log = logging.getLogger("fedblocks.transport")
 
 
 class ServiceSettings(BaseModel):
@@ -23,17 +33,45 @@ class ServiceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    listen: str = Field(pattern=r"^[^\s/]+:[0-9]{1,5}$")
+    listen: Address
     largest_message_mb: int = Field(1024, ge=1, le=16384)
-    gather: float = Field(60.0, gt=0, le=3600, description="seconds in which all companies must connect")
+    gather: float | None = Field(
+        None,
+        gt=0,
+        le=86400,
+        description="seconds to wait for companies: none, as long as it takes; a run that Flower has started goes on "
+        "without the data plane after 60",
+    )
 
     @classmethod
     def load(cls, folder: Path) -> ServiceSettings:
         path = folder / "transport.toml"
         return validated(cls, parsed_toml("transport.toml", path, read_text("transport.toml", path)))
 
+    @staticmethod
+    def check_roster(folder: Path, roster: Roster) -> None:
+        """InputError where a run was prepared with other companies than the roster installed in `folder` has."""
+        installed = folder / ROSTER_FILE
+        if not installed.is_file():
+            return
+        newest = load_roster(installed)
+        text = difference(
+            newest.members, roster.members, of_own="the installed one", of_other="that of the run"
+        )
+        if text:
+            rule = f"the run was prepared with another roster ({text}): prepare it with this one, or copy it there"
+            raise InputError("roster", str(installed), rule)
+
     def service(self, folder: Path, run: str) -> AggregationService:
-        """The service of one run, not listening yet."""
+        """The service of one run, not listening yet.
+
+        Raises:
+            InputError: the coordinator's own certificate, or its roster, has expired, or a file cannot be used.
+        """
+        notices = of_coordinator(folder)
+        refuse_ended(notice for notice in notices if notice.owner in (None, COORDINATOR))
+        for notice in notices:
+            log.warning("%s", notice)
         return AggregationService(
             OwnCertificate.load(folder),
             PinnedCertificates.load(folder / "companies"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tracemalloc
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
@@ -31,6 +33,19 @@ def tensor_of(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
 
 def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a)
+
+
+def test_an_empty_tensor_of_numpys_has_a_digest_too() -> None:
+    """NumPy gives an empty array other strides than torch. Would catch a company without data that cannot train."""
+    empty = torch.from_numpy(np.load(_saved(np.zeros(0, dtype=np.int64))))
+    assert digest({"targets": empty}) == digest({"targets": torch.zeros(0, dtype=torch.int64)})
+
+
+def _saved(array: np.ndarray) -> io.BytesIO:
+    file = io.BytesIO()
+    np.save(file, array)
+    file.seek(0)
+    return file
 
 
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=str)

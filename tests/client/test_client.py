@@ -19,6 +19,7 @@ from support.coordinating import NODES, Coordinator
 from typer.testing import CliRunner
 
 from fedblocks.blocks import digest
+from fedblocks.blocks.examples import Examples
 from fedblocks.cli.main import app as cli
 from fedblocks.client.app import release_labels
 from fedblocks.client.company import Company
@@ -64,6 +65,17 @@ def test_a_faithful_round_trains_charges_once_and_masks(coordinator: Coordinator
     assert len(reply.masked) == pytest.approx(2.75 * coordinator.session().length, rel=0.01)
     counts = np.bincount(reply.masked, minlength=256)
     assert counts.max() < 1.6 * counts.mean()  # masked values look uniform, an update's high bytes do not
+
+
+def test_a_company_without_examples_answers_as_any_other(coordinator: Coordinator) -> None:
+    """Would catch a refusal that tells that it holds none, which no plan tells of anyone."""
+    path = coordinator.run.companies / "company-0" / "data.npz"
+    Examples.load(path)[:0].save(path)
+    request = coordinator.train_request(coordinator.session())
+    reply = TrainReply.from_record(coordinator.ask(1, TRAIN, request.to_record()))
+    assert coordinator.charges() == 1
+    counts = np.bincount(reply.masked, minlength=256)
+    assert counts.max() < 1.6 * counts.mean()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +251,7 @@ def test_the_text_of_an_error_stays_in_the_companys_log(coordinator: Coordinator
     secret = "patient 4711"
     (coordinator.run.companies / "company-0" / "data.npz").write_text(secret)
     reply = coordinator.ask(1, TRAIN, request.to_record())
-    assert refused(reply) == "internal"
+    assert refused(reply) == "no_data"
     assert list(reply.config_records["message"]) == ["refused"]
     log = (coordinator.run.companies / "company-0" / "company.log").read_text()
     assert "data.npz: not a whole file of examples" in log

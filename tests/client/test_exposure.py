@@ -108,6 +108,27 @@ def test_a_row_that_one_example_reaches_is_named_and_one_that_two_reach_is_not(
         assert any(owned) == expected
 
 
+def test_an_example_whose_gradient_is_not_finite_hides_no_other(model: Denoiser, plan: Plan) -> None:
+    """Training drops such an example and keeps the rest. Would catch weights that silence the warning by making one
+    example of the batch overflow."""
+    data = data_of(N)
+    endless = data.inputs[:1] * float("inf")
+    loud = Examples(torch.cat([data.inputs, endless]), torch.cat([data.targets, data.targets[:1]]))
+    trapped = with_trap(model, data, plan, 1)
+    hits = [owned_rows(trapped, 0, loud, plan, examples=N + 1, source=seeded(s)) for s in range(12)]
+    assert any(7 in each.rows for found in hits for each in found if each.tensor == "layers.0.mlp.0.weight")
+
+
+def test_small_steps_from_where_it_looked_add_up_and_no_number_is_a_jump(model: Denoiser) -> None:
+    """Would catch NaN in one round, after which nothing looks like a jump any more."""
+    state = {name: p.detach() for name, p in model.blocks[0].named_parameters()}
+    broken = {name: p * float("nan") for name, p in state.items()}
+    before, nan = exposure.sample(state, 0), exposure.sample(broken, 0)
+    assert exposure.jumped(before, nan)
+    assert exposure.jumped(nan, before)
+    assert not exposure.jumped(before, before)
+
+
 def test_an_example_that_is_taken_again_counts_once(model: Denoiser, plan: Plan) -> None:
     """Would catch a lonely example that hides behind its own copies."""
     (found, *_) = owned_rows(model, 0, data_of(1), plan, examples=8, source=seeded())
@@ -194,6 +215,21 @@ def test_weights_that_change_at_once_are_looked_at_in_any_round(
         5,
         10,
     ]  # the first round, none in the second, and the third, whose weights are others
+
+
+def test_weights_that_are_led_away_in_small_steps_are_looked_at(
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a company that compares with the round before, from which a patient coordinator never moves far."""
+    training = small.training.model_copy(update={"rounds": 4})
+    one = small.model.model_copy(update={"blocks": 1})
+    run = prepare(small.model_copy(update={"training": training, "model": one}), tmp_path / "run")
+    counted: list[int] = []
+    monkeypatch.setattr(client_app.secrets, "randbelow", lambda most: 1)
+    monkeypatch.setattr(exposure, "owned_rows", lambda *given, **named: counted.append(1) or [])
+    monkeypatch.setattr(BlockOptimizer, "step", lambda self, block, mean: 1.3 * block)
+    simulate(run)
+    assert len(counted) == 5 * 2  # in the first round, and at 1.69 times its weights
 
 
 def test_a_count_that_fails_costs_nothing(

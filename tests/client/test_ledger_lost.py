@@ -192,7 +192,7 @@ def test_nothing_is_made_at_the_first_use_of_a_home(tmp_path: Path) -> None:
     for use in (lambda: charge(company, 0), lambda: company.steps.take("trained", b"x")):
         with pytest.raises(LedgerError, match="is missing"):
             use()
-    assert [path.name for path in company.home.iterdir()] == ["policy.toml"]
+    assert sorted(path.name for path in company.home.iterdir()) == ["decisions.jsonl", "policy.toml"]
     assert isinstance(invoke("ledger", "accept", company.home).exception, InputError)
     assert invoke("ledger", "create", company.home).exit_code == 0
     charge(company, 0)

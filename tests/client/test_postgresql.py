@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from support import postgresql
 
 from fedblocks.client.data.findings import Findings
 from fedblocks.client.data.tables.load import load_table
@@ -26,10 +23,6 @@ ROWS = pd.DataFrame(
         "select": [1, 2, 3],
     }
 )
-PROGRAMS = [Path(found).parent for name in ("initdb", "postgres") if (found := shutil.which(name))] + sorted(
-    Path("/usr/lib/postgresql").glob("*/bin")
-)
-NOBODY = 65534
 
 
 def contract(**changes: object) -> TableContract:
@@ -41,33 +34,9 @@ def contract(**changes: object) -> TableContract:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a database of a server that this test runs; it answers on a socket of its own alone."""
-    if not PROGRAMS:
-        pytest.skip("PostgreSQL is not installed")
-    # Its own folder: the server must reach it as another user than root, and a socket's name has to be short.
-    place = Path(tempfile.gettempdir()) / f"fedblocks-pg-{os.getpid()}"
-    place.mkdir(mode=0o700)
-    user = NOBODY if os.geteuid() == 0 else None
-    if user is not None:
-        os.chown(place, user, user)
-    try:
-        subprocess.run(
-            [PROGRAMS[0] / "initdb", "-D", place / "data", "-U", "me", "--auth=trust", "--no-sync"],
-            check=True, capture_output=True, user=user, timeout=120,
-        )  # fmt: skip
-        words = [PROGRAMS[0] / "postgres", "-D", place / "data", "-k", place, "-c", "listen_addresses=", "-F"]
-        with subprocess.Popen(words, user=user, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if "ready to accept connections" in line:
-                    break
-            try:
-                yield f"postgresql+psycopg://me@/postgres?host={place}"
-            finally:
-                process.terminate()
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+def server() -> Iterator[str]:
+    with postgresql.server() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

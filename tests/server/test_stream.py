@@ -37,7 +37,7 @@ from fedblocks.errors import ProtocolError, RunError
 from fedblocks.experiments.simulation.preparation import make_plan, public_model, read_inputs
 from fedblocks.privacy.secure_aggregation import ChannelKeys, Identity, Member, Roster
 from fedblocks.protocol.messages import JoinReply, JoinRequest
-from fedblocks.protocol.transport import OwnCertificate, PinnedCertificates, certificates
+from fedblocks.protocol.transport import OwnCertificate, PinnedCertificates
 from fedblocks.protocol.transport.certificates import COORDINATOR
 from fedblocks.protocol.transport.frames import VERSION, hello
 from fedblocks.protocol.transport.frames_pb2 import Frame, Hello
@@ -120,11 +120,8 @@ def test_a_company_cannot_vouch_for_another(plane: Plane) -> None:
     assert plane.service.connected == ()
 
 
-def test_an_expired_certificate_is_refused_though_it_is_pinned(
-    plane: Plane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(certificates, "DAYS", 0)
-    expired = OwnCertificate.create("company-0")
+def test_an_expired_certificate_is_refused_though_it_is_pinned(plane: Plane) -> None:
+    expired = OwnCertificate.create("company-0", days=0)
     pinned = PinnedCertificates({"company-0": expired.certificate})
     service = AggregationService(plane.coordinator, pinned, RUN)
     plane.port = service.start("127.0.0.1:0")

@@ -89,6 +89,7 @@ OTHERS: dict[str, Any] = {
     "training.batches": {"training": EPOCHS}, "training.noise_bands": {"training": EPOCHS | {"noise_bands": 2}},
     "training.noise_draws": 3, "training.server_optimizer": "fedavg", "training.server_learning_rate": 0.5,
     "training.server_betas": [0.5, 0.5], "training.evaluate_every": 3, "training.message_timeout": 5.0,
+    "training.reserve": 2,
     "delta": 1e-6, "max_grad_norm": 2.0, "clipping": "per-layer", "clip_quantile": 0.7, "noise_multiplier": 40.0,
     "company_clip": 3.0, "mode": "secure_step", "dropouts": 2, "colluders": 2,
     "secure_aggregation.minimum_cohort": 4, "secure_aggregation.threshold": 5, "secure_aggregation.bits": 30,
@@ -96,7 +97,8 @@ OTHERS: dict[str, Any] = {
 BESIDE = {
     "run", "delta", "training.rounds", "training.assignment", "training.server_optimizer",
     "training.server_learning_rate", "training.server_betas", "training.evaluate_every",
-    "training.message_timeout", "secure_aggregation.minimum_cohort", "secure_aggregation.threshold",
+    "training.message_timeout", "training.reserve", "secure_aggregation.minimum_cohort",
+    "secure_aggregation.threshold",
 }  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def test_what_is_beside_a_release_changes_none_of_its_bits(raw: dict[str, Any], 
 def test_cohort_data_states_and_the_policy_that_decides_change_the_noise(raw: dict[str, Any]) -> None:
     plan = validated(Plan, raw)
     seen = [labels(plan), labels(plan, companies=4), labels(plan, data=examples()[:11])]
-    for update in ({"largest_max_grad_norm": 2.0}, {"memory_mb": 1}, {"device": "cuda"}):
+    for update in ({"largest_max_grad_norm": 2.0}, {"memory_mb": 1}, {"device": "cuda"}, {"threads": 2}):
         seen.append(labels(plan, POLICY.model_copy(update=update)))
     assert len(set(seen)) == len(seen)
 
@@ -168,11 +170,21 @@ def test_a_policys_fields_that_are_no_part_of_the_noise_change_no_bit(raw: dict[
         "epsilon_ceiling": 3.0, "delta": 1e-4, "minimum_cohort": 4, "minimum_noise_multiplier": 1.0,
         "largest_model": 2_000_000, "most_steps": 5000, "allow_interface": False, "i_accept_no_dp": False,
         "allow_shared_noise": False, "least_colluders": 1, "composition": "renyi", "most_joins": 7,
-        "most_new_plans": 2, "answer_seconds": 9.0,
+        "most_new_plans": 2, "answer_seconds": 9.0, "epsilon_ceiling_run": 1.0, "epsilon_ceiling_year": 1.0,
+        "plans": ("0" * 64,), "shared_states": ("0" * 64,), "most_rounds_a_day": 1,
+        "hours": ("08:00", "09:00"), "zone": "Europe/Berlin", "approval": "always", "largest_predicted_gain": 1.0,
     }  # fmt: skip
     plan = validated(Plan, changed(raw, MODES[mode]))
     free = {n for n, v in others.items() if labels(plan, POLICY.model_copy(update={n: v})) == labels(plan)}
-    entering = {"data", "company", "device", "memory_mb", "simulation_seed", "largest_max_grad_norm"}
+    entering = {
+        "data",
+        "company",
+        "device",
+        "memory_mb",
+        "simulation_seed",
+        "threads",
+        "largest_max_grad_norm",
+    }
     assert free == set(others)
     assert free | entering == set(Policy.model_fields)
     expected = released(plan)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedblocks.blocks.examples import Examples
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
@@ -110,6 +111,38 @@ def test_only_the_adversaries_asked_for_are_reported(run: RunFolder, monkeypatch
     audit = audit_run(run, replace(ONE, adversaries=("insider",)))
     assert {each.adversary for each in audit.results} == {"insider"}
     assert {each.attack for each in audit.results} == {"span"}
+
+
+def test_a_run_whose_companies_hold_next_to_nothing_is_audited(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Companies of one example, of none, and of one class. Would catch an attack that ends the audit in an error for
+    want of cases, takes that for a finding, or leaves it inconclusive for ever."""
+    run = prepare(small, tmp_path / "run")
+    for home, keep in zip(run.homes(), (1, 0, 4), strict=False):
+        own = Examples.load(home / "data.npz")
+        own[(own.targets == own.targets[0]).nonzero()[:keep, 0]].save(home / "data.npz")
+    simulate(run)
+    subject = replace(Subject.of(run, block=0), workers=1)
+    assert sorted(map(len, subject.private.values()))[:2] == [0, 1]
+    for name in (
+        "conformance",
+        "label-presence",
+        "released-sums",
+        "posterior-prediction",
+        "epsilon-estimate",
+    ):
+        attack = next(each for each in attacks() if each.name == name)
+        if attack.applies(subject) is None:
+            found = [each for each in attack.run(subject) if isinstance(each, Result)]
+            assert found
+            assert {each.outcome for each in found} <= {
+                "held",
+                "found",
+                "not found",
+                "partly found",
+                "not applicable",
+            }
 
 
 def interrupted(

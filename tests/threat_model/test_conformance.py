@@ -19,6 +19,7 @@ from fedblocks.experiments.bench.attack.conformance import SOUND, audited, sound
 from fedblocks.privacy import dp_sgd
 from fedblocks.privacy.clipping import ClippedSum, PerExampleClipping
 from fedblocks.privacy.dp_sgd import DPSGD
+from fedblocks.privacy.mechanisms.skellam import SkellamNoise
 from fedblocks.privacy.mechanisms.skellam_sampler import SkellamSampler
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.privacy.sampling import EpochSampling, PoissonSampling
@@ -117,6 +118,41 @@ def test_a_clip_above_the_promised_one_is_found_though_the_noise_is_right(name: 
         assert "clip / promised" in failing(audited(own, 0))
 
 
+@pytest.mark.parametrize("name", ["Poisson batches", "shares of noise"])
+def test_a_step_that_adds_no_noise_to_an_empty_batch_is_found(name: str) -> None:
+    """Would catch a step that is skipped where there is nothing to train on, which tells just that."""
+    gaussian, shares = dp_sgd.add_gaussian_noise, SkellamNoise.encode
+
+    def add(clipped: ClippedSum, noise_multiplier: float, randomness: Randomness) -> torch.Tensor:
+        return gaussian(clipped, noise_multiplier if clipped.examples else 0.0, randomness)
+
+    def encode(self: SkellamNoise, vector: Any, randomness: Randomness) -> Any:
+        return shares(self, vector, randomness) if vector.any() else np.zeros(len(vector), dtype=np.uint32)
+
+    with replaced(dp_sgd, "add_gaussian_noise", add), replaced(SkellamNoise, "encode", encode):
+        found = failing(audited(step_of(name), 0))
+    assert found == {"noise variance of an empty batch / promised"}
+
+
+def test_the_first_example_of_a_batch_is_clipped_too() -> None:
+    """Would catch a clip that all examples but one are put through: the last, which is left out of the sum, is not
+    that one."""
+    original = PerExampleClipping.sum
+
+    def but_the_first(self: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1) -> ClippedSum:
+        found = original(self, losses, examples=examples, draws=draws)
+        first = original(self, losses, examples=min(1, examples), draws=draws)
+        clip, self.max_grad_norm = self.max_grad_norm, 1e30
+        try:
+            whole = original(self, losses, examples=min(1, examples), draws=draws)
+        finally:
+            self.max_grad_norm = clip
+        return replace(found, vector=found.vector - first.vector + whole.vector)
+
+    with replaced(PerExampleClipping, "sum", but_the_first):
+        assert "sensitivity / clip" in failing(audit_step(step_of("Poisson batches"), fixed()).checks)
+
+
 def test_a_layer_that_its_norm_leaves_out_is_found() -> None:
     """Would catch a clip that holds for the other layers only."""
     factors = mutated(PerExampleClipping._factors, "for layer in layers]\n", "for layer in layers[1:]]\n")
@@ -158,7 +194,7 @@ def test_an_example_that_sways_others_is_found_though_it_moves_the_sum_little() 
 
     def coupled(self: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1) -> ClippedSum:
         found = original(self, losses, examples=examples, draws=draws)
-        return replace(found, vector=10 * found.vector / (1 + examples))
+        return found if examples == 1 else replace(found, vector=10 * found.vector / (1 + examples))
 
     with replaced(PerExampleClipping, "sum", coupled):
         found = failing(audit_step(step_of("Poisson batches"), fixed()).checks)

@@ -60,6 +60,14 @@ def test_a_mean_of_clusters_is_covered(clusters: int, least: float) -> None:
     assert covered >= 300 * least
 
 
+def test_a_mean_of_twenty_cases_holds_at_the_level_that_findings_are_judged_at() -> None:
+    """Would catch a bootstrap alone, whose end at 99.9% is the normal law's: it errs in 4 of 1,000 cases
+    instead of 0.5."""
+    draw = np.random.default_rng(0)
+    above = sum(mean(draw.normal(0, 1, 20), level=0.999).low > 0 for _ in range(3000))
+    assert above <= 5
+
+
 def test_few_clusters_are_not_resampled() -> None:
     values = np.random.default_rng(0).normal(0, 1, 25)
     assert mean(values[:19]).method == "student"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_what_cannot_be_searched_is_refused_in_numbers(
 ) -> None:
     """Would catch a search that cannot end, reported as one that found nothing."""
     assert why in str(ATTACK.applies(subject_of(small, tmp_path, **changed)))
+
+
+def test_a_prediction_says_where_there_is_nothing_to_predict(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Would catch an audit that ends in an error for a plan without noise, or for a company without examples."""
+    subject, attack = subject_of(small, tmp_path, **WIDE), posterior_prediction.ATTACK
+    silent = replace(subject, plan=subject.plan.changed(noise_multiplier=0.0))
+    assert "adds no noise" in str(attack.applies(silent))
+    first = next(iter(subject.private))
+    fewer = replace(subject, private=subject.private | {first: subject.private[first][:0]})
+    found = {each.company: each for each in attack.run(fewer) if isinstance(each, Result)}
+    assert found[first].reason == f"{first} holds no example"
+    assert {each.outcome for name, each in found.items() if name != first} <= {"not found", "partly found"}
 
 
 def test_every_company_gets_its_prediction(small: SimulationSettings, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from fedblocks.client import app as client_app
+from fedblocks.client.company import Company
 from fedblocks.errors import ProtocolError
 from fedblocks.experiments.simulation.preparation import prepare
-from fedblocks.privacy.secure_aggregation import wire
+from fedblocks.privacy.secure_aggregation import Session, wire
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
 from fedblocks.threat_model import made_up
@@ -63,10 +64,35 @@ def test_a_company_without_the_check_is_found_out(
     with made_up.rebuilt(run, Subject.of(run).model, 0) as coordinator:
         monkeypatch.setattr(*weaken)
         try:
-            code = made_up.ATTEMPTS[name](coordinator)
+            code = made_up.ATTEMPTS[name][0](coordinator)
         except ProtocolError as error:
             code = error.code
     assert code != CODES[name]
+
+
+def test_companies_that_cannot_train_show_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a model of its own that is "refused" by companies that would not have trained any."""
+    monkeypatch.setattr(client_app, "train_block", lambda *given: 1 / 0)
+    (result,) = ATTACK.run(Subject.of(run))
+    assert result.outcome == "inconclusive"
+    assert "refused to train in an honest round" in result.reason
+
+
+def test_a_refusal_for_another_reason_shows_nothing(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a check that is gone while something else fails: a bad message, a full disk."""
+    original = client_app._only_cohort
+
+    def broken(company: Company, session: Session) -> None:
+        if session.round > 1:
+            raise OSError("no space left")
+        original(company, session)
+
+    monkeypatch.setattr(client_app, "_only_cohort", broken)
+    found = {each.statistic: each for each in ATTACK.run(Subject.of(run))}
+    other = found.pop("refused: another cohort in a later round")
+    assert other.outcome == "inconclusive"
+    assert "where bad_session was expected" in other.reason
+    assert {each.outcome for each in found.values()} == {"held"}
 
 
 def test_companies_that_refuse_everything_show_nothing(

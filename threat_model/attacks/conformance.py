@@ -54,6 +54,10 @@ def _block(subject: Subject, block: int) -> Iterator[Result]:
                 block, name, "own step", "inconclusive", "steps", "the time ran out before its step"
             )
             continue
+        if len(subject.private[name]) == 0:
+            why = f"{name} holds no example that its step could take"
+            yield _result(block, name, "own step", "not applicable", "steps", why)
+            continue
         started = subject.clock.spent
         try:
             audit = _company(subject, block, name, level)

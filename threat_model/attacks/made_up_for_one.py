@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ...errors import ProtocolError
 from ..intervals import Estimate
-from ..made_up import ATTEMPTS, attempts
+from ..made_up import ATTEMPTS, Attempt, attempts
 from ..results import Outcome, Result
 from ..subject import Subject
 from . import Attack
@@ -25,16 +25,22 @@ def _run(subject: Subject) -> Iterator[Result]:
     started = time.monotonic()
     try:
         for done, attempt in enumerate(attempts(subject.run, subject.model, subject.blocks[0]), start=1):
-            held = attempt.code is not None
-            yield _result(
-                f"refused: {attempt.name}", "held" if held else "refuted",
-                f"the company refused: {attempt.code}" if held else "the company answered",
-                _ALWAYS if held else _NEVER, time.monotonic() - started,
-            )  # fmt: skip
+            yield _of(attempt, time.monotonic() - started)
             started = time.monotonic()
             subject.clock.tell(done / len(ATTEMPTS), "what is made up for one company")
     except ProtocolError as error:
         yield _result("refused", "inconclusive", f"an honest message was refused too: {error}")
+
+
+def _of(attempt: Attempt, seconds: float) -> Result:
+    name = f"refused: {attempt.name}"
+    if attempt.code is None:
+        return _result(name, "refuted", "the company answered", _NEVER, seconds)
+    said = f"the company refused: {attempt.code}"
+    if attempt.code != attempt.expected:
+        why = f"{said}, where {attempt.expected} was expected: it was for another reason, which shows nothing"
+        return _result(name, "inconclusive", why, None, seconds)
+    return _result(name, "held", said, _ALWAYS, seconds)
 
 
 def _result(

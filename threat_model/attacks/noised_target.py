@@ -20,7 +20,7 @@ from ..noised_target import solve, unsuited
 from ..prior import GaussianPrior
 from ..releases import Release, clip_of, raw_gradient, released
 from ..results import Result
-from ..scoring import Attacked, guessed
+from ..scoring import Attacked, blind_share, guessed
 from ..subject import Subject
 from ..winning import wins_at
 from . import Attack
@@ -95,7 +95,7 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
             yield guessed(
                 attack=ATTACK.name, adversary=adversary, view=view, block=block, of=problem.by_name["label"],
                 released=found.labels, control=control.labels if protected else None,
-                blind=float((victims.inputs == attacker.common).double().mean()), protected=protected,
+                blind=blind_share(problem.values_of(subject.public)["label"], victims.inputs), protected=protected,
                 budget={"cases": len(victims)}, ceilings=ceilings,
             )  # fmt: skip
         subject.clock.tell(0.5 + 0.5 * done / len(views), f"noised target, block {block}")

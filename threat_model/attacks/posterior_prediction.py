@@ -28,6 +28,8 @@ def _applies(subject: Subject) -> str | None:
         return (
             f"{subject.plan.training.local_steps} local steps: a release is no longer linear near one example"
         )
+    if not subject.plan.private:
+        return "the run adds no noise: what comes back is what the closed forms find, and nothing is to be predicted"
     (block,) = subject.blocks
     return unsuited(subject.problem(block), subject.plan.training.noise_draws)
 
@@ -42,6 +44,9 @@ def _run(subject: Subject) -> Iterator[Result | Exhibit]:
         started = time.monotonic()
         if subject.clock.over:
             yield _result(company, block, "inconclusive", reason=f"the time was over before {company}")
+            continue
+        if len(examples) == 0:
+            yield _result(company, block, "not applicable", reason=f"{company} holds no example")
             continue
         generator = subject.generator("prediction", company, block)
         found = informations(model, examples, EXAMPLES, generator)

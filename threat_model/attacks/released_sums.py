@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,6 +33,28 @@ _AGAIN = "opened sums that come out again"
 _FIELDS = {"adversary": "auditor", "view": _VIEW, "statement": "conformance"}
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """What is kept of a sum: its variance as a whole and in the tensor that stands out, some of its noise."""
+
+    whole: Check
+    worst: Check
+    noise: Array
+    apart: float
+
+    @classmethod
+    def at(cls, found: Replayed) -> _Looked:
+        level = FAMILY_WISE / _TESTS / _MOST
+        names, sizes = zip(*found.tensors.items(), strict=True)
+        parts = np.repeat(np.arange(len(sizes)), sizes)
+        return cls(
+            checks.variance(found.noise, level),
+            checks.variance_by_part(found.noise, parts, names, level),
+            found.noise[:_KEPT].copy(),
+            found.apart,
+        )
+
+
 def _applies(subject: Subject) -> str | None:
     if not subject.plan.private:
         return "the plan promises no noise (noise_multiplier = 0)"
@@ -54,47 +77,38 @@ def _run(subject: Subject) -> Iterator[Result]:
     if not found:
         yield _result(_AGAIN, "inconclusive", "the time ran out before the first sum")
         return
-    level = FAMILY_WISE / _TESTS
-    whole = {name: checks.variance(each.noise, level / len(found)) for name, each in found.items()}
-    parts = {name: _by_tensor(each, level / len(found)) for name, each in found.items()}
-    yield _least(_VARIANCE, whole)
-    yield _least(_TENSOR, parts)
+    yield _least(_VARIANCE, {name: each.whole for name, each in found.items()})
+    yield _least(_TENSOR, {name: each.worst for name, each in found.items()})
     if len(found) > 1:
-        excess = max(max(check.estimate.high - 1 for check in whole.values()), 0.0)
-        yield _reused(found, excess, level)
+        yield _reused(found)
     other = [name for name, each in found.items() if not each.apart <= _SAME]
-    why = (
-        (f"{other[0]} and {len(other) - 1} more are" if len(other) > 1 else f"{other[0]} is" if other else "")
-        + " not what the companies' code makes of their data and seeds now: other code made it, or these have changed"
-    )
+    why = ""
+    if other:
+        which = other[0] if len(other) == 1 else f"{other[0]} and {len(other) - 1} more"
+        why = f"{which}: other code made this, or data, policy or seed of a company have changed since"
     outcome: Outcome = "inconclusive" if other else "held"
     share = proportion(len(found) - len(other), len(found))
-    yield _result(_AGAIN, outcome, why if other else "", share, unit="share", sums=len(found))
+    yield _result(_AGAIN, outcome, why, share, unit="share", sums=len(found))
 
 
-def _replays(subject: Subject, transcript: Transcript | None) -> dict[str, Replayed]:
+def _replays(subject: Subject, transcript: Transcript | None) -> dict[str, _Looked]:
     """By round and block. A sample of the sums, and a thinner one where there is not the time for all of it."""
     assert transcript is not None
     places = [i for i, header in enumerate(transcript.headers) if header.block in subject.blocks]
     order = torch.randperm(len(places), generator=subject.generator("released sums"))
     wanted = sorted(places[i] for i in order[:_MOST].tolist())
-    found: dict[str, Replayed] = {}
+    found: dict[str, _Looked] = {}
     for place, release in enumerate(transcript):
         # All are read, as each bears witness of those before it.
         if place not in wanted or subject.clock.over:
             continue
         again = replayed(subject.run, subject.plan, subject.checkpoint.model.shared, release)
-        found[f"round {release.round}, block {release.block}"] = again
+        found[f"round {release.round}, block {release.block}"] = _Looked.at(again)
         rest = [each for each in wanted if each > place]
         if len(rest) > 1 and subject.clock.spent / len(found) * len(rest) > subject.clock.left:
             wanted = rest[1::2]
         subject.clock.tell(len(found) / (len(found) + len(rest)), "opened sums")
     return found
-
-
-def _by_tensor(found: Replayed, level: float) -> Check:
-    names, sizes = zip(*found.tensors.items(), strict=True)
-    return checks.variance_by_part(found.noise, np.repeat(np.arange(len(sizes)), sizes), names, level)
 
 
 def _least(statistic: str, found: dict[str, Check]) -> Result:
@@ -107,10 +121,10 @@ def _least(statistic: str, found: dict[str, Check]) -> Result:
     )  # fmt: skip
 
 
-def _reused(found: dict[str, Replayed], excess: float, level: float) -> Result:
-    """`excess`: of variance, which may be of gradients; so much of a correlation may be theirs too."""
-    series: list[Array] = [each.noise[:_KEPT] for each in found.values()]
-    check = checks.correlation(series, level, _REUSE)
+def _reused(found: dict[str, _Looked]) -> Result:
+    """What is in excess of variance may be of gradients, and so much of a correlation theirs too."""
+    excess = max(max(each.whole.estimate.high - 1 for each in found.values()), 0.0)
+    check = checks.correlation([each.noise for each in found.values()], FAMILY_WISE / _TESTS, _REUSE)
     names = ", ".join(found)
     outcome: Outcome = "held" if check.held else "refuted"
     reason = check.reason and f"{check.reason} (numbered from 0: {names})"
@@ -148,5 +162,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     by_block=False,
-    weight=1.0,
+    weight=2.0,
 )

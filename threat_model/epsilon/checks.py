@@ -146,7 +146,8 @@ def dispersion(counts: Array, trials: int, q: float, level: float, name: str) ->
     """
     v, m = trials * q * (1 - q), len(counts)
     found = float(((counts - trials * q) ** 2).mean()) / v
-    shape = m / (2 + (1 - 6 * q * (1 - q)) / v)
+    # One fair coin is always as far from its mean: nothing varies then.
+    shape = m / max(2 + (1 - 6 * q * (1 - q)) / v, 1e-9)
     return _gamma(name, found, shape, m, level / 10)
 
 

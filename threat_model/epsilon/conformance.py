@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ from .recording import OwnStep, Places, Recording, record
 
 Array = npt.NDArray[np.float64]
 FAMILY_WISE = 1e-4
-STATISTICAL = 16  # more than there are tests of chance in one audit of a step and of its masks
+STATISTICAL = 18  # more than there are tests of chance in one audit of a step and of its masks
 _LEAST_VALUES = 20_000  # noisy values in all recorded steps
 _MOST_VALUES = 1 << 24  # that are kept
 _ROUNDS, _MOST_ROUNDS = 2, 24
@@ -106,6 +106,7 @@ def audit_step(
     noise = [each.noise for each in rounds]
     found = [*noise_checks(noise, level), _by_tensor(own, noise, places, level)]
     found += [_clip(rounds, promise), _divisor(rounds), *_diffusion(rounds)]
+    found.append(_without_examples(own, promise, places, randomness(-3), level))
     counts = [step.count_noise for step in recorded if step.count_noise is not None]
     if counts:
         found.append(checks.variance(np.array(counts), level, "count noise variance / promised"))
@@ -132,6 +133,18 @@ def _by_tensor(own: OwnStep, rounds: Sequence[Sequence[Array]], places: Places, 
     tensor = np.repeat(np.arange(len(sizes)), sizes)[places]
     steps = [step for noise in rounds for step in noise]
     return checks.variance_by_part(np.concatenate(steps), np.tile(tensor, len(steps)), names, level)
+
+
+def _without_examples(
+    own: OwnStep, promise: Promise, places: Places, randomness: Randomness, level: float
+) -> Check:
+    """A step that adds its noise to nothing: were that left out, a release would tell that a batch was empty."""
+    name = "noise variance of an empty batch / promised"
+    try:
+        empty = record(replace(own, data=own.data[:0]), randomness, places=places, probe=False)
+    except IndexError:
+        return checks.within(name, math.inf, 1.0, 1, "the step takes examples where the company holds none")
+    return checks.variance(np.concatenate(noise_of(own, promise, empty)), level, name)
 
 
 def _clip(rounds: Sequence[_Round], promise: Promise) -> Check:

@@ -1,4 +1,4 @@
-"""A step's clipped sum on neighbouring batches: with its last example, and without it.
+"""A step's clipped sum on neighbouring batches: with its last example, without it, and with that one alone.
 
 Examples come in random order, so the last is any one. Its loss is also scaled, up to where its gradient overflows
 and to where it is no number: a bound on what one example changes must hold for every example. All others keep their
@@ -82,6 +82,7 @@ def compare(
     moved[kind], disturbed[kind] = apart(own, 0.0), apart(own, total(few, scale=_LARGE, others=0.0))
     for scale in _OUT_OF_RANGE:
         moved[f"loss times {scale:g}"] = apart(total(few, scale=scale), without)
+    moved["alone in its batch"] = apart(total(1, scale=_LARGE), 0.0)  # it is also the first then
     if few > 1:
         moved["a duplicate"] = apart(total(few, duplicate=True) - without, 0.0)
     with _RandomOperations() as asked:

@@ -21,6 +21,9 @@ def unsuited(subject: Subject) -> str | None:
         found = heldout(subject)
     except (FedblocksError, OSError) as error:
         return f"it needs examples that no company trained on: {error}"
+    members = sum(map(len, subject.private.values()))
+    if members < LEAST:
+        return f"the companies hold {members} examples together, of at least {LEAST}"
     return None if len(found) >= LEAST else f"only {len(found)} examples were held out, of at least {LEAST}"
 
 

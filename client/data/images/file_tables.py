@@ -13,7 +13,8 @@ import numpy.typing as npt
 from ....errors import InputError
 from ....settings.contract import ImageContract
 from ..findings import Findings, counted, some
-from ..tables.frames import is_database, read_frame
+from ..tables.database import is_database
+from ..tables.frames import read_frame
 from .class_labels import Labels, of_values
 from .folders import File
 from .pictures import Unreadable

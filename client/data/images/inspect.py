@@ -20,7 +20,8 @@ from ....errors import InputError
 from ....settings.contract import ImageContract
 from ..draft import Inspection, contract_text
 from ..findings import Findings, counted
-from ..tables.frames import is_database, is_table
+from ..tables.database import is_database
+from ..tables.frames import is_table
 from ..tables.inspect import how_it_is_written
 from .arrays import arrays_of
 from .class_labels import clean, in_order

@@ -17,7 +17,8 @@ from ....errors import InputError
 from ....settings import DataSource
 from ....settings.contract import ImageContract
 from ..findings import Findings, counted
-from ..tables.frames import is_database, is_table
+from ..tables.database import is_database
+from ..tables.frames import is_table
 from .arrays import read_npz
 from .class_labels import Labels, of_folders, of_values, shown
 from .file_tables import read_files, read_pixels

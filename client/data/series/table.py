@@ -20,7 +20,8 @@ from ....settings import DataSource
 from ....settings.contract import FileContract, SeriesContract
 from ..findings import Findings, counted
 from ..tables.csv_files import CSV, inner_suffix
-from ..tables.frames import SUFFIXES, is_database, read_frame
+from ..tables.database import is_database
+from ..tables.frames import SUFFIXES, read_frame
 from . import steps
 from .built_in import BUILT_IN
 from .order import Series, Values, apart, found_step, in_order, note_gaps, resampled

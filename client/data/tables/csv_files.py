@@ -160,6 +160,13 @@ def first_lines(field: str, path: Path, encoding: str | None, most: int = 200) -
     return text.splitlines(keepends=True)[: most if whole else -1]
 
 
+def names_of_csv(field: str, path: Path, contract: FileContract) -> list[str]:
+    """The names in the first line, as the contract has them separated. Raises: InputError as `first_lines`."""
+    if not path.is_file():
+        raise InputError(field, str(path), "no such file")
+    return _names(first_lines(field, path, contract.encoding), contract)
+
+
 def separator_of(lines: list[str]) -> str:
     """The separator that cuts most lines into the same number of fields, more than one; a comma where none does.
 

@@ -1,29 +1,20 @@
-"""Tables from files and databases: CSV (plain, .gz, .zst, .bz2), Parquet, Feather, Excel, SQL.
-
-A database is named by its SQLAlchemy URL: `sqlite:///sales.db`, `postgresql+psycopg://host/name`. A password never
-stands in a URL: drivers take it from their own place (PGPASSWORD, .pgpass), so that no run folder holds it.
-"""
+"""Tables from files and databases: CSV (plain, .gz, .zst, .bz2), Parquet, Feather, Excel, SQL (see `database`)."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ....errors import InputError
 from ....settings.contract import FileContract
 from .csv_files import EMPTY, inner_suffix, read_csv, reason_of, refuse_twice
+from .database import is_database, read_database
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EXCEL = (".xlsx", ".xlsm")
 SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".arrow", *EXCEL)
-_URL = re.compile(r"^[a-z][a-z0-9+]*://")
-
-
-def is_database(source: str) -> bool:
-    return _URL.match(source) is not None
 
 
 def is_table(path: Path) -> bool:
@@ -36,7 +27,7 @@ def read_frame(
 ) -> pd.DataFrame:
     """All rows, or those columns of them. Raises: InputError naming `field`, the source and what is wrong with it."""
     if is_database(source):
-        return _named_once(field, source, _sql(field, source, contract))
+        return _named_once(field, source, read_database(field, source, contract))
     path = Path(source)
     if not path.is_file():
         raise InputError(field, source, "no such file")
@@ -84,38 +75,3 @@ def _excel(field: str, path: Path, contract: FileContract) -> pd.DataFrame:
             field, str(path), f"no sheet {contract.sheet!r}; there are {', '.join(map(str, sheets))}"
         )
     return pd.read_excel(path, sheet_name=contract.sheet or 0, na_values=list(EMPTY))
-
-
-def _sql(field: str, source: str, contract: FileContract) -> pd.DataFrame:
-    import pandas as pd
-    import sqlalchemy as sql
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        url = sql.make_url(source)
-    except SQLAlchemyError:
-        raise InputError(field, "database", "not a URL that SQLAlchemy reads") from None
-    shown = url.render_as_string(hide_password=True)
-    if url.password is not None:
-        raise InputError(field, shown, "give the password to the driver (as PGPASSWORD), not in the URL")
-    if url.get_backend_name() == "sqlite" and url.database and not Path(url.database).is_file():
-        raise InputError(field, shown, "no such file")
-    if contract.table is None and contract.query is None:
-        raise InputError(field, shown, "name the table, or a query, in a contract")
-    try:
-        engine = sql.create_engine(url)
-        try:
-            with engine.connect() as connection:
-                statement = contract.query
-                if statement is None:
-                    quoted = engine.dialect.identifier_preparer.quote(contract.table or "")
-                    statement = f"SELECT * FROM {quoted}"
-                return pd.read_sql_query(sql.text(statement), connection)
-        finally:
-            engine.dispose()
-    except ModuleNotFoundError as error:
-        raise InputError(field, shown, f"its driver is not installed: pip install {error.name}") from None
-    except (SQLAlchemyError, pd.errors.DatabaseError) as error:
-        # The driver's own error has the plainest name, and a text that may hold values.
-        told = getattr(error.__cause__ or error, "orig", None) or error
-        raise InputError(field, shown, f"not readable ({type(told).__name__})") from None

@@ -18,7 +18,8 @@ from ..draft import Inspection, contract_text, note_sentinels
 from ..findings import Findings
 from .built_in import BUILT_IN
 from .csv_files import CSV, first_lines, inner_suffix, separator_of
-from .frames import is_database, read_frame
+from .database import is_database
+from .frames import read_frame
 from .load import load_table
 
 if TYPE_CHECKING:

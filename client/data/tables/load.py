@@ -21,8 +21,9 @@ from ....errors import InputError
 from ....settings.contract import TableContract
 from ..findings import Findings, counted, some
 from .built_in import BUILT_IN
-from .csv_files import CSV, batches_of_csv, inner_suffix
-from .frames import is_database, read_frame
+from .csv_files import CSV, batches_of_csv, inner_suffix, names_of_csv
+from .database import is_database
+from .frames import read_frame
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,6 +66,8 @@ def _examples(
     findings: Findings,
 ) -> Examples:
     findings.fact("rows", f"{len(inputs):,}")
+    for reason, rows in findings.left_out.items():
+        findings.note(f"{counted(rows, 'row')} left out: {reason}")
     if contract.labels is not None:
         counts = np.bincount(targets.astype(np.int64), minlength=len(contract.labels))
         shown = ", ".join(f"{label} {count:,}" for label, count in zip(contract.labels, counts, strict=True))
@@ -100,12 +103,20 @@ def gathered(
 
 def _pieces(field: str, source: str, contract: TableContract, findings: Findings) -> Iterator[Piece]:
     first = 1
-    for batch in _batches(field, source, contract):
+    for batch in _batches(field, source, contract, findings):
         yield _Reading(field, source, contract, findings, first).piece(batch)
         first += batch.num_rows
 
 
-def _batches(field: str, source: str, contract: TableContract) -> Iterator[pa.RecordBatch]:
+def _say_what_is_not_read(there: list[str], read: list[str], findings: Findings) -> None:
+    unread = [name for name in there if name not in read]
+    if unread:
+        findings.fact("columns not read", some(map(repr, unread)))
+
+
+def _batches(
+    field: str, source: str, contract: TableContract, findings: Findings
+) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     columns = [contract.label, *contract.numeric, *contract.categories]
@@ -117,12 +128,14 @@ def _batches(field: str, source: str, contract: TableContract) -> Iterator[pa.Re
     )
     if source not in BUILT_IN and not is_database(source) and inner_suffix(Path(source)) in CSV:
         types = {name: pa.string() if name in text else pa.float64() for name in columns}
+        _say_what_is_not_read(names_of_csv(field, Path(source), contract), columns, findings)
         yield from batches_of_csv(field, Path(source), contract, types)
         return
     frame = BUILT_IN[source]() if source in BUILT_IN else read_frame(field, source, contract)
     for name in columns:
         if name not in frame.columns:
             raise InputError(field, source, f"column {name!r} is missing; there are {some(frame.columns)}")
+    _say_what_is_not_read(list(frame.columns), columns, findings)
     yield from pa.Table.from_pandas(frame[columns], preserve_index=False).to_batches()
 
 
@@ -166,8 +179,12 @@ class _Reading:
             rule = 'an empty cell; fill it, or say missing = "drop" or "mark" in the contract'
             raise InputError(self.field, f"row {row} of column {name!r}", rule)
         if self.contract.missing == "drop":
-            keep &= ~missing
-            self.findings.note(f"rows are left out where column {name!r} is empty")
+            self._leave_out(f"column {name!r} is empty", missing, keep)
+
+    def _leave_out(self, reason: str, rows: npt.NDArray[np.bool_], keep: npt.NDArray[np.bool_]) -> None:
+        """Each row counts once, for the first reason."""
+        self.findings.leave_out(reason, int((rows & keep).sum()))
+        keep &= ~rows
 
     def _numbers(self, batch: pa.RecordBatch, name: str) -> npt.NDArray[np.float64]:
         """NaN where a cell is empty. Raises: InputError with row and column where it is no number."""
@@ -259,8 +276,7 @@ class _Reading:
         if missing.any() and c.missing == "refuse":
             self._missing(c.label, missing, keep)
         if missing.any():
-            keep &= ~missing
-            self.findings.note("rows without a label are left out")
+            self._leave_out(f"without a label in column {c.label!r}", missing, keep)
         if c.labels is not None:
             return codes.astype(np.float32)
         assert c.range is not None

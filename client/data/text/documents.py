@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from ....errors import InputError
-from ....settings.contract import TextContract
-from ..findings import Findings, counted
+from ....settings.contract import FileContract, TextContract
+from ..findings import Findings, counted, some
+from ..tables.database import is_database
+from ..tables.frames import read_frame
 from .built_in import BUILT_IN
 from .files import LINES, Bomb, File, files_of
 
@@ -36,6 +38,9 @@ def documents(field: str, source: str, contract: TextContract, findings: Finding
     if source in BUILT_IN:
         yield iter((BUILT_IN[source](),))
         return
+    if is_database(source):
+        yield from _of_database(field, source, contract, findings)
+        return
     try:
         io.TextIOWrapper(io.BytesIO(), encoding=contract.encoding)
     except LookupError:
@@ -55,6 +60,28 @@ def documents(field: str, source: str, contract: TextContract, findings: Finding
             yield from readers[at].documents()
             at += 1
     empty = sum(reader.empty for reader in readers)
+    if empty:
+        findings.note(f"{counted(empty, 'document')} without text left out")
+
+
+def _of_database(field: str, source: str, contract: TextContract, findings: Findings) -> Iterator[Pieces]:
+    """A row a document; `contract.field` is the column."""
+    rows = read_frame(field, source, FileContract(table=contract.table, query=contract.query))
+    if contract.field not in rows.columns:
+        rule = f"column {contract.field!r} is missing; name the field in a contract: {some(rows.columns)}"
+        raise InputError(field, source, rule)
+    findings.fact("rows", f"{len(rows):,}")
+    empty = 0
+    for number, text in enumerate(rows[contract.field], start=1):
+        if isinstance(text, str) and "\0" not in text:
+            yield iter((f"{text}\n",))
+        elif text is None or text != text:
+            if contract.missing == "refuse":
+                rule = 'no text; fill it, or say missing = "drop" in a contract'
+                raise InputError(field, f"row {number} of column {contract.field!r}", rule)
+            empty += 1
+        else:
+            raise InputError(field, f"row {number} of column {contract.field!r}", "is no text")
     if empty:
         findings.note(f"{counted(empty, 'document')} without text left out")
 

@@ -1,0 +1,128 @@
+"""`fedblocks agent up`, `status`, `pending`, `approve` and `deny`: a company's agent that runs unattended."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ProtocolError
+from .agent import agent, people
+from .options import Metrics
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Home = Annotated[Path, typer.Argument(help="the company's home folder")]
+RunName = Annotated[
+    str, typer.Argument(help="the run's name, as `agent pending` shows it, or its plan's digest")
+]
+
+
+def say(text: str) -> None:
+    """A line for people, with nothing in it taken for markup."""
+    people.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@agent.command("up")
+def up(
+    home: Home,
+    json_log: Annotated[bool, typer.Option("--json-log", help="company.log in JSON lines")] = False,
+    metrics: Metrics = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer the coordinator, run after run, until this process is told to end; reconnects for ever."""
+    from ..client.company import Company
+    from ..client.company_log import use_json
+    from ..client.daemon import Daemon
+    from ..protocol.log_text import escape_logs
+    from ..protocol.observability import observing
+
+    escape_logs()
+    use_json(json_log)
+    company = Company.deployed(home)
+    company.startable()
+    say(f"{company.name} answers run after run; what it decides and why is in {home / 'company.log'}")
+    with observing(metrics) as seen:
+        daemon = Daemon(company, seen)
+        code = daemon.run()
+    if as_json:
+        print(json.dumps({"company": company.name, "ended": code, "runs": daemon.runs}))
+    if code != "stopped":
+        raise ProtocolError(code, f"the agent cannot go on; {home / 'company.log'} says more")
+
+
+@agent.command("status")
+def status(home: Home, as_json: AsJson = False) -> None:
+    """Whether the agent runs, is connected, and in which run; what the company has spent."""
+    from ..client.company import Company
+    from ..client.daemon import status_of
+
+    found = status_of(Company.deployed(home))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for key, value in found.items():
+        say(f"{key}: {'none' if value is None else value}")
+
+
+@agent.command("pending")
+def pending(home: Home, as_json: AsJson = False) -> None:
+    """The runs that wait for a decision: what each would train, cost this company's ledger, and send."""
+    from ..client.company import Company
+    from ..client.terms_in_words import described, projected
+
+    company = Company.deployed(home)
+    waiting = [each for each in company.requests.all() if each.decision == "pending"]
+    if as_json:
+        listed: list[dict[str, Any]] = [
+            {"run": each.run, "digest": each.digest, "asked": each.asked, **projected(company, each.offered)}
+            for each in waiting
+        ]
+        print(json.dumps({"company": company.name, "pending": listed}))
+        return
+    if not waiting:
+        say("No run waits for a decision.")
+    for each in waiting:
+        for line in described(company, each):
+            say(line)
+
+
+@agent.command("approve")
+def approve(
+    home: Home,
+    run: RunName,
+    by: Annotated[str | None, typer.Option(help="who decides; none means the user of this machine")] = None,
+    why: Annotated[str, typer.Option(help="for the company's own record")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Let the company take part in a run."""
+    _decide(home, run, "approved", by, why, as_json)
+
+
+@agent.command("deny")
+def deny(
+    home: Home,
+    run: RunName,
+    why: Annotated[str, typer.Option(help="for the company's own record; it does not leave the company")],
+    by: Annotated[str | None, typer.Option(help="who decides; none means the user of this machine")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep the company out of a run, also of one that it takes part in."""
+    _decide(home, run, "denied", by, why, as_json)
+
+
+def _decide(home: Path, run: str, decision: Any, by: str | None, why: str, as_json: bool) -> None:
+    from ..client.company import Company
+
+    company = Company.deployed(home)
+    who = by or getpass.getuser()
+    decided = company.requests.decide(run, decision, by=who, why=why)
+    company.decisions.write(decision, run=decided.run, by=who, why=why)
+    if as_json:
+        print(json.dumps({"run": decided.run, "digest": decided.digest, "decision": decision, "by": who}))
+    else:
+        say(
+            f"{decided.run}: {decision} by {who}. The agent answers so from the coordinator's next message on."
+        )

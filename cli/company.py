@@ -1,0 +1,133 @@
+"""`fedblocks company`: what a company does on its own machine before a run, and to see whether it is ready."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..protocol.log_text import entry
+
+company = typer.Typer(no_args_is_help=True, help="A company's own machine: keys, kits, data and checks.")
+people = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Home = Annotated[Path, typer.Argument(help="the company's home folder")]
+
+
+def say(text: str) -> None:
+    """A line for people, with nothing in it taken for markup."""
+    people.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@company.command("init")
+def init(
+    home: Annotated[Path, typer.Argument(help="a new folder, readable by its owner alone")],
+    name: Annotated[str, typer.Option(help="the company's name, as in its certificate and the roster")],
+    epsilon_ceiling: Annotated[float, typer.Option(help="epsilon of all runs together")] = 8.0,
+    delta: Annotated[float, typer.Option(help="well below 1 / your number of examples")] = 1e-5,
+    as_json: AsJson = False,
+) -> None:
+    """Make a company's home with a commented policy.toml. Nothing that is there is overwritten."""
+    from ..client.home import make_home
+
+    policy = make_home(home, name, epsilon_ceiling=epsilon_ceiling, delta=delta)
+    if as_json:
+        print(json.dumps({"home": str(home), "policy": str(policy), "company": name}))
+        return
+    quoted = shlex.quote(str(home))
+    say(f"Made {policy}. Next:")
+    for number, step in enumerate(
+        (
+            f"read it, and set {name}'s own rules (epsilon_ceiling and delta first)",
+            f"fedblocks company request {quoted} --company {name}, and send the request to the provisioner",
+            f"fedblocks company install KIT {quoted} --fingerprint FINGERPRINT",
+            f"fedblocks company import SOURCE {quoted} --contract contract.toml --model PLAN",
+            f"fedblocks ledger create {quoted}",
+            f"fedblocks company check {quoted} --plan PLAN",
+        ),
+        start=1,
+    ):
+        say(f"  {number}. {step}")
+
+
+@company.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="a file, a folder or a database's URL; see docs/data.md")],
+    home: Home,
+    contract: Annotated[Path | None, typer.Option(help="how to read it; else that of --model's data")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="preset, TOML file or plan that it is for; a table's contract needs none"),
+    ] = None,
+    query: Annotated[str | None, typer.Option(help="of a database, in place of the contract's")] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(help="of a database: a file of mode 600 with the password in its first line"),
+    ] = None,
+    match_contrast: Annotated[
+        bool | None, typer.Option(help="give all images one mean and deviation; else as --model has it")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="put it in the place of data.npz")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read the company's own data into HOME/data.npz, and say what was read, what was left out, and why.
+
+    A database's password comes from PGPASSWORD, from FEDBLOCKS_DATABASE_PASSWORD or from --password-file.
+    """
+    from ..client.data.tables.database import password_file as password_in
+    from ..client.data.tables.database import using_password
+    from ..client.importing import import_data
+    from .company_source import source_of
+
+    password = None if password_file is None else password_in(password_file)
+    told = source_of(source, contract, model, query, match_contrast)
+    with using_password(password):
+        found = import_data(home, told.source, told.model, told.match_contrast, replace=replace)
+    if as_json:
+        print(json.dumps({"data": str(home / "data.npz"), "declared": found.declared} | found.to_json()))
+        return
+    for name, value in found.findings.facts.items():
+        say(f"{name}: {value}")
+    for note in found.findings.notes:
+        say(f"note: {note}")
+    say(f"Wrote {home / 'data.npz'}: {found.examples:,} examples, fingerprint {found.fingerprint}")
+    if found.declared:
+        say(f"Declared them as [data] in {home / 'policy.toml'}")
+
+
+@company.command("check")
+def check(
+    home: Home,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="plan.json, run folder, preset or TOML file: could this company run it?"),
+    ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="the provisioner's, as read out over the phone")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="do not try the coordinator's address")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for everything that would stop a run, and say how to mend it; exit code 2 if something would."""
+    from ..client.doctor import examine
+    from .given_plan import plan_of
+
+    offered = None if plan is None else plan_of(plan)
+    found = examine(home, offered, fingerprint=fingerprint, connect=not offline)
+    counts = {level: sum(finding.level == level for finding in found) for level in ("error", "warning")}
+    if as_json:
+        told = {"ok": not counts["error"], "errors": counts["error"], "warnings": counts["warning"]}
+        print(json.dumps(told | {"findings": [vars(finding) for finding in found]}))
+    colours = {"error": "red", "warning": "yellow", "note": "dim"}
+    for finding in found:
+        text = f"[{colours[finding.level]}]{finding.level}:[/] {escape(entry(str(finding)))}"
+        people.print(text, highlight=False, soft_wrap=True)
+    say(" and ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items()))
+    if counts["error"]:
+        raise typer.Exit(2)

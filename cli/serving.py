@@ -1,0 +1,100 @@
+"""A coordinator's run as its people see it: one line an event, and an end that the exit code tells truly."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ..errors import ProtocolError
+from ..server.events import CompaniesAwaited, Event, RoundFailed, RoundFinished
+from ..server.reasons import absences_in_words, named
+from ..server.run_folder import RunFolder
+
+
+def lines(say: Callable[[str], None]) -> Callable[[Event], None]:
+    """A subscriber that says what happens, a line an event."""
+
+    def tell(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            say(f"round {event.round}: {event.row.get('status', 'public model')}{_without(event.row)}")
+        if isinstance(event, CompaniesAwaited):
+            say(f"waiting for {named(event.missing)}" if event.missing else "waiting for companies")
+        if isinstance(event, RoundFailed):
+            why = absences_in_words(event.absent) or "too few companies"
+            say(f"round {event.round} failed and is begun anew: {why}")
+
+    return tell
+
+
+def _without(row: Any) -> str:
+    absent = row.get("absent")
+    return f", without {absences_in_words(absent)}" if absent else ""
+
+
+def outcome(run: RunFolder) -> dict[str, Any]:
+    """What a run has come to. Raises: ProtocolError where no round of it was done."""
+    rows = run.metrics()
+    rounds = rows[1:]
+    done = sum(row["status"] == "done" for row in rounds)
+    if not done:
+        why = absences_in_words(rounds[-1]["absent"]) if rounds else "none was begun"
+        raise ProtocolError("no_round_done", f"no round was done: {why}")
+    return {"folder": str(run.path), "rounds": rows[-1]["round"], "rounds_done": done}
+
+
+def serve_run(
+    run: RunFolder, folder: Path, say: Callable[[str], None], metrics: str | None = None
+) -> dict[str, Any]:
+    """Coordinate a run over the data plane of `folder` to its end; what it has come to.
+
+    Whatever interrupts, connected companies are told that it will go on. `metrics`: where Prometheus reads figures.
+
+    Raises: what `coordinate` raises; InputError where the folder's files cannot be used.
+    """
+    from ..protocol.observability import observing
+    from ..server.attendance import Patience
+    from ..server.coordinator import coordinate
+    from ..server.run_lock import exclusive
+    from ..server.run_metrics import RunMetrics
+    from ..server.standing import Standing
+    from ..server.stream import ServiceSettings, StreamGrid
+
+    settings = ServiceSettings.load(folder)
+    settings.check_roster(folder, run.roster())
+    with exclusive(run.path):  # before the port is taken
+        service = settings.service(folder, run.plan().run)
+        service.start(settings.listen)
+        companies = service.pinned.companies
+        say(f"Listening on {settings.listen} for {named(companies)}")
+        standing, ended = Standing(run, companies, lambda: service.connected), "later"
+        try:
+            with terminated_as_interrupted(), standing.written(), observing(metrics) as seen:
+                patience = Patience.of(run.settings(), gather=settings.gather)
+                grid, subscribers = StreamGrid(service), [lines(say), standing.tell]
+                if seen is None:
+                    coordinate(grid, run, subscribers, patience=patience)
+                else:
+                    told = RunMetrics.of(seen, run.plan(), service)
+                    coordinate(told.timed(grid), run, [*subscribers, told], patience=patience)
+                ended = "done"
+        finally:
+            service.close(ended)
+    return outcome(run)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, which a service manager sends, ends the run as Ctrl-C does: companies are told that it will go on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,66 @@
+"""The ceilings that a policy sets on one run and on a year, beside the ledger's own ceiling on everything.
+
+What is compared is how much the ledger's epsilon grows: by the run's releases, those made and those to come, or
+within 365 days. The guarantee is that of the ledger and its ceiling; these keep it from being used up at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import BudgetExceeded
+from ..privacy.composition import RUNS, Run, Terms
+from ..privacy.ledger_file import LedgerCopy, runs_of
+from .policy import Policy
+
+YEAR = 365 * 86400.0
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Epsilon that the ledger has gained by the run so far, gains by what is left of it, and gained within a year."""
+
+    by_run: float
+    to_come: float
+    in_a_year: float
+
+
+def growth(ledger: LedgerCopy, run: str, terms: Terms, now: float) -> Growth:
+    """`terms` are those of the run if it has not begun; else those to which it is pinned count."""
+    rule, runs = ledger.composition, runs_of(ledger.rows)
+    begun = runs.get(run)
+    others = [each for name, each in runs.items() if name != run]
+    before = rule.epsilon(list(runs.values()))
+    if begun is None:
+        after = rule.further(before, others, terms, terms.releases)
+    elif rule.name == RUNS:
+        after = before  # the whole run was charged at its first release
+    else:
+        after = rule.epsilon([*others, Run(begun.terms, begun.terms.releases)])
+
+    def gained(rows: list[tuple[float, float]]) -> float:
+        return sum(late - early for early, late in rows)
+
+    made = [(row.epsilon_before, row.epsilon_after) for row in ledger.rows if row.run == run]
+    recent = [(row.epsilon_before, row.epsilon_after) for row in ledger.rows if row.time > now - YEAR]
+    return Growth(gained(made), after - before, gained(recent))
+
+
+def check_ceilings(policy: Policy, ledger: LedgerCopy, run: str, terms: Terms, now: float) -> None:
+    """BudgetExceeded if the run would pass the policy's ceiling for a run, or for the 365 days up to `now`."""
+    found = growth(ledger, run, terms, now)
+    # Written so that NaN, as of infinite costs, is refused too.
+    if (
+        policy.epsilon_ceiling_run is not None
+        and not found.by_run + found.to_come <= policy.epsilon_ceiling_run
+    ):
+        cost = found.by_run + found.to_come
+        raise BudgetExceeded(
+            f"run {run!r} costs {cost:.3g}, epsilon_ceiling_run={policy.epsilon_ceiling_run:g}"
+        )
+    if (
+        policy.epsilon_ceiling_year is not None
+        and not found.in_a_year + found.to_come <= policy.epsilon_ceiling_year
+    ):
+        text = f"{found.in_a_year:.3g} were spent within 365 days and run {run!r} adds {found.to_come:.3g}"
+        raise BudgetExceeded(f"{text}, epsilon_ceiling_year={policy.epsilon_ceiling_year:g}")

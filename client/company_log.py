@@ -1,0 +1,64 @@
+"""The company's own log, HOME/company.log: what happened and why; texts of errors stay here.
+
+A line an entry, or a JSON object with `use_json`; times are local, with their offset from UTC. At ten megabytes the
+file becomes company.log.1, and so on up to five. Only its owner may read it, from its creation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+from datetime import datetime
+from io import TextIOWrapper
+from pathlib import Path
+
+from ..protocol import private_file
+from ..protocol.log_text import entry
+
+LOG_FILE = "company.log"
+_LARGEST, _KEPT = 10 << 20, 5
+_json = False
+
+
+def use_json(wanted: bool) -> None:
+    """Whether the logs that this process begins from now on are JSON lines."""
+    global _json
+    _json = wanted
+
+
+def company_logger(home: Path) -> logging.Logger:
+    """The logger of one home; its file is opened with the first entry."""
+    logger = logging.getLogger(f"fedblocks.company.{home}")
+    if not logger.handlers:
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+        handler = _LogFile(
+            home / LOG_FILE, encoding="utf-8", delay=True, maxBytes=_LARGEST, backupCount=_KEPT
+        )
+        handler.setFormatter(_JsonLines() if _json else _Lines("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+    return logger
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
+
+
+class _Lines(logging.Formatter):
+    """Escapes texts from messages, so that they cannot look like entries."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return entry(super().format(record))
+
+
+class _JsonLines(_Lines):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line)

@@ -1,0 +1,60 @@
+"""The company's data: there, whole, of the declared kind, and those that were imported."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import numpy as np
+
+from ...blocks.examples import Examples
+from ...errors import ProtocolError
+from ..company import Company
+from ..importing import DATA_FILE, FOUND_FILE
+from ..readiness import readable_data
+from .findings import Findings
+
+FEW = 100
+
+
+def check_data(company: Company, findings: Findings) -> Examples | None:
+    """The examples, if they can be trained on."""
+    path, home = company.home / DATA_FILE, shlex.quote(str(company.home))
+    try:
+        data = readable_data(company)
+    except ProtocolError as error:
+        replace = " --replace" if path.exists() else ""
+        mend = f"read your data: fedblocks company import SOURCE {home} --contract contract.toml{replace}"
+        findings.error("bad_data" if path.exists() else "no_data", path, str(error), mend)
+        return None
+    findings.note("data", path, f"{len(data):,} examples, fingerprint {data.digest.hex()}")
+    _as_imported(company, data, findings)
+    if len(data) < FEW:
+        what = f"{len(data)} examples are so few that hardly any noise hides one of them"
+        findings.warn("few_examples", path, what, "take part with more, or expect little of the model")
+    delta = company.policy.delta
+    if len(data) and delta > 1 / len(data):
+        what = f"delta={delta:g} is above 1 / {len(data):,} examples"
+        findings.warn("delta", "policy.toml", what, "choose a smaller one before the ledger is created")
+    return data
+
+
+def _as_imported(company: Company, data: Examples, findings: Findings) -> None:
+    path = company.home / FOUND_FILE
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        same = told["fingerprint"] == data.digest.hex()
+    except FileNotFoundError:
+        return  # written by hand
+    except (OSError, ValueError, KeyError, TypeError):
+        findings.warn("other_data", path, "cannot be read", "import the data again, with --replace")
+        return
+    if not same:
+        what = "tells of other examples than data.npz holds, which was changed or replaced since the import"
+        findings.warn("other_data", path, what, "import the data again, with --replace, unless that was you")
+
+
+def classes_missing(data: Examples, classes: int) -> list[int]:
+    """Classes of the targets that no example has."""
+    seen = np.unique(data.targets.numpy())
+    return [label for label in range(classes) if label not in seen]

@@ -1,0 +1,113 @@
+"""Whether a company could train a round now: everything that can be refused before anybody is charged for it.
+
+Asked when a run is joined, before each round, and again right before the company's own charge. A run is joined with
+the company's data as they are then: their digest is kept with the steps that are taken once (`replay_guard`), so data
+that change in mid-run are refused, whatever process or machine goes on with the run.
+
+    no_data        data.npz is missing, damaged, or does not fit policy.toml
+    data_changed   it holds other examples than those with which the run was joined
+    closed         it is outside of the policy's hours
+    too_many       the policy's trainings of today are used up
+    no_room        the disk has no room for what a round writes
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..blocks import build_model
+from ..blocks.examples import Examples
+from ..errors import InputError, ProtocolError, RunError
+from ..privacy.composition import Terms
+from ..privacy.ledger_file import read_ledger
+from ..protocol.release import block_size, run_terms
+from ..settings import Plan
+from .ceilings import check_ceilings
+from .decisions import LEDGER_FILE
+
+if TYPE_CHECKING:
+    from .company import Company
+
+LEAST_FREE = 64 << 20  # bytes
+
+
+def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
+    """The company's examples, if it could train a round of the plan now. `joining`: whether the run is only joined,
+    at any time of the day, and its data are fixed from now on.
+
+    Raises:
+        PolicyRefusal: a rule, which may have changed, refuses the plan.
+        ProtocolError: one of the codes above.
+        BudgetExceeded: the run would pass the policy's ceiling for a run or a year.
+        PrivacyError: others have access to the home, or its ledger cannot be used.
+    """
+    company.check_files()
+    company.policy.check(plan)
+    _check_room(company)
+    if not joining:
+        _check_day(company)
+    if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:
+        ledger = read_ledger(company.home / LEDGER_FILE)
+        check_ceilings(company.policy, ledger, plan.run, planned_terms(plan), company.clock())
+    data = readable_data(company)
+    # A run that this company has joined has its data; another one gets them now.
+    company.steps.take("data", plan.run.encode(), value=data.digest, code="data_changed")
+    return data
+
+
+def startable(company: Company) -> None:
+    """Check what any run needs, before an agent connects: files, data, identity, roster and ledger.
+
+    Raises:
+        InputError: a file is missing or not of its form; names it and says how to mend it.
+        PrivacyError: others have access, or the ledger cannot be used.
+        ProtocolError: the roster does not have this identity under this name; "no_data".
+    """
+    company.check_files()
+    company.member()
+    readable_data(company)
+    with company.ledger():
+        pass
+
+
+@lru_cache(maxsize=8)
+def planned_terms(plan: Plan) -> Terms:
+    """What a run of the plan is charged for; with shares of one noise, for the fewest companies that can add them."""
+    with torch.device("meta"):  # its shapes alone: no memory, however large the model is
+        model = build_model(plan.model, plan.noise, 0)
+    return run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
+
+
+def readable_data(company: Company) -> Examples:
+    """The examples; ProtocolError("no_data") where they are missing, damaged or do not fit policy.toml."""
+    try:
+        return company.data()
+    except FileNotFoundError:
+        text = f"{company.home / 'data.npz'} is missing: read your data with `fedblocks company import`"
+        raise ProtocolError("no_data", text) from None
+    except InputError as error:
+        hint = f"it does not fit policy.toml; read your data anew: fedblocks company import SOURCE {company.home}"
+        raise ProtocolError("no_data", f"{error}: {hint} --replace") from error
+    except (RunError, OSError) as error:
+        raise ProtocolError("no_data", str(error)) from error
+
+
+def _check_room(company: Company) -> None:
+    free = shutil.disk_usage(company.home).free
+    if free < LEAST_FREE:
+        text = (
+            f"{company.home}: {free >> 20} MB are free on this disk, at least {LEAST_FREE >> 20} are needed"
+        )
+        raise ProtocolError("no_room", text)
+
+
+def _check_day(company: Company) -> None:
+    policy = company.policy
+    if not policy.open_at(company.clock()):
+        raise ProtocolError("closed", f"outside of the policy's hours {policy.hours} ({policy.zone})")
+    if policy.most_rounds_a_day is not None:
+        company.steps.check_count("rounds", company.day(), times=1, most=policy.most_rounds_a_day)

@@ -1,0 +1,95 @@
+"""A plan in plain language for the people who decide about it, with what it would cost this company's ledger."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from ..errors import FedblocksError
+from ..privacy.accounting import finite
+from ..privacy.secure_aggregation import lowest_threshold
+from ..settings import Plan
+from .approvals import Request
+from .company import Company
+from .readiness import planned_terms
+
+
+def projected(company: Company, plan: Plan) -> dict[str, Any]:
+    """The figures: epsilon of this ledger now and after the whole run, and what would refuse it, or none.
+
+    An epsilon is for adding or removing one example of this company, at the policy's delta.
+    """
+    found: dict[str, Any] = {
+        "rounds": plan.training.rounds,
+        "releases": plan.training.releases(plan.model.blocks),
+        "blocks": plan.model.blocks,
+        "minimum_cohort": plan.secure_aggregation.minimum_cohort,
+        "noise_multiplier": plan.noise_multiplier,
+        "delta": company.policy.delta,
+        "ceiling": company.policy.epsilon_ceiling,
+        "epsilon_spent": None,
+        "epsilon_after": None,
+        "refused": None,
+    }
+    try:
+        with company.ledger() as ledger:
+            found["epsilon_spent"] = finite(ledger.spent().epsilon)
+            company.policy.check(plan)
+            found["epsilon_after"] = finite(ledger.check_plan(plan.run, planned_terms(plan)))
+    except FedblocksError as error:
+        found["refused"] = str(error)
+    return found
+
+
+def described(company: Company, request: Request) -> list[str]:
+    """What a coordinator asks for, a line a fact."""
+    plan, costs = request.offered, projected(company, request.offered)
+    t, n = plan.training, plan.secure_aggregation.minimum_cohort
+    asked = datetime.fromtimestamp(request.asked).astimezone().isoformat(timespec="seconds")
+    assignment = {
+        "sequential": "all companies train one block a round",
+        "parallel": "groups of companies train different blocks at once",
+        "all": "every company trains every block in every round",
+    }[t.assignment]
+    steps = f"each after {t.local_steps} local steps on {t.sampling_rate:.4g} of its examples"
+    opened = f"each is opened only if at least {_threshold(plan, n)} of {n} take part to its end"
+    lines = [
+        f"Run {request.run} (plan {request.digest[:12]}), asked for since {asked}:",
+        f"  trains     {plan.model.family}, {plan.model.blocks} blocks, {t.rounds} rounds; {assignment}",
+        f"  releases   {costs['releases']} of this company, {steps}",
+        f"  privacy    {_privacy(plan)}",
+        f"  sums       of {n} companies or more; {opened}",
+        "  leaves     a masked, clipped update of a block for each release, readable only in a sum; signed keys and",
+        "             shares; no example, no count, no metric",
+    ]
+    if costs["refused"] is not None:
+        lines.append(f"  would be REFUSED by this company's own rules: {costs['refused']}")
+    else:
+        spent, after = _epsilon(costs["epsilon_spent"]), _epsilon(costs["epsilon_after"])
+        lines.append(
+            f"  epsilon    {spent} spent now, {after} after this run, of {costs['ceiling']:g} (delta "
+            f"{costs['delta']:g}; adding or removing one example of {company.name})"
+        )
+    lines.append(f"  decide     fedblocks agent approve {company.home} {request.run}")
+    lines.append(f"             fedblocks agent deny {company.home} {request.run} --why REASON")
+    return lines
+
+
+def _privacy(plan: Plan) -> str:
+    if not plan.private:
+        return "NONE: no noise is added"
+    clip = f"clipped to {plan.max_grad_norm:g} an example, noise multiplier {plan.noise_multiplier:g}"
+    if plan.secure_step:
+        return (
+            f"{clip}; companies SHARE one noise: it protects while at most {plan.dropouts} are missing and "
+            f"{plan.colluders} side with the coordinator"
+        )
+    return f"{clip}; this company's own noise suffices, whoever sides with the coordinator"
+
+
+def _threshold(plan: Plan, companies: int) -> int:
+    return max(plan.threshold(companies) or 0, lowest_threshold(companies, plan.colluders))
+
+
+def _epsilon(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.4g}"

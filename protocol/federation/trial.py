@@ -1,0 +1,63 @@
+"""A trial: a federation of named companies in folders of one machine, by the same kits as between machines.
+
+FOLDER/
+    provisioner/       federation.toml, rosters, kits, everybody's private keys
+    NAME/              a company's home, with its kit installed
+    coordinator/       the coordinator's folder, with its kit installed
+
+What a trial lacks is all that makes a federation safe: private keys that were made at home.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from ...errors import InputError
+from .. import fingerprints, private_file
+from .installing import install_company, install_coordinator
+from .keys import make_folder
+from .provisioner import Provisioned, provision
+from .settings import FederationSettings
+
+PROVISIONER, COORDINATOR = "provisioner", "coordinator"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Where everything is."""
+
+    federation: Path
+    coordinator: Path
+    homes: dict[str, Path]
+    provisioned: Provisioned
+
+
+def set_up(folder: Path, companies: Sequence[str], *, port: int, superlink_port: int | None = None) -> Trial:
+    """Provision a trial on loopback and install its kits.
+
+    Raises:
+        InputError: there is a trial in the folder already, or the names or ports cannot be used; nothing was written.
+    """
+    office = folder / PROVISIONER
+    if office.exists():
+        rule = f"holds a trial already; to change it, run: fedblocks provision {office / 'federation.toml'} --trial"
+        raise InputError("folder", str(folder), rule)
+    coordinator: dict[str, object] = {"address": f"127.0.0.1:{port}", "listen": f"127.0.0.1:{port}"}
+    if superlink_port is not None:
+        coordinator["superlink_port"] = superlink_port
+    tables = {"name": "trial", "companies": list(companies), "coordinator": coordinator}
+    FederationSettings.checked(tables)
+    make_folder(office)
+    federation = office / "federation.toml"
+    private_file.write(federation, tomli_w.dumps(tables).encode())
+    made = provision(federation, trial=True)
+    spoken = fingerprints.of_provisioner(made.roster.signer)
+    homes = {name: folder / name for name in companies}
+    for name, home in homes.items():
+        install_company(made.kits[name], home, fingerprint=spoken)
+    install_coordinator(made.kits[COORDINATOR], folder / COORDINATOR, fingerprint=spoken)
+    return Trial(federation, folder / COORDINATOR, homes, made)

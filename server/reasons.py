@@ -1,0 +1,37 @@
+"""What a company's codes mean, in words for the coordinator's people; the company's own log says more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+_WORDS = {
+    "no_reply": "did not answer",
+    "failed": "its node could not run the app",
+    "privacy": "its policy or its ledger does not allow it",
+    "no_data": "its data are missing or do not fit",
+    "data_changed": "its data are not those with which the run began",
+    "pending": "a person of this company has not decided yet",
+    "denied": "a person of this company has denied the run",
+    "closed": "it is outside of the hours that its policy allows",
+    "too_many": "one of its policy's limits on numbers is reached",
+    "no_room": "its disk is full",
+    "unsupported_layer": "it cannot train this model privately",
+    "wrong_phase": "it has not joined, or lost what it had joined",
+    "bad_session": "it has joined another run or other settings",
+    "internal": "an error on its machine",
+}
+
+
+def in_words(code: str) -> str:
+    """`no_data` as "its data are missing or do not fit (no_data)"."""
+    return f"{_WORDS[code]} ({code})" if code in _WORDS else code
+
+
+def named(companies: Collection[str]) -> str:
+    """A list of names in a sentence."""
+    return ", ".join(sorted(companies))
+
+
+def absences_in_words(absent: Mapping[str, tuple[str, str]]) -> str:
+    """Who was absent and why, by name."""
+    return "; ".join(f"{name}: {in_words(code)}" for name, (_, code) in sorted(absent.items()))
