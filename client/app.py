@@ -54,7 +54,7 @@ from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
-from .predicted_gain import check as check_predicted_gain
+from .predicted_gain import check_not_refused, check_once
 from .recording import record_answered, record_asked, record_joined, record_refusal, record_trained
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -223,6 +223,7 @@ def _check_ready(context: Context, company: Company, plan: Plan, session: Sessio
     """
     block, companies = block_of(plan, session), len(session.cohort)
     company.requests.check(plan, company.policy)
+    check_not_refused(company.steps, plan)
     data = company.ready(plan)
     rehearse(plan, block, companies, company.policy)
     model = model_of(plan, company.policy.device, block)
@@ -269,7 +270,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     terms = run_terms(plan, session.length, companies)
     data = company.ready(plan)
     if (limit := company.policy.largest_predicted_gain) is not None:
-        check_predicted_gain(limit, model, request.block, data, plan)
+        check_once(company.steps, limit, model, request.block, data, plan)
     _take("trained", context, company, party)
     labels = release_labels(plan, session, received, shared, data, company.policy)
     label = sum_label(request.block)

@@ -125,7 +125,8 @@ class Policy(BaseModel):
     largest_predicted_gain: float | None = Field(
         None,
         description="dB by which the best attack on one release may be expected to come closer to one of the "
-        "company's examples; predicted of a few before each training, which is refused above it: one bit of the data",
+        "company's examples; predicted of a few before each training. Above it the run is refused from then "
+        "on, since each answer tells one bit of the data",
     )
     device: str = Field("cpu", description="where training runs: cpu, or cuda:0")
     threads: int | None = Field(None, ge=1, le=1024, description="processor cores that a training may use")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.coordinating import NODES, Coordinator
 
-from fedblocks.blocks import build_model
+from fedblocks.blocks import build_model, digest
 from fedblocks.blocks.examples import Examples
 from fedblocks.client import predicted_gain
 from fedblocks.client.company import Company
@@ -17,6 +18,8 @@ from fedblocks.client.predicted_gain import check
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
+from fedblocks.protocol.messages import KEYS, TRAIN, KeysReply, KeysRequest, TrainRequest, refused
+from fedblocks.protocol.release import sum_label
 from fedblocks.settings import Plan, SimulationSettings
 from fedblocks.threat_model.local_prediction import predicted_gain as predict
 
@@ -53,6 +56,35 @@ def test_a_company_above_its_limit_trains_nothing_and_pays_nothing(
             rows.append(len(ledger.rows()))
     assert rows[0] == 0
     assert rows[1] > 0
+
+
+def test_a_run_that_was_refused_stays_refused_whatever_states_it_comes_with(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Would catch an oracle: a bit of the data for each state in a session of its own, uncharged and uncounted."""
+    run = prepare(small, tmp_path / "run")
+    policy = run.homes()[0] / "policy.toml"
+    lines = policy.read_text()
+    policy.write_text("largest_predicted_gain = -100.0\n" + lines)
+    app = Coordinator(run)
+    channels = app.channels()
+    codes = []
+    for attempt in range(3):
+        state = {name: value + 0.01 * attempt for name, value in app.model.blocks[0].items()}
+        session = app.session(label=sum_label(0, f"{attempt:016x}"), model_digest=digest(state))
+        keys = {n: app.ask(n, KEYS, KeysRequest(session, channels).to_record()) for n in NODES}
+        if code := refused(keys[1]):
+            codes.append(code)
+            continue
+        adverts = {f"company-{n - 1}": KeysReply.from_record(reply).advert for n, reply in keys.items()}
+        request = TrainRequest.for_each(0, {0: state}, adverts)["company-0"]
+        codes.append(refused(app.ask(1, TRAIN, request.to_record())) or "trained")
+        policy.write_text("largest_predicted_gain = 100.0\n" + lines)  # what follows is not the limit's doing
+    assert codes == ["privacy"] * 3
+    log = (policy.parent / "company.log").read_text()
+    assert log.count("refused train.block") == 1
+    assert log.count("refused query.keys") == 2
+    assert app.charges() == 0
 
 
 def test_more_noise_means_less_to_be_found(plan: Plan) -> None:
