@@ -24,24 +24,25 @@ _BY_POLICY = {"closed": "hours", "too_many": "too_many"}
 _BY_PERSON = {"denied"}
 _BY_MACHINE = {"no_data", "data_changed", "no_room", "busy", "no_data_plane"}
 _SECONDS = 60.0
-_last: dict[str, tuple[tuple[str, str, str, str], float]] = {}
-_asked: dict[str, tuple[bytes, float]] = {}
+# Lines about messages that led to nothing, within that time: a sender could fill the disk with them.
+MOST_LINES = 30
+_FLOOD = ("flood",)
+# What was told lately of each home, and when.
+_told: dict[str, dict[tuple[str, ...], float]] = {}
 
 
 def record_asked(company: Company, plan: Plan) -> None:
     """A coordinator asks to join; again and again while a person has not decided, which is written once."""
-    home, digest, now = str(company.home), plan.digest(), company.clock()
-    before = _asked.get(home)
-    _asked[home] = (digest, now)
-    if before is not None and before[0] == digest and 0 <= now - before[1] < _SECONDS:
-        return
-    company.decisions.write("asked", run=plan.run, plan=plan.digest().hex(), terms=plan.terms_digest().hex())
+    asked = _asked(plan)
+    if _is_news(company, asked, again=False):
+        digests = {"plan": plan.digest().hex(), "terms": plan.terms_digest().hex()}
+        company.decisions.write("asked", run=plan.run, **digests)
 
 
 def record_joined(company: Company, run: str, data: bytes) -> None:
     """The company's rules allow the run, which begins with data of this digest."""
     company.decisions.write("joined", run=run, by="policy", data=data.hex())
-    _asked.pop(str(company.home), None)
+    _forget_asked(company, run)
 
 
 def record_trained(company: Company, session: Session, masked: npt.NDArray[np.uint8]) -> None:
@@ -69,13 +70,36 @@ def record_refusal(company: Company, run: str, message: str, error: Exception) -
     by, why = reason_of(error)
     if why == "pending":  # was asked, and nobody has decided
         return
-    refused, now = (run, message, by, why), company.clock()
-    before = _last.get(str(company.home))
-    if before is not None and before[0] == refused and 0 <= now - before[1] < _SECONDS:
-        return
-    company.decisions.write("refused", run=run, message=message, by=by, why=why)
-    _asked.pop(str(company.home), None)
-    _last[str(company.home)] = (refused, now)
+    if _is_news(company, (run, message, by, why), again=True):
+        company.decisions.write("refused", run=run, message=message, by=by, why=why)
+
+
+def _is_news(company: Company, what: tuple[str, ...], *, again: bool) -> bool:
+    """Whether to write it: it was not within a minute, nor too much else. `again`: once a minute, however often it
+    happens; else only after a minute without it."""
+    now, home = company.clock(), str(company.home)
+    lately = {each: when for each, when in _told.get(home, {}).items() if 0 <= now - when < _SECONDS}
+    _told[home] = lately
+    news = what not in lately
+    if news and len(lately) >= MOST_LINES:
+        if _FLOOD not in lately:
+            lately[_FLOOD] = now
+            company.decisions.write("refused", run="", message="", by="protocol", why="flood")
+        return False
+    if news or not again:
+        lately[what] = now
+    return news
+
+
+def _asked(plan: Plan) -> tuple[str, ...]:
+    return "asked", plan.run, plan.digest().hex()
+
+
+def _forget_asked(company: Company, run: str) -> None:
+    """Another request for this run is one of its own."""
+    lately = _told.get(str(company.home), {})
+    for each in [each for each in lately if each[:2] == ("asked", run)]:
+        del lately[each]
 
 
 def reason_of(error: BaseException) -> tuple[str, str]:

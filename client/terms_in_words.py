@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from typing import Any
 
@@ -54,7 +55,7 @@ def described(company: Company, request: Request) -> list[str]:
     steps = f"each after {t.local_steps} local steps on {t.sampling_rate:.4g} of its examples"
     opened = f"each is opened only if at least {_threshold(plan, n)} of {n} take part to its end"
     lines = [
-        f"Run {request.run} (plan {request.digest[:12]}), asked for since {asked}:",
+        f"Run {request.run!r} (plan {request.digest[:12]}), asked for since {asked}:",
         f"  trains     {plan.model.family}, {plan.model.blocks} blocks, {t.rounds} rounds; {assignment}",
         f"  releases   {costs['releases']} of this company, {steps}",
         f"  privacy    {_privacy(plan)}",
@@ -70,8 +71,10 @@ def described(company: Company, request: Request) -> list[str]:
             f"  epsilon    {spent} spent now, {after} after this run, of {costs['ceiling']:g} (delta "
             f"{costs['delta']:g}; adding or removing one example of {company.name})"
         )
-    lines.append(f"  decide     fedblocks agent approve {company.home} {request.run}")
-    lines.append(f"             fedblocks agent deny {company.home} {request.run} --why REASON")
+    # By its digest: the name is the coordinator's, and a shell may take it for more than a name.
+    meant = f"{shlex.quote(str(company.home))} {request.digest[:12]}"
+    lines.append(f"  decide     fedblocks agent approve {meant}")
+    lines.append(f"             fedblocks agent deny {meant} --why REASON")
     return lines
 
 

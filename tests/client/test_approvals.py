@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import signal
 import stat
@@ -18,6 +19,8 @@ from fedblocks.cli.main import app as cli
 from fedblocks.client.approvals import MOST_PENDING, Requests
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
+from fedblocks.client.recording import MOST_LINES
+from fedblocks.client.terms_in_words import described
 from fedblocks.errors import InputError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.protocol.messages import JOIN, KEYS, JoinRequest, KeysRequest, refused
@@ -132,6 +135,36 @@ def test_a_flood_of_plans_does_not_fill_the_disk(app: Coordinator, run: RunFolde
     files = list((home / "requests").iterdir())
     assert len(files) == MOST_PENDING
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_plans_in_turn_do_not_fill_the_record_of_decisions(app: Coordinator, run: RunFolder) -> None:
+    """Would catch a line for each message of a sender that never asks twice for the same: nothing removes a line."""
+    record = run.companies / "company-0" / "decisions.jsonl"
+    before = len(record.read_text().splitlines()) if record.exists() else 0
+    for i in range(2 * MOST_LINES):
+        asked(app, named(app.plan, f"run-{i}"))
+    lines = record.read_text().splitlines()[before:]
+    told = [line for line in lines if '"asked"' in line or '"refused"' in line]
+    assert MOST_PENDING <= len(told) <= MOST_LINES + 1
+    assert sum('"flood"' in line for line in told) == 1
+
+
+def test_the_command_that_is_shown_decides_about_the_plan_that_is_shown(
+    app: Coordinator, run: RunFolder
+) -> None:
+    """Would catch a name of the coordinator's choice that a shell, or the command, takes for something else."""
+    company = company_of(run)
+    bad = named(app.plan, "x --by director; touch y $(touch z)")
+    assert asked(app, bad) == "pending"
+    (request,) = company.requests.all()
+    (line,) = [line for line in described(company, request) if "agent approve" in line]
+    words = shlex.split(line)
+    assert words[:4] == ["decide", "fedblocks", "agent", "approve"]
+    command(*words[2:])
+    (request,) = company.requests.all()
+    assert (request.run, request.decision) == (bad.run, "approved")
+    assert request.by != "director"
+    assert asked(app, named(bad, "other")) is None
 
 
 def test_a_request_is_shown_in_words_with_its_epsilon_on_this_ledger(
