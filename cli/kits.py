@@ -21,6 +21,12 @@ people = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Days = Annotated[int, typer.Option(min=1, max=3650, help="validity of the certificate")]
+ReplaceKeys = Annotated[
+    bool,
+    typer.Option(
+        "--replace-keys", help="in a trial: private keys of the kit may replace those that are there"
+    ),
+]
 Rotate = Annotated[
     bool,
     typer.Option("--rotate", help="make new keys; the old ones stay in use until a roster has the new ones"),
@@ -77,22 +83,32 @@ def coordinator_request(
 
 @company.command("install")
 def company_install(
-    kit: KitFile, home: Home, fingerprint: Fingerprint = None, as_json: AsJson = False
+    kit: KitFile,
+    home: Home,
+    fingerprint: Fingerprint = None,
+    replace_keys: ReplaceKeys = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a start-up kit or a newer roster, and put it in place in the company's home."""
     from ..protocol.federation.installing import install_company
 
-    _say(install_company(kit, home, fingerprint=fingerprint), home, as_json)
+    done = install_company(kit, home, fingerprint=fingerprint, replace_keys=replace_keys)
+    _say(done, home, as_json)
 
 
 @coordinator.command("install")
 def coordinator_install(
-    kit: KitFile, folder: Folder, fingerprint: Fingerprint = None, as_json: AsJson = False
+    kit: KitFile,
+    folder: Folder,
+    fingerprint: Fingerprint = None,
+    replace_keys: ReplaceKeys = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a start-up kit or a newer roster, and put it in place in the coordinator's folder."""
     from ..protocol.federation.installing import install_coordinator
 
-    _say(install_coordinator(kit, folder, fingerprint=fingerprint), folder, as_json)
+    done = install_coordinator(kit, folder, fingerprint=fingerprint, replace_keys=replace_keys)
+    _say(done, folder, as_json)
 
 
 def _request(

@@ -55,11 +55,17 @@ class Installed:
 
 
 def install_company(
-    path: Path, home: Path, *, fingerprint: str | None = None, now: datetime | None = None
+    path: Path,
+    home: Path,
+    *,
+    fingerprint: str | None = None,
+    replace_keys: bool = False,
+    now: datetime | None = None,
 ) -> Installed:
     """Install a kit or a roster in a company's home.
 
-    `fingerprint`: the provisioner's, as read out over the phone; needed for the first install.
+    `fingerprint`: the provisioner's, as read out over the phone; needed for the first install. `replace_keys`: let a
+    trial's kit put its private keys, which the provisioner has made and knows, in the place of the home's own.
 
     Raises:
         InputError: it is altered, expired, older than the installed one, of another provisioner or federation, for
@@ -80,11 +86,17 @@ def install_company(
         }
         return [], files
 
-    return _install(path, opened, home, "company", name, fingerprint, now or datetime.now(UTC), changes)
+    when = now or datetime.now(UTC)
+    return _install(path, opened, home, "company", name, fingerprint, replace_keys, when, changes)
 
 
 def install_coordinator(
-    path: Path, folder: Path, *, fingerprint: str | None = None, now: datetime | None = None
+    path: Path,
+    folder: Path,
+    *,
+    fingerprint: str | None = None,
+    replace_keys: bool = False,
+    now: datetime | None = None,
 ) -> Installed:
     """Install a kit or a roster in the coordinator's folder; raises as `install_company`."""
     opened = kit.unpacked(path)
@@ -107,8 +119,9 @@ def install_coordinator(
             files["transport.toml"] = _merged(settings, listen=listen)
         return gone, files
 
+    when = now or datetime.now(UTC)
     return _install(
-        path, opened, folder, "coordinator", COORDINATOR, fingerprint, now or datetime.now(UTC), changes
+        path, opened, folder, "coordinator", COORDINATOR, fingerprint, replace_keys, when, changes
     )
 
 
@@ -119,6 +132,7 @@ def _install(
     role: Role,
     name: str,
     fingerprint: str | None,
+    replace_keys: bool,
     now: datetime,
     changes: Callable[[], _Changes],
 ) -> Installed:
@@ -133,6 +147,8 @@ def _install(
     if role == "company":
         _check_member(path, roster, name)
     source, keys = _fitting(path, opened, folder, role, name)
+    if source == OF_KIT and not replace_keys:
+        _check_no_others(path, folder, role, keys)
     gone, files = changes()
     if source != OWN:
         files = keys.files() | files
@@ -237,6 +253,18 @@ def _fitting(path: Path, opened: kit.Kit, folder: Path, role: Role, name: str) -
         raise complaints[0]
     rule = f"holds no private key, and {folder} has none; restore them, or make a request: fedblocks {role} request"
     raise InputError("kit", str(path), rule)
+
+
+def _check_no_others(path: Path, folder: Path, role: Role, keys: Keys) -> None:
+    """InputError if keys that the provisioner knows would take the place of the party's own."""
+    for name, content in keys.files().items():
+        own = folder / name
+        if own.exists() and not same(own.read_bytes(), content):
+            rule = (
+                f"brings private keys that the provisioner has made, and {own} is another: whoever has made them can "
+                f"speak for {folder.name}; call the provisioner, and in a trial add --replace-keys"
+            )
+            raise InputError("kit", str(path), rule)
 
 
 def _members(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,9 @@ from fedblocks.client.policy import Policy
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.privacy.secure_aggregation import Identity
 from fedblocks.protocol import private_file
-from fedblocks.protocol.federation.keys import key_files
+from fedblocks.protocol.federation import kit
+from fedblocks.protocol.federation.keys import Keys, key_files
+from fedblocks.protocol.federation.request import Request
 from fedblocks.protocol.identity import load_roster
 from fedblocks.protocol.roster import SignedRoster
 from fedblocks.protocol.transport import PinnedCertificates
@@ -97,6 +99,21 @@ def refused(
     with pytest.raises(InputError, match=rule):
         federation.install(company, path, **options)
     assert snapshot(federation.homes) == before
+
+
+def test_keys_that_the_provisioner_made_never_replace_a_companys_own_unasked(federation: Federation) -> None:
+    """Would catch a kit with which whoever signs rosters takes over a company's identity without a word."""
+    federation.install("acme")
+    theirs = Keys.create("company", "acme")
+    (federation.office / "requests" / "acme.request").write_bytes(Request.of(theirs).file)
+    federation.provision()
+    roster = SignedRoster.parse(federation.roster.read_bytes(), "roster")
+    made = kit.packed("company", "acme", roster, federation.identity, keys=theirs.files())
+    path = federation.office / "acme-with-keys.zip"
+    path.write_bytes(made)
+    refused(federation, "private keys that the provisioner has made.* --replace-keys", path=path)
+    assert federation.install("acme", path, replace_keys=True).keys == "kit"
+    assert federation.install("acme", path).written == ()
 
 
 def test_a_first_install_needs_the_fingerprint_that_was_read_out(federation: Federation) -> None:
