@@ -59,6 +59,8 @@ def log(
         says = f"{found.lines} lines, of {found.rows} rows of the ledger"
         if found.unlogged:
             says += f"; {found.unlogged} of them charged and not on record yet, as after a crash"
+        if found.beyond:
+            says += f"; the last {found.beyond} not recorded as seen, as after a crash: they may be another's"
         if as_json:
             print(json.dumps({"ok": True, "path": str(path), "says": says} | vars(found)))
         people.print(f"[green]verified:[/] {escape(str(path))}: {says}", soft_wrap=True, highlight=False)

@@ -118,6 +118,7 @@ def _decide(home: Path, run: str, decision: Any, by: str | None, why: str, as_js
 
     company = Company.deployed(home)
     who = by or getpass.getuser()
+    company.decisions.check()  # what cannot be put on record is not decided
     decided = company.requests.decide(run, decision, by=who, why=why)
     company.decisions.write(decision, run=decided.run, by=who, why=why)
     if as_json:

@@ -434,7 +434,7 @@ def _joined(context: Context, company: Company, *, charged: bool = True) -> tupl
     party = CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
     if charged:
         with company.ledger():  # opened to check whether the record of steps is an older copy
-            pass
+            company.decisions.check()  # which of few rows the lines of decisions tell alone
     _only_cohort(company, party.session)
     return plan, party
 

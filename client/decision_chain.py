@@ -20,6 +20,8 @@ GENESIS = hashlib.sha256(b"fedblocks decisions").hexdigest()
 Value = str | int | float | bool
 LONGEST = 1 << 14  # bytes of a line
 _LONGEST_TEXT = 300  # characters of a field
+# Lines that are written at once, besides a line for each charge: the first of a record, and two about one message.
+MOST_AT_ONCE = 3
 
 
 def line_of(number: int, when: float, kind: str, fields: Mapping[str, Value], before: str) -> bytes:
@@ -73,6 +75,16 @@ def check_last(path: Path, line: bytes, kept: LogHead) -> None:
         before = ""
     if check_line(path, kept.lines, line, before)["hash"] != kept.head:
         raise wrong(path, kept.lines, "is not the one that was written there")
+
+
+def check_beyond(path: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Check that lines after the last one that was recorded as seen are no more than one crash leaves."""
+    if sum(entry["what"] != "charged" for entry in entries) > MOST_AT_ONCE:
+        raise LedgerError(
+            f"{path} has {len(entries)} lines more than steps.sqlite knows of: steps.sqlite was replaced by an older "
+            f"copy, or lines were added by hand. Restore its newest copy; if that is lost: fedblocks ledger accept "
+            f"{path.parent}"
+        )
 
 
 def whole_lines(path: Path) -> list[bytes]:

@@ -38,6 +38,7 @@ from .decision_chain import (
     GENESIS,
     LONGEST,
     Value,
+    check_beyond,
     check_chain,
     check_last,
     check_line,
@@ -178,9 +179,11 @@ class Decisions:
         if kept.lines:
             check_last(self.path, before.splitlines(keepends=True)[-1], kept)
         rest = file.read()
+        beyond = []
         for line in rest[: rest.rfind(b"\n") + 1].splitlines(keepends=True):
-            check_line(self.path, kept.lines + 1, line, kept.head)
+            beyond.append(check_line(self.path, kept.lines + 1, line, kept.head))
             kept.follow(line, hash_of(line))
+        check_beyond(self.path, beyond)
         file.truncate(kept.bytes)
         file.seek(kept.bytes)
 
@@ -210,6 +213,7 @@ def verify(home: Path) -> Verified:
         raise too_short(path, kept.lines)
     if kept.lines:
         check_last(path, lines[kept.lines - 1], kept)
+        check_beyond(path, entries[kept.lines :])
     rows = read_ledger(home / LEDGER_FILE).rows
     covered = _covered(path, entries, rows)
     if len(rows) - covered > MOST_UNSEEN:

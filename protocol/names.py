@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from ..errors import InputError
 
 COMPANY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-# Any text in one line that a terminal shows as it is.
-FEDERATION_NAME = r"^[^\x00-\x1f\x7f-\x9f]*$"
+# Any text in one line that a terminal shows as it is: no control characters, none that turn the direction of a line.
+FEDERATION_NAME = r"^( |[^\p{C}\p{Z}])*$"
 
 # The coordinator's certificate is pinned, so its name need not be the host's.
 COORDINATOR = "fedblocks-coordinator"

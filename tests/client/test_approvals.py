@@ -21,7 +21,7 @@ from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.recording import MOST_LINES
 from fedblocks.client.terms_in_words import described
-from fedblocks.errors import InputError
+from fedblocks.errors import InputError, LedgerError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.protocol.messages import JOIN, KEYS, JoinRequest, KeysRequest, refused
 from fedblocks.server.run_folder import RunFolder
@@ -135,6 +135,18 @@ def test_a_flood_of_plans_does_not_fill_the_disk(app: Coordinator, run: RunFolde
     files = list((home / "requests").iterdir())
     assert len(files) == MOST_PENDING
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_what_cannot_be_put_on_record_is_not_decided(app: Coordinator, run: RunFolder) -> None:
+    """Would catch an approval that counts though no line tells of it."""
+    assert asked(app, app.plan) == "pending"
+    company = company_of(run)
+    whole = company.decisions.path.read_bytes()
+    company.decisions.path.write_bytes(whole[:-20])
+    done = CliRunner().invoke(cli, ["agent", "approve", str(company.home), app.plan.run])
+    assert isinstance(done.exception, LedgerError)
+    company.decisions.path.write_bytes(whole)
+    assert [each.decision for each in company.requests.all()] == ["pending"]
 
 
 def test_plans_in_turn_do_not_fill_the_record_of_decisions(app: Coordinator, run: RunFolder) -> None:

@@ -167,6 +167,23 @@ def test_a_crash_while_a_line_is_written_loses_no_line_and_stops_nobody(company:
     assert verify(company.home).beyond == 0
 
 
+def test_an_older_copy_of_the_steps_is_seen_by_the_lines_that_it_does_not_know(company: Company) -> None:
+    """Would catch steps that are taken twice: the ledger alone tells of an older copy after many rows only."""
+    copy = company.home.parent / "steps"
+    shutil.copy(company.steps.path, copy)
+    for number in range(3, 5):
+        charge(company, number)
+        company.decisions.write_all(("trained", {"run": "r"}), ("sent", {"run": "r"}))
+    shutil.copy(copy, company.steps.path)
+    with pytest.raises(LedgerError, match="an older copy"):
+        verify(company.home)
+    with pytest.raises(LedgerError, match="an older copy"):
+        company.decisions.check()
+    company.accept_ledger()
+    company.decisions.check()
+    assert verify(company.home).beyond == 0
+
+
 def test_a_line_added_by_hand_after_the_end_is_refused(company: Company) -> None:
     with company.decisions.path.open("ab") as file:
         file.write(line_of(9, 0.0, "approved", {"run": "r"}, GENESIS))

@@ -165,7 +165,9 @@ def test_one_party_of_a_trial_gets_new_keys_and_the_others_keep_theirs(tmp_path:
     after = snapshot(federation.office / "trial")
     changed = {path for path in before if before[path] != after[path]}
     assert changed == {f"bravo/{name}" for name in first_keys()}
-    assert federation.install("bravo").keys == "kit"
+    with pytest.raises(InputError, match="--replace-keys"):
+        federation.install("bravo")
+    assert federation.install("bravo", replace_keys=True).keys == "kit"
     assert federation.install("acme", federation.roster).keys == "own"
     assert federation.install_plane(federation.roster).changes == "another key of bravo"
     assert second.roster.version == first.roster.version + 1
