@@ -392,6 +392,7 @@ def _plan(context: Context, company: Company) -> Plan:
         raise ProtocolError("wrong_phase", "this company has not joined the run")
     plan = _parsed_plan(value)
     company.policy.check(plan)
+    company.policy.check_shared(_stored(context, "run", "shared"))
     return plan
 
 

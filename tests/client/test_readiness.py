@@ -207,7 +207,13 @@ def test_a_policy_that_is_tightened_in_mid_run_is_seen_with_the_next_message(
     request = coordinator.train_request(coordinator.session()).to_record()
     path = home / "policy.toml"
     text = path.read_text()
-    for tighter in ("minimum_noise_multiplier = 999.0", "epsilon_ceiling_run = 0.01", "most_steps = 1"):
+    rules = (
+        "minimum_noise_multiplier = 999.0",
+        "epsilon_ceiling_run = 0.01",
+        "most_steps = 1",
+        "shared_states = []",
+    )
+    for tighter in rules:
         name = tighter.split(" ")[0]
         kept = [line for line in text.splitlines() if line.split(" ")[0] != name]
         path.write_text("\n".join([tighter, *kept]))

@@ -234,6 +234,7 @@ def test_a_superlink_needs_its_host_in_the_certificate(federation: Federation) -
         ("[coordinator]", "[fingerprints]\nzulu = '0'\n[coordinator]", "fingerprints.zulu"),
         ("[coordinator]", "[fingerprints]\nacme = '0'\n[coordinator]", "expected a fingerprint"),
         ("['acme', 'bravo', 'charlie']", "[]", "companies"),
+        ('"example"', '"ex\u202eample"', "name"),  # turns the line that shows the fingerprint
     ],
 )
 def test_a_federation_that_cannot_be_is_refused_by_field(
