@@ -113,6 +113,9 @@ def test_a_simulation_served_to_real_companies_is_none(
         (simulated.companies / name).mkdir()
         (simulated.companies / name / "policy.toml").touch()
     assert not simulated.simulated()
+    (simulated.path / "result.json").write_text("{}")
+    assert simulated.simulated()
+    (simulated.path / "result.json").unlink()
     (simulated.companies / "acme" / "ledger.sqlite").touch()
     assert simulated.simulated()
 
