@@ -215,6 +215,9 @@ def _known(account: OwnAccount, plan: Planned, run: RunFolder) -> dict[str, Any]
         "epsilon_at_most_against_company": finite(account.epsilon_against_company),
         "delta": plan.delta,
         "rounds_to_go": plan.rounds - (rows[-1]["round"] if rows else 0),
+        "statement": None
+        if account.statement is None
+        else account.statement.model_dump(mode="json", exclude={"company", "run", "signature"}),
         "source": "the coordinator's own account, of a ledger's first run; the company's ledger decides",
     }
 

@@ -135,7 +135,8 @@ def _show_own_account(rows: list[dict[str, Any]]) -> None:
     from ..privacy.accounting import shown
 
     table = Table(title="The coordinator's own account, from its plan and its rounds: upper limits")
-    for column in ("company", "in a sum", "missing", "releases at most", "epsilon at most", "delta"):
+    columns = ["company", "in a sum", "missing", "releases at most", "epsilon at most", "delta"]
+    for column in [*columns, "by the company's signed statement"]:
         table.add_column(column)
     for row in rows:
         table.add_row(
@@ -145,9 +146,18 @@ def _show_own_account(rows: list[dict[str, Any]]) -> None:
             str(row["releases_at_most"]),
             shown(row["epsilon_at_most"]),
             f"{row['delta']:g}",
+            _stated(row["statement"]),
         )
     people.print(table)
     people.print("Each holds where the run is the first of that company's ledger, which alone decides.")
+
+
+def _stated(said: dict[str, Any] | None) -> str:
+    from ..privacy.accounting import shown
+
+    if said is None:
+        return "none"
+    return f"{shown(said['epsilon'])} at {said['delta']:g}, {said['releases']} releases"
 
 
 @ledger.command("create")
@@ -181,6 +191,44 @@ def accept(home: Home, as_json: AsJson = False) -> None:
         return
     text = f"{company.name} counts from {found}; whatever it spent beside that is not counted."
     people.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@ledger.command("statement")
+def statement(
+    home: Home,
+    run: Annotated[str, typer.Argument(help="a run's name, as in the ledger")],
+    to: Annotated[Path, typer.Argument(help="a new file, NAME.json by the company's name")],
+    as_json: AsJson = False,
+) -> None:
+    """Sign what a run has cost this company by its ledger, for the coordinator's report. Tells of no other run."""
+    from ..privacy.accounting import finite, round_up
+    from ..protocol import private_file
+    from ..protocol.ledger_statement import signed
+
+    company = _company(home)
+    with company.ledger() as opened:
+        rows, spent = [row for row in opened.rows() if row.run == run], opened.spent()
+    if not rows:
+        raise InputError("run", run, "this ledger has no release of it")
+    if to.name != f"{company.name}.json":
+        raise InputError("to", str(to), f"must be named {company.name}.json, by the company")
+    cost = finite(rows[-1].epsilon_after - rows[0].epsilon_before)
+    said = signed(
+        company.member(),
+        run=run,
+        releases=len(rows),
+        epsilon=None if cost is None else round_up(cost),
+        delta=spent.delta,
+        account=f"{spent.accountant}; composition: {spent.composition}",
+    )
+    try:
+        private_file.create(to, said.model_dump_json(indent=2).encode())
+    except FileExistsError:
+        raise InputError("to", str(to), "exists already; give a new file") from None
+    if as_json:
+        print(said.model_dump_json())
+    else:
+        people.print(f"Signed {to}; the coordinator puts it into the run's statements/", markup=False)
 
 
 def _company(home: Path) -> Company:

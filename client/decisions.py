@@ -112,6 +112,10 @@ class Decisions:
         with self.steps.log_head() as kept:
             self._add(kept, *entries)
 
+    def check(self) -> None:
+        """Raises what a further line would raise."""
+        self.write_all()
+
     def charged(self, rows: Sequence[LedgerRow]) -> None:
         """Add a line for each of the ledger's rows that has none, as one that a crash kept from being written."""
         if not self.kept:

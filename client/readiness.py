@@ -43,7 +43,7 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
         PolicyRefusal: a rule, which may have changed, refuses the plan.
         ProtocolError: one of the codes above.
         BudgetExceeded: the run would pass the policy's ceiling for a run or a year.
-        PrivacyError: others have access to the home, or its ledger cannot be used.
+        PrivacyError: others have access to the home, or its ledger or its record of decisions cannot be used.
     """
     company.check_files()
     company.policy.check(plan)
@@ -53,6 +53,7 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
     if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:
         ledger = read_ledger(company.home / LEDGER_FILE)
         check_ceilings(company.policy, ledger, plan.run, planned_terms(plan), company.clock())
+    company.decisions.check()  # after a charge it would be too late
     data = readable_data(company)
     # A run that this company has joined has its data; another one gets them now.
     company.steps.take("data", plan.run.encode(), value=data.digest, code="data_changed")
@@ -64,7 +65,7 @@ def startable(company: Company) -> None:
 
     Raises:
         InputError: a file is missing or not of its form; names it and says how to mend it.
-        PrivacyError: others have access, or the ledger cannot be used.
+        PrivacyError: others have access, or the ledger or the record of decisions cannot be used.
         ProtocolError: the roster does not have this identity under this name; "no_data".
     """
     company.check_files()
@@ -72,6 +73,7 @@ def startable(company: Company) -> None:
     readable_data(company)
     with company.ledger():
         pass
+    company.decisions.check()
 
 
 @lru_cache(maxsize=8)

@@ -66,10 +66,10 @@ def saved_models(runs: Path) -> list[Saved]:
 
 
 def _of_run(folder: Path) -> list[Saved]:
-    simulated = is_simulation(folder)
-    about: dict[str, Any] = {"run": folder.name, "folder": str(folder), "simulated": simulated}
+    about: dict[str, Any] = {"run": folder.name, "folder": str(folder), "simulated": is_simulation(folder)}
     try:
         run = RunFolder.existing(folder)
+        simulated = about["simulated"] = run.simulated()
         plan, rows = run.plan(), {row["round"]: row for row in run.metrics()}
         about |= {"rounds": plan.training.rounds, "metric": metric_of(plan.model).name}
         rounds = saved_rounds(run.checkpoints)
@@ -172,7 +172,7 @@ def card_of(run: RunFolder, round_: int | None = None) -> tuple[Checkpoint, Mode
 def _sentence(run: RunFolder, settings: RunSettings, round_: int) -> str:
     if round_ == 0:
         return "Trained on public data alone: no company's data entered."
-    return guarantee_sentence(run.plan(), settings.smallest_group, is_simulation(run.path))
+    return guarantee_sentence(run.plan(), settings.smallest_group, run.simulated())
 
 
 def _labels(settings: RunSettings) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ from ..blocks import build_model
 from ..privacy.accounting import Guarantee, guarantee, shown
 from ..privacy.adversaries import seen_by_company
 from ..privacy.composition import Terms, run_epsilon
+from ..protocol.ledger_statement import STATEMENTS, LedgerStatement, read_statements
 from ..protocol.release import block_size, run_terms
 from ..settings import Plan
 from .run_folder import RunFolder
@@ -25,6 +26,7 @@ class OwnAccount:
 
     `summed`: releases in an opened sum; `most`: those that it may have made. `epsilon` is of `most` releases, as the
     first run of a ledger, and so an upper limit: unless the coordinator died in mid-round and repeated it.
+    `statement`: what the company itself says, if it does.
     """
 
     company: str
@@ -33,23 +35,28 @@ class OwnAccount:
     absent: int
     epsilon: float
     epsilon_against_company: float
+    statement: LedgerStatement | None = None
 
 
 def own_accounts(run: RunFolder) -> list[OwnAccount]:
     """The companies of the roster, and any that took part, by name.
 
-    Raises: InputError where the roster cannot be read.
+    Raises: InputError where the roster cannot be read; RunError for a statement that is not of this run and company.
     """
     plan, rows = run.plan(), [row for row in run.metrics() if row["round"] > 0]
     names = {name for row in rows for name in (*row["survivors"], *row["absent"])}
-    names |= set(run.roster().members) if run.roster_file.is_file() else set()
+    said: dict[str, LedgerStatement] = {}
+    if run.roster_file.is_file():
+        roster = run.roster()
+        names |= set(roster.members)
+        said = read_statements(run.path / STATEMENTS, plan.run, roster)
     tasks = [task for row in rows for task in row.get("tasks", (row,))]
     summed = Counter(name for task in tasks for name in task["survivors"])
     absent = Counter(name for row in rows for name in row["absent"])
     most = Counter(name for task in tasks for name in names if _may_have_trained(name, task))
     cost = _Costs(plan, run.settings().smallest_group)
     return [
-        OwnAccount(name, summed[name], most[name], absent[name], *cost.of(most[name]))
+        OwnAccount(name, summed[name], most[name], absent[name], *cost.of(most[name]), said.get(name))
         for name in sorted(names)
     ]
 

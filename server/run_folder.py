@@ -13,6 +13,7 @@ runs/<id>/
     opened/            with real companies, the sums of the round in flight
     status.json        with real companies, how the run stands; see `standing`
     metrics.jsonl      one line a round
+    statements/        with real companies, what they say of the run's cost, NAME.json each
     companies/         in a simulation, the companies' homes
     result.json        the summary, when the run is complete
     audit.json, report.html

@@ -100,8 +100,9 @@ def _cost(company: Company, plan: Plan, ledger: LedgerCopy, findings: Findings) 
 
 
 def _rounds_left(plan: Plan, ledger: LedgerCopy, terms: Terms, ceiling: float) -> int:
-    releases = plan.training.releases(plan.model.blocks) // plan.training.rounds
-    return remaining(ledger, terms.event, ceiling, plan.run) // releases
+    t = plan.training
+    a_round = t.releases(plan.model.blocks) // (t.rounds + t.reserve)
+    return max(0, remaining(ledger, terms.event, ceiling, plan.run) // a_round - t.reserve)
 
 
 def _memory(plan: Plan, findings: Findings) -> None:

@@ -35,6 +35,9 @@ from ..roster import SignedRoster, check_time, difference
 from . import kit
 from .keys import NEXT, Keys, Role, keep, key_files, make_folder, name_of_home, put
 
+# Files to be removed, and files to be written, by path relative to the folder.
+_Changes = tuple[list[str], dict[str, bytes]]
+
 # Where the keys in use come from: they stay, or are those of `next/` or of the kit.
 OWN, ROTATED, OF_KIT = "own", "rotated", "kit"
 
@@ -69,17 +72,15 @@ def install_company(
         rule = f"is a roster alone, and {home} has no keys: fedblocks company request {home} --company NAME"
         raise InputError("kit", str(path), rule)
 
-    def write() -> list[str]:
-        roster = opened.roster.content
+    def changes() -> _Changes:
+        coordinator, settings = opened.roster.content.coordinator, "transport/transport.toml"
         files = {
-            "transport/coordinator.pem": roster.coordinator.certificate.encode(),
-            "transport/transport.toml": _merged(
-                home / "transport/transport.toml", address=roster.coordinator.address
-            ),
+            "transport/coordinator.pem": coordinator.certificate.encode(),
+            settings: _merged(home / settings, address=coordinator.address),
         }
-        return [name for name, content in files.items() if put(home, name, content)]
+        return [], files
 
-    return _install(path, opened, home, "company", name, fingerprint, now or datetime.now(UTC), write)
+    return _install(path, opened, home, "company", name, fingerprint, now or datetime.now(UTC), changes)
 
 
 def install_coordinator(
@@ -88,7 +89,7 @@ def install_coordinator(
     """Install a kit or a roster in the coordinator's folder; raises as `install_company`."""
     opened = kit.unpacked(path)
 
-    def write() -> list[str]:
+    def changes() -> _Changes:
         roster = opened.roster.content
         files = {f"companies/{name}.pem": pem.encode() for name, pem in roster.certificates.items()}
         if roster.coordinator.superlink is not None:
@@ -98,19 +99,16 @@ def install_coordinator(
             for stale in (*(folder / "companies").glob("*.pem"), *(folder / "flower").glob("*.pub"))
             if stale.relative_to(folder).as_posix() not in files
         ]
-        for name in gone:  # before anything else: who is revoked is refused whatever happens next
-            keep(folder, name)
-            (folder / name).unlink()
         listen = (opened.manifest.listen if opened.manifest else None) or _listens_at(
             roster.coordinator.address
         )
         settings = folder / "transport.toml"
         if not settings.exists():
             files["transport.toml"] = _merged(settings, listen=listen)
-        return gone + [name for name, content in files.items() if put(folder, name, content)]
+        return gone, files
 
     return _install(
-        path, opened, folder, "coordinator", COORDINATOR, fingerprint, now or datetime.now(UTC), write
+        path, opened, folder, "coordinator", COORDINATOR, fingerprint, now or datetime.now(UTC), changes
     )
 
 
@@ -122,29 +120,32 @@ def _install(
     name: str,
     fingerprint: str | None,
     now: datetime,
-    write: Callable[[], list[str]],
+    changes: Callable[[], _Changes],
 ) -> Installed:
     manifest, roster = opened.manifest, opened.roster
     if manifest is not None and manifest.role != role:
         rule = f"is for the {manifest.role}; install it with: fedblocks {manifest.role} install"
         raise InputError("kit", str(path), rule)
-    previous = _accepted(path, roster, folder, fingerprint, now)
+    _accepted(path, roster, folder, fingerprint, now)
     if manifest is not None and manifest.name != name:
         rule = f"is for {manifest.name!r}, and {folder} is the home of {name!r}; ask for the kit of {name!r}"
         raise InputError("kit", str(path), rule)
     if role == "company":
         _check_member(path, roster, name)
     source, keys = _fitting(path, opened, folder, role, name)
+    gone, files = changes()
+    if source != OWN:
+        files = keys.files() | files
     make_folder(folder)
     try:
         with FileLock(folder / ".install.lock", timeout=0, mode=0o600):
             _accepted(path, roster, folder, fingerprint, now)  # again, for what was installed meanwhile
             before = _members(folder)
-            written = (
-                [n for n, content in keys.files().items() if put(folder, n, content)] if source != OWN else []
-            )
-            written += write()
-            written += [ROSTER_FILE] if put(folder, ROSTER_FILE, roster.file) else []
+            for stale in gone:  # before anything else: who is revoked is refused whatever happens next
+                keep(folder, stale)
+                (folder / stale).unlink()
+            files[ROSTER_FILE] = roster.file
+            written = gone + [path for path, content in files.items() if put(folder, path, content)]
             if source == ROTATED:
                 shutil.rmtree(folder / NEXT)
     except Timeout:
@@ -153,15 +154,13 @@ def _install(
         ) from None
     members = dict(roster.roster.members)
     words = difference(before, members, of_own="the roster before", of_other="the new one")
-    changes = words if previous is not None or before else ""
+    said = words if before else ""
     notices = (of_company if role == "company" else of_coordinator)(folder, now)
-    return Installed(name, roster, changes, source, tuple(written), tuple(notices))
+    return Installed(name, roster, said, source, tuple(written), tuple(notices))
 
 
-def _accepted(
-    path: Path, roster: SignedRoster, folder: Path, fingerprint: str | None, now: datetime
-) -> SignedRoster | None:
-    """The installed roster, if there is one, after checking that this one may follow it."""
+def _accepted(path: Path, roster: SignedRoster, folder: Path, fingerprint: str | None, now: datetime) -> None:
+    """InputError unless this roster may be the first here, or follow the installed one."""
     installed = folder / ROSTER_FILE
     previous = load_signed_roster(installed) if installed.is_file() else None
     found, content = fingerprints.of_provisioner(roster.signer), roster.content
@@ -177,7 +176,7 @@ def _accepted(
         raise InputError("--fingerprint", None, rule)
     check_time(content, now, str(path))
     if previous is None:
-        return None
+        return
     if not same(previous.signer, roster.signer):
         rule = (
             f"is signed by {found}, the installed roster by {fingerprints.of_provisioner(previous.signer)}; to "
@@ -198,7 +197,6 @@ def _accepted(
             f"{previous.fingerprint}); call the provisioner, who has to make a new version"
         )
         raise InputError("kit", str(path), rule)
-    return previous
 
 
 def _check_member(path: Path, roster: SignedRoster, name: str) -> None:

@@ -302,6 +302,19 @@ def test_a_round_is_on_record_and_nothing_private_or_of_an_error_stands_in_it(
     assert json.loads(done.stdout)["entries"] == entries
 
 
+def test_a_record_that_cannot_go_on_stops_a_round_before_its_charge(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Would catch a company that charges its ledger and only then finds that it cannot write that down."""
+    c = Coordinator(prepare(small, tmp_path / "run"))
+    home = deployed(c)
+    request = c.train_request(c.session()).to_record()
+    path = home / "decisions.jsonl"
+    path.write_bytes(b"".join(whole_lines(path)[:-1]))
+    assert refused(c.ask(1, TRAIN, request)) == "privacy"
+    assert c.charges() == 0
+
+
 def test_a_request_that_waits_is_on_record_once_and_then_what_a_person_decided(
     small: SimulationSettings, tmp_path: Path
 ) -> None:

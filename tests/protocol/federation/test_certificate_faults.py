@@ -67,10 +67,12 @@ def other_roster(federation: Federation) -> None:
 
 
 FAULTS = {
-    "expired": Fault(expired, "the certificate of acme expired on", "missing: acme"),
-    "unknown": Fault(unknown, "ends the connection once it has this company's certificate", "missing: acme"),
+    "expired": Fault(expired, "the certificate of acme expired on", "acme missing after"),
+    "unknown": Fault(
+        unknown, "ends the connection once it has this company's certificate", "acme missing after"
+    ),
     "another coordinator's": Fault(
-        other_coordinator, "shows another certificate than the pinned one", "missing: acme"
+        other_coordinator, "shows another certificate than the pinned one", "acme missing after"
     ),
     "swapped": Fault(swapped, None, "says it is"),
     "rosters differ": Fault(

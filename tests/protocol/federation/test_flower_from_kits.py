@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 from support.federation import Federation
+from support.kit_processes import prepared
 
-from fedblocks.client.policy import Policy
 from fedblocks.experiments.bench.transport_flower import flower_env, free_port
-from fedblocks.protocol import private_file
-from fedblocks.settings import DataKind
-
-KIND = DataKind(inputs=(8,), targets=(), target_classes=2)
+from fedblocks.settings import SimulationSettings
 
 
 def listed(env: dict[str, str], folder: Path) -> list[dict[str, Any]]:
@@ -31,11 +27,12 @@ def listed(env: dict[str, str], folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_registered_company_comes_online_and_no_other(tmp_path: Path) -> None:
+def test_a_registered_company_comes_online_and_no_other(small: SimulationSettings, tmp_path: Path) -> None:
     """Flower checks host and certificate, and the node's key; would catch a certificate or key that it cannot use."""
     port, plane_port = free_port(), free_port()
     tmp_path.chmod(0o755)
     federation = Federation.at(tmp_path, port=plane_port, more=f"superlink_port = {port}\n")
+    prepared(small, tmp_path / "run", federation)
     federation.provision(trial=True)
     federation.all_installed()
     plane, home = federation.plane, tmp_path / "flwr"
@@ -76,9 +73,6 @@ def test_a_registered_company_comes_online_and_no_other(tmp_path: Path) -> None:
         nodes = {}
         for name in ("acme", "bravo"):
             company = federation.home(name)
-            policy = Policy(company=name, epsilon_ceiling=1.0, delta=1e-5, data=KIND)
-            text = tomli_w.dumps(policy.model_dump(exclude_none=True))
-            private_file.write(company / "policy.toml", text.encode())
             nodes[name] = started(
                 name, sys.executable, "-c", start, "supernode", company, "--superlink", f"127.0.0.1:{port}",
                 "--root-certificates", company / "transport/coordinator.pem",

@@ -282,6 +282,18 @@ def test_nothing_of_an_earlier_set_up_is_lost(federation: Federation) -> None:
     assert ServiceSettings.load(federation.plane).gather == 5
 
 
+def test_a_file_that_cannot_be_read_is_named_before_anything_is_written(federation: Federation) -> None:
+    """The company's own settings, which an install completes; also where keys come with the kit."""
+    private_file.write(federation.home("acme") / "transport/transport.toml", b"address = ")
+    refused(federation, r"transport\.toml.*not valid TOML")
+    other = Federation.at(federation.office.parent / "other")
+    other.provision(trial=True)
+    home = other.home("acme")
+    (home / "transport").mkdir(parents=True)
+    private_file.write(home / "transport/transport.toml", b"address = ")
+    refused(other, r"transport\.toml.*not valid TOML")
+
+
 @pytest.mark.parametrize("writes", range(1, 12))
 def test_an_install_that_was_cut_short_is_done_by_the_next(
     federation: Federation, monkeypatch: pytest.MonkeyPatch, writes: int
