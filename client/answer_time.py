@@ -1,10 +1,10 @@
 """Fixed answer times, if the company sets them: an answer leaves after a whole number of durations.
 
-The time that training takes can depend on the examples (caches, subnormal numbers, allocations), and that of a join
-on the ledger's rows and remaining budget. The recipient of the answer sees this time. With `answer_seconds` in the
-policy the answer leaves exactly one duration after the message was received. If the work takes longer its result is
-not sent: the answer is the code "late", at the end of the duration in which the work was done, so that only the
-number of durations is visible.
+The time that training takes can depend on the examples (caches, subnormal numbers, allocations), that of a join on
+the ledger's rows and remaining budget, and that of being ready for a round, which answers its keys, on both. The
+recipient of the answer sees this time. With `answer_seconds` in the policy the answer leaves exactly one duration
+after the message was received. If the work takes longer its result is not sent: the answer is the code "late", at the
+end of the duration in which the work was done, so that only the number of durations is visible.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Roster, Session
 from ..protocol.messages import (
     JOIN,
+    KEYS,
     TRAIN,
     ConfirmReply,
     ConfirmRequest,
@@ -100,9 +101,10 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
                     record_refusal(company, _run_name(message, context), kind, error)
                 return refusal(error)
 
-        # The time of a training depends on the examples, that of a join on the ledger; of the others on messages
-        # only. The answer is made after the wait: Flower stores a message's time in it.
-        seconds = company.policy.answer_seconds if kind in (JOIN, TRAIN) else None
+        # The time of a training depends on the examples, that of a join and of being ready for a round also on the
+        # ledger; of the others on messages only. The answer is made after the wait: Flower stores a message's time
+        # in it.
+        seconds = company.policy.answer_seconds if kind in (JOIN, KEYS, TRAIN) else None
         answered, durations = timed(record, seconds)
         if durations > 1:
             with suppress(OSError):

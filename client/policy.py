@@ -137,7 +137,8 @@ class Policy(BaseModel):
         None,
         gt=0,
         le=86400,
-        description="seconds after which the answer to a join or a training leaves, however long the work took",
+        description="seconds after which the answer to a join, to a round's keys or a training leaves, however long "
+        "the work took",
     )
     simulation_seed: int | None = Field(
         None, description="simulations only: whoever knows it can subtract the noise"

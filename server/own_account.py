@@ -17,15 +17,14 @@ from ..protocol.release import block_size, run_terms
 from ..settings import Plan
 from .run_folder import RunFolder
 
-_BEFORE_TRAINING = "keys"
-
 
 @dataclass(frozen=True)
 class OwnAccount:
     """One company's releases in a run as its coordinator knows them; the company's own ledger decides.
 
-    `summed`: releases in an opened sum; `most`: those that it may have made. `epsilon` is of `most` releases, as the
-    first run of a ledger, and so an upper limit: unless the coordinator died in mid-round and repeated it.
+    `summed`: releases in an opened sum; `most`: those that it may have made, one a round and block. `epsilon` is of
+    `most` releases, as the first run of a ledger: an upper limit, unless rounds were begun anew and charged again.
+    The whole plan's is one in any case, since a ledger is pinned to the plan's number of releases.
     `statement`: what the company itself says, if it does.
     """
 
@@ -62,10 +61,9 @@ def own_accounts(run: RunFolder) -> list[OwnAccount]:
 
 
 def _may_have_trained(company: str, task: Mapping[str, Any]) -> bool:
-    """Whether the company can have been charged: a task that failed does not tell who had answered."""
-    if company in task["absent"]:
-        return not str(task["absent"][company][0]).endswith(_BEFORE_TRAINING)
-    return task["status"] != "done" or company in task["survivors"]
+    """Whether the company can have been charged. A task that failed does not tell who had answered, nor one that was
+    begun anew who had trained before."""
+    return task["status"] != "done" or company in task["survivors"] or company in task["absent"]
 
 
 class _Costs:

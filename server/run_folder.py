@@ -125,13 +125,16 @@ class RunFolder:
     def simulated(self) -> bool:
         """Whether the companies are invented ones, whose homes lie here.
 
-        A folder of invented companies that was served to real ones is none: its homes have no ledger of its rounds.
+        A folder of invented companies that was served to real ones is none: there are homes, but no ledger in them of
+        the rounds that were done, and no result of a simulation. Where that is not certain, it is a simulation, of
+        which nothing is promised.
         """
         if not is_simulation(self.path):
             return False
         summed = {name for row in self.metrics() for name in row.get("survivors", ())}
         homes = [home for home in self.homes() if home.name in summed]
-        return not summed or any((home / "ledger.sqlite").is_file() for home in homes)
+        charged = any((home / "ledger.sqlite").is_file() for home in homes)
+        return not homes or charged or (self.path / "result.json").is_file()
 
     @property
     def roster_file(self) -> Path:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from ..protocol.messages import CONFIRM, JOIN, KEYS, TRAIN, UNMASK
 from ..protocol.observability import Observability
 from ..settings import Plan
-from .events import Event, RoundFinished, RunFinished, RunStarted
+from .events import Event, RoundFailed, RoundFinished, RunFinished, RunStarted
 from .grid import OwnGrid
 from .stream.service import AggregationService
 
@@ -81,6 +81,8 @@ class RunMetrics:
             self._round.set(event.round)
             if event.round:
                 self._count(str(event.row.get("status", "done")))
+        if isinstance(event, RoundFailed):
+            self._count("begun_anew")
         if isinstance(event, RunFinished):
             self._running.set(0)
 

@@ -23,7 +23,17 @@ from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.ledger import Ledger
-from fedblocks.protocol.messages import JOIN, KEYS, TRAIN, JoinRequest, TrainReply, refusal, refused
+from fedblocks.protocol.messages import (
+    CONFIRM,
+    JOIN,
+    KEYS,
+    TRAIN,
+    JoinRequest,
+    KeysRequest,
+    TrainReply,
+    refusal,
+    refused,
+)
 from fedblocks.server.stream import StreamGrid
 from fedblocks.settings import SimulationSettings
 
@@ -175,13 +185,28 @@ def test_what_was_spent_cannot_be_told_by_the_time_of_a_join(
     assert all(1.2 <= seconds(node) < 1.35 for node in (1, 2))
 
 
+def test_readiness_for_a_round_cannot_be_told_from_its_refusal_by_time(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """It reads data and ledger. Would catch an answer to the keys that leaves when they have been read."""
+    coordinator = Coordinator(prepare(small, tmp_path / "run"))
+    channels = coordinator.channels()
+    record = KeysRequest(coordinator.session(), channels).to_record()
+    (coordinator.run.companies / "company-1" / "data.npz").unlink()
+    policies(coordinator, "answer_seconds = 1.2")
+    for node, code in ((1, None), (2, "no_data")):
+        started = time.monotonic()
+        assert refused(coordinator.ask(node, KEYS, record)) == code
+        assert 1.2 <= time.monotonic() - started < 1.35
+
+
 def test_what_reads_neither_examples_nor_ledger_does_not_wait(
     small: SimulationSettings, tmp_path: Path
 ) -> None:
     coordinator = Coordinator(prepare(small, tmp_path / "run"))
     policies(coordinator, "answer_seconds = 60.0")
     started = time.monotonic()
-    assert refused(coordinator.ask(1, KEYS, RecordDict())) is not None
+    assert refused(coordinator.ask(1, CONFIRM, RecordDict())) is not None
     assert time.monotonic() - started < 5.0
 
 

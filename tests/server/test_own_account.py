@@ -113,6 +113,9 @@ def test_a_simulation_served_to_real_companies_is_none(
         (simulated.companies / name).mkdir()
         (simulated.companies / name / "policy.toml").touch()
     assert not simulated.simulated()
+    (simulated.path / "result.json").write_text("{}")
+    assert simulated.simulated()
+    (simulated.path / "result.json").unlink()
     (simulated.companies / "acme" / "ledger.sqlite").touch()
     assert simulated.simulated()
 
@@ -178,7 +181,7 @@ def test_the_account_of_a_real_run_is_labelled_as_the_coordinators(
 def test_a_failed_round_may_have_charged_whoever_does_not_lack(
     real: tuple[RunFolder, Path], tmp_path: Path
 ) -> None:
-    """Only who was missing before training cannot have been charged; a company without any round owes nothing."""
+    """Who was missing before training may have trained in an attempt before; who was in no round owes nothing."""
     run = RunFolder(tmp_path / "run")
     shutil.copytree(real[0].path, run.path)
     absent = {"acme": ["query.keys", "no_reply"], "bolt": ["query.train", "no_reply"]}
@@ -191,6 +194,14 @@ def test_a_failed_round_may_have_charged_whoever_does_not_lack(
         "update_norm": 0.0,
     }
     rows = [run.metrics()[0], {**failed, "tasks": [failed]}]
+    run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [each.most for each in own_accounts(run)] == [1, 1, 1, 1]
+    done = failed | {
+        "status": "done",
+        "survivors": ["bolt", "cobalt"],
+        "absent": {"delta": ["query.keys", "no_reply"]},
+    }
+    rows[1] = done | {"tasks": [done]}
     run.metrics_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert {each.company: each.most for each in own_accounts(run)} == {
         "acme": 0,

@@ -184,9 +184,10 @@ def _own_account(facts: Facts) -> Finding:
     most = max((each.epsilon for each in facts.accounts), default=0.0)
     text = (
         "By the coordinator's own account, from its plan and its rounds, no company's releases so far cost more than "
-        f"epsilon {shown(most)} at delta {delta(facts.plan.delta)}, for one example of one company; the whole plan "
-        f"costs {round_up(_planned(facts).epsilon)}{_company(facts)}. Both hold where the run is the first of a "
-        "company's ledger, which lies with that company and alone decides."
+        f"epsilon {shown(most)} at delta {delta(facts.plan.delta)}, for one example of one company, unless a round "
+        "was begun anew; in any case no more than the whole plan, epsilon "
+        f"{round_up(_planned(facts).epsilon)}{_company(facts)}. Both hold where the run is the first of a company's "
+        "ledger, which lies with that company and alone decides."
     )
     return Finding("Privacy", text)
 
