@@ -238,6 +238,7 @@ def _check_ready(context: Context, company: Company, plan: Plan, session: Sessio
         release = company.releases.id_for(plan.run, session.round, label, labels, again=again)
     company.check_steps(plan)
     with company.ledger() as ledger:
+        company.decisions.check(len(ledger.rows()))
         ledger.check_release(
             plan.run, run_terms(plan, block_size(model, block, plan.training), companies), release
         )
@@ -279,6 +280,9 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
 
     def charge(release: str) -> None:
         with company.ledger() as ledger:
+            company.decisions.charged(
+                ledger.rows()
+            )  # what a crash has left, so that another one leaves no more
             ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
             company.decisions.charged(ledger.rows())
 
@@ -436,8 +440,8 @@ def _joined(context: Context, company: Company, *, charged: bool = True) -> tupl
     plan, stored = _plan(context, company), _stored(context, "session", "session")
     party = CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
     if charged:
-        with company.ledger():  # opened to check whether the record of steps is an older copy
-            company.decisions.check()  # which of few rows the lines of decisions tell alone
+        with company.ledger() as ledger:  # opened to check whether the record of steps is an older copy
+            company.decisions.check(len(ledger.rows()))  # which of few rows the decisions tell alone
     _only_cohort(company, party.session)
     return plan, party
 

@@ -10,6 +10,7 @@ sessions. So a run that was refused stays refused: it learns how many rounds pas
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
@@ -23,6 +24,9 @@ GROUP = "fedblocks.predictors"
 Predictor = Callable[[Denoiser, int, Examples, Plan], float]
 """(model in the state before, block, the company's data, plan) -> dB by which the best attack on one release is
 expected to come closer to an example than without it. Raises: InputError where that cannot be predicted."""
+
+# torch's levels of forward derivatives are the process's: two predictions at once end each other's.
+_predicting = threading.Lock()
 
 
 class PredictedGain(PrivacyError):
@@ -42,7 +46,8 @@ def predictor() -> Predictor:
 def check(limit: float, model: Denoiser, block: int, data: Examples, plan: Plan) -> None:
     """Raises: PrivacyError where more than `limit` dB is predicted, or nothing can be."""
     try:
-        gain = predictor()(model, block, data, plan)
+        with _predicting:
+            gain = predictor()(model, block, data, plan)
     except InputError as error:
         raise PredictedGain(f"largest_predicted_gain={limit} cannot be checked: {error}") from None
     if not gain <= limit:  # NaN is no number that keeps a limit

@@ -184,6 +184,25 @@ def test_an_older_copy_of_the_steps_is_seen_by_the_lines_that_it_does_not_know(c
     assert verify(company.home).beyond == 0
 
 
+def test_older_copies_of_both_records_are_seen_by_the_ledger(company: Company) -> None:
+    """Would catch decisions that are lost without a trace, since what is left agrees with itself."""
+    records = (company.steps.path, company.decisions.path)
+    copies = [shutil.copy(path, company.home.parent) for path in records]
+    company.decisions.write("denied", run="r2", by="ada", why="")
+    charge(company, 3)
+    charge(company, 4)
+    for copy, path in zip(copies, records, strict=True):
+        shutil.copy(copy, path)
+    with company.ledger() as ledger:
+        assert len(ledger.rows()) == 5
+    for check in (lambda: verify(company.home), lambda: company.decisions.check(5)):
+        with pytest.raises(LedgerError, match="older copies"):
+            check()
+    company.decisions.check(4)  # one row is what a crash leaves
+    company.accept_ledger()
+    assert verify(company.home).unlogged == 0
+
+
 def test_a_line_added_by_hand_after_the_end_is_refused(company: Company) -> None:
     with company.decisions.path.open("ab") as file:
         file.write(line_of(9, 0.0, "approved", {"run": "r"}, GENESIS))
