@@ -105,12 +105,27 @@ class OwnCertificate:
         Asked for anew at each connection, so that a certificate may be withdrawn or replaced while it listens.
         """
 
-        def now() -> grpc.ServerCertificateConfiguration:
+        def roots() -> bytes:
             # gRPC needs a root to ask for certificates at all: where nobody is left, only this one is trusted.
-            roots = trusted() or self.certificate
-            return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], roots)
+            return trusted() or self.certificate
 
-        return grpc.dynamic_ssl_server_credentials(now(), now, require_client_authentication=True)
+        def configuration(pem: bytes) -> grpc.ServerCertificateConfiguration:
+            return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], pem)
+
+        known = roots()
+
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            # gRPC replaces what handshakes use when it is given anything, and handshakes at that moment have ended
+            # the process (a reference counted below zero, in one of six runs with many connections).
+            nonlocal known
+            if (found := roots()) == known:
+                return None
+            known = found
+            return configuration(found)
+
+        return grpc.dynamic_ssl_server_credentials(
+            configuration(known), changed, require_client_authentication=True
+        )
 
     def channel_credentials(self, server: bytes) -> grpc.ChannelCredentials:
         """For a client that talks only to the owner of the `server` certificate."""
