@@ -164,6 +164,7 @@ def test_a_preset_is_accounted_as_it_would_run() -> None:
     assert found("account", "digits", "--set", "privacy.epsilon=3") == target
 
 
+@pytest.mark.slow
 def test_rounds_left_by_company(run: Path) -> None:
     before = files(run)
     got = found("account", "--spent", run)

@@ -210,6 +210,7 @@ def test_what_reads_neither_examples_nor_ledger_does_not_wait(
     assert time.monotonic() - started < 5.0
 
 
+@pytest.mark.slow
 def test_a_run_over_the_data_plane_with_answers_at_a_fixed_time(
     small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

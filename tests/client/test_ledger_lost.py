@@ -365,6 +365,7 @@ def test_a_process_killed_between_the_two_records_neither_forgets_nor_locks_out(
         charge(company, 4)
 
 
+@pytest.mark.slow
 def test_processes_that_charge_at_once_do_not_take_each_other_for_a_fault(tmp_path: Path) -> None:
     """Would catch a row that is seen by one process and taken for lost by another."""
     company = company_at(tmp_path / "home")

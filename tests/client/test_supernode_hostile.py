@@ -106,6 +106,7 @@ def test_a_malformed_message_is_dropped_and_the_next_one_is_taken(case: str) -> 
     assert log[0].startswith("refused: a message of the wrong form")
 
 
+@pytest.mark.slow
 def test_flower_itself_fails_over_most_of_them() -> None:
     """The control: what is dropped above ends a SuperNode, or is taken up by it and never answered."""
     results = {}

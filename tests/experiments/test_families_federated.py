@@ -63,7 +63,10 @@ def test_every_preset_is_valid_and_private_unless_it_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("preset", [name for name in SMALL if name != "digits"])
-@pytest.mark.parametrize("private", [True, False], ids=["private", "non-private"])
+@pytest.mark.parametrize(
+    "private",
+    [pytest.param(True, id="private"), pytest.param(False, id="non-private", marks=pytest.mark.slow)],
+)
 def test_a_family_runs_from_preset_to_report(preset: str, private: bool, text: Path, tmp_path: Path) -> None:
     """Would catch a family that trains but cannot be accounted, evaluated, diagnosed or reported."""
     open_ = () if private else ("privacy.epsilon=none", "privacy.i_accept_no_dp=true")

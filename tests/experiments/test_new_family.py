@@ -56,6 +56,7 @@ def fedblocks_json(done: Outcome) -> dict[str, Any]:
     return value
 
 
+@pytest.mark.slow
 def test_a_new_family_is_simulated_audited_and_reported(
     copied: Callable[..., Outcome],
 ) -> None:

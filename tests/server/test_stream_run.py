@@ -160,6 +160,7 @@ def test_one_flower_message_a_company_carries_the_whole_run(
     assert "data plane: done" in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken", ["company not set up", "company cannot reach it", "port in use", "no folder"]
 )
@@ -203,6 +204,7 @@ def command(*words: str | Path, **more: Any) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_of_real_processes_survives_one_that_is_killed(
     small: SimulationSettings, tmp_path: Path, port: int
 ) -> None:

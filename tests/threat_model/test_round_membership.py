@@ -65,7 +65,7 @@ def test_members_of_a_run_without_noise_are_told(
 
 @pytest.fixture(scope="module")
 def run(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return run_of(small, tmp_path_factory.mktemp("recorded"), 3.0)
+    return run_of(small, tmp_path_factory.mktemp("recorded"), 3.0, rounds=12)
 
 
 def test_the_noise_hides_members_and_the_clock_is_told(run: RunFolder) -> None:
@@ -74,10 +74,10 @@ def test_the_noise_hides_members_and_the_clock_is_told(run: RunFolder) -> None:
     assert found.outcome != "found"
     assert found.value is not None
     assert found.value.low < 0.5 < found.value.high
-    assert found.budget["rounds read"] == found.budget["rounds of the block"] == 12
+    assert found.budget["rounds read"] == found.budget["rounds of the block"] == 6
     cut = result_of(run, 0.0)
     assert cut.outcome == "inconclusive"
-    assert "0 of 12 rounds" in cut.reason
+    assert "0 of 6 rounds" in cut.reason
 
 
 def test_without_a_transcript_it_does_not_apply(run: RunFolder) -> None:
@@ -93,7 +93,7 @@ def test_rounds_are_those_of_the_block_evenly(run: RunFolder) -> None:
     assert {each.block for each in found} == {1}
     rounds = [each.round for each in found]
     assert rounds == sorted(set(rounds))
-    assert rounds[-1] == 24
+    assert rounds[-1] == 12
 
 
 def test_whitening_makes_the_background_white() -> None:

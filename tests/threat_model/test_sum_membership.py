@@ -189,6 +189,7 @@ def test_a_loose_run_is_found(small: SimulationSettings, tmp_path: Path) -> None
     assert release.value.value <= release.ceiling + 0.02
 
 
+@pytest.mark.slow
 def test_a_sum_of_much_noise_is_not_found_and_stays_below_its_ceiling(
     small: SimulationSettings, tmp_path: Path
 ) -> None:
