@@ -23,6 +23,7 @@ from ..errors import ProtocolError
 from ..privacy.accounting import finite
 from ..protocol import private_file
 from ..protocol.observability import Observability
+from ..protocol.repeating import repeated
 from ..protocol.transport.frames import FINAL
 from .agent import Agent
 from .agent_metrics import AgentMetrics
@@ -96,20 +97,10 @@ class Daemon:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        ended = threading.Event()
-
-        def write() -> None:
-            while not ended.wait(_WRITE_EVERY):
-                self._write()
-
-        self._write()
-        thread = threading.Thread(target=write, daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(self._write, _WRITE_EVERY):
+                yield
         finally:
-            ended.set()
-            thread.join()
             (self._company.home / STATUS_FILE).unlink(missing_ok=True)
 
     def _write(self) -> None:

@@ -23,6 +23,7 @@ from ..settings import Plan, RunSettings
 from .assignment import Task
 from .cohort import Cohort, Joined, offer, refusal_of
 from .events import CompaniesAwaited, Event, RoundFailed
+from .grid import names_of
 from .reasons import absences_in_words, in_words, named
 from .release_log import OpenedSum
 from .round import RoundResult, threshold_of
@@ -182,7 +183,7 @@ class Attendance:
         """Who is connected and has joined; offers the plan to whoever is connected and has not."""
         online, now = set(self._grid.get_node_ids()), time.monotonic()
         nodes = self.cohort.nodes
-        authenticated: Mapping[int, str] = getattr(self._grid, "names", {})
+        authenticated = names_of(self._grid)
         for node in online:
             if (name := authenticated.get(node)) in self.cohort.channels and name is not None:
                 nodes[name] = node
@@ -236,10 +237,10 @@ class Attendance:
         time.sleep(self._patience.poll)
 
     def _expected_names(self) -> set[str]:
-        authenticated: Mapping[int, str] = getattr(self._grid, "names", {})
+        authenticated = names_of(self._grid)
         return set(authenticated.values()) or set(self.cohort.roster.members)
 
     def _name(self, node: int) -> str:
-        authenticated: Mapping[int, str] = getattr(self._grid, "names", {})
+        authenticated = names_of(self._grid)
         known = {n: name for name, n in self.cohort.nodes.items()}
         return authenticated.get(node) or known.get(node) or f"node {node}"

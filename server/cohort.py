@@ -16,6 +16,7 @@ from ..privacy.secure_aggregation import ChannelKey, Roster
 from ..protocol.messages import JOIN, JoinReply, JoinRequest, refused
 from ..protocol.roster import difference
 from ..settings import Plan
+from .grid import names_of
 
 Reply = TypeVar("Reply")
 
@@ -97,7 +98,7 @@ def join(
     channels: dict[str, ChannelKey] = {}
     for node, answer in offer(grid, request, nodes, roster, timeout).items():
         if not isinstance(answer, Joined):
-            raise refusal_of(getattr(grid, "names", {}).get(node, f"node {node}"), answer)
+            raise refusal_of(names_of(grid).get(node, f"node {node}"), answer)
         found[answer.company], channels[answer.company] = node, answer.channel
     if len(found) < expected:
         raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
@@ -114,7 +115,7 @@ def offer(
     record, settings = request.to_record(), request.digest()
     messages = [Message(record, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
     # Where the transport authenticates companies, a reply must name the authenticated one.
-    authenticated: Mapping[int, str] = getattr(grid, "names", {})
+    authenticated = names_of(grid)
     answers: dict[int, Joined | FedblocksError] = {}
     claimed: set[str] = set()
     for reply in grid.send_and_receive(messages, timeout=timeout):
@@ -150,7 +151,7 @@ def wait_for_nodes(grid: Grid, expected: int, wait: float) -> list[int]:
     deadline = time.monotonic() + wait
     while len(nodes := sorted(grid.get_node_ids())) < expected:
         if time.monotonic() > deadline:
-            names: Mapping[int, str] = getattr(grid, "names", {})
+            names = names_of(grid)
             missing = ", ".join(name for node, name in names.items() if node not in nodes)
             text = f"{len(nodes)} of {expected} nodes are online after {wait:g} s"
             raise RunError(f"{text}; missing: {missing}" if missing else text)

@@ -6,7 +6,7 @@ Every message is serialised and parsed both ways, so that errors of serialisatio
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,6 +39,37 @@ class OwnGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+
+def names_of(grid: Grid) -> Mapping[int, str]:
+    """Whom the transport knows to be at a node, if it does."""
+    names: Mapping[int, str] = getattr(grid, "names", {})
+    return names
+
+
+class GridOver(OwnGrid):
+    """Passes everything to another grid; who inherits changes what it means to."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        return names_of(self._grid)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 class InProcessGrid(OwnGrid):

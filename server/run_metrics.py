@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 from flwr.app import Message
@@ -20,7 +20,7 @@ from ..protocol.messages import CONFIRM, JOIN, KEYS, TRAIN, UNMASK
 from ..protocol.observability import Observability
 from ..settings import Plan
 from .events import Event, RoundFailed, RoundFinished, RunFinished, RunStarted
-from .grid import OwnGrid
+from .grid import GridOver
 from .stream.service import AggregationService
 
 PHASES = {JOIN: "join", KEYS: "keys", TRAIN: "train", CONFIRM: "confirm", UNMASK: "unmask"}
@@ -126,11 +126,12 @@ class RunMetrics:
         self._missing.labels(name).inc(max(0, len(sent) - len(received)))
 
 
-class _TimedGrid(OwnGrid):
+class _TimedGrid(GridOver):
     """Passes everything to `grid`, whose replies it gathers: a phase is over when all are there, or time is up."""
 
     def __init__(self, grid: Grid, metrics: RunMetrics) -> None:
-        self._grid, self._metrics = grid, metrics
+        super().__init__(grid)
+        self._metrics = metrics
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -143,20 +144,6 @@ class _TimedGrid(OwnGrid):
             received = list(self._grid.send_and_receive(sent, timeout=timeout))
         self._metrics.count_messages(phase, sent, received)
         return received
-
-    @property
-    def names(self) -> Mapping[int, str]:
-        """Whom the transport knows to be at a node, if it does."""
-        return getattr(self._grid, "names", {})
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
 
 
 def _whether(connected: Callable[[], Collection[str]], name: str) -> Callable[[], float]:

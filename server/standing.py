@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import atomic_file
 from ..errors import RunError
+from ..protocol.repeating import repeated
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
 from .run_folder import RunFolder
 from .run_lock import exclusive, holder_of
@@ -65,24 +66,14 @@ class Standing:
     @contextmanager
     def written(self) -> Iterator[None]:
         """Keep the file up to date until the run ends, however it ends."""
-        ended = threading.Event()
-
-        def write() -> None:
-            while not ended.wait(_WRITE_EVERY):
-                self._write()
-
-        self._write()
-        thread = threading.Thread(target=write, daemon=True)
-        thread.start()
         try:
-            yield
+            with repeated(self._write, _WRITE_EVERY):
+                yield
         except BaseException as error:
             with self._lock:
                 self._found |= {"state": "stopped", "why": _why(error)}
             raise
         finally:
-            ended.set()
-            thread.join()
             self._write()
 
     def _write(self) -> None:

@@ -143,7 +143,7 @@ class Ceilings:
     def _passed(self, key: tuple[str, str], make: Callable[[], Estimate], guesses: int) -> float:
         if key not in self._known:
             self._known[key] = make()
-        return self.promised.hits(min(1.0, guesses * self._known[key].high))
+        return ceiling(self.promised, min(1.0, guesses * self._known[key].high))
 
     def _parts(self, what: Field) -> list[Tensor]:
         problem = self.subject.problem(self.block)

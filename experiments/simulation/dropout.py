@@ -7,23 +7,23 @@ Which ones are lost follows from seed, round and company alone, so an interrupte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from ...protocol.messages import CONFIRM, KEYS, TRAIN, UNMASK
-from ...server.grid import OwnGrid
+from ...server.grid import GridOver
 from ...settings import DropoutSettings
 
 PHASES = {"keys": KEYS, "train": TRAIN, "confirm": CONFIRM, "unmask": UNMASK}
 
 
-class LossyGrid(OwnGrid):
+class LossyGrid(GridOver):
     """Passes everything to `grid`, but loses replies with probability `dropout.rate` in `dropout.phase`."""
 
     def __init__(self, grid: Grid, dropout: DropoutSettings, seed: int) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._dropout = dropout
         self._seed = seed
 
@@ -45,17 +45,3 @@ class LossyGrid(OwnGrid):
                 reply.metadata.message_type, reply.metadata.group_id, reply.metadata.src_node_id
             )
         ]
-
-    @property
-    def names(self) -> Mapping[int, str]:
-        """Whom the transport knows to be at a node, if it does."""
-        return getattr(self._grid, "names", {})
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)

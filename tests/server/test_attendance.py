@@ -24,7 +24,7 @@ from fedblocks.server.attendance import Patience
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
 from fedblocks.server.events import Event, RoundFailed, RoundFinished
-from fedblocks.server.grid import InProcessGrid, OwnGrid
+from fedblocks.server.grid import GridOver, InProcessGrid
 from fedblocks.server.release_log import OpenedSum, OpenedSums, ReleaseLog
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
@@ -236,11 +236,12 @@ def test_a_kept_sum_of_other_states_is_none(run: RunFolder, monkeypatch: pytest.
     assert kept.find(3, 1, cohort, bytes(32)) is None
 
 
-class LosesOnce(OwnGrid):
+class LosesOnce(GridOver):
     """Companies train in round 2, and the first time all that they send is lost."""
 
     def __init__(self, run: RunFolder) -> None:
-        self._grid, self._lost = InProcessGrid(app, 5, {"run-dir": str(run.path)}), False
+        super().__init__(InProcessGrid(app, 5, {"run-dir": str(run.path)}))
+        self._lost = False
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -255,15 +256,6 @@ class LosesOnce(OwnGrid):
             self._lost = True
             return []
         return replies
-
-    def get_node_ids(self) -> Iterable[int]:
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return self._grid.pull_messages(message_ids)
 
 
 @pytest.mark.parametrize(
