@@ -56,6 +56,7 @@ from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
 from .predicted_gain import check_not_refused, check_once
+from .readiness import data_fingerprint
 from .recording import record_answered, record_asked, record_joined, record_refusal, record_trained
 from .rehearsal import rehearse
 from .training import model_of, train_block
@@ -142,7 +143,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     company.policy.check_shared(digest(request.shared))
     with company.ledger() as ledger:
         ledger.check_plan(plan.run, terms)
-    data = company.ready(plan, joining=True)  # last: from here on the run has these data
+    company.ready(plan, joining=True)  # last: from here on the run has these data
     joined = request.digest()
     company.save_shared(joined, request.shared)
     channel = ChannelKeys.generate()
@@ -161,7 +162,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     context.state.pop("session", None)
     _keep_joined(context, company)
     company.log(f"joined run {plan.run}")
-    record_joined(company, plan.run, data.digest)
+    record_joined(company, plan.run, data_fingerprint(company))
     signed = channel.signed(member, plan.run, joined)
     return JoinReply(company.name, signed, member.roster.members).to_record()
 

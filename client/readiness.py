@@ -4,8 +4,8 @@ Asked when a run is joined, before each round, and again right before the compan
 the company's data as they are then: their digest is kept with the steps that are taken once (`replay_guard`), so data
 that change in mid-run are refused, whatever process or machine goes on with the run.
 
-    no_data        data.npz is missing, damaged, or does not fit policy.toml
-    data_changed   it holds other examples than those with which the run was joined
+    no_data        data.npz is missing, damaged, or does not fit policy.toml; or what is held out of it is
+    data_changed   they hold other examples than those with which the run was joined
     closed         it is outside of the policy's hours
     too_many       the policy's trainings of today are used up
     no_room        the disk has no room for what a round writes
@@ -14,6 +14,8 @@ that change in mid-run are refused, whatever process or machine goes on with the
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ from ..protocol.release import block_size, run_terms
 from ..settings import Plan
 from .ceilings import check_ceilings
 from .decisions import LEDGER_FILE
+from .held_out import fingerprint
 
 if TYPE_CHECKING:
     from .company import Company
@@ -56,7 +59,7 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
     company.decisions.check()  # after a charge it would be too late
     data = readable_data(company)
     # A run that this company has joined has its data; another one gets them now.
-    company.steps.take("data", plan.run.encode(), value=data.digest, code="data_changed")
+    company.steps.take("data", plan.run.encode(), value=data_fingerprint(company), code="data_changed")
     return data
 
 
@@ -70,7 +73,7 @@ def startable(company: Company) -> None:
     """
     company.check_files()
     company.member()
-    readable_data(company)
+    data_fingerprint(company)
     with company.ledger():
         pass
     company.decisions.check()
@@ -86,10 +89,28 @@ def planned_terms(plan: Plan) -> Terms:
 
 def readable_data(company: Company) -> Examples:
     """The examples; ProtocolError("no_data") where they are missing, damaged or do not fit policy.toml."""
-    try:
+    with _explained(company):
         return company.data()
-    except FileNotFoundError:
-        text = f"{company.home / 'data.npz'} is missing: read your data with `fedblocks company import`"
+
+
+def data_fingerprint(company: Company) -> bytes:
+    """The digest of the company's examples, trained on or held out; raises as `readable_data`."""
+    return fingerprint(readable_data(company), readable_held_out(company))
+
+
+def readable_held_out(company: Company) -> Examples | None:
+    """The held-out examples, if any; raises as `readable_data`."""
+    with _explained(company):
+        return company.held_out()
+
+
+@contextmanager
+def _explained(company: Company) -> Iterator[None]:
+    """ProtocolError("no_data") where a file of examples is missing, damaged or does not fit policy.toml."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        text = f"{error.filename} is missing: read your data with `fedblocks company import`"
         raise ProtocolError("no_data", text) from None
     except InputError as error:
         hint = f"it does not fit policy.toml; read your data anew: fedblocks company import SOURCE {company.home}"

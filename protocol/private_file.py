@@ -35,6 +35,8 @@ _THEIRS = (
     "roster.toml",
     "identity.key",
     "data.npz",
+    "held_out.npz",
+    "held_out.key",
     "transport/own.key",
     "transport/node.key",
 )
