@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from ..protocol.log_text import entry
 
@@ -137,3 +138,24 @@ def check(
     say(" and ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items()))
     if counts["error"]:
         raise typer.Exit(2)
+
+
+@company.command("models")
+def models(home: Home, as_json: AsJson = False) -> None:
+    """The final models that came to this company, and what they are worth on its held-out examples."""
+    from ..client.company import Company
+    from ..client.models import kept_models
+    from ..client.policy import load_policy
+
+    found = kept_models(Company(home, load_policy(home / "policy.toml")))
+    if as_json:
+        print(json.dumps({"home": str(home), "models": [vars(each) for each in found]}))
+        return
+    table = Table("run", "round", "held out", "public model", "final model", "folder")
+    for each in found:
+        figures = ["" if v is None else f"{each.metric} {v:.4g}" for v in (each.public, each.final)]
+        told = [f"[red]{escape(entry(each.problem))}[/]", ""] if each.problem else figures
+        table.add_row(escape(each.run), str(each.round), f"{each.examples:,}", *told, escape(each.folder))
+    people.print(table)
+    if not found:
+        say(f"No model has come to {home} yet; the coordinator sends it after a run's last round.")

@@ -162,4 +162,6 @@ def _table(found: dict[str, Any]) -> Table:
         table.add_row(escape(name), "yes" if company["connected"] else "no", company["since"], told)
     if found["why"]:
         table.caption = escape(found["why"])
+    elif found["model_with"]:
+        table.caption = f"the final model is with {escape(', '.join(found['model_with']))}"
     return table

@@ -31,6 +31,8 @@ from ..protocol.messages import (
     TRAIN,
     ConfirmReply,
     ConfirmRequest,
+    DeliverReply,
+    DeliverRequest,
     JoinReply,
     JoinRequest,
     KeysReply,
@@ -49,8 +51,10 @@ from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
 from .approvals import Undecided
+from .awaited import Awaited
 from .batches import examples_at_once
 from .company import Company
+from .delivery import receive
 from .endpoint import Endpoint, exclusive_agent
 from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
@@ -177,6 +181,8 @@ def _keep_joined(context: Context, company: Company) -> None:
         rows, head = len(ledger.rows()), ledger.head()
     kept = {**run, "plan": str(record["plan"]), "roster": roster, "company": company.name}
     company.joined.save(JoinedRun.model_validate({**kept, "rows": rows, "head": head}))
+    joined, shared = _stored(context, "run", "joined"), _stored(context, "run", "shared")
+    company.awaited.save(Awaited(_parsed_plan(str(record["plan"])), joined, shared))
 
 
 def _restore_joined(context: Context, company: Company) -> None:
@@ -333,6 +339,27 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     record_answered(company, party.session, shares.to_bytes())
     return UnmaskReply(shares).to_record()
+
+
+@app.query("deliver")
+@guarded
+def deliver(message: Message, context: Context, company: Company) -> RecordDict:
+    """Take a part of the final model of a run that this company has joined."""
+    request = DeliverRequest.from_record(message.content)
+    awaited = _awaited(context, company, request.joined)
+    return DeliverReply(receive(request, awaited, company)).to_record()
+
+
+def _awaited(context: Context, company: Company, joined: bytes) -> Awaited:
+    """What was joined under this digest, in this process or, by a company with a life of its own, at any time."""
+    record = _record(context, "run")
+    plan, shared = record.get("plan"), record.get("shared")
+    if record.get("joined") == joined and isinstance(plan, str) and isinstance(shared, bytes):
+        return Awaited(_parsed_plan(plan), joined, shared)
+    found = None if company.simulated else company.awaited.find(joined)
+    if found is None:
+        raise ProtocolError("not_awaited", "this company has not joined the run, or it is too long ago")
+    return found
 
 
 @app.query("stream")

@@ -12,6 +12,7 @@ company-0/
     shared-*.safetensors  the shared state of a joined run
     requests/             what coordinators have asked for, and what people have decided; see `approvals`
     joined.json           what was joined, until the run is over; see `joined`
+    models/               the final models of joined runs; see `delivery`, `models` and `awaited`
     release-*.bin         releases of a round that may be begun anew; see `kept_releases`
     company.log           what happened and why; texts of errors stay here
 
@@ -47,6 +48,7 @@ from ..protocol import private_file
 from ..protocol.identity import load_member
 from ..settings import DataKind, Plan
 from .approvals import Requests
+from .awaited import AwaitedModels
 from .company_log import company_logger
 from .decisions import LEDGER_FILE, Decisions
 from .held_out import HELD_OUT_FILE
@@ -231,6 +233,11 @@ class Company:
     @property
     def joined(self) -> JoinedFile:
         return JoinedFile(self.home / JOINED_FILE)
+
+    @property
+    def awaited(self) -> AwaitedModels:
+        """The runs whose final model this company takes."""
+        return AwaitedModels(self.home, self.name)
 
     @property
     def releases(self) -> KeptReleases:

@@ -15,6 +15,7 @@ off: the number of lines and the last hash are kept with the ledger's, in steps.
     charged   the ledger was charged: row, head, epsilon after it
     trained   a block was trained
     sent      what was made from data leaves: bytes, SHA-256 digest
+    model     a finished run's model came and was kept: round, digest
 
 A line holds no value of the data and no text of an exception. It is on disk before what it tells of leaves. An
 invented company of a simulation keeps no record.
@@ -66,6 +67,7 @@ KINDS = frozenset(
         "charged",
         "trained",
         "sent",
+        "model",
     )
 )
 Entry = tuple[str, Mapping[str, Value]]

@@ -50,7 +50,7 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
     """
     company.check_files()
     company.policy.check(plan)
-    _check_room(company)
+    check_room(company)
     if not joining:
         _check_day(company)
     if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:
@@ -119,12 +119,11 @@ def _explained(company: Company) -> Iterator[None]:
         raise ProtocolError("no_data", str(error)) from error
 
 
-def _check_room(company: Company) -> None:
-    free = shutil.disk_usage(company.home).free
-    if free < LEAST_FREE:
-        text = (
-            f"{company.home}: {free >> 20} MB are free on this disk, at least {LEAST_FREE >> 20} are needed"
-        )
+def check_room(company: Company, more: int = 0) -> None:
+    """ProtocolError("no_room") if the disk has no room for so many bytes, and for what a round writes."""
+    free, needed = shutil.disk_usage(company.home).free, LEAST_FREE + more
+    if free < needed:
+        text = f"{company.home}: {free >> 20} MB are free on this disk, at least {needed >> 20} are needed"
         raise ProtocolError("no_room", text)
 
 

@@ -18,6 +18,9 @@ _WORDS = {
     "unsupported_layer": "it cannot train this model privately",
     "wrong_phase": "it has not joined, or lost what it had joined",
     "bad_session": "it has joined another run or other settings",
+    "not_awaited": "it does not know of having joined this run",
+    "bad_model": "the model is not the one that its joined plan allows",
+    "model_kept": "it holds another model of a run of this name",
     "internal": "an error on its machine",
 }
 
