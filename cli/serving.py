@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ProtocolError
 from ..server.events import CompaniesAwaited, Event, ModelDelivered, RoundFailed, RoundFinished
-from ..server.reasons import absences_in_words, in_words, named
+from ..server.reasons import absences_in_words, evaluation_in_words, in_words, named
 from ..server.run_folder import RunFolder
 
 
@@ -21,6 +21,8 @@ def lines(say: Callable[[str], None]) -> Callable[[Event], None]:
     def tell(event: Event) -> None:
         if isinstance(event, RoundFinished):
             say(f"round {event.round}: {event.row.get('status', 'public model')}{_without(event.row)}")
+            if (found := event.row.get("evaluation")) is not None:
+                say(f"round {event.round}, at the companies: {evaluation_in_words(found)}")
         if isinstance(event, CompaniesAwaited):
             say(f"waiting for {named(event.missing)}" if event.missing else "waiting for companies")
         if isinstance(event, RoundFailed):

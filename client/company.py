@@ -45,6 +45,7 @@ from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
 from ..protocol import private_file
+from ..protocol.evaluation import training_run
 from ..protocol.identity import load_member
 from ..settings import DataKind, Plan
 from .approvals import Requests
@@ -209,7 +210,7 @@ class Company:
     def _begin(self) -> Guarantee:
         with self._ledger(None) as ledger:
             rows = ledger.rows()
-            self.steps.begin(len(rows), ledger.head(), {row.run for row in rows})
+            self.steps.begin(len(rows), ledger.head(), {training_run(row.run) for row in rows})
             self.decisions.begin(len(rows), ledger.head())
             return ledger.spent()
 

@@ -14,6 +14,7 @@ off: the number of lines and the last hash are kept with the ledger's, in steps.
     refused   a message was refused: by policy, ledger, protocol or machine; why, the rule or a fixed code
     charged   the ledger was charged: row, head, epsilon after it
     trained   a block was trained
+    evaluated a model was judged on held-out examples
     sent      what was made from data leaves: bytes, SHA-256 digest
     model     a finished run's model came and was kept: round, digest
 
@@ -68,6 +69,7 @@ KINDS = frozenset(
         "trained",
         "sent",
         "model",
+        "evaluated",
     )
 )
 Entry = tuple[str, Mapping[str, Value]]

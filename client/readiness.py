@@ -26,6 +26,7 @@ from ..blocks.examples import Examples
 from ..errors import InputError, ProtocolError, RunError
 from ..privacy.composition import Terms
 from ..privacy.ledger_file import read_ledger
+from ..protocol.evaluation import evaluation_run, evaluation_terms
 from ..protocol.release import block_size, run_terms
 from ..settings import Plan
 from .ceilings import check_ceilings
@@ -55,7 +56,7 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
         _check_day(company)
     if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:
         ledger = read_ledger(company.home / LEDGER_FILE)
-        check_ceilings(company.policy, ledger, plan.run, planned_terms(plan), company.clock())
+        check_ceilings(company.policy, ledger, planned_parts(plan), company.clock())
     company.decisions.check()  # after a charge it would be too late
     data = readable_data(company)
     # A run that this company has joined has its data; another one gets them now.
@@ -85,6 +86,14 @@ def planned_terms(plan: Plan) -> Terms:
     with torch.device("meta"):  # its shapes alone: no memory, however large the model is
         model = build_model(plan.model, plan.noise, 0)
     return run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
+
+
+def planned_parts(plan: Plan) -> tuple[tuple[str, Terms], ...]:
+    """What a run of the plan is in a ledger, name and terms: its training, and its evaluations if it has any."""
+    training = (plan.run, planned_terms(plan))
+    if plan.evaluation is None:
+        return (training,)
+    return training, (evaluation_run(plan.run), evaluation_terms(plan))
 
 
 def readable_data(company: Company) -> Examples:

@@ -8,6 +8,7 @@ Five phases, each with one Flower message to a company and one back:
     confirm   every round: survivors -> signature over their set
     unmask    every round: signatures -> shares of the masks to remove
 
+an evaluation is a round with `evaluate` in the place of `train`: all block states and adverts -> masked sums;
 after the last round, `deliver` in a few messages: the final model, in parts -> whether the company has it all; and,
 where there is a data plane, `stream` once before all of them: the run's name -> how its stream ended.
 
@@ -48,6 +49,7 @@ _PART = re.compile(r"(public|final)-(0|[1-9][0-9]{0,3})")
 _LONGEST_CARD = 1 << 20
 
 JOIN, KEYS, TRAIN = "query.join", "query.keys", "train.block"
+EVALUATE = "evaluate.model"
 CONFIRM, UNMASK = "query.confirm", "query.unmask"
 DELIVER = "query.deliver"
 STREAM = "query.stream"
@@ -176,6 +178,31 @@ class TrainRequest:
         if not held or set(held) != {f"block-{b}" for b in blocks}:
             raise ProtocolError("malformed", "the block states are not those up to the block to train")
         return cls(block, {b: from_bytes(held[f"block-{b}"].data) for b in blocks}, adverts)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """`states`: those of all blocks, in order; `adverts` as in `TrainRequest`. The reply is a training's."""
+
+    states: dict[int, State]
+    adverts: dict[str, Advert]
+
+    @classmethod
+    def for_each(cls, states: dict[int, State], adverts: Mapping[str, Advert]) -> dict[str, EvaluateRequest]:
+        """As `TrainRequest.for_each`."""
+        last = max(states)
+        made = TrainRequest.for_each(last, states, adverts)
+        return {company: cls(request.states, request.adverts) for company, request in made.items()}
+
+    def to_record(self) -> RecordDict:
+        return TrainRequest(max(self.states), self.states, self.adverts).to_record()
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> EvaluateRequest:
+        found = TrainRequest.from_record(record)
+        if found.block != len(found.states) - 1:
+            raise ProtocolError("malformed", "the block states do not begin with the first")
+        return cls(found.states, found.adverts)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .cohort import Cohort, join
 from .delivery import deliver
 from .evaluation import Evaluator
 from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarted, Subscriber
+from .federated_evaluation import evaluate
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .release_log import OpenedSum, OpenedSums, ReleaseLog
@@ -158,6 +159,11 @@ def _coordinate(
         if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)
+        evaluation = plan.evaluation
+        if evaluation is not None and evaluation.due(round_, rounds):
+            groups = list(dict.fromkeys(task.companies for task in tasks))
+            attempt = "" if patience is None else secrets.token_hex(8)
+            row["evaluation"] = evaluate(round_, groups, blocks, cohort, plan, attempt).to_json()
         row["seconds"] = round(time.perf_counter() - started, 4)
         checkpoint = Checkpoint(
             round_,

@@ -8,6 +8,7 @@ from ...client.company import Company
 from ...client.policy import load_policy
 from ...privacy.accounting import epsilon, guarantee
 from ...privacy.ledger_file import LedgerRow
+from ...protocol.evaluation import evaluation_run
 from ...server.run_folder import RunFolder
 from ...settings import Plan
 
@@ -46,7 +47,7 @@ def _spending(company: Company, plan: Plan) -> Spending:
     if (company.home / "ledger.sqlite").is_file():
         with company.ledger() as ledger:
             rows, found = ledger.rows(), ledger.spent()
-    own = [row for row in rows if row.run == plan.run]
+    own = [row for row in rows if row.run in (plan.run, evaluation_run(plan.run))]
     delta = company.policy.delta
     blocks = sorted({row.block for row in own})
     start = [(0, own[0].epsilon_before if own else found.epsilon)]
