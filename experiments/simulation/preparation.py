@@ -157,9 +157,10 @@ def affordable_noise(settings: RunSettings, size: int) -> float:
     account, wanted = in_a_fresh_ledger(p.delta), t.releases(settings.model.blocks)
     judged = evaluation_epsilon(whole_evaluation(settings.evaluation, settings.model, p, t.rounds), p.delta)
     left = p.epsilon - judged
-    if left <= 0:
+    if left <= 0 and settings.evaluation is not None:
+        noise = settings.evaluation.noise_multiplier
         rule = f"the evaluations alone cost {judged:.3g} of epsilon={p.epsilon}: more noise, or fewer of them"
-        raise InputError("evaluation.noise_multiplier", None, rule)
+        raise InputError("evaluation.noise_multiplier", noise, rule)
     noise = p.noise_multiplier or calibrate(lambda z: release_at(z).times(wanted), left, account)
     fits = releases_within(left, release_at(noise), account)
     if fits < wanted:

@@ -31,6 +31,7 @@ class Spending:
     account: str
     curve: tuple[tuple[int, float], ...]
     by_block: dict[str, tuple[int, float]]
+    trained: tuple[int, ...] = ()  # the round of each release that is a training's
 
 
 def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
@@ -62,6 +63,7 @@ def _spending(company: Company, plan: Plan) -> Spending:
         account=f"{found.accountant}; composition: {found.composition}",
         curve=tuple(start + [(row.round, row.epsilon_after) for row in own]),
         by_block={block: _block(own, block, delta) for block in blocks},
+        trained=tuple(row.round for row in own if row.run == plan.run),
     )
 
 
