@@ -44,9 +44,13 @@ _CLEAR = 5.0
 
 @dataclass(frozen=True)
 class Quality:
-    """`value` with its 95% interval, none where there are too few examples; `examples`: their number, with noise."""
+    """`value` with its 95% interval, none where there are too few examples.
+
+    `examples`, `scores`: their number and the sum of their scores, which lie between 0 and 1, each with noise.
+    """
 
     examples: float
+    scores: float
     value: float | None = None
     low: float | None = None
     high: float | None = None
@@ -148,7 +152,7 @@ def judged(
 def quality_of(score: float, count: float, noise: float, largest: float = 1.0) -> Quality:
     """The ratio of two sums, each with noise of this deviation, times `largest`, and its 95% interval."""
     if not count >= _CLEAR * noise:
-        return Quality(round(count, 1))
+        return Quality(count, score)
     # The bounds are where the two sides of the formula above are equal: a q^2 - 2 b q + c = 0.
     z2, s2 = _NORMAL**2, noise**2
     a, b, c = count**2 + z2 * (count - s2), score * count + z2 * count / 2, score**2 - z2 * s2
@@ -156,4 +160,4 @@ def quality_of(score: float, count: float, noise: float, largest: float = 1.0) -
     value, low, high = (
         min(max(q, 0.0), 1.0) * largest for q in (score / count, (b - root) / a, (b + root) / a)
     )
-    return Quality(round(count, 1), value, low, high)
+    return Quality(count, score, value, low, high)
