@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Any
 
 from ..errors import ProtocolError
-from ..server.events import CompaniesAwaited, Event, RoundFailed, RoundFinished
-from ..server.reasons import absences_in_words, named
+from ..server.events import CompaniesAwaited, Event, ModelDelivered, RoundFailed, RoundFinished
+from ..server.reasons import absences_in_words, evaluation_in_words, in_words, named
 from ..server.run_folder import RunFolder
 
 
@@ -21,11 +21,21 @@ def lines(say: Callable[[str], None]) -> Callable[[Event], None]:
     def tell(event: Event) -> None:
         if isinstance(event, RoundFinished):
             say(f"round {event.round}: {event.row.get('status', 'public model')}{_without(event.row)}")
+            if (found := event.row.get("evaluation")) is not None:
+                say(f"round {event.round}, at the companies: {evaluation_in_words(found)}")
         if isinstance(event, CompaniesAwaited):
             say(f"waiting for {named(event.missing)}" if event.missing else "waiting for companies")
         if isinstance(event, RoundFailed):
             why = absences_in_words(event.absent) or "too few companies"
             say(f"round {event.round} failed and is begun anew: {why}")
+        if isinstance(event, ModelDelivered):
+            why = "; ".join(f"{name}: {in_words(code)}" for name, code in sorted(event.missing.items()))
+            say(
+                f"the final model is with {named(event.has) or 'no company'}"
+                + (f", not with {why}" if why else "")
+            )
+            if why:
+                say("fedblocks coordinator run --resume sends it to those that were away")
 
     return tell
 

@@ -58,6 +58,7 @@ def agent(
     from ..client.app import app
     from ..client.company import Company
     from ..client.endpoint import Endpoint, exclusive_agent
+    from ..client.models import kept_models
     from ..protocol.log_text import escape_logs
     from ..protocol.observability import observing
 
@@ -77,6 +78,7 @@ def agent(
         code = answering.serve()
     if code == "done":
         company.leave()
+        kept_models(company)  # judged now, when nobody waits for an answer
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":

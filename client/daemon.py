@@ -29,6 +29,7 @@ from .agent import Agent
 from .agent_metrics import AgentMetrics
 from .company import Company
 from .endpoint import Endpoint, exclusive_agent
+from .judging import Judging
 
 STATUS_FILE = "agent.json"
 # What ends the service: a process of another version, or another agent of this company, has to be dealt with first.
@@ -59,7 +60,8 @@ class Daemon:
         company = self._company
         answer = self._metrics.counted(app) if self._metrics else app
         context = Context(1, 1, {"company-home": str(company.home)}, RecordDict(), {})
-        with exclusive_agent(company.home), self._until_signalled(), self._writing():
+        judging = Judging(company.home)
+        with exclusive_agent(company.home), self._until_signalled(), self._writing(), judging:
             while not self._stopped.is_set():
                 self._agent = Agent(Endpoint.of(company.home), answer, context, log=company.log)
                 code = self._agent.serve()
@@ -67,6 +69,7 @@ class Daemon:
                     self.runs += 1
                     company.leave()
                     context.state.clear()
+                    judging.begin()
                 if code in _FATAL:
                     return code
                 # After a run the coordinator is away, or about to begin the next one.

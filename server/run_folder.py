@@ -11,6 +11,7 @@ runs/<id>/
     releases/          in a simulation, or where settings ask for it, every sum that was opened
     cohort.json        with real companies, who has joined, and their signed channel keys
     opened/            with real companies, the sums of the round in flight
+    delivered.json     with real companies, who has the final model
     status.json        with real companies, how the run stands; see `standing`
     metrics.jsonl      one line a round
     statements/        with real companies, what they say of the run's cost, NAME.json each

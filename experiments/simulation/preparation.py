@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import secrets
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from ...blocks.state import check_part
 from ...client.company import Company
 from ...client.data import load_examples
 from ...client.data.findings import Findings
+from ...client.held_out import HELD_OUT_FILE
+from ...client.held_out import split as hold_out
 from ...client.policy import LARGEST_MODEL, Policy
 from ...errors import InputError, RunError
 from ...privacy.accounting import calibrate, releases_within
@@ -30,6 +33,7 @@ from ...privacy.composition import in_a_fresh_ledger
 from ...privacy.events import Event
 from ...privacy.secure_aggregation import Identity
 from ...protocol import private_file
+from ...protocol.evaluation import evaluation_epsilon, whole_evaluation
 from ...protocol.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
 from ...protocol.release import block_size, default_company_clip, event_of, fewest_bits, release_event
 from ...server.checkpoint import Checkpoint
@@ -137,8 +141,8 @@ def make_plan(settings: RunSettings, model: Denoiser, run: str) -> Plan:
 
 
 def affordable_noise(settings: RunSettings, size: int) -> float:
-    """The noise multiplier that is set, or else the least with which the whole run costs a fresh ledger `epsilon`, in
-    blocks of `size` values; 0 without an epsilon.
+    """The noise multiplier that is set, or else the least with which the whole run, evaluations included, costs a
+    fresh ledger `epsilon`, in blocks of `size` values; 0 without an epsilon.
 
     Raises: InputError where epsilon does not pay for every step.
     """
@@ -151,10 +155,17 @@ def affordable_noise(settings: RunSettings, size: int) -> float:
         return event_of(t, p, noise, size, bits=bits)
 
     account, wanted = in_a_fresh_ledger(p.delta), t.releases(settings.model.blocks)
-    noise = p.noise_multiplier or calibrate(lambda z: release_at(z).times(wanted), p.epsilon, account)
-    fits = releases_within(p.epsilon, release_at(noise), account)
+    judged = evaluation_epsilon(whole_evaluation(settings.evaluation, settings.model, p, t.rounds), p.delta)
+    left = p.epsilon - judged
+    if left <= 0 and settings.evaluation is not None:
+        noise = settings.evaluation.noise_multiplier
+        rule = f"the evaluations alone cost {judged:.3g} of epsilon={p.epsilon}: more noise, or fewer of them"
+        raise InputError("evaluation.noise_multiplier", noise, rule)
+    noise = p.noise_multiplier or calibrate(lambda z: release_at(z).times(wanted), left, account)
+    fits = releases_within(left, release_at(noise), account)
     if fits < wanted:
-        rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
+        beside = f", less {judged:.3g} for evaluations," if judged else ""
+        rule = f"epsilon={p.epsilon}{beside} pays for {fits * t.local_steps} of {settings.total_steps} steps"
         raise InputError("privacy.noise_multiplier", noise, rule)
     return noise
 
@@ -260,6 +271,11 @@ def pretrained(settings: RunSettings, folder: Path) -> Denoiser:
 def write_home(home: Path, company: str, settings: RunSettings, data: Examples) -> None:
     """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
     _made(_made(home.parent) / home.name)
+    if settings.evaluation is not None and isinstance(settings, SimulationSettings):
+        # Under a key that follows from the seed, so that a simulation can be repeated.
+        key = hashlib.sha256(f"held out {settings.seed} {company}".encode()).digest()
+        data, out = hold_out(data, settings.companies.held_out, key)
+        out.save(home / HELD_OUT_FILE)
     data.save(home / "data.npz")
     policy = Policy(
         company=company,
