@@ -52,7 +52,7 @@ def up(
     company.startable()
     say(f"{company.name} answers run after run; what it decides and why is in {home / 'company.log'}")
     with observing(metrics) as seen:
-        daemon = Daemon(company, seen)
+        daemon = Daemon(company, seen, say)
         code = daemon.run()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "runs": daemon.runs}))
