@@ -25,6 +25,7 @@ from ..settings.contract import TableContract
 from .company import Company
 from .data import load_examples
 from .data.findings import Findings
+from .data.memory import within_memory
 from .data.tables.database import check_url, is_database
 from .policy import load_policy
 from .policy_file import POLICY_FILE, declare_data, refuse_other_data
@@ -71,7 +72,8 @@ def import_data(
         check_url("SOURCE", source.source)
     _check_model(source, model)
     findings = Findings(source.source)
-    examples = load_examples("SOURCE", source, model, match_contrast, findings)
+    with within_memory("SOURCE", source.source):
+        examples = load_examples("SOURCE", source, model, match_contrast, findings)
     fingerprint = examples.digest.hex()
     examples.save(home / DATA_FILE)
     found = Imported(len(examples), fingerprint, findings, declare_data(home, model.kind))
