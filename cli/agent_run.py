@@ -9,15 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ProtocolError
+from ..errors import InputError, ProtocolError
 from .agent import agent, people
 from .options import Metrics
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Home = Annotated[Path, typer.Argument(help="the company's home folder")]
 RunName = Annotated[
-    str, typer.Argument(help="the run's name, as `agent pending` shows it, or its plan's digest")
+    str | None, typer.Argument(help="the run's name, as `agent pending` shows it, or its plan's digest")
 ]
+OfPlan = Annotated[
+    str | None,
+    typer.Option(
+        help="in place of RUN: every run of this plan.json, whatever it is called, before it asks too"
+    ),
+]
+EveryRun = Annotated[bool, typer.Option("--every-run", help="every run of RUN's plan, whatever it is called")]
 
 
 def say(text: str) -> None:
@@ -45,7 +52,7 @@ def up(
     company.startable()
     say(f"{company.name} answers run after run; what it decides and why is in {home / 'company.log'}")
     with observing(metrics) as seen:
-        daemon = Daemon(company, seen)
+        daemon = Daemon(company, seen, say)
         code = daemon.run()
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "runs": daemon.runs}))
@@ -92,38 +99,61 @@ def pending(home: Home, as_json: AsJson = False) -> None:
 @agent.command("approve")
 def approve(
     home: Home,
-    run: RunName,
+    run: RunName = None,
+    plan: OfPlan = None,
+    every_run: EveryRun = False,
     by: Annotated[str | None, typer.Option(help="who decides; none means the user of this machine")] = None,
     why: Annotated[str, typer.Option(help="for the company's own record")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Let the company take part in a run."""
-    _decide(home, run, "approved", by, why, as_json)
+    """Let the company take part in a run, or in every run of a plan (each still waits if `approval` is always)."""
+    _decide(home, run, plan, every_run, "approved", by, why, as_json)
 
 
 @agent.command("deny")
 def deny(
     home: Home,
-    run: RunName,
     why: Annotated[str, typer.Option(help="for the company's own record; it does not leave the company")],
+    run: RunName = None,
+    plan: OfPlan = None,
+    every_run: EveryRun = False,
     by: Annotated[str | None, typer.Option(help="who decides; none means the user of this machine")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep the company out of a run, also of one that it takes part in."""
-    _decide(home, run, "denied", by, why, as_json)
+    """Keep the company out of a run, also of one that it takes part in, or out of every run of a plan."""
+    _decide(home, run, plan, every_run, "denied", by, why, as_json)
 
 
-def _decide(home: Path, run: str, decision: Any, by: str | None, why: str, as_json: bool) -> None:
+def _decide(
+    home: Path,
+    run: str | None,
+    plan: str | None,
+    every_run: bool,
+    decision: Any,
+    by: str | None,
+    why: str,
+    as_json: bool,
+) -> None:
     from ..client.company import Company
+    from .given_plan import plan_of
 
+    if (run is None) == (plan is None):
+        raise InputError("RUN", run, "give the name of a run, or --plan FILE")
     company = Company.deployed(home)
     who = by or getpass.getuser()
     company.decisions.check()  # what cannot be put on record is not decided
-    decided = company.requests.decide(run, decision, by=who, why=why)
-    company.decisions.write(decision, run=decided.run, by=who, why=why)
-    if as_json:
-        print(json.dumps({"run": decided.run, "digest": decided.digest, "decision": decision, "by": who}))
+    requests = company.requests
+    if plan is not None:
+        decided, every_run = requests.decide_plan(plan_of(plan), decision, by=who, why=why), True
+    elif every_run:
+        decided = requests.decide_plan(requests.named(str(run)).offered, decision, by=who, why=why)
     else:
-        say(
-            f"{decided.run}: {decision} by {who}. The agent answers so from the coordinator's next message on."
-        )
+        decided = requests.decide(str(run), decision, by=who, why=why)
+    about = {"every_run_of": decided.terms} if every_run else {}
+    company.decisions.write(decision, run=decided.run, by=who, why=why, **about)
+    told = {"run": decided.run, "digest": decided.digest, "decision": decision, "by": who}
+    if as_json:
+        print(json.dumps(told | about))
+        return
+    what = f"every run of the plan of {decided.run}" if every_run else decided.run
+    say(f"{what}: {decision} by {who}. The agent answers so from the coordinator's next message on.")

@@ -55,7 +55,7 @@ def agent(
 
     from ..client.agent import Agent
     from ..client.agent_metrics import AgentMetrics
-    from ..client.app import app
+    from ..client.app import app, channel_of
     from ..client.company import Company
     from ..client.endpoint import Endpoint, exclusive_agent
     from ..client.models import kept_models
@@ -77,7 +77,7 @@ def agent(
         answering = Agent(endpoint, told.counted(app) if told else app, context, run, log=company.log)
         code = answering.serve()
     if code == "done":
-        company.leave()
+        company.leave(channel_of(context))
         kept_models(company)  # judged now, when nobody waits for an answer
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))

@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from types import FrameType
@@ -19,7 +19,7 @@ from typing import Any
 
 from flwr.app import Context, RecordDict
 
-from ..errors import ProtocolError
+from ..errors import LedgerError, ProtocolError
 from ..privacy.accounting import finite
 from ..protocol import private_file
 from ..protocol.observability import Observability
@@ -41,11 +41,16 @@ _WRITE_EVERY = 1.0
 class Daemon:
     """code = Daemon(company).run()   # "stopped" after SIGTERM or Ctrl-C, or why it cannot go on
 
-    `seen`: where Prometheus reads how the agent stands.
+    `seen`: where Prometheus reads how the agent stands. `tell`: what is for whoever keeps this process's output.
     """
 
-    def __init__(self, company: Company, seen: Observability | None = None) -> None:
-        self._company = company
+    def __init__(
+        self,
+        company: Company,
+        seen: Observability | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._company, self._tell = company, tell
         self._metrics = AgentMetrics(seen, connected=self._connected) if seen else None
         self._stopped = threading.Event()
         self._agent: Agent | None = None
@@ -55,27 +60,35 @@ class Daemon:
 
     def run(self) -> str:
         """Answer until told to stop. Raises: ProtocolError("busy") while another agent of this home runs."""
-        from .app import app
+        from .app import app, channel_of
 
         company = self._company
         answer = self._metrics.counted(app) if self._metrics else app
         context = Context(1, 1, {"company-home": str(company.home)}, RecordDict(), {})
         judging = Judging(company.home)
         with exclusive_agent(company.home), self._until_signalled(), self._writing(), judging:
+            self._note_record()
             while not self._stopped.is_set():
                 self._agent = Agent(Endpoint.of(company.home), answer, context, log=company.log)
                 code = self._agent.serve()
                 if code == "done":
                     self.runs += 1
-                    company.leave()
+                    company.leave(channel_of(context))
                     context.state.clear()
                     judging.begin()
+                    self._note_record()
                 if code in _FATAL:
                     return code
                 # After a run the coordinator is away, or about to begin the next one.
                 pause = _SHORT if code == "done" else _LONG
                 self._stopped.wait(pause * random.uniform(0.5, 1.5))
         return "stopped"
+
+    def _note_record(self) -> None:
+        """Say the record's last hash: kept elsewhere, it shows whether another history was written."""
+        with suppress(LedgerError):
+            now = self._company.decisions.head()
+            self._tell(f"record of decisions: {now.lines} lines, the last hash {now.head}")
 
     def _connected(self) -> bool:
         return self._agent is not None and self._agent.connected
