@@ -84,7 +84,7 @@ class Attendance:
         roster, timeout = run.roster(), plan.training.message_timeout
         digest = self._request.digest()
         channels = run.load_cohort(digest)
-        self._fixed = bool(channels)
+        self._fixed = len(channels) >= expected  # fewer, where a crash came while they joined
         self.cohort = Cohort(grid, {}, channels, roster, digest, timeout, back=self.back)
         self._refused: dict[int, tuple[FedblocksError, float]] = {}  # by node: the last refusal, and when
         self._lost: dict[str, float] = {}  # since when
