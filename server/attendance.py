@@ -155,9 +155,10 @@ class Attendance:
                 time.sleep(self._patience.retry)
                 continue
             self._failed += 1
-            self._tell(RoundFailed(round_, absent, self._failed))
+            statuses = sorted({result.status for result in failed})
+            self._tell(RoundFailed(round_, absent, self._failed, statuses[0]))
             if self._failed >= self._patience.failed_rounds:
-                why = absences_in_words(absent) or ", ".join(sorted({result.status for result in failed}))
+                why = absences_in_words(absent) or ", ".join(map(in_words, statuses))
                 times = f"{self._failed} times in a row" if self._failed > 1 else "once"
                 raise ProtocolError("rounds_failed", f"round {round_} failed, {times}: {why}")
         return [done[task] for task in tasks]

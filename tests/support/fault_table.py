@@ -1,6 +1,6 @@
 """The table of faults in docs/operations.md, from the `fault` markers of the tests.
 
-    python -m tests.support.fault_table      # writes it
+python -m tests.support.fault_table      # writes it
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ _TOP = "| fault | outcome | it says | in vain | test |\n|---|---|---|---|---|\n"
 
 @dataclass(frozen=True)
 class End:
-    """How a run ends, in words, and with what exit code of the coordinator that was last at it."""
+    """How a run ends: in words, the exit code of the coordinator that was last at it, and of the one before, if it
+    had to be started again."""
 
     words: str
     exit_code: int
+    stopped: int | None = None
 
 
 ENDS = {
     "finished": End("finished, all rounds", 0),
-    "resumed": End("the coordinator ends, agents wait; finished after `--resume`", 0),
-    "without": End("finished without that company", 0),
-    "mended": End("the run stops, exit code 3; finished after it was mended and `--resume`", 0),
-    "out of room": End("the coordinator ends, exit code 2; finished after it was mended and `--resume`", 0),
-    "interrupted": End("the run waits; nobody is charged meanwhile", 130),
-    "refused": End("does not start, exit code 2 or 3; nothing else is touched", 2),
+    "without": End("finished, all rounds, without that company", 0),
+    "resumed": End("finished, all rounds, after `--resume`", 0, -9),
+    "interrupted": End("exit code 130, agents wait; finished, all rounds, after `--resume`", 0, 130),
+    "mended": End("the run stops, exit code 3, agents wait; mended, it is finished after `--resume`", 0, 3),
+    "out of room": End(
+        "the run stops, exit code 2, agents wait; mended, it is finished after `--resume`", 0, 2
+    ),
+    "lost": End("that round is lost, all others are done, exit code 3", 3),
+    "stopped": End("the run stops, exit code 3, agents wait", 3),
+    "refused": End("it does not start, exit code 2 or 3; the run is not touched", 0),
 }
 
 

@@ -48,27 +48,29 @@ class Fault:
         faults: int = 1,
         without: Collection[str] = (),
         agents: Sequence[Command] = (),
+        stopped: Command | None = None,
     ) -> None:
         """The run has ended as promised: `serve` is the process that went on with it to its end, `rounds` how many
         it was to have, `faults` how often the fault happened, `without` the companies that were lost, `agents` those
-        that were there at the end."""
+        that were there at the end, `stopped` the process that said why the run was stopped, if it was."""
         self.held = True
-        expected = ENDS[self.row.ends].exit_code
-        assert serve.end(180) == expected, serve.said[-2000:]
+        end = ENDS[self.row.ends]
+        assert serve.end(180) == end.exit_code, serve.said[-2000:]
+        assert end.stopped == (None if stopped is None else stopped.end()), stopped and stopped.said
         done = [row["round"] for row in made.run.metrics() if row.get("status", "done") == "done"]
-        if expected == 0:
+        if end.exit_code == 0:
             assert done == list(range(rounds + 1))
             assert json.loads(serve.out.read_text())["rounds_done"] == rounds
         else:
             assert len(done) - 1 < rounds
         check_books(made.run, [h for h in made.homes if h.name not in without], self.row.in_vain * faults)
         for agent in agents:
-            if expected == 0:
+            if end.exit_code == 0 or self.row.ends == "lost":
                 assert (agent.end(), json.loads(agent.out.read_text())["ended"]) == (0, "done")
             else:
                 assert agent.running, agent.said
         check_texts(made)
-        self.say(serve.said)
+        self.say((stopped or serve).said)
 
     def say(self, said: str) -> None:
         """The row's message was said, word for word."""

@@ -107,7 +107,9 @@ class Federation:
         out, err = place.with_suffix(".out"), place.with_suffix(".err")
         out.touch()
         err.touch()
-        process = context.Process(target=_child, args=([str(word) for word in words], out, err, hook), daemon=True)
+        process = context.Process(
+            target=_child, args=([str(word) for word in words], out, err, hook), daemon=True
+        )
         process.start()
         command = Command(process, out, err, coordinates="serve" in words or "coordinator" in words)
         self.started.append(command)
