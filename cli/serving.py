@@ -9,10 +9,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import ProtocolError
+from safetensors import SafetensorError
+
+from ..errors import ProtocolError, RunError
 from ..server.events import CompaniesAwaited, Event, RoundFailed, RoundFinished
 from ..server.reasons import absences_in_words, in_words, named
 from ..server.run_folder import RunFolder
+from .failures import is_full
 
 
 def lines(say: Callable[[str], None]) -> Callable[[Event], None]:
@@ -90,6 +93,11 @@ def serve_run(
                     told = RunMetrics.of(seen, run.plan(), service)
                     coordinate(told.timed(grid), run, [*subscribers, told], patience=patience)
                 ended = "done"
+        except (OSError, SafetensorError) as error:
+            if not is_full(error):
+                raise
+            again = f"fedblocks coordinator run {run.path} {folder} --resume"
+            raise RunError(f"{run.path}: no space left; nothing is lost: make room, then {again}") from None
         finally:
             service.close(ended)
     return outcome(run)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.faults import Fault
-from support.hooks import KilledAt, KilledInPhase
+from support.hooks import At, KilledInPhase
 from support.processes import federation, until
 
 from fedblocks.protocol.messages import CONFIRM, JOIN, KEYS, TRAIN, UNMASK
@@ -38,16 +38,15 @@ def test_an_agent_that_is_killed_in_a_phase_is_back_within_the_round(
         fault.hold(made, serve, rounds=6, faults=2, agents=agents)
 
 
-SECURE_SUM = "fedblocks.server.secure_sum"
 POINTS = {
-    "offer": ("fedblocks.server.attendance", "", "offer", True),
-    "cohort": ("fedblocks.server.run_folder", "RunFolder", "save_cohort", True),
-    "keys": (SECURE_SUM, "SecureSum", "keys", True),
-    "train": (SECURE_SUM, "SecureSum", "train", True),
-    "confirm": (SECURE_SUM, "SecureSum", "confirm", True),
-    "sum on disk": ("fedblocks.server.release_log", "OpenedSums", "keep", True),
-    "metrics": ("fedblocks.server.run_folder", "RunFolder", "append_metrics", True),
-    "checkpoint": ("fedblocks.server.checkpoint", "Checkpoint", "save", True),
+    "offer": "attendance:offer",
+    "cohort": "run_folder:RunFolder.save_cohort",
+    "keys": "secure_sum:SecureSum.keys",
+    "train": "secure_sum:SecureSum.train",
+    "confirm": "secure_sum:SecureSum.confirm",
+    "sum on disk": "release_log:OpenedSums.keep",
+    "metrics": "run_folder:RunFolder.append_metrics",
+    "checkpoint": "checkpoint:Checkpoint.save",
 }
 
 
@@ -61,11 +60,10 @@ def test_a_coordinator_that_is_killed_in_a_phase_goes_on_without_charging_anew(
     small: SimulationSettings, tmp_path: Path, fault: Fault, point: str
 ) -> None:
     """Would catch what a crash leaves half-written, and a round that is paid for twice."""
-    module, owner, name, after = POINTS[point]
     with federation(small, tmp_path, rounds=4) as made:
         agents = made.agents()
         for times in (1, 1) if point == "offer" else (1, 2):
-            dying = made.serve(KilledAt(module, owner, name, after, times))
+            dying = made.serve(At(f"fedblocks.server.{POINTS[point]}", after=True, times=times))
             until(lambda dying=dying: not dying.running, f"killed in {point}", 90)  # type: ignore[misc]
         fault.hold(made, made.serve(), rounds=4, faults=2, agents=agents, stopped=dying)
 
@@ -82,6 +80,6 @@ def test_a_sum_that_a_killed_coordinator_had_opened_and_not_written_costs_a_roun
     training = small.training.model_copy(update={"reserve": 1})
     with federation(small.model_copy(update={"training": training}), tmp_path, rounds=4) as made:
         agents = made.agents()
-        dying = made.serve(KilledAt("fedblocks.server.release_log", "OpenedSums", "keep", False, 2))
+        dying = made.serve(At("fedblocks.server.release_log:OpenedSums.keep", times=2))
         until(lambda: not dying.running, "killed before the sum is on disk", 90)
         fault.hold(made, made.serve(), rounds=4, agents=agents, stopped=dying)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.faults import Fault
+from support.hooks import Paced
 from support.processes import Wire, federation, until
 
 from fedblocks.settings import SimulationSettings
@@ -78,8 +79,8 @@ def test_a_frozen_company_is_missed_for_a_while_and_takes_part_again(
     small: SimulationSettings, tmp_path: Path, fault: Fault
 ) -> None:
     """Of four, one may be missing. Would catch a run that hangs without a word, and a company that stays out."""
-    with federation(small, tmp_path, companies=4, rounds=200) as made:
-        agents, serve = made.agents(), made.serve()
+    with federation(small, tmp_path, companies=4, rounds=100) as made:
+        agents, serve = [made.agent(i, hook=Paced(0.3)) for i in range(4)], made.serve()
         until(lambda: made.rounds() >= 3, "three rounds", 90)
         agents[1].kill(signal.SIGSTOP)
         seen = made.rounds()
@@ -90,7 +91,7 @@ def test_a_frozen_company_is_missed_for_a_while_and_takes_part_again(
             "company-1 is back",
         )
         assert serve.running
-        fault.hold(made, serve, rounds=200, agents=agents)
+        fault.hold(made, serve, rounds=100, agents=agents)
 
 
 @pytest.mark.fault("coordinator frozen for a minute (SIGSTOP)", ends="finished", in_vain=1)

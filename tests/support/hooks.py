@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,31 +59,32 @@ class KilledInPhase:
 
 
 @dataclass(frozen=True)
-class KilledAt:
-    """A process that is killed when a function of it is called for the n-th time: before it, or after it."""
+class At:
+    """`do` is called in a process when a function of it is called for the n-th time: before it, or after it.
 
-    module: str
-    owner: str
-    name: str
-    after: bool
+    `function`: as "fedblocks.server.secure_sum:SecureSum.keys". `do`: SIGKILL to the process, unless another is given.
+    """
+
+    function: str
+    after: bool = False
     times: int = 1
+    do: Callable[[], None] = _die
 
     def __call__(self) -> None:
         seen = 0
 
-        def dies(*arguments: Any, **named: Any) -> None:
+        def now(*arguments: Any, **named: Any) -> None:
             nonlocal seen
             seen += 1
             if seen == self.times:
-                _die()
+                self.do()
 
-        owner: Any = importlib.import_module(self.module)
-        if self.owner:
-            owner = getattr(owner, self.owner)
-        _around(
-            owner, self.name,
-            before=_nothing if self.after else dies, after=dies if self.after else _nothing,
-        )  # fmt: skip
+        module, _, path = self.function.partition(":")
+        *owners, name = path.split(".")
+        owner: Any = importlib.import_module(module)
+        for each in owners:
+            owner = getattr(owner, each)
+        _around(owner, name, before=_nothing if self.after else now, after=now if self.after else _nothing)
 
 
 @dataclass(frozen=True)
@@ -178,3 +180,20 @@ class StaleRequests:
             return ask(cohort, phase, group, requests, parse)
 
         Cohort.ask = stale  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True)
+class Paced:
+    """An agent that takes its time for every training, so that a run lasts long enough for a fault within it."""
+
+    seconds: float
+
+    def __call__(self) -> None:
+        from fedblocks.client.agent import Agent
+        from fedblocks.protocol.messages import TRAIN
+
+        def waits(agent: Any, message: Any) -> None:
+            if message.kind == TRAIN:
+                time.sleep(self.seconds)
+
+        _around(Agent, "_answer", before=waits, after=_nothing)
