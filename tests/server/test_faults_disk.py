@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.faults import Fault
 from support.full_disk import SmallDisk, small_disk
-from support.hooks import At
+from support.hooks import At, Paced
 from support.processes import federation, until
 
 from fedblocks.settings import SimulationSettings
@@ -26,6 +26,7 @@ def moved_to_a_small_disk(folder: Path, megabytes: int) -> Iterator[SmallDisk]:
     kept = shutil.move(folder, folder.with_name(f"{folder.name}-before"))
     with small_disk(folder, megabytes) as disk:
         shutil.copytree(kept, disk.folder, dirs_exist_ok=True)
+        shutil.rmtree(kept)
         folder.chmod(0o700)
         yield disk
 
@@ -41,8 +42,8 @@ def test_a_company_whose_disk_is_full_is_not_ready(
         federation(small, tmp_path, rounds=ROUNDS) as made,
         moved_to_a_small_disk(made.homes[1], 160) as disk,
     ):
-        agents, stopped = made.agents(), made.serve()
-        until(lambda: made.rounds() >= 3, "three rounds", 90)
+        agents, stopped = [made.agent(i, hook=Paced(0.5)) for i in range(3)], made.serve()
+        until(lambda: made.rounds() >= 2, "two rounds", 90)
         disk.fill()
         until(lambda: not stopped.running, "the run stops", 90)
         disk.free()
