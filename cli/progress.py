@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..threat_model.audit_file import Audit
     from ..threat_model.auditing import AuditDesign
 
+
 @contextmanager
 def progress_on(console: Console) -> Iterator[Progress]:
     """Bars on a terminal; on anything else only their last state."""

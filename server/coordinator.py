@@ -30,7 +30,6 @@ from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
 
-
 _SMALL_FILES = 1 << 20  # bytes
 
 
@@ -129,7 +128,9 @@ def _coordinate(
             return result, opened
 
         tasks = assign(round_, cohort.companies, plan)
-        if kept is not None:  # what companies have paid for must find room, so nobody trains before there is some
+        if (
+            kept is not None
+        ):  # what companies have paid for must find room, so nobody trains before there is some
             sizes = [tensor.nbytes for task in tasks for tensor in blocks[task.block].values()]
             kept.hold_room(sum(sizes) + _SMALL_FILES)
         # Disjoint groups go at once; a company that trains several blocks has one message in flight.

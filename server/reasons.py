@@ -19,6 +19,7 @@ _WORDS = {
     "wrong_phase": "it has not joined, or lost what it had joined",
     "bad_session": "it has joined another run or other settings",
     "internal": "an error on its machine",
+    "wrong_name": "it has the certificate of another company",
     "oversized_sum": "the sum is larger than all clips together allow",
     "bad_share": "the shares that were sent do not open the sum",
 }

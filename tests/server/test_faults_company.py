@@ -154,9 +154,7 @@ def test_a_tightened_policy_ends_the_run_before_more_is_charged(
     "a company's rounds of a day used up in mid-run", ends="finished", in_vain=1,
     says="company-1: one of its policy's limits on numbers is reached (too_many)",
 )  # fmt: skip
-def test_a_limit_of_a_day_is_waited_out(
-    small: SimulationSettings, tmp_path: Path, fault: Fault
-) -> None:
+def test_a_limit_of_a_day_is_waited_out(small: SimulationSettings, tmp_path: Path, fault: Fault) -> None:
     """Would catch a run that stops for what passes by itself, and one that charges others meanwhile."""
     with federation(small, tmp_path, rounds=6) as made:
         rule("most_rounds_a_day", 3)(made.homes[1])
