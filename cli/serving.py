@@ -9,10 +9,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import ProtocolError
+from safetensors import SafetensorError
+
+from ..errors import ProtocolError, RunError
 from ..server.events import CompaniesAwaited, Event, ModelDelivered, RoundFailed, RoundFinished
 from ..server.reasons import absences_in_words, evaluation_in_words, in_words, named
 from ..server.run_folder import RunFolder
+from .failures import is_full
 
 
 def lines(say: Callable[[str], None]) -> Callable[[Event], None]:
@@ -20,12 +23,15 @@ def lines(say: Callable[[str], None]) -> Callable[[Event], None]:
 
     def tell(event: Event) -> None:
         if isinstance(event, RoundFinished):
-            say(f"round {event.round}: {event.row.get('status', 'public model')}{_without(event.row)}")
+            status = in_words(event.row.get("status", "public model"))
+            say(f"round {event.round}: {status}{_without(event.row)}")
             if (found := event.row.get("evaluation")) is not None:
                 say(f"round {event.round}, at the companies: {evaluation_in_words(found)}")
         if isinstance(event, CompaniesAwaited):
             say(f"waiting for {named(event.missing)}" if event.missing else "waiting for companies")
-        if isinstance(event, RoundFailed):
+        if (
+            isinstance(event, RoundFailed) and event.status == "too_few"
+        ):  # others are lost, and told as finished
             why = absences_in_words(event.absent) or "too few companies"
             say(f"round {event.round} failed and is begun anew: {why}")
         if isinstance(event, ModelDelivered):
@@ -46,13 +52,19 @@ def _without(row: Any) -> str:
 
 
 def outcome(run: RunFolder) -> dict[str, Any]:
-    """What a run has come to. Raises: ProtocolError where no round of it was done."""
+    """What a run has come to. Raises: ProtocolError where a round of it was not done."""
     rows = run.metrics()
     rounds = rows[1:]
     done = sum(row["status"] == "done" for row in rounds)
     if not done:
         why = absences_in_words(rounds[-1]["absent"]) if rounds else "none was begun"
         raise ProtocolError("no_round_done", f"no round was done: {why}")
+    if done < len(rounds):
+        lost = [
+            f"round {row['round']}: {in_words(row['status'])}" for row in rounds if row["status"] != "done"
+        ]
+        text = f"{done} of {len(rounds)} rounds were done, and the model is that of these; {'; '.join(lost)}"
+        raise ProtocolError("rounds_lost", text)
     return {"folder": str(run.path), "rounds": rows[-1]["round"], "rounds_done": done}
 
 
@@ -91,6 +103,11 @@ def serve_run(
                     told = RunMetrics.of(seen, run.plan(), service)
                     coordinate(told.timed(grid), run, [*subscribers, told], patience=patience)
                 ended = "done"
+        except (OSError, SafetensorError) as error:
+            if not is_full(error):
+                raise
+            again = f"fedblocks coordinator run {run.path} {folder} --resume"
+            raise RunError(f"{run.path}: no space left; nothing is lost: make room, then {again}") from None
         finally:
             service.close(ended)
     return outcome(run)

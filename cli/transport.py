@@ -67,7 +67,9 @@ def agent(
     company.startable()
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     people.print(
-        f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
+        f"{company.name} answers; what it refuses and why is in {home / 'company.log'}",
+        markup=False,
+        soft_wrap=True,
     )
     endpoint = Endpoint.of(home)
     for notice in endpoint.notices():
