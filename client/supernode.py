@@ -7,7 +7,6 @@ own bundle, which has no code and names the installed app.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sys
@@ -15,15 +14,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import InputError, ProtocolError
+from ..protocol.flower_parts import own_bundle, put_in_place
 from ..protocol.log_text import escape_logs
 from .company import Company
-from .flower_process import FromHere, put_in_place
+from .flower_process import FromHere
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -31,22 +30,6 @@ if TYPE_CHECKING:
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
 
-_PROJECT = """
-[project]
-name = "{name}"
-version = "{version}"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedblocks"
-
-[tool.flwr.app.components]
-serverapp = "{coordinator}"
-clientapp = "{companies}"
-
-[tool.flwr.app.config]
-"""
 _TASKS = {"", "flwr-serverapp"}
 # The interface at `--host` gives a run's state, keys included, to any client: it stays on the loopback.
 _OURS = (
@@ -61,24 +44,6 @@ _CALLBACKS, _NODE, _RECEIVE, _SEND, _GET_RUN, _GET_FAB = 8, 0, 1, 2, 3, 4
 # Flower names an object by the SHA-256 of its content. A message of a run has a few for every array.
 _OBJECT = re.compile(r"[0-9a-f]{64}")
 _MOST_OBJECTS = 1 << 16
-
-
-def project_file(name: str, coordinator: str, companies: str) -> str:
-    """The pyproject.toml of two Flower apps, each as `module:attribute`; keys of the run's config may follow it."""
-    return _PROJECT.format(name=name, version=__version__, coordinator=coordinator, companies=companies)
-
-
-@lru_cache(maxsize=1)
-def own_bundle() -> Fab:
-    """A Flower bundle with a project file and nothing else in it."""
-    from flwr.cli.build import build_fab_from_disk
-    from flwr.supercore.fab import Fab
-
-    with tempfile.TemporaryDirectory() as folder:
-        text = project_file("fedblocks", "fedblocks.server.app:app", "fedblocks.client.app:app")
-        (Path(folder) / "pyproject.toml").write_text(text, "utf-8")
-        content = build_fab_from_disk(Path(folder))
-    return Fab(hashlib.sha256(content).hexdigest(), content, {})
 
 
 def check_received(message: Message, tree: ObjectTree, node: int) -> None:

@@ -34,6 +34,9 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     listen: Address
+    superlink_listen: Address | None = Field(
+        None, description="of Flower's SuperLink; none: the host of `listen`, the port that the roster names"
+    )
     largest_message_mb: int = Field(1024, ge=1, le=16384)
     gather: float | None = Field(
         None,

@@ -28,10 +28,11 @@ from typer.testing import CliRunner
 
 from fedblocks.cli.main import app as cli
 from fedblocks.client.app import app
-from fedblocks.client.supernode import check_options, installed_app_only, no_redirects, own_bundle
+from fedblocks.client.supernode import check_options, installed_app_only, no_redirects
 from fedblocks.errors import InputError, PrivacyError
 from fedblocks.experiments.bench.transport_flower import flower_run
 from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.protocol.flower_parts import own_bundle
 from fedblocks.settings import SimulationSettings
 
 HOSTILE = {

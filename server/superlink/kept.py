@@ -1,0 +1,158 @@
+"""Keeps Flower's SuperLink running as a child process, and its registered nodes those of the roster.
+
+    with KeptLink(place, tell).running() as control:
+        ...
+
+It is started again whenever it ends, after a pause that grows to a minute. Its database keeps the registered nodes
+and the messages under way.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from ...errors import FedblocksError, RunError
+from ...protocol.federation.keys import make_folder
+from .control import LINK_ERRORS, Changes, Control
+from .place import LinkPlace
+
+_MODULE = "fedblocks.server.superlink.process"
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_STEADY = 60.0  # seconds of work after which an end is no longer the last one's consequence
+_STARTS_WITHIN, _ENDS_WITHIN = 120.0, 15.0
+_LOOK = 0.5
+_LARGE_LOG = 10 << 20
+
+# "up", "down" and "nodes", with what there is to say of it.
+Tell = Callable[[str, str], None]
+
+
+class KeptLink:
+    """`tell`: called in a thread of its own with what happens."""
+
+    def __init__(self, place: LinkPlace, tell: Tell) -> None:
+        self._place, self._tell = place, tell
+        self._stopped, self._up = threading.Event(), threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._roster = 0.0
+
+    @contextmanager
+    def running(self, *, wait: bool = True) -> Iterator[Control]:
+        """The SuperLink, as long as the block lasts. `wait`: until it is up.
+
+        Raises: RunError where it does not come up, with the last that it said.
+        """
+        make_folder(self._place.folder)
+        thread = threading.Thread(target=self._keep, name="superlink")
+        thread.start()
+        try:
+            if wait:
+                self._await()
+            yield Control(self._place.socket)
+        finally:
+            self._stopped.set()
+            thread.join()
+
+    def _await(self) -> None:
+        deadline = time.monotonic() + _STARTS_WITHIN
+        while not self._up.wait(_LOOK):
+            if self._ended_at_once or time.monotonic() > deadline:
+                raise RunError(f"the SuperLink does not come up: {self._said()}; more in {self._place.log}")
+
+    _ended_at_once = False
+
+    def _keep(self) -> None:
+        pause = _FIRST_PAUSE
+        while not self._stopped.is_set():
+            started = time.monotonic()
+            code = self._once()
+            if self._stopped.is_set():
+                return
+            self._up.clear()
+            if time.monotonic() - started > _STEADY:
+                pause = _FIRST_PAUSE
+            self._ended_at_once = True
+            self._tell("down", f"exit code {code}: {self._said()}; it is started again in {pause:g} s")
+            self._stopped.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _once(self) -> int:
+        """From the process's start to its end; its exit code."""
+        process = self._started()
+        try:
+            control = Control(self._place.socket)
+            while process.poll() is None and not self._stopped.wait(_LOOK):
+                if not self._up.is_set() and control.answers():
+                    self._register(control)
+                    self._up.set()
+                    self._tell("up", f"{self._place.host}:{self._place.port}, process {process.pid}")
+                elif self._up.is_set() and self._roster != self._seen():
+                    self._register(control)
+            return process.poll() or 0
+        finally:
+            _end(process)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        log = self._place.log
+        if log.is_file() and log.stat().st_size > _LARGE_LOG:
+            log.replace(log.with_suffix(".log.1"))
+        command = [sys.executable, "-P", "-m", _MODULE, str(self._place.plane), str(os.getpid())]
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                command,
+                env=self._place.environment,
+                cwd=self._place.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for this process, which ends that one in its own time
+            )
+
+    def _register(self, control: Control) -> None:
+        try:
+            seen = self._seen()
+            changes = control.register(self._place.node_keys())
+            self._roster = seen
+        except (*LINK_ERRORS, FedblocksError) as error:
+            self._tell("nodes", f"could not be registered ({type(error).__name__}); tried again")
+            return
+        if text := _in_words(changes):
+            self._tell("nodes", text)
+
+    def _seen(self) -> float:
+        with suppress(OSError):
+            return self._place.roster_seen()
+        return self._roster
+
+    def _said(self) -> str:
+        """The last line of its log."""
+        with suppress(OSError), self._place.log.open("rb") as file:
+            file.seek(max(0, self._place.log.stat().st_size - 2000))
+            lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            return lines[-1].strip() if lines else "it said nothing"
+        return "it said nothing"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_ENDS_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _in_words(changes: Changes) -> str:
+    said = []
+    if changes.registered:
+        said.append(f"registered: {', '.join(changes.registered)}")
+    if changes.unregistered:
+        said.append(f"no longer registered: {', '.join(changes.unregistered)}")
+    return "; ".join(said)
