@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on s
 Run = Annotated[Path, typer.Argument(help="a run's folder")]
 Folder = Annotated[Path, typer.Argument(help="the coordinator's own folder")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
+Over = Annotated[
+    Literal["data-plane", "flower"] | None,
+    typer.Option(help="how messages travel; none means Flower where the roster tells of a SuperLink"),
+]
 _ENDS_WITHIN = 120.0
 
 
@@ -81,6 +85,7 @@ def run(
     run: Run,
     folder: Folder,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that has begun")] = False,
+    over: Over = None,
     metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +98,7 @@ def run(
     prepared = RunFolder.deployable(run)
     if len(prepared.metrics()) > 1 and not resume:
         raise InputError("RUN", str(run), "has begun already; go on with it: --resume")
-    result = serve_run(prepared, folder, say, metrics)
+    result = serve_run(prepared, folder, say, metrics, over=over)
     if as_json:
         print(json.dumps(result))
 

@@ -71,13 +71,18 @@ class ServiceSettings(BaseModel):
         Raises:
             InputError: the coordinator's own certificate, or its roster, has expired, or a file cannot be used.
         """
-        notices = of_coordinator(folder)
-        refuse_ended(notice for notice in notices if notice.owner in (None, COORDINATOR))
-        for notice in notices:
-            log.warning("%s", notice)
+        look_at_ends(folder)
         return AggregationService(
             OwnCertificate.load(folder),
             PinnedCertificates.load(folder / "companies"),
             run,
             largest_message=self.largest_message_mb << 20,
         )
+
+
+def look_at_ends(folder: Path) -> None:
+    """Warn of what ends soon. Raises: InputError where the coordinator's certificate or its roster has expired."""
+    notices = of_coordinator(folder)
+    refuse_ended(notice for notice in notices if notice.owner in (None, COORDINATOR))
+    for notice in notices:
+        log.warning("%s", notice)

@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from ...errors import FedblocksError, RunError
 from ...protocol.federation.keys import make_folder
+from ..run_lock import exclusive
 from .control import LINK_ERRORS, Changes, Control
 from .place import LinkPlace
 
@@ -28,6 +29,8 @@ _STEADY = 60.0  # seconds of work after which an end is no longer the last one's
 _STARTS_WITHIN, _ENDS_WITHIN = 120.0, 15.0
 _LOOK = 0.5
 _LARGE_LOG = 10 << 20
+
+_KEEPER = "keeper.lock"
 
 # "up", "down" and "nodes", with what there is to say of it.
 Tell = Callable[[str, str], None]
@@ -40,32 +43,35 @@ class KeptLink:
         self._place, self._tell = place, tell
         self._stopped, self._up = threading.Event(), threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self._roster = 0.0
+        self._roster, self._failed = 0.0, False
 
     @contextmanager
-    def running(self, *, wait: bool = True) -> Iterator[Control]:
-        """The SuperLink, as long as the block lasts. `wait`: until it is up.
+    def running(self, *, patient: bool = False) -> Iterator[Control]:
+        """The SuperLink, as long as the block lasts; `patient`: whether or not it comes up at once.
 
-        Raises: RunError where it does not come up, with the last that it said.
+        Raises: RunError where another process keeps it, or it does not come up, with the last that it said.
         """
         make_folder(self._place.folder)
-        thread = threading.Thread(target=self._keep, name="superlink")
-        thread.start()
-        try:
-            if wait:
-                self._await()
-            yield Control(self._place.socket)
-        finally:
-            self._stopped.set()
-            thread.join()
+        with exclusive(self._place.folder, _KEEPER):
+            thread = threading.Thread(target=self._keep, name="superlink")
+            thread.start()
+            try:
+                if not patient:
+                    self._await()
+                yield Control(self._place.socket)
+            finally:
+                self._stopped.set()
+                thread.join()
+
+    @property
+    def up(self) -> bool:
+        return self._up.is_set()
 
     def _await(self) -> None:
         deadline = time.monotonic() + _STARTS_WITHIN
         while not self._up.wait(_LOOK):
-            if self._ended_at_once or time.monotonic() > deadline:
+            if self._failed or time.monotonic() > deadline:
                 raise RunError(f"the SuperLink does not come up: {self._said()}; more in {self._place.log}")
-
-    _ended_at_once = False
 
     def _keep(self) -> None:
         pause = _FIRST_PAUSE
@@ -77,7 +83,7 @@ class KeptLink:
             self._up.clear()
             if time.monotonic() - started > _STEADY:
                 pause = _FIRST_PAUSE
-            self._ended_at_once = True
+            self._failed = True
             self._tell("down", f"exit code {code}: {self._said()}; it is started again in {pause:g} s")
             self._stopped.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -137,6 +143,36 @@ class KeptLink:
             lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
             return lines[-1].strip() if lines else "it said nothing"
         return "it said nothing"
+
+
+@contextmanager
+def superlink(place: LinkPlace, tell: Tell) -> Iterator[Control]:
+    """The SuperLink that another process keeps, or one of its own for the time of the block.
+
+    Raises: RunError where it does not come up.
+    """
+    kept = KeptLink(place, tell)
+    with ExitStack() as stack:
+        try:
+            control = stack.enter_context(kept.running())
+        except RunError:
+            control, deadline = Control(place.socket), time.monotonic() + _STARTS_WITHIN
+            if not kept_by_another(place):
+                raise
+            while not control.answers():
+                if time.monotonic() > deadline:
+                    raise RunError(f"the SuperLink is not up; its log says more: {place.log}") from None
+                time.sleep(_LOOK)
+        yield control
+
+
+def kept_by_another(place: LinkPlace) -> bool:
+    """Whether another process keeps the SuperLink."""
+    try:
+        with exclusive(place.folder, _KEEPER):
+            return False
+    except RunError:
+        return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
