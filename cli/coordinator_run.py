@@ -91,6 +91,7 @@ def run(
 ) -> None:
     """Coordinate a run with the companies that dial in, to its end; waits for them as long as it takes."""
     from ..protocol.log_text import escape_logs
+    from ..server.queue import release
     from ..server.run_folder import RunFolder
     from .serving import serve_run
 
@@ -98,6 +99,7 @@ def run(
     prepared = RunFolder.deployable(run)
     if len(prepared.metrics()) > 1 and not resume:
         raise InputError("RUN", str(run), "has begun already; go on with it: --resume")
+    release(prepared)
     result = serve_run(prepared, folder, say, metrics, over=over)
     if as_json:
         print(json.dumps(result))
@@ -165,6 +167,8 @@ def _table(found: dict[str, Any]) -> Table:
         last = company["last"]
         told = "" if last is None else in_words(last) if last else "took part"
         table.add_row(escape(name), "yes" if company["connected"] else "no", company["since"], told)
-    if found["why"]:
+    if found["waits"]:
+        table.caption = f"waits for a person: {escape(found['waits']['why'])}"
+    elif found["why"]:
         table.caption = escape(found["why"])
     return table

@@ -18,6 +18,7 @@ from .. import atomic_file
 from ..errors import RunError
 from ..protocol.repeating import repeated
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
+from .queue import held
 from .run_folder import RunFolder
 from .run_lock import exclusive, holder_of
 
@@ -109,6 +110,7 @@ def standing_of(run: RunFolder) -> dict[str, Any]:
         "running": running,
         "state": told.get("state", "prepared") if running or rows else "prepared",
         "why": None if running else told.get("why"),
+        "waits": None if running else held(run),
         "round": rows[-1]["round"] if rows else 0,
         "rounds": plan.training.rounds,
         "rounds_done": sum(row["status"] == "done" for row in rows[1:]),
