@@ -32,7 +32,7 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import NodeStatus, TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.client import ProtobufClient
@@ -52,10 +52,11 @@ LINK_ERRORS = (httpx.HTTPError, OSError, ValueError)
 
 @dataclass(frozen=True)
 class Changes:
-    """Companies by name."""
+    """Companies by name; `refused`: whose key had been unregistered before, which Flower never takes again."""
 
     registered: tuple[str, ...]
-    unregistered: tuple[str, ...]
+    unregistered: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 class Control:
@@ -79,16 +80,17 @@ class Control:
         Raises: one of LINK_ERRORS.
         """
         with self._control() as control:
-            known = {node.node_id: node for node in control.ListNodes(ListNodesRequest()).nodes_info}
+            listed = control.ListNodes(ListNodesRequest()).nodes_info
+            known = {n.node_id: n for n in listed if n.status != NodeStatus.UNREGISTERED}
             wanted = {key: name for name, key in keys.items()}
             stale = {n: node for n, node in known.items() if wanted.get(node.public_key) != node.name}
             for node in stale:
                 control.UnregisterNode(UnregisterNodeRequest(node_id=node))
             there = {node.public_key for n, node in known.items() if n not in stale}
             fresh = [name for name, key in sorted(keys.items()) if key not in there]
-            for name in fresh:
-                control.RegisterNode(RegisterNodeRequest(public_key=keys[name], name=name))
-        return Changes(tuple(fresh), tuple(sorted(node.name for node in stale.values())))
+            refused = [name for name in fresh if not _registered(control, name, keys[name])]
+        registered = tuple(name for name in fresh if name not in refused)
+        return Changes(registered, tuple(sorted(node.name for node in stale.values())), tuple(refused))
 
     def begin(self) -> Task:
         """A new Flower run and its task; those that an earlier process has left behind are ended.
@@ -176,6 +178,16 @@ class Task:
         """Tell Flower how the run has ended. Raises: one of LINK_ERRORS."""
         status = SubStatus.COMPLETED if done else SubStatus.STOPPED
         self.client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=""))
+
+
+def _registered(control: ControlHttpClient, name: str, key: bytes) -> bool:
+    try:
+        control.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.PRECONDITION_FAILED:
+            raise
+        return False
+    return True
 
 
 def _server_app() -> AcquireTaskRequest:

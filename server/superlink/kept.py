@@ -191,4 +191,9 @@ def _in_words(changes: Changes) -> str:
         said.append(f"registered: {', '.join(changes.registered)}")
     if changes.unregistered:
         said.append(f"no longer registered: {', '.join(changes.unregistered)}")
+    if changes.refused:
+        said.append(
+            f"not registered: {', '.join(changes.refused)}, whose key was unregistered before, and Flower takes none "
+            "again; new ones are made with `fedblocks company request HOME --rotate`"
+        )
     return "; ".join(said)
