@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
+from ..errors import FedblocksError
 from .queue import finished, held, hold, planned
 from .run_folder import RunFolder
 from .run_lock import exclusive
@@ -63,7 +64,10 @@ class Service:
                 if not waiting or (self._link is not None and not self._link.up):
                     self._stopped.wait(_IDLE)
                     continue
-                self._serve(waiting[0])
+                try:
+                    self._serve(waiting[0])
+                except (FedblocksError, OSError) as error:  # of this run's files alone
+                    self._holds(waiting[0], str(error))
             self._tell("service", "", "ended", "")
 
     def _serve(self, run: RunFolder) -> None:

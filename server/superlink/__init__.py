@@ -4,3 +4,5 @@
 `admission` what of it companies reach, `kept` starts that process and starts it again, `control` speaks with it
 through a socket that the coordinator's user alone can open, and `grid` is the run's Grid.
 """
+
+FOLDER, SOCKET, DATABASE, LOG = "superlink", "control.sock", "state.sqlite", "superlink.log"

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 from ...errors import FedblocksError, RunError
 from ...protocol.federation.keys import make_folder
@@ -28,7 +29,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _STEADY = 60.0  # seconds of work after which an end is no longer the last one's consequence
 _STARTS_WITHIN, _ENDS_WITHIN = 120.0, 15.0
 _LOOK = 0.5
-_LARGE_LOG = 10 << 20
+_LONGEST_LINE = 500
 
 _KEEPER = "keeper.lock"
 
@@ -105,15 +106,13 @@ class KeptLink:
             _end(process)
 
     def _started(self) -> subprocess.Popen[bytes]:
-        log = self._place.log
-        if log.is_file() and log.stat().st_size > _LARGE_LOG:
-            log.replace(log.with_suffix(".log.1"))
-        command = [sys.executable, "-P", "-m", _MODULE, str(self._place.plane), str(os.getpid())]
-        with log.open("ab") as file:
+        place = self._place
+        command = [sys.executable, "-P", "-m", _MODULE, str(place.plane), place.host, str(place.port)]
+        with self._words.open("wb") as file:
             return subprocess.Popen(
-                command,
-                env=self._place.environment,
-                cwd=self._place.folder,
+                [*command, str(os.getpid())],
+                env=place.environment,
+                cwd=place.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -136,12 +135,15 @@ class KeptLink:
             return self._place.roster_seen()
         return self._roster
 
+    @property
+    def _words(self) -> Path:
+        return self._place.folder / "superlink.err"
+
     def _said(self) -> str:
-        """The last line of its log."""
-        with suppress(OSError), self._place.log.open("rb") as file:
-            file.seek(max(0, self._place.log.stat().st_size - 2000))
-            lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-            return lines[-1].strip() if lines else "it said nothing"
+        """The last line that its process has said."""
+        with suppress(OSError):
+            lines = [line for line in self._words.read_text("utf-8", "replace").splitlines() if line.strip()]
+            return lines[-1].strip()[-_LONGEST_LINE:] if lines else "it said nothing"
         return "it said nothing"
 
 

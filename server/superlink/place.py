@@ -7,7 +7,7 @@ PLANE/
     superlink/          mode 700
         control.sock    Flower's control and runtime interfaces, for the coordinator's user alone
         state.sqlite    Flower's state: registered nodes, messages under way
-        superlink.log   what Flower says
+        superlink.log   what Flower says; superlink.err, the last words of its process
         flwr/           FLWR_HOME
 """
 
@@ -25,6 +25,7 @@ from ...errors import InputError
 from ...protocol.identity import ROSTER_FILE, load_signed_roster
 from ...protocol.transport.address import split
 from ..stream.settings import ServiceSettings
+from . import FOLDER, LOG, SOCKET
 
 # What keeps Flower from asking the network for anything.
 OFFLINE = {
@@ -69,19 +70,15 @@ class LinkPlace:
 
     @property
     def folder(self) -> Path:
-        return self.plane / "superlink"
+        return self.plane / FOLDER
 
     @property
     def log(self) -> Path:
-        return self.folder / "superlink.log"
-
-    @property
-    def database(self) -> Path:
-        return self.folder / "state.sqlite"
+        return self.folder / LOG
 
     @property
     def socket(self) -> Path:
-        return self.folder / "control.sock"
+        return self.folder / SOCKET
 
     @property
     def certificate(self) -> Path:

@@ -1,23 +1,25 @@
 """Flower's SuperLink in a process of its own:
 
-    python -P -m fedblocks.server.superlink.process PLANE PARENT
+    python -P -m fedblocks.server.superlink.process PLANE HOST PORT PARENT
 
 Companies reach its fleet interface over TLS, on the port that their kits name. Everything else is on a Unix socket in
 PLANE/superlink, a folder that its owner alone can enter. Runs are not started from here: a run's coordinator is a
-process of its own, which asks for the run's task through the socket. It ends with the process PARENT.
+process of its own, which asks for the run's task through the socket. It ends with the process PARENT. Nothing here
+needs torch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sqlite3
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import partial
 from importlib import import_module
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,10 @@ from ...errors import FedblocksError, RunError
 from ...protocol.flower_parts import put_in_place
 from ...protocol.log_text import escape_logs
 from ..run_lock import exclusive
+from . import DATABASE, FOLDER, LOG, SOCKET
 from .admission import FleetOnly
-from .place import LinkPlace
 
-_LARGE_DATABASE = 64 << 20
+_LARGE_DATABASE, _LARGE_LOG = 64 << 20, 10 << 20
 _GRACE = 2
 
 
@@ -41,30 +43,31 @@ class _Listener(uvicorn.Server):
         return nullcontext()
 
 
-def main(plane: str, parent: str) -> None:
+def main(plane: str, host: str, port: str, parent: str) -> None:
     """Serve until SIGTERM, or until the parent is gone. Raises: RunError where it cannot listen."""
     from flwr.supercore.app_utils import start_parent_process_monitor
 
     escape_logs()
+    os.umask(0o077)
     flower = import_module("flwr.superlink.cli.flower_superlink")  # the package has a function of that name
-    place = LinkPlace.of(Path(plane))
-    os.chdir(place.folder)  # a socket's path may have a hundred characters, a folder's more
-    with exclusive(place.folder, "superlink.lock"):
-        _shrink(place.database)
+    own, folder = Path(plane, "own.pem"), Path(plane, FOLDER)
+    os.chdir(folder)  # a socket's path may have a hundred characters, a folder's more
+    with exclusive(folder, "superlink.lock"):
+        _shrink(Path(DATABASE))
+        _log()
         start_parent_process_monitor(int(parent))
-        put_in_place(flower, "_run_superlink_http_api", partial(_serve, place))
+        put_in_place(flower, "_run_superlink_http_api", _serve)
         sys.argv = [
             "flower-superlink",
-            *("--host", place.host, "--port", str(place.port)),
-            *("--ssl-certfile", str(place.certificate), "--ssl-keyfile", str(place.plane / "own.key")),
-            *("--ssl-ca-certfile", str(place.certificate)),
-            *("--database", place.database.name, "--isolation", "process"),
+            *("--host", host, "--port", port),
+            *("--ssl-certfile", str(own), "--ssl-keyfile", str(own.with_suffix(".key"))),
+            *("--ssl-ca-certfile", str(own), "--database", DATABASE, "--isolation", "process"),
             *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
         ]
         flower.flower_superlink()
 
 
-def _serve(place: LinkPlace, lifespan_config: Any) -> None:
+def _serve(lifespan_config: Any) -> None:
     """In place of Flower's own: it would serve all interfaces on one port."""
     from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
     from flwr.superlink.main import create_app
@@ -83,7 +86,7 @@ def _serve(place: LinkPlace, lifespan_config: Any) -> None:
             **quiet,
         )
     )
-    with _listening(place) as public, _local(place.socket.name) as private:
+    with _listening(lifespan_config.host, lifespan_config.port) as public, _local(SOCKET) as private:
         asyncio.run(_both(outside, public, inside, private))
 
 
@@ -103,12 +106,12 @@ async def _both(outside: _Listener, public: socket.socket, inside: _Listener, pr
     await asyncio.gather(*tasks)
 
 
-def _listening(place: LinkPlace) -> socket.socket:
-    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((place.host, place.port), family=family, backlog=128)
+        return socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
-        raise RunError(f"cannot listen on {place.host}:{place.port} ({error.strerror})") from None
+        raise RunError(f"cannot listen on {host}:{port} ({error.strerror})") from None
 
 
 def _local(name: str) -> socket.socket:
@@ -123,6 +126,16 @@ def _local(name: str) -> socket.socket:
         os.umask(before)
     made.listen(128)
     return made
+
+
+def _log() -> None:
+    """What Flower and its server say goes to a file that cannot fill the disk, whoever knocks at the port."""
+    handler = RotatingFileHandler(LOG, maxBytes=_LARGE_LOG, backupCount=2, encoding="utf-8")
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("flwr", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
 
 
 def _shrink(database: Path) -> None:
