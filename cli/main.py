@@ -25,7 +25,7 @@ from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
 from ..settings import Transport
-from . import agent_run, coordinator_run, kits, unit  # noqa: F401  # they add their commands to those of agent, company and coordinator
+from . import agent_run, coordinator_run, coordinator_up, kits, unit  # noqa: F401  # they add their commands to those of agent, company and coordinator
 from .agent import agent
 from .audit import audit
 from .bench import bench

@@ -103,6 +103,6 @@ def serve(
         people.print(text, markup=False, highlight=False, soft_wrap=True)
 
     escape_logs()
-    result = serve_run(RunFolder.deployable(run), folder, say, metrics)
+    result = serve_run(RunFolder.deployable(run), folder, say, metrics, over="data-plane")
     if as_json:
         print(json.dumps(result))

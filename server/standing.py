@@ -19,6 +19,7 @@ from ..errors import RunError
 from ..protocol.repeating import repeated
 from .delivery import DELIVERED_FILE
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
+from .queue import held
 from .run_folder import RunFolder
 from .run_lock import exclusive, holder_of
 
@@ -110,6 +111,7 @@ def standing_of(run: RunFolder) -> dict[str, Any]:
         "running": running,
         "state": told.get("state", "prepared") if running or rows else "prepared",
         "why": None if running else told.get("why"),
+        "waits": None if running else held(run),
         "round": rows[-1]["round"] if rows else 0,
         "rounds": plan.training.rounds,
         "rounds_done": sum(row["status"] == "done" for row in rows[1:]),
