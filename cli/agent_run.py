@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,10 @@ from ..errors import ProtocolError
 from .agent import agent, people
 from .options import Metrics
 
+if TYPE_CHECKING:
+    from ..client.approvals import Request
+
+Decision = Literal["approved", "denied"]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Home = Annotated[Path, typer.Argument(help="the company's home folder")]
 RunName = Annotated[
@@ -113,7 +117,19 @@ def deny(
     _decide(home, run, "denied", by, why, as_json)
 
 
-def _decide(home: Path, run: str, decision: Any, by: str | None, why: str, as_json: bool) -> None:
+def _decide(home: Path, run: str, decision: Decision, by: str | None, why: str, as_json: bool) -> None:
+    decided = decide(home, run, decision, by=by, why=why)
+    if as_json:
+        told = {"run": decided.run, "digest": decided.digest, "decision": decision, "by": decided.by}
+        print(json.dumps(told))
+    else:
+        say(
+            f"{decided.run}: {decision} by {decided.by}. The agent answers so from the coordinator's next message on."
+        )
+
+
+def decide(home: Path, run: str, decision: Decision, *, by: str | None = None, why: str = "") -> Request:
+    """Decide about a run, and put it on record. Raises: InputError where no request, or more than one, is meant."""
     from ..client.company import Company
 
     company = Company.deployed(home)
@@ -121,9 +137,4 @@ def _decide(home: Path, run: str, decision: Any, by: str | None, why: str, as_js
     company.decisions.check()  # what cannot be put on record is not decided
     decided = company.requests.decide(run, decision, by=who, why=why)
     company.decisions.write(decision, run=decided.run, by=who, why=why)
-    if as_json:
-        print(json.dumps({"run": decided.run, "digest": decided.digest, "decision": decision, "by": who}))
-    else:
-        say(
-            f"{decided.run}: {decision} by {who}. The agent answers so from the coordinator's next message on."
-        )
+    return decided
