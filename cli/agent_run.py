@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from .options import Metrics
 if TYPE_CHECKING:
     from ..client.approvals import Request
 
+_LOOK_EVERY = 0.5
 Decision = Literal["approved", "denied"]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Home = Annotated[Path, typer.Argument(help="the company's home folder")]
@@ -72,13 +74,21 @@ def status(home: Home, as_json: AsJson = False) -> None:
 
 
 @agent.command("pending")
-def pending(home: Home, as_json: AsJson = False) -> None:
+def pending(
+    home: Home,
+    wait: Annotated[bool, typer.Option("--wait", help="until a run waits for a decision")] = False,
+    as_json: AsJson = False,
+) -> None:
     """The runs that wait for a decision: what each would train, cost this company's ledger, and send."""
     from ..client.company import Company
     from ..client.terms_in_words import described, projected
 
     company = Company.deployed(home)
-    waiting = [each for each in company.requests.all() if each.decision == "pending"]
+    while True:
+        waiting = [each for each in company.requests.all() if each.decision == "pending"]
+        if waiting or not wait:
+            break
+        time.sleep(_LOOK_EVERY)
     if as_json:
         listed: list[dict[str, Any]] = [
             {"run": each.run, "digest": each.digest, "asked": each.asked, **projected(company, each.offered)}
