@@ -39,7 +39,6 @@ def up(
     as_json: AsJson = False,
 ) -> None:
     """Answer the coordinator, run after run, until this process is told to end; reconnects for ever."""
-    from ..client.company import Company
     from ..client.company_log import use_json
     from ..client.daemon import Daemon
     from ..protocol.log_text import escape_logs
@@ -47,14 +46,12 @@ def up(
 
     escape_logs()
     use_json(json_log)
-    company = Company.deployed(home)
-    company.startable()
-    say(f"{company.name} answers run after run; what it decides and why is in {home / 'company.log'}")
-    with observing(metrics) as seen:
-        daemon = Daemon(company, seen)
+    with observing(metrics) as seen, Daemon(home, seen, json_log=json_log) as daemon:
+        name = daemon.start()
+        say(f"{name} answers run after run; what it decides and why is in {home / 'company.log'}")
         code = daemon.run()
     if as_json:
-        print(json.dumps({"company": company.name, "ended": code, "runs": daemon.runs}))
+        print(json.dumps({"company": name, "ended": code, "runs": daemon.runs}))
     if code != "stopped":
         raise ProtocolError(code, f"the agent cannot go on; {home / 'company.log'} says more")
 
@@ -62,8 +59,8 @@ def up(
 @agent.command("status")
 def status(home: Home, as_json: AsJson = False) -> None:
     """Whether the agent runs, is connected, and in which run; what the company has spent."""
+    from ..client.agent_status import status_of
     from ..client.company import Company
-    from ..client.daemon import status_of
 
     found = status_of(Company.deployed(home))
     if as_json:

@@ -23,7 +23,7 @@ from ...atomic_file import OWNER_ONLY
 
 # Seconds in which a process that was told to end does so: it may have a training in hand.
 ENDS_WITHIN = 30.0
-_GUARDED = [sys.executable, "-m", "fedblocks.cli.guarded"]
+_GUARDED = [sys.executable, "-P", "-m", "fedblocks.cli.guarded"]
 
 
 @dataclass(frozen=True)
