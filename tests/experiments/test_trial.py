@@ -37,8 +37,8 @@ NAMES = ["charlie", "acme", "bravo"]
 def test_companies_import_the_very_examples_of_the_simulation(
     tmp_path: Path, preset: str, changes: tuple[str, ...], suffix: str
 ) -> None:
-    """Bit for bit, in the same order, by the importer that a real company uses. Would catch held-out examples that are
-    trained on, a part that is another company's, and a file that is read differently than the whole."""
+    """Bit for bit, in the same order, by the importer that a real company uses. Would catch held-out examples that
+    are trained on, a part that is another company's, and a file that is read differently than the whole."""
     settings = Wish(preset=preset, changes=changes).settings(NAMES)
     sources = write_sources(settings, NAMES, tmp_path)
     dealt = list(read_inputs(settings).companies.values())
