@@ -47,7 +47,15 @@ def measure(
 
 def _trial(folder: Path, rounds: int) -> tuple[float, float, float]:
     """Seconds, and the largest memory of an agent and of a worker."""
-    words = ["trial", folder, *NAMES, "--preset", "digits", "--set", f"training.rounds={rounds}"]
+    words: list[str | Path] = [
+        "trial",
+        folder,
+        *NAMES,
+        "--preset",
+        "digits",
+        "--set",
+        f"training.rounds={rounds}",
+    ]
     agents, workers, log = [0.0], [0.0], folder.with_name("log")
     started = time.monotonic()
     with Processes() as running:

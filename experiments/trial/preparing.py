@@ -34,6 +34,7 @@ from ...protocol.federation.keys import make_folder
 from ...protocol.federation.settings import FederationSettings
 from ...protocol.federation.trial import DATA, RUNS, Trial, federation_file, installed, set_up
 from ...protocol.identity import ROSTER_FILE, load_roster
+from ...protocol.transport.address import split
 from ...server.run_folder import RunFolder
 from ...settings import SimulationSettings, parsed_toml, read_text, validated
 from ..presets import load_settings
@@ -102,6 +103,17 @@ def named(folder: Path, companies: Sequence[str]) -> list[str]:
     if companies and sorted(companies) != sorted(before):
         raise InputError("COMPANIES", ", ".join(companies), f"the trial in {folder} has {', '.join(before)}")
     return before
+
+
+def check_port(folder: Path, port: int | None) -> None:
+    """Raises: InputError where the folder's trial has another port of the data plane than `port`, if that is given."""
+    path = federation_file(folder)
+    if port is not None and path.is_file():
+        address = FederationSettings.load(path).coordinator.address
+        if split(address)[1] != port:
+            raise InputError(
+                "--port", port, f"the trial in {folder} has {address}; to change it, edit {path}"
+            )
 
 
 def prepare_trial(

@@ -77,8 +77,8 @@ class Processes:
         return f"{how}{f': {last}' if last and code > 0 else ''} ({self._started[name].log})"
 
     def end(self, *names: str) -> None:
-        """Tell these to end and wait until they have; whoever takes too long is killed. Once more told to hurry
-        (KeyboardInterrupt), all are."""
+        """Tell these to end and wait until they have; whoever takes too long is killed, and so are they all if the
+        wait is interrupted."""
         mine = [self._started[name].process for name in names]
         try:
             for process in mine:
