@@ -14,7 +14,7 @@ from ..errors import InputError
 
 people = Console(stderr=True)
 
-_PORT = 9443
+PORT = 9443
 
 
 def trial(
@@ -39,7 +39,7 @@ def trial(
     ] = False,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help=f"of the data plane, on loopback; none means {_PORT}"),
+        typer.Option(min=1, max=65535, help=f"of the data plane, on loopback; none means {PORT}"),
     ] = None,
     superlink_port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="of Flower's SuperLink, if it is to be used")
@@ -51,13 +51,13 @@ def trial(
     All private keys are made here, so it is no set-up for real data. After Ctrl-C the same command goes on.
     """
     if preset is None and not overrides and companies and not (folder / "trial.toml").exists():
-        _files_alone(folder, companies, port or _PORT, superlink_port, as_json)
+        _files_alone(folder, companies, port or PORT, superlink_port, as_json)
         return
     if superlink_port is not None:
         raise InputError("--superlink-port", superlink_port, "of files alone: leave --preset out")
     from .trial_run import run
 
-    run(folder, companies or [], preset, overrides or [], approves=yes, port=port or _PORT, as_json=as_json)
+    run(folder, companies or [], preset, overrides or [], approves=yes, port=port, as_json=as_json)
 
 
 def _files_alone(

@@ -15,7 +15,7 @@ from ..client.company import Company
 from ..client.terms_in_words import described
 from ..errors import RunError
 from ..experiments.simulation.threads import one_core
-from ..experiments.trial.preparing import Prepared, Wish, named, prepare_trial, wished
+from ..experiments.trial.preparing import Prepared, Wish, check_port, named, prepare_trial, wished
 from ..experiments.trial.running import Following, Look, agent_log, coordinator_log, outcome, run_trial
 from ..protocol.federation.keys import make_folder
 from ..protocol.log_text import escape_logs
@@ -25,6 +25,7 @@ from .agent_run import decide
 from .progress import progress_on
 from .runs import shortest
 from .serving import terminated_as_interrupted
+from .trial import PORT
 
 # Seconds between two lines about rounds where there is no terminal for a bar.
 _LINE_EVERY = 10.0
@@ -38,7 +39,7 @@ def run(
     changes: list[str],
     *,
     approves: bool,
-    port: int,
+    port: int | None,
     as_json: bool,
 ) -> None:
     """Set a trial up, or go on with it, and run it to its end; every process is ended, whatever happens.
@@ -49,6 +50,7 @@ def run(
     """
     console = Console(stderr=True)
     names, wish = named(folder, companies), wished(folder, preset, changes)
+    check_port(folder, port)
     if wish is None:
         again = f"fedblocks trial {shlex.quote(str(folder))} --preset digits"
         raise RunError(f"{folder}: the trial has no preset yet: {again}")
@@ -60,7 +62,7 @@ def run(
         pretraining = settings.pretraining.steps * settings.model.blocks
         view = View(progress, approves=approves, pretraining=pretraining)
         try:
-            made = _prepared(folder, names, wish, port, view)
+            made = _prepared(folder, names, wish, port or PORT, view)
             if not made.finished:
                 view.say(f"Processes: {_logs(made)}")
                 run_trial(made, Following(tell=view.tell, ask=view.ask))

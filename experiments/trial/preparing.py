@@ -106,7 +106,7 @@ def named(folder: Path, companies: Sequence[str]) -> list[str]:
 
 
 def check_port(folder: Path, port: int | None) -> None:
-    """Raises: InputError where the folder's trial has another port of the data plane than `port`, if that is given."""
+    """Raises: InputError where `port` is given and the folder's trial has another one for the data plane."""
     path = federation_file(folder)
     if port is not None and path.is_file():
         address = FederationSettings.load(path).coordinator.address
