@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..intervals import Array, Estimate
-from ..results import Outcome
+from ..results import FAILED_CONTROL, Outcome
 from ..roc import auc
 
 SURE = 0.999
@@ -51,7 +51,7 @@ def judged(
     if cut_short:
         return Judged(value, "inconclusive", cut_short)
     if control is not None and control.low <= 0.5:
-        reason = f"the control failed: its area is {control.value:.2f}"
+        reason = f"{FAILED_CONTROL}: its area is {control.value:.2f}"
         return Judged(value, "inconclusive", reason)
     return Judged(value, "not found", "")
 
