@@ -48,15 +48,15 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.stream is not None and self._moved():
+        if self.stream is not None and self._moved(self.stream):
             self.stream.close()
-            self.stream = None  # type: ignore[assignment]  # as before the first entry
+            self.stream = None  # as before the first entry
         super().emit(record)
 
-    def _moved(self) -> bool:
+    def _moved(self, stream: TextIOWrapper) -> bool:
         """Whether another process has begun a new file."""
         try:
-            return not os.path.samestat(os.stat(self.baseFilename), os.fstat(self.stream.fileno()))
+            return not os.path.samestat(os.stat(self.baseFilename), os.fstat(stream.fileno()))
         except FileNotFoundError:
             return True
 
