@@ -120,7 +120,9 @@ def serve_run(
                 grid, subscribers = reached.grid, [lines(say), standing.tell]
                 if seen is not None:
                     least = run.plan().secure_aggregation.minimum_cohort
-                    told = RunMetrics(seen, expected=reached.companies, connected=reached.connected, least=least)
+                    told = RunMetrics(
+                        seen, expected=reached.companies, connected=reached.connected, least=least
+                    )
                     grid, subscribers = told.timed(grid), [*subscribers, told]
                 coordinate(grid, run, subscribers, patience=reached.patience)
     except (OSError, SafetensorError) as error:

@@ -82,16 +82,9 @@ class Library:
         return g.sum(1) @ t if kind == "bias" else ((g @ t) * a).sum((1, 2))
 
     def best(self, vector: Tensor, count: int) -> list[Guess]:
-        """The `count` most plausible candidates of one unknown example, (1, n) each: the best of each label before the
-        second best of any. A wrong label is a mode that no descent leaves, and often that of all of the very best."""
-        order = self._scores(vector).argsort(descending=True)
-        if "label" in self.guess.discrete:
-            labels, seen = self.guess.discrete["label"].reshape(len(order))[order], torch.zeros(len(order))
-            for label in labels.unique():
-                own = labels == label
-                seen[own] = torch.arange(int(own.sum()), dtype=seen.dtype)
-            order = order[(seen > 0).to(torch.uint8).argsort(stable=True)]
-        return [self._at(int(i)) for i in order[:count]]
+        """The `count` most plausible candidates of one unknown example, best first, (1, n) each."""
+        order = self._scores(vector).topk(min(count, len(self.norms))).indices
+        return [self._at(int(i)) for i in order]
 
     def sums(self, vector: Tensor, examples: int, count: int) -> list[Guess]:
         """`count` combinations of as many candidates as there are unknown examples: each begins with another

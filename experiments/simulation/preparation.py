@@ -54,6 +54,8 @@ class Inputs:
     public_train: Examples
     public_test: Examples
     companies: dict[str, Examples]  # by name
+    rows: dict[str, npt.NDArray[np.int64]]  # by name, which of all private examples these are
+    private: int  # how many private examples there are of all companies
     heldout: Examples
     findings: dict[str, Findings]  # by source: "public", and "private" or the companies' names
 
@@ -64,13 +66,13 @@ def read_inputs(settings: SimulationSettings) -> Inputs:
     findings = {"public": Findings(settings.data.public.source)}
     public_train, public_test = read_public(settings, rng, findings["public"])
     private, parts = read_private(settings, findings)
-    companies, heldout = {}, []
+    rows, heldout = {}, []
     for name, part in parts.items():
-        kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
-        companies[name] = private[kept]
+        rows[name], out = _hold_out(part, settings.companies.holdout, rng, least=1)
         heldout.append(out)
     out = _spread(np.concatenate(heldout), settings.data.test_examples)
-    return Inputs(public_train, public_test, companies, private[out], findings)
+    companies = {name: private[own] for name, own in rows.items()}
+    return Inputs(public_train, public_test, companies, rows, len(private), private[out], findings)
 
 
 def read_public(
