@@ -40,6 +40,7 @@ from .predict import predict
 from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
+from .sweep import sweep
 from .transport import transport
 from .trial import trial
 
@@ -60,6 +61,7 @@ app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(model, name="model")
+app.add_typer(sweep, name="sweep")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)

@@ -258,10 +258,15 @@ def pretrained(settings: RunSettings, folder: Path) -> Denoiser:
 
 
 def write_home(home: Path, company: str, settings: RunSettings, data: Examples) -> None:
-    """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
+    """A simulated company's home: its data, an empty ledger, and its policy."""
     _made(_made(home.parent) / home.name)
     data.save(home / "data.npz")
-    policy = Policy(
+    save_policy(home, policy_of(settings, company))
+
+
+def policy_of(settings: RunSettings, company: str) -> Policy:
+    """The rules that a willing company would write."""
+    return Policy(
         company=company,
         epsilon_ceiling=settings.privacy.epsilon or 0.0,
         delta=settings.privacy.delta,
@@ -276,7 +281,6 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
         device=settings.device,
         simulation_seed=settings.seed,
     )
-    save_policy(home, policy)
 
 
 def save_policy(home: Path, policy: Policy) -> None:
