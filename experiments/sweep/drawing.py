@@ -38,6 +38,7 @@ _ACROSS = {
     "reconstruction": "strongest reconstruction, share",
 }
 _PANEL, _TOP, _FOOT, _KEY = 250, 26, 48, 18
+_FAR = 0.8
 
 
 def frontier_figure(points: Sequence[Point], measure: Measure) -> Markup:
@@ -60,7 +61,11 @@ def frontier_figure(points: Sequence[Point], measure: Measure) -> Markup:
             if wide:
                 half = (width - LEFT) / len(attacks)
                 ax = axes(
-                    figure, LEFT + i * half, keys + each + _TOP, width - LEFT - (i + 1) * half + 24, _FOOT
+                    figure,
+                    LEFT + i * half,
+                    keys + each + _TOP,
+                    width - LEFT - (i + 1) * half + 40 * (i + 1 < len(attacks)) + 12,
+                    _FOOT,
                 )
             else:
                 top = keys + (i + 1) * each
@@ -154,9 +159,11 @@ def _against_attack(
         if math.isfinite(x.low) and math.isfinite(x.high):
             ax.plot([x.low, x.high], [p.quality.value] * 2, color=colour, linewidth=1.2, linestyle=SOLID)
         label = "no noise" if p.kind == "without noise" else f"ε {shown(p.epsilon)}"
+        left = x.value > _FAR  # where there is no room on the right
         ax.annotate(
-            label, (x.value, p.quality.value), (6, 5), textcoords="offset points", fontsize=10, color=MUTED
-        )
+            label, (x.value, p.quality.value), (-6 if left else 6, 5), textcoords="offset points", fontsize=10,
+            color=MUTED, ha="right" if left else "left",
+        )  # fmt: skip
     ax.set_xlim(0.45 if name == "membership" else -0.03, 1.02)
     ax.set_xlabel(_ACROSS[name])
     _quality_scale(ax, measure)

@@ -43,9 +43,9 @@ WORDS: dict[PointKind, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Attacked:
-    """What the strongest attack of one statement recovered: the mean over seeds of each audit's largest success.
+    """What the strongest attack of one statement recovered: the mean over seeds of each audit's strongest result.
 
-    `worst`: the largest of all, as `strongest.Recovered` has it, with its own interval. `audits`: how many.
+    `worst`: the largest of these, as `strongest.Recovered` has it, with its own interval. `audits`: how many.
     """
 
     statement: str

@@ -118,8 +118,8 @@ class Grid:
         fields = [axis.field for axis in axes]
         if twice := {field for field in fields if fields.count(field) > 1}:
             raise InputError("--over", min(twice), "named twice; give all of its values at once")
-        if clash := {text.partition("=")[0] for text in overrides} & {*fields, "seed"}:
-            rule = "decided by the grid (--over, --seeds); leave it out of --set"
+        if clash := {text.partition("=")[0] for text in overrides} & {*fields}:
+            rule = "an axis of the grid; leave it out of --set"
             raise InputError("--set", min(clash), rule)
         if not axes and seeds < 2:
             raise InputError(

@@ -20,6 +20,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,9 @@ class Sweep:
     def _run(
         self, todo: Sequence[Cell], processes: int, audit: bool, on_news: Callable[[News], None]
     ) -> None:
-        cells = len(self.grid.cells)
-        on_news(News(cells - len(todo), cells, 1.0 - len(todo) / cells, None))
+        cells, over = len(self.grid.cells), 0
+        done = cells - len(todo)
+        on_news(News(done, cells, done / cells, None))
         first = {digest_of(cell.settings): cell for cell in reversed(todo)}
         jobs = [
             Job(f"shared {digest}", cell, self._shared(digest), None, audit)
@@ -102,12 +104,11 @@ class Sweep:
                 Job(cell.name, cell, folder, self._run_of(cell), audit, shared if shared in waits else None)
             )
         pool = Pool(jobs, processes)
-        for ended in pool.run():
-            row = None if ended is None else self._keep(ended)
-            left = sum(
-                cell.digest not in self.rows or not self._is_done(cell, audit, failed=True) for cell in todo
-            )
-            on_news(News(cells - left, cells, pool.share(1 - len(todo) / cells), pool.seconds_left(), row))
+        with closing(pool.run()) as events:
+            for ended in events:
+                row = None if ended is None else self._keep(ended)
+                over += row is not None
+                on_news(News(done + over, cells, pool.share(done / cells), pool.seconds_left(), row))
 
     def _keep(self, ended: Ended) -> Row | None:
         """Put what has ended into the table; nothing of what was prepared for others."""
@@ -134,12 +135,10 @@ class Sweep:
         own = [self.rows[cell.digest] for cell in self.grid.cells if cell.digest in self.rows]
         return own + [row for row in self.rows.values() if row not in own]
 
-    def _is_done(self, cell: Cell, audit: bool, failed: bool = False) -> bool:
+    def _is_done(self, cell: Cell, audit: bool) -> bool:
         row = self.rows.get(cell.digest)
-        if row is None:
+        if row is None or row.status == "failed":
             return False
-        if row.status == "failed":
-            return failed
         return bool(row.audit) or not audit or cell.kind != "run"
 
     def _shared(self, digest: str) -> Path:

@@ -35,9 +35,10 @@ class Recovered:
 
 
 def strongest(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Of each statement the result with the greatest success beyond its baseline, of what a run shows an adversary.
+    """Of each statement the result whose interval begins furthest above its baseline, among views that a run shows.
 
-    It is the largest of many, so it lies above its own expectation; its interval does not know of that.
+    By the interval's lower end, since a lucky single case is no strength. It is still the largest of many, so it lies
+    above its own expectation, of which its interval does not know.
     """
     found = []
     for statement in STATEMENTS:
@@ -51,11 +52,11 @@ def strongest(results: Sequence[Result]) -> list[dict[str, Any]]:
     return found
 
 
-def _advantage(result: Result) -> float:
-    """0: no better than without the release; 1: everything."""
+def _advantage(result: Result) -> tuple[float, int]:
+    """At the lower end, 0: no better than without the release; 1: everything. Then the one of most cases."""
     assert result.value is not None
     base = result.baseline.value if result.baseline is not None else 0.5 if result.unit == "auc" else 0.0
-    return (result.value.value - base) / (1 - base) if base < 1 else 0.0
+    return (result.value.low - base) / (1 - base) if base < 1 else 0.0, result.value.n
 
 
 def _told(result: Result, of: int) -> dict[str, Any]:
