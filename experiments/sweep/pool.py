@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -83,7 +83,7 @@ class Pool:
         self._all, self._ended = list(jobs), list[Ended]()
         self._context = multiprocessing.get_context("spawn")  # threads have run here: a fork may hang
 
-    def run(self) -> Iterator[Ended | None]:
+    def run(self) -> Generator[Ended | None]:
         """Each job as it ends, and none in between for progress; leaving the iterator ends the jobs at work."""
         try:
             while self._waiting or self._running:
