@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import statistics
 import time
@@ -62,6 +63,8 @@ def run_cell(cell: Cell, folders: Folders, *, audit: bool, on_share: OnShare = l
         row = _federated(row, cell, started, folders.run, audit, on_share)
     else:
         row = _in_one_place(row, cell, started, on_share)
+    if row.quality is None or not math.isfinite(row.quality):
+        raise RunError(f"{row.metric} is {row.quality} after the last round: the training has diverged")
     return replace(
         row,
         seconds=round(time.perf_counter() - began, 2),

@@ -29,6 +29,7 @@ from ... import __version__, atomic_file
 from ...errors import InputError
 from ...server.run_lock import exclusive
 from ..simulation.machine import check_writable
+from ..simulation.preparation import read_inputs
 from .grid import Cell, Grid
 from .pool import Ended, Job, Pool
 from .shared import digest_of
@@ -63,8 +64,7 @@ class Sweep:
             raise InputError("--runs-dir", str(runs), "is a file, expected a folder")
         folder = runs / f"sweep-{grid.base.name}-{grid.digest[:8]}"
         asked_of(folder, missing={})
-        rows = read_table(folder / TABLE)
-        return cls(grid, folder, {row.digest: row for row in rows})
+        return cls(grid, folder, _rows_in(folder))
 
     def run(
         self, *, processes: int = 2, audit: bool = False, on_news: Callable[[News], None] = lambda news: None
@@ -74,10 +74,14 @@ class Sweep:
         Raises: InputError, RunError, OSError for a folder that cannot be used; KeyboardInterrupt, with what has ended
         in the table.
         """
+        todo = self._todo(audit)
+        if todo and not (self._shared(digest_of(todo[0].settings)) / "plan.json").is_file():
+            read_inputs(todo[0].settings)  # what is wrong with the data is wrong in all cells
         check_writable(self.folder)
         with exclusive(self.folder, "sweep.lock"):
             atomic_file.write(self.folder / ASKED, json.dumps(self._asked(audit), indent=2).encode())
-            todo = [cell for cell in self.grid.cells if not self._is_done(cell, audit)]
+            self.rows = _rows_in(self.folder)  # another process may have been at work until now
+            todo = self._todo(audit)
             for cell in todo:
                 if cell.digest in self.rows and self.rows[cell.digest].status == "failed":
                     shutil.rmtree(self._run_of(cell), ignore_errors=True)
@@ -135,6 +139,9 @@ class Sweep:
         own = [self.rows[cell.digest] for cell in self.grid.cells if cell.digest in self.rows]
         return own + [row for row in self.rows.values() if row not in own]
 
+    def _todo(self, audit: bool) -> list[Cell]:
+        return [cell for cell in self.grid.cells if not self._is_done(cell, audit)]
+
     def _is_done(self, cell: Cell, audit: bool) -> bool:
         row = self.rows.get(cell.digest)
         if row is None or row.status == "failed":
@@ -159,6 +166,10 @@ class Sweep:
             "audit": audit,
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
+
+
+def _rows_in(folder: Path) -> dict[str, Row]:
+    return {row.digest: row for row in read_table(folder / TABLE)}
 
 
 def asked_of(folder: Path, *, missing: dict[str, Any] | None = None) -> dict[str, Any]:
