@@ -51,6 +51,7 @@ class Inputs:
     public_test: Examples
     companies: dict[str, Examples]  # by name
     heldout: Examples
+    own_heldout: dict[str, Examples]  # the same by company, more of them where `heldout` is not all
     findings: dict[str, Findings]  # by source: "public", and "private" or the companies' names
 
 
@@ -65,8 +66,10 @@ def read_inputs(settings: SimulationSettings) -> Inputs:
         kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
         companies[name] = private[kept]
         heldout.append(out)
-    out = _spread(np.concatenate(heldout), settings.data.test_examples)
-    return Inputs(public_train, public_test, companies, private[out], findings)
+    most = settings.data.test_examples
+    own = {name: private[_spread(out, most)] for name, out in zip(parts, heldout, strict=True)}
+    out = _spread(np.concatenate(heldout), most)
+    return Inputs(public_train, public_test, companies, private[out], own, findings)
 
 
 def read_public(
@@ -192,6 +195,8 @@ def prepare(
         Checkpoint(0, split(model)).save(_made(run.checkpoints))
         inputs.public_test.save(_made(run.evaluation) / "public.npz")
         inputs.heldout.save(run.evaluation / "heldout.npz")
+        for name, own in inputs.own_heldout.items():
+            own.save(_made(run.own_heldout) / f"{name}.npz")
         inputs.public_train.save(run.path / "public_train.npz")
         found = {side: findings.to_json() for side, findings in inputs.findings.items()}
         atomic_file.write(

@@ -10,8 +10,9 @@ of the data, other initial weights and other noise, would move it. One seed has 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +62,9 @@ class Attacked:
 class Point:
     """One setting over its seeds. `group`: the values of the axes but epsilon; `epsilon`: what was asked for;
     `epsilon_spent`: the most that a ledger of its runs says, none without noise. `quality`: the family's metric on
-    held-out private examples. `failed`: seeds without a result."""
+    held-out private examples; `by_company`: on each company's own, the mean over seeds; `better_than_alone`: for how
+    many companies, over the seeds, that is better than what each reaches alone, and of how many. `failed`: seeds
+    without a result."""
 
     group: dict[str, Any]
     kind: PointKind
@@ -70,6 +73,8 @@ class Point:
     quality: Estimate
     seeds: tuple[int, ...]
     failed: int = 0
+    by_company: dict[str, float] = field(default_factory=dict)
+    better_than_alone: tuple[int, int] | None = None
     attacks: tuple[Attacked, ...] = ()
 
     @property
@@ -104,7 +109,9 @@ class Frontier:
         """What has ended so far. Raises: InputError where there is no sweep, or nothing of it has ended."""
         asked = asked_of(folder)
         cells = read_table(folder / TABLE)
-        return cls(folder, asked, Measure(_metric(folder)), tuple(points_of(cells)), tuple(cells))
+        metric = _metric(folder)
+        points = points_of(cells, metric.higher_is_better)
+        return cls(folder, asked, Measure(metric), tuple(points), tuple(cells))
 
     @property
     def failed(self) -> list[Row]:
@@ -118,12 +125,17 @@ class Frontier:
         return frontier_figure(self.rows, self.measure)
 
 
-def points_of(cells: Sequence[Row]) -> list[Point]:
+def points_of(cells: Sequence[Row], higher_is_better: bool = True) -> list[Point]:
     """By group: private runs by epsilon, then what they are compared with."""
+    alone = {
+        (_group_key(row), row.seed, name): value
+        for row in cells if row.kind == "alone" for name, value in row.by_company.items()
+    }  # fmt: skip
+    sign = 1 if higher_is_better else -1
     by_place: dict[tuple[str, PointKind, float | None], list[Row]] = {}
     for row in cells:
         by_place.setdefault((_group_key(row), _kind(row), row.epsilon), []).append(row)
-    found = [_point(kind, rows) for (_, kind, _), rows in by_place.items()]
+    found = [_point(kind, rows, alone, sign) for (_, kind, _), rows in by_place.items()]
     starts: dict[str, list[Row]] = {}
     for row in cells:
         if row.status == "done" and row.kind == "run":
@@ -137,10 +149,14 @@ def points_of(cells: Sequence[Row]) -> list[Point]:
     )
 
 
-def _point(kind: PointKind, rows: Sequence[Row]) -> Point | None:
+def _point(kind: PointKind, rows: Sequence[Row], alone: dict[Any, float], sign: int) -> Point | None:
     done = [row for row in rows if row.status == "done" and row.quality is not None]
     if not done:
         return None
+    own = [(row, name, value) for row in done for name, value in row.by_company.items()]
+    beside = [
+        (value, alone[key]) for row, name, value in own if (key := (_group_key(row), row.seed, name)) in alone
+    ]
     spent = [row.epsilon_spent for row in done if row.epsilon_spent is not None]
     return Point(
         group=_group(done[0]),
@@ -150,8 +166,16 @@ def _point(kind: PointKind, rows: Sequence[Row]) -> Point | None:
         quality=_mean([row.quality for row in done if row.quality is not None]),
         seeds=tuple(row.seed for row in done),
         failed=len(rows) - len(done),
+        by_company={
+            n: statistics.fmean(v for _, m, v in own if m == n) for n in sorted({n for _, n, _ in own})
+        },
+        better_than_alone=_better(beside, sign) if kind != "alone" else None,
         attacks=tuple(each for name in STATEMENTS if (each := _attacked(name, done)) is not None),
     )
+
+
+def _better(beside: list[tuple[float, float]], sign: int) -> tuple[int, int] | None:
+    return (sum(sign * (here - alone) > 0 for here, alone in beside), len(beside)) if beside else None
 
 
 def _public(rows: Sequence[Row]) -> Point | None:

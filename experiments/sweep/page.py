@@ -26,7 +26,7 @@ _DARK = {
     "paper": "#12181e", "line": "#364250", "grid": "#2a343f", "ink": "#e6ebf0", "muted": "#a3b0bd",
     "private": "#6fb6f5", "public": "#c79be6", "reference": "#56c7b4", "alert": "#f58b6c",
 }  # fmt: skip
-_COLUMNS = ("setting", "epsilon spent", "quality", "seeds", *STATEMENTS)
+_COLUMNS = ("setting", "epsilon spent", "quality", "seeds", "better than alone", *STATEMENTS)
 _ALWAYS = 4  # of them, attacked or not
 
 
@@ -87,8 +87,9 @@ def _line(found: Frontier, point: Point) -> list[str]:
     if point.kind == "without noise":
         spent = "unbounded"
     seeds = f"{len(point.seeds)}" + (f", {point.failed} failed" if point.failed else "")
+    paid = "" if point.better_than_alone is None else "{} of {}".format(*point.better_than_alone)
     attacks = ["" if each is None else _attacked(each) for each in map(point.attacked, STATEMENTS)]
-    return [_title(point), spent, _interval(point.quality, found.measure.show), seeds, *attacks]
+    return [_title(point), spent, _interval(point.quality, found.measure.show), seeds, paid, *attacks]
 
 
 def _title(point: Point) -> str:

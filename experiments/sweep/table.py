@@ -4,7 +4,7 @@
     pandas.read_parquet(sweep / TABLE)       # the same for a notebook
 
 A column for each axis, by its field's name; the others are the fields of `Row`. What is a mapping or a list in a row
-(`by_company`, `attacks`) is JSON text in the file.
+(`by_company`, `by_company_public`, `attacks`) is JSON text in the file.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from .grid import Kind
 TABLE = "table.parquet"
 FORMAT = "1"
 _MARK = b"fedblocks.sweep"
-_JSON = ("by_company", "attacks")
+_JSON = ("by_company", "by_company_public", "attacks")
 Status = Literal["done", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a cell came to. `quality`: the family's `metric` on held-out private examples; of "alone" the mean over
-    companies. `epsilon`: what was asked for, none without noise; `epsilon_spent`: the largest of the companies' own
-    ledgers. `attacks`: the strongest result of each kind (see `frontier.strongest`). `seconds`, `cpu_seconds`,
-    `peak_mib`: of the process that ended the cell, public pretraining not counted. Digests in hexadecimal digits.
+    """What a cell came to.
+
+    `quality`: the family's `metric` on held-out private examples of all companies; of "alone" the mean over companies.
+    `by_company`: on what each company held out itself; `by_company_public`: the public model there. `epsilon`: what
+    was asked for, none without noise; `epsilon_spent`: the largest of the companies' own ledgers. `attacks`: the
+    strongest result of each kind (see `strongest`). `seconds`, `cpu_seconds`, `peak_mib`: of the process that ended
+    the cell, public pretraining not counted. Digests in hexadecimal digits.
     """
 
     cell: str
@@ -53,6 +56,7 @@ class Row:
     quality_public_model: float | None = None
     quality_on_public_data: float | None = None
     by_company: dict[str, float] = field(default_factory=dict)
+    by_company_public: dict[str, float] = field(default_factory=dict)
     rounds_done: int | None = None
     audit: str = ""
     attacks: list[dict[str, Any]] = field(default_factory=list)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import SMALL
 
-from fedblocks.blocks import digest
+from fedblocks import load_run
+from fedblocks.blocks import Denoiser, digest
 from fedblocks.blocks.examples import Examples
 from fedblocks.experiments.baselines.one_place import train_in_one_place
 from fedblocks.experiments.simulation.preparation import make_plan, prepare
@@ -26,6 +27,10 @@ def grid(private_file: Path, *over: str, more: tuple[str, ...] = (), seeds: int 
     own = [each for each in SMALL if each.partition("=")[0] not in "".join(over)]
     overrides = [*own, f"data.private.source={private_file}", *more]
     return Grid.of("digits", list(over), overrides=overrides, seeds=seeds)
+
+
+def model_of_run(path: Path) -> tuple[Denoiser, object]:
+    return load_run(path).model()
 
 
 def final(run: RunFolder) -> str:
@@ -118,6 +123,24 @@ def test_baselines_judge_on_the_runs_own_held_out_examples(private_file: Path, t
         rows[cell.kind] = run_cell(cell, Folders(started=started, run=tmp_path / cell.name), audit=False)
     assert len({row.quality_public_model for row in rows.values()}) == 1
     alone = rows["alone"]
+    evaluation = RunFolder(started).evaluation
+    common = Examples.load(evaluation / "heldout.npz")
+    own = [Examples.load(evaluation / "companies" / f"company-{i}.npz") for i in range(5)]
+    assert sum(map(len, own)) == len(common)
+    assert digest({"a": torch.cat([part.inputs for part in own])}) == digest({"a": common.inputs})
+    model, _ = model_of_run(tmp_path / rows["run"].cell)
+    for i, part in enumerate(own):
+        for kind in ("run", "pooled", "alone"):
+            hits = rows[kind].by_company[f"company-{i}"] * len(part)
+            assert hits == pytest.approx(round(hits))  # a share of these very examples
+        found = model.chain_quality(part.inputs, part.targets, torch.Generator().manual_seed(0))[-1]
+        assert rows["run"].by_company[f"company-{i}"] == found
     assert sorted(alone.by_company) == [f"company-{i}" for i in range(5)]
-    assert alone.quality == pytest.approx(sum(alone.by_company.values()) / 5)
+    assert len({tuple(row.by_company_public.items()) for row in rows.values()}) == 1
+    weighted = sum(rows["run"].by_company[f"company-{i}"] * len(part) for i, part in enumerate(own)) / len(
+        common
+    )
+    assert rows["run"].quality == pytest.approx(
+        weighted, abs=0.15
+    )  # the chain draws other noise for other batches
     assert not (tmp_path / rows["pooled"].cell).exists()

@@ -13,6 +13,7 @@ from scipy import stats
 
 from fedblocks.blocks import Metric
 from fedblocks.experiments.sweep.frontier import Frontier, Point, points_of
+from fedblocks.experiments.sweep.grid import Kind
 from fedblocks.experiments.sweep.page import figure_file, table_of, write_page
 from fedblocks.experiments.sweep.strongest import strongest
 from fedblocks.experiments.sweep.table import Row
@@ -87,6 +88,28 @@ def test_a_point_is_the_mean_over_seeds_with_students_interval() -> None:
             (own.mean(), low, high)
         )
         assert point.seeds == (0, 1, 2)
+
+
+def test_who_is_better_off_than_alone_is_counted_by_company_and_seed_in_the_metrics_own_direction() -> None:
+    """Would catch a company that is compared with another, or another seed's; and losses that are taken for gains."""
+
+    def row(kind: Kind, seed: int, **own: float) -> Row:
+        axes, epsilon = ({"privacy.epsilon": 1.0}, 1.0) if kind == "run" else ({}, None)
+        name = f"{kind}{seed}"
+        return Row(
+            cell=name, kind=kind, seed=seed, axes=axes, status="done", epsilon=epsilon, quality=0.5, by_company=own,
+            digest=name,
+        )  # fmt: skip
+
+    cells = [
+        row("run", 0, a=0.6, b=0.4), row("run", 1, a=0.8, b=0.5),
+        row("alone", 0, a=0.5, b=0.5), row("alone", 1, a=0.9, b=0.5),
+    ]  # fmt: skip
+    [point] = [p for p in points_of(cells) if p.kind == "private"]
+    assert point.better_than_alone == (1, 4)  # a with seed 0; a draw is none
+    assert point.by_company == pytest.approx({"a": 0.7, "b": 0.45})
+    [lower] = [p for p in points_of(cells, higher_is_better=False) if p.kind == "private"]
+    assert lower.better_than_alone == (2, 4)
 
 
 def test_one_seed_has_no_interval_and_a_failed_one_is_counted() -> None:
