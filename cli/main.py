@@ -36,6 +36,7 @@ from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .model import model
+from .options import Track
 from .predict import predict
 from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
@@ -167,6 +168,7 @@ def simulate(
             "--transport", help="how messages travel: function calls, or gRPC with mutual TLS on loopback"
         ),
     ] = "grid",
+    track: Track = None,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -176,15 +178,23 @@ def simulate(
     if resume is not None and overrides:
         raise InputError("--set", overrides[0], "a resumed run keeps its own settings")
     settings = load_settings(preset, overrides or []) if preset is not None else None
+    from ..experiments.tracking import check_trackers
     from ..server.run_folder import RunFolder
     from .progress import continue_with_progress, prepare_with_progress
+
+    check_trackers(track or ())
 
     if settings is not None:
         run = prepare_with_progress(settings, runs_dir, people)
     else:
         run = RunFolder.existing(resume or Path())
     result = continue_with_progress(
-        run, people, with_reference=with_reference, with_controls=with_controls, transport=over
+        run,
+        people,
+        with_reference=with_reference,
+        with_controls=with_controls,
+        transport=over,
+        track=track or (),
     )
     if as_json:
         print(json.dumps(result))

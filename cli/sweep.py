@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
+from .options import Track
 from .runs import RunsDir, shortest
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def run(
         bool, typer.Option(help="also one pooled data set, and each company alone, without noise")
     ] = True,
     processes: Annotated[int, typer.Option(min=1, max=256, help="cells at once, a core each")] = 2,
+    track: Track = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")
     ] = None,
@@ -80,9 +82,11 @@ def run(
 
     grid = Grid.of(preset, over or [], overrides=overrides or [], seeds=seeds, baselines=baselines)
     from ..experiments.sweep.scheduler import Sweep
+    from ..experiments.tracking import check_trackers
 
+    check_trackers(track or ())
     found = Sweep.of(grid, runs_dir)
-    rows = _with_progress(found, processes, audit)
+    rows = _with_progress(found, processes, audit, track or [])
     failed = [row for row in rows if row.status == "failed"]
     if as_json:
         said = {"sweep": str(found.folder), "cells": len(rows), "failed": len(failed)}
@@ -95,7 +99,7 @@ def run(
         raise typer.Exit(FAILED)
 
 
-def _with_progress(found: Sweep, processes: int, audit: bool) -> list[Row]:
+def _with_progress(found: Sweep, processes: int, audit: bool, track: list[str]) -> list[Row]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -113,7 +117,7 @@ def _with_progress(found: Sweep, processes: int, audit: bool) -> list[Row]:
                 note = f"{news.done} of {news.cells} cells{_left(news)}"
                 progress.update(task, completed=round(1000 * news.share), note=note)
 
-            return found.run(processes=processes, audit=audit, on_news=tell)
+            return found.run(processes=processes, audit=audit, track=track, on_news=tell)
     except KeyboardInterrupt:
         people.print("Interrupted; what is done is kept: the same command goes on.")
         raise

@@ -40,7 +40,7 @@ class Run(RunFolder):
         import pandas as pd
 
         metric = metric_of(self.plan().model).name
-        return pd.DataFrame([_of_round(row, metric) for row in self.metrics()])
+        return pd.DataFrame([of_round(row, metric) for row in self.metrics()])
 
     def model(self, round_: int | None = None) -> tuple[Denoiser, ModelCard]:
         """The model after a round (none: the last) on the CPU, and what is to be said of it.
@@ -76,7 +76,7 @@ class Run(RunFolder):
         return read_audit_file(self)
 
 
-def _of_round(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def of_round(row: Mapping[str, Any], metric: str) -> dict[str, Any]:
     norms = [task["update_norm"] for task in row.get("tasks", ()) if task.get("update_norm") is not None]
     found = {
         "round": row["round"],

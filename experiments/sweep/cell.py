@@ -7,7 +7,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..baselines.one_place import train_in_one_place
 from ..simulation.preparation import make_plan
 from ..simulation.simulate import simulate
 from ..simulation.threads import one_core
+from ..tracking import tracked
 from .grid import Cell
 from .shared import prepare_from, public_model
 from .strongest import strongest
@@ -50,7 +51,14 @@ class Folders:
 
 
 @one_core()
-def run_cell(cell: Cell, folders: Folders, *, audit: bool, on_share: OnShare = lambda share: None) -> Row:
+def run_cell(
+    cell: Cell,
+    folders: Folders,
+    *,
+    audit: bool,
+    track: Sequence[str] = (),
+    on_share: OnShare = lambda share: None,
+) -> Row:
     """Run the cell, or go on where an interrupted process stopped; returns its row.
 
     Raises: what stops a run; see `errors`.
@@ -62,7 +70,7 @@ def run_cell(cell: Cell, folders: Folders, *, audit: bool, on_share: OnShare = l
         epsilon=cell.settings.privacy.epsilon, metric=metric_of(cell.settings.model).name, version=__version__,
     )  # fmt: skip
     if cell.kind == "run":
-        row = _federated(row, cell, started, folders.run, audit, on_share)
+        row = _federated(row, cell, started, folders.run, audit, track, on_share)
     else:
         row = _in_one_place(row, cell, started, on_share)
     if row.quality is None or not math.isfinite(row.quality):
@@ -84,7 +92,15 @@ def _peak_mib() -> float | None:
     return None if found is None else round(int(found[1]) / 1024, 1)
 
 
-def _federated(row: Row, cell: Cell, started: RunFolder, folder: Path, audit: bool, on_share: OnShare) -> Row:
+def _federated(
+    row: Row,
+    cell: Cell,
+    started: RunFolder,
+    folder: Path,
+    audit: bool,
+    track: Sequence[str],
+    on_share: OnShare,
+) -> Row:
     run = (
         RunFolder(folder)
         if (folder / "plan.json").is_file()
@@ -100,7 +116,8 @@ def _federated(row: Row, cell: Cell, started: RunFolder, folder: Path, audit: bo
         if isinstance(event, RoundFinished):
             on_share(whole * event.round / rounds)
 
-    result = simulate(run, [show])
+    with tracked(run, track) as subscribers:
+        result = simulate(run, [show, *subscribers])
     if result["rounds_done"] == 0:
         raise RunError(f"every round failed: {result['rounds_failed']}")
     found = _audited(run, lambda share: on_share(whole + _AUDIT_SHARE * share)) if audit else None

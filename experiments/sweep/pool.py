@@ -42,6 +42,7 @@ class Job:
     run: Path | None
     audit: bool
     after: str | None = None
+    track: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -189,7 +190,7 @@ def _work(job: Job, news: Connection) -> None:
             news.send((None, "", ""))
         else:
             folders = Folders(started=job.started, run=job.run)
-            news.send((run_cell(job.cell, folders, audit=job.audit, on_share=tell), "", ""))
+            news.send((run_cell(job.cell, folders, audit=job.audit, track=job.track, on_share=tell), "", ""))
     except Exception as error:
         text = " ".join(str(error).split())[:500]
         ours = isinstance(error, FedblocksError | OSError)

@@ -67,7 +67,12 @@ class Sweep:
         return cls(grid, folder, _rows_in(folder))
 
     def run(
-        self, *, processes: int = 2, audit: bool = False, on_news: Callable[[News], None] = lambda news: None
+        self,
+        *,
+        processes: int = 2,
+        audit: bool = False,
+        track: Sequence[str] = (),
+        on_news: Callable[[News], None] = lambda news: None,
     ) -> list[Row]:
         """The rows of the grid's cells, in its order, once all have ended.
 
@@ -85,11 +90,16 @@ class Sweep:
             for cell in todo:
                 if cell.digest in self.rows and self.rows[cell.digest].status == "failed":
                     shutil.rmtree(self._run_of(cell), ignore_errors=True)
-            self._run(todo, processes, audit, on_news)
+            self._run(todo, processes, audit, tuple(track), on_news)
         return [self.rows[cell.digest] for cell in self.grid.cells]
 
     def _run(
-        self, todo: Sequence[Cell], processes: int, audit: bool, on_news: Callable[[News], None]
+        self,
+        todo: Sequence[Cell],
+        processes: int,
+        audit: bool,
+        track: tuple[str, ...],
+        on_news: Callable[[News], None],
     ) -> None:
         cells, over = len(self.grid.cells), 0
         done = cells - len(todo)
@@ -102,11 +112,9 @@ class Sweep:
         ]
         waits = {job.name for job in jobs}
         for cell in todo:
-            shared = f"shared {digest_of(cell.settings)}"
-            folder = self._shared(digest_of(cell.settings))
-            jobs.append(
-                Job(cell.name, cell, folder, self._run_of(cell), audit, shared if shared in waits else None)
-            )
+            digest = digest_of(cell.settings)
+            after = f"shared {digest}" if f"shared {digest}" in waits else None
+            jobs.append(Job(cell.name, cell, self._shared(digest), self._run_of(cell), audit, after, track))
         pool = Pool(jobs, processes)
         with closing(pool.run()) as events:
             for ended in events:

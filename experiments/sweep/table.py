@@ -33,7 +33,7 @@ Status = Literal["done", "failed"]
 class Row:
     """What a cell came to.
 
-    `quality`: the family's `metric` on held-out private examples of all companies; of "alone" the mean over companies.
+    `quality`: the family's `metric` on held-out private examples of all companies; of "alone" the mean over them.
     `by_company`: on what each company held out itself; `by_company_public`: the public model there. `epsilon`: what
     was asked for, none without noise; `epsilon_spent`: the largest of the companies' own ledgers. `attacks`: the
     strongest result of each kind (see `strongest`). `seconds`, `cpu_seconds`, `peak_mib`: of the process that ended
