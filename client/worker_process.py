@@ -30,8 +30,8 @@ Told = Callable[[str, str | None], None]
 class Worker:
     """`told`: of every answer, the message's kind and the code of a refusal; see `agent_metrics.observed`.
 
-    `tell`: the last hash of the record of decisions, for whoever keeps this process's output: kept elsewhere, it shows
-    whether another history was written.
+    `tell`: the last hash of the record of decisions, for whoever keeps this process's output: kept elsewhere, it
+    shows whether another history was written.
     """
 
     def __init__(
