@@ -117,7 +117,7 @@ def serve_run(
         with terminated_as_interrupted(), exclusive(run.path), reach(run, folder, settings, say) as reached:
             standing = Standing(run, reached.companies, reached.connected)
             with standing.written(), observing(metrics) as seen:
-                grid, subscribers = reached.grid, [lines(say), standing.tell]
+                grid, subscribers = standing.watching(reached.grid), [lines(say), standing.tell]
                 if seen is not None:
                     least = run.plan().secure_aggregation.minimum_cohort
                     told = RunMetrics(

@@ -74,6 +74,10 @@ def test_a_run_is_planned_looked_at_stopped_and_gone_on_with(
         assert (found["state"], found["rounds_done"], found["running"]) == ("finished", 40, False)
         text = " ".join(invoke("coordinator", "status", run.path).stderr.split())
         assert "finished, round 40 of 40" in text
+        assert "at most" in text
+        spent = json.loads(invoke("coordinator", "status", run.path, "--json").stdout)["epsilon"]
+        assert set(spent) == set(planned["companies"])
+        assert all(0 < each["at_most"] <= 8 for each in spent.values())
         assert "finished" in invoke("coordinator", "watch", run.path).stderr
 
 
