@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -38,6 +39,31 @@ _ENDS_WITHIN = 120.0
 def say(text: str) -> None:
     """A line for people, with nothing in it taken for markup."""
     people.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@coordinator.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(help="a new folder, readable by its owner alone")],
+    listen: Annotated[str, typer.Option(help="where the data plane listens")] = "0.0.0.0:9443",
+    as_json: AsJson = False,
+) -> None:
+    """Make the coordinator's own folder with a commented transport.toml. Nothing that is there is overwritten."""
+    from ..server.stream import ServiceSettings
+
+    made = ServiceSettings.first(folder, listen)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "settings": str(made), "listen": listen}))
+        return
+    quoted = shlex.quote(str(folder))
+    say(f"Made {made}. Next:")
+    steps = (
+        f"fedblocks coordinator request {quoted} --host NAME, and send the request to the provisioner",
+        f"fedblocks coordinator install KIT {quoted} --fingerprint FINGERPRINT",
+        f"fedblocks coordinator plan PRESET --folder {quoted}",
+        f"fedblocks coordinator run RUN {quoted}, or fedblocks coordinator up {quoted} as a service",
+    )
+    for number, step in enumerate(steps, start=1):
+        say(f"  {number}. {step}")
 
 
 @coordinator.command("plan")
