@@ -230,7 +230,8 @@ def _known(account: OwnAccount, plan: Planned, run: RunFolder) -> dict[str, Any]
         "rounds_to_go": plan.rounds - (rows[-1]["round"] if rows else 0),
         "statement": None
         if account.statement is None
-        else account.statement.model_dump(mode="json", exclude={"company", "run", "signature"}),
+        else account.statement.model_dump(mode="json", exclude={"company", "run", "record", "signature"})
+        | {"out_of_date": account.out_of_date},
         "source": "the coordinator's own account, of a ledger's first run; the company's ledger decides",
     }
 

@@ -157,7 +157,8 @@ def _stated(said: dict[str, Any] | None) -> str:
 
     if said is None:
         return "none"
-    return f"{shown(said['epsilon'])} at {said['delta']:g}, {said['releases']} releases"
+    old = ", out of date: more are in opened sums" if said["out_of_date"] else ""
+    return f"{shown(said['epsilon'])} at {said['delta']:g}, {said['releases']} releases{old}"
 
 
 @ledger.command("create")
@@ -221,6 +222,7 @@ def statement(
         epsilon=None if cost is None else round_up(cost),
         delta=spent.delta,
         account=f"{spent.accountant}; composition: {spent.composition}",
+        record=company.decisions.head().head,
     )
     try:
         private_file.create(to, said.model_dump_json(indent=2).encode())

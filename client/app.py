@@ -243,7 +243,8 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     )
     _only_cohort(company, session)
     _check_ready(context, company, plan, session)
-    company.steps.take("begun", channel.public, session.digest())
+    company.count_session(plan)
+    company.steps.take_in_session("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
@@ -481,7 +482,7 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         )
         ended = agent.serve()
         if ended == "done":
-            company.leave()
+            company.leave(channel_of(context))
         return StreamReply(ended, agent.answered).to_record()
 
 
@@ -500,7 +501,7 @@ _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
     "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
-    "most_rounds_a_day", "hours", "zone", "approval", "largest_predicted_gain",
+    "most_rounds_a_day", "most_attempts", "hours", "zone", "approval", "largest_predicted_gain",
 }  # fmt: skip
 
 
@@ -624,12 +625,18 @@ def _only_cohort(company: Company, session: Session) -> None:
 
 def _take(step: str, context: Context, company: Company, party: CompanySession, **named: Any) -> None:
     """Record a step of the open session in the company's home, before its answer leaves."""
-    company.steps.take(step, _stored(context, "run", "public"), party.session.digest(), **named)
+    company.steps.take_in_session(step, _stored(context, "run", "public"), party.session.digest(), **named)
 
 
 def _record(context: Context, name: str) -> ConfigRecord:
     found = context.state.get(name)
     return found if isinstance(found, ConfigRecord) else ConfigRecord()
+
+
+def channel_of(context: Context) -> bytes | None:
+    """The public channel key with which a run was joined; none if none was."""
+    value = _record(context, "run").get("public")
+    return value if isinstance(value, bytes) else None
 
 
 def _stored(context: Context, record: str, name: str) -> bytes:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import InputError
 from ..protocol import private_file
 from ..settings import Plan, validated_json
+from .model_folders import MODELS
 
-MODELS = "models"
 MOST_AWAITED = 16
 _HEX = r"^[0-9a-f]{64}$"
 

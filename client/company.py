@@ -27,7 +27,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -60,6 +60,8 @@ from .readiness import ready, startable
 from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
+# Of one run a day that a company takes part in, however few releases its plan has.
+LEAST_SESSIONS = 1000
 
 # The rules that each home's record of decisions was last told of, by this process.
 _policies: dict[Path, bytes] = {}
@@ -249,10 +251,13 @@ class Company:
         """What coordinators have asked for, and what people of the company have decided."""
         return Requests(self.home, self.clock)
 
-    def leave(self) -> None:
-        """The run is over: what was kept to go on with it is removed."""
+    def leave(self, channel: bytes | None = None) -> None:
+        """The run is over: what was kept to go on with it, joined with this public channel key, is removed."""
         self.joined.remove()
         self.releases.forget()
+        if channel is not None:
+            with suppress(LedgerError):  # a full disk: the steps stay, and the agent goes on
+                self.steps.forget_sessions(channel)
 
     @property
     def steps(self) -> Steps:
@@ -281,6 +286,17 @@ class Company:
         day = self.day()
         self.steps.count("joins", day, times=1, most=self.policy.most_joins)
         self.steps.count_new("plans", day, value=plan.digest(), most=self.policy.most_new_plans)
+
+    def count_session(self, plan: Plan) -> None:
+        """Count a session of today before it begins, since each leaves a row on disk for as long as its run goes on.
+
+        Raises:
+            ProtocolError: "too_many", past what a run with failed rounds needs.
+        """
+        if self.simulated:
+            return
+        most = max(LEAST_SESSIONS, self.policy.most_attempts * plan.training.releases(plan.model.blocks))
+        self.steps.count("sessions", plan.run.encode(), self.day(), times=1, most=most)
 
     def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
         """A release's id and its randomness.

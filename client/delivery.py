@@ -40,11 +40,11 @@ from ..protocol import private_file
 from ..protocol.messages import DeliverRequest
 from ..settings import Plan
 from ..settings.contract import DataContract
-from .awaited import MODELS, Awaited
+from .awaited import Awaited
 from .company import Company
+from .model_folders import MODELS, PUBLIC_FILE, kept_folders
 from .readiness import check_room
 
-PUBLIC_FILE = "public.safetensors"
 MOST_MODELS = 64
 _INCOMING, _ABOUT, _LOCK = ".incoming", "about.json", ".lock"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -82,11 +82,6 @@ def receive(request: DeliverRequest, awaited: Awaited, company: Company) -> bool
 def folder_name(run: str, joined: bytes) -> str:
     """A run's name where that is a plain one; else one by digest: a plan's may hold any printable character."""
     return run if _PLAIN.fullmatch(run) and run != "awaited" else f"run-{joined.hex()[:16]}"
-
-
-def kept_folders(home: Path) -> list[Path]:
-    """The folders of kept models, by name."""
-    return sorted(path.parent for path in (home / MODELS).glob("[!.]*/model.json"))
 
 
 def checked_card(text: str, plan: Plan) -> ModelCard:

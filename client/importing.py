@@ -27,6 +27,7 @@ from ..settings.contract import TableContract
 from .company import Company
 from .data import load_examples
 from .data.findings import Findings
+from .data.memory import within_memory
 from .data.tables.database import check_url, is_database
 from .held_out import HELD_OUT_FILE, MOST_SHARE, fingerprint, keep_key, own_key, split
 from .policy import load_policy
@@ -86,7 +87,8 @@ def import_data(
         check_url("SOURCE", source.source)
     _check_model(source, model)
     findings = Findings(source.source)
-    examples = load_examples("SOURCE", source, model, match_contrast, findings)
+    with within_memory("SOURCE", source.source):
+        examples = load_examples("SOURCE", source, model, match_contrast, findings)
     kept_out: Examples | None = None
     key = own_key(home)
     if held_out:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 
-from .models import unmeasured
+from .model_folders import unmeasured
 
 _MODULE = f"{__package__}.models"
 _ENDS_WITHIN = 5.0

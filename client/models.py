@@ -25,9 +25,8 @@ from ..blocks.state import read_part
 from ..errors import FedblocksError
 from ..protocol import private_file
 from .company import Company
-from .delivery import PUBLIC_FILE, kept_folders
+from .model_folders import METRICS_FILE, PUBLIC_FILE, kept_folders
 
-METRICS_FILE = "metrics.json"
 # Spread evenly over the examples, so that a large set takes no longer.
 MOST_EXAMPLES = 2000
 
@@ -60,11 +59,6 @@ def kept_models(company: Company) -> list[KeptModel]:
         except (FedblocksError, OSError, SafetensorError) as error:
             found.append(KeptModel(folder.name, str(folder), problem=str(error)))
     return found
-
-
-def unmeasured(home: Path) -> bool:
-    """Whether a model has no figures yet."""
-    return any(not (folder / METRICS_FILE).is_file() for folder in kept_folders(home))
 
 
 def _kept(company: Company, folder: Path) -> KeptModel:

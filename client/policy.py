@@ -110,6 +110,12 @@ class Policy(BaseModel):
         ge=1,
         description="of these, with plans not seen that day: each answer reveals something of what was spent",
     )
+    most_attempts: int = Field(
+        10,
+        ge=1,
+        description="sessions of a run a day (UTC), as a multiple of the releases that its plan has and 1000 at "
+        "least; a round that fails and is begun anew is another session",
+    )
     most_rounds_a_day: int | None = Field(
         None, ge=1, description="trainings a day (UTC), of all runs; further rounds wait for the next day"
     )

@@ -23,6 +23,7 @@ _OURS = (
     "steps.sqlite*",
     "company.log*",
     "agent.json",
+    "agent.out",
     "decisions.jsonl",
     "data.json",
     "shared-*.safetensors",

@@ -83,7 +83,7 @@ class Attendance:
         self._expected, self._patience = expected, patience
         self._request = JoinRequest(plan, shared)
         self.cohort = replace(self.cohort_of(grid, run, plan, shared), back=self.back)
-        self._fixed = bool(self.cohort.channels)
+        self._fixed = len(self.cohort.channels) >= expected  # fewer, where a crash came while they joined
         self._refused: dict[int, tuple[FedblocksError, float]] = {}  # by node: the last refusal, and when
         self._lost: dict[str, float] = {}  # since when
         self._stale: set[str] = set()  # they have to join again
@@ -159,9 +159,10 @@ class Attendance:
                 time.sleep(self._patience.retry)
                 continue
             self._failed += 1
-            self._tell(RoundFailed(round_, absent, self._failed))
+            statuses = sorted({result.status for result in failed})
+            self._tell(RoundFailed(round_, absent, self._failed, statuses[0]))
             if self._failed >= self._patience.failed_rounds:
-                why = absences_in_words(absent) or ", ".join(sorted({result.status for result in failed}))
+                why = absences_in_words(absent) or ", ".join(map(in_words, statuses))
                 times = f"{self._failed} times in a row" if self._failed > 1 else "once"
                 raise ProtocolError("rounds_failed", f"round {round_} failed, {times}: {why}")
         return [done[task] for task in tasks]

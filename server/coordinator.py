@@ -34,6 +34,7 @@ from .run_folder import RunFolder
 from .run_lock import exclusive
 
 log = logging.getLogger("fedblocks.run")
+_SMALL_FILES = 1 << 20  # bytes
 
 
 def coordinate(
@@ -136,6 +137,11 @@ def _coordinate(
             return result, opened
 
         tasks = assign(round_, cohort.companies, plan)
+        if (
+            kept is not None
+        ):  # what companies have paid for must find room, so nobody trains before there is some
+            sizes = [tensor.nbytes for task in tasks for tensor in blocks[task.block].values()]
+            kept.hold_room(sum(sizes) + _SMALL_FILES)
         # Disjoint groups go at once; a company that trains several blocks has one message in flight.
         at_once = len(tasks) if plan.training.assignment == "parallel" else 1
         with ThreadPoolExecutor(at_once) as pool:

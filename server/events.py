@@ -54,7 +54,8 @@ class CompaniesAwaited:
 
 @dataclass(frozen=True)
 class RoundFailed:
-    """Too few companies came to the end of a round, which is begun anew.
+    """A round has failed. Where too few companies came to its end it is begun anew; with any other `status` its sum
+    is spent, and the round is lost.
 
     `absent`: company -> (phase, code). `in_a_row`: how many have failed since the last one that was done.
     """
@@ -62,6 +63,7 @@ class RoundFailed:
     round: int
     absent: Mapping[str, tuple[str, str]]
     in_a_row: int
+    status: str = "too_few"
 
 
 @dataclass(frozen=True)

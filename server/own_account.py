@@ -38,6 +38,11 @@ class OwnAccount:
     epsilon_against_company: float
     statement: LedgerStatement | None = None
 
+    @property
+    def out_of_date(self) -> bool:
+        """Whether the statement tells of fewer releases than the company has in opened sums; each was charged."""
+        return self.statement is not None and self.statement.releases < self.summed
+
 
 def own_accounts(run: RunFolder) -> list[OwnAccount]:
     """The companies of the roster, and any that took part, by name.

@@ -25,6 +25,9 @@ _WORDS = {
     "model_kept": "it holds another model of a run of this name",
     "not_trained": "it has not trained in this run, and so does not judge its model",
     "internal": "an error on its machine",
+    "wrong_name": "it has the certificate of another company",
+    "oversized_sum": "the sum is larger than all clips together allow",
+    "bad_share": "the shares that were sent do not open the sum",
 }
 
 

@@ -54,7 +54,10 @@ class Inputs:
     public_train: Examples
     public_test: Examples
     companies: dict[str, Examples]  # by name
+    rows: dict[str, npt.NDArray[np.int64]]  # by name, which of all private examples these are
+    private: int  # how many private examples there are of all companies
     heldout: Examples
+    own_heldout: dict[str, Examples]  # the same by company, more of them where `heldout` is not all
     findings: dict[str, Findings]  # by source: "public", and "private" or the companies' names
 
 
@@ -64,13 +67,15 @@ def read_inputs(settings: SimulationSettings) -> Inputs:
     findings = {"public": Findings(settings.data.public.source)}
     public_train, public_test = read_public(settings, rng, findings["public"])
     private, parts = read_private(settings, findings)
-    companies, heldout = {}, []
+    rows, heldout = {}, []
     for name, part in parts.items():
-        kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
-        companies[name] = private[kept]
+        rows[name], out = _hold_out(part, settings.companies.holdout, rng, least=1)
         heldout.append(out)
-    out = _spread(np.concatenate(heldout), settings.data.test_examples)
-    return Inputs(public_train, public_test, companies, private[out], findings)
+    most = settings.data.test_examples
+    own = {name: private[_spread(out, most)] for name, out in zip(parts, heldout, strict=True)}
+    out = _spread(np.concatenate(heldout), most)
+    companies = {name: private[kept] for name, kept in rows.items()}
+    return Inputs(public_train, public_test, companies, rows, len(private), private[out], own, findings)
 
 
 def read_public(
@@ -203,6 +208,8 @@ def prepare(
         Checkpoint(0, split(model)).save(_made(run.checkpoints))
         inputs.public_test.save(_made(run.evaluation) / "public.npz")
         inputs.heldout.save(run.evaluation / "heldout.npz")
+        for name, own in inputs.own_heldout.items():
+            own.save(_made(run.own_heldout) / f"{name}.npz")
         inputs.public_train.save(run.path / "public_train.npz")
         found = {side: findings.to_json() for side, findings in inputs.findings.items()}
         atomic_file.write(
@@ -269,7 +276,7 @@ def pretrained(settings: RunSettings, folder: Path) -> Denoiser:
 
 
 def write_home(home: Path, company: str, settings: RunSettings, data: Examples) -> None:
-    """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
+    """A simulated company's home: its data, an empty ledger, and its policy."""
     _made(_made(home.parent) / home.name)
     if settings.evaluation is not None and isinstance(settings, SimulationSettings):
         # Under a key that follows from the seed, so that a simulation can be repeated.
@@ -277,7 +284,12 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
         data, out = hold_out(data, settings.companies.held_out, key)
         out.save(home / HELD_OUT_FILE)
     data.save(home / "data.npz")
-    policy = Policy(
+    save_policy(home, policy_of(settings, company))
+
+
+def policy_of(settings: RunSettings, company: str) -> Policy:
+    """The rules that a willing company would write."""
+    return Policy(
         company=company,
         epsilon_ceiling=settings.privacy.epsilon or 0.0,
         delta=settings.privacy.delta,
@@ -292,7 +304,6 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
         device=settings.device,
         simulation_seed=settings.seed,
     )
-    save_policy(home, policy)
 
 
 def save_policy(home: Path, policy: Policy) -> None:
