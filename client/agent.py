@@ -18,7 +18,7 @@ from flwr.app import Context, Message
 from flwr.app.metadata import validate_message_type
 
 from .. import __version__
-from ..errors import FedblocksError, ProtocolError
+from ..errors import FedblocksError, InputError, ProtocolError
 from ..protocol.messages import STREAM, refusal
 from ..protocol.transport.certificates import COORDINATOR
 from ..protocol.transport.frames import (
@@ -126,7 +126,12 @@ class Agent:
         today = datetime.now(UTC).date()
         if self._warned != today:
             self._warned = today
-            for notice in self._endpoint.notices():
+            try:
+                notices = self._endpoint.notices()
+            except InputError as error:  # of a file that was damaged, or is being replaced
+                self._log(f"warning: {error}")
+                return
+            for notice in notices:
                 self._log(f"warning: {notice}")
 
     def _exchange(self) -> str:
