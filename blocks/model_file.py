@@ -8,8 +8,8 @@ A folder holds model.safetensors and model.json. Reading needs torch, pydantic a
 
 from __future__ import annotations
 
-import math
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -120,7 +120,9 @@ def load_model(path: str | Path) -> tuple[Denoiser, ModelCard]:
             names = set(opened.keys())
         _check_size(card, file, beside)
         model = _blank(card)
-        tensors = load_file(file) if names <= {*model.state_dict()} else {}
+        if not names <= {*model.state_dict()}:
+            raise InputError("model", str(file), "holds tensors that the model of its card has not")
+        tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError("model", str(file), f"cannot be read ({type(error).__name__})") from None
     return _filled(card, model, tensors, file), card
@@ -131,7 +133,7 @@ def _check_size(card: ModelCard, file: Path, beside: Path) -> None:
     try:
         values = parameters_of(card.model)
     except (TypeError, ValueError, RuntimeError):  # PyTorch counts up to 2^63
-        values = math.inf
+        values = sys.maxsize
     if values > file.stat().st_size:
         raise InputError("model", str(beside), f"tells of a larger model than {file.name} can hold")
 

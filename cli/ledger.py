@@ -204,16 +204,17 @@ def statement(
     """Sign what a run has cost this company by its ledger, for the coordinator's report. Tells of no other run."""
     from ..privacy.accounting import finite, round_up
     from ..protocol import private_file
+    from ..protocol.evaluation import evaluation_run
     from ..protocol.ledger_statement import signed
 
     company = _company(home)
     with company.ledger() as opened:
-        rows, spent = [row for row in opened.rows() if row.run == run], opened.spent()
+        rows, spent = [row for row in opened.rows() if row.run in (run, evaluation_run(run))], opened.spent()
     if not rows:
         raise InputError("run", run, "this ledger has no release of it")
     if to.name != f"{company.name}.json":
         raise InputError("to", str(to), f"must be named {company.name}.json, by the company")
-    cost = finite(rows[-1].epsilon_after - rows[0].epsilon_before)
+    cost = finite(sum(row.epsilon_after - row.epsilon_before for row in rows))
     said = signed(
         company.member(),
         run=run,

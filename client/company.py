@@ -5,12 +5,14 @@ company-0/
     identity.key          its Ed25519 private key; readable by its owner alone
     roster.toml           names and public keys of the companies that it may aggregate with
     data.npz              training examples, already at the model's size; data.json says what was read into it
+    held_out.npz          examples that are never trained on, and held_out.key, which decides; see `held_out`
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
     decisions.jsonl       what was asked, allowed, refused, charged and sent, a chained line each
     shared-*.safetensors  the shared state of a joined run
     requests/             what coordinators have asked for, and what people have decided; see `approvals`
     joined.json           what was joined, until the run is over; see `joined`
+    models/               the final models of joined runs; see `delivery`, `models` and `awaited`
     release-*.bin         releases of a round that may be begun anew; see `kept_releases`
     company.log           what happened and why; texts of errors stay here
 
@@ -43,11 +45,14 @@ from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
 from ..protocol import private_file
+from ..protocol.evaluation import training_run
 from ..protocol.identity import load_member
 from ..settings import DataKind, Plan
 from .approvals import Requests
+from .awaited import AwaitedModels
 from .company_log import company_logger
 from .decisions import LEDGER_FILE, Decisions
+from .held_out import HELD_OUT_FILE
 from .joined import JOINED_FILE, JoinedFile
 from .kept_releases import KeptReleases
 from .policy import Policy, load_policy
@@ -112,7 +117,16 @@ class Company:
 
     def data(self) -> Examples:
         """The training examples, checked against the policy's declaration; InputError if they do not fit."""
-        path = self.home / "data.npz"
+        return self._read(self.home / "data.npz")
+
+    def held_out(self) -> Examples | None:
+        """The examples that are never trained on; none where the home holds nothing out. Raises as `data`."""
+        try:
+            return self._read(self.home / HELD_OUT_FILE)
+        except FileNotFoundError:
+            return None
+
+    def _read(self, path: Path) -> Examples:
         state = path.stat()
         seen = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         return _data(path, seen, self.policy.data)
@@ -198,7 +212,7 @@ class Company:
     def _begin(self) -> Guarantee:
         with self._ledger(None) as ledger:
             rows = ledger.rows()
-            self.steps.begin(len(rows), ledger.head(), {row.run for row in rows})
+            self.steps.begin(len(rows), ledger.head(), {training_run(row.run) for row in rows})
             self.decisions.begin(len(rows), ledger.head())
             return ledger.spent()
 
@@ -222,6 +236,11 @@ class Company:
     @property
     def joined(self) -> JoinedFile:
         return JoinedFile(self.home / JOINED_FILE)
+
+    @property
+    def awaited(self) -> AwaitedModels:
+        """The runs whose final model this company takes."""
+        return AwaitedModels(self.home, self.name)
 
     @property
     def releases(self) -> KeptReleases:
@@ -312,4 +331,4 @@ def simulated_home(companies: Path, partition: int) -> Path:
 def _data(path: Path, seen: tuple[int, ...], kind: DataKind) -> Examples:
     """Cached until the file changes."""
     with _reading:
-        return Examples.load(path).check("data.npz", kind)
+        return Examples.load(path).check(path.name, kind)

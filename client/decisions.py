@@ -16,7 +16,9 @@ the ledger, and the agent says it on stderr, which a service manager keeps.
     refused   a message was refused: by policy, ledger, protocol or machine; why, the rule or a fixed code
     charged   the ledger was charged: row, head, epsilon after it
     trained   a block was trained
+    evaluated a model was judged on held-out examples
     sent      what was made from data leaves: bytes, SHA-256 digest
+    model     a finished run's model came and was kept: round, digest
 
 A line holds no value of the data and no text of an exception. It is on disk before what it tells of leaves. An
 invented company of a simulation keeps no record.
@@ -69,6 +71,8 @@ KINDS = frozenset(
         "charged",
         "trained",
         "sent",
+        "model",
+        "evaluated",
     )
 )
 Entry = tuple[str, Mapping[str, Value]]

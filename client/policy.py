@@ -183,6 +183,13 @@ class Policy(BaseModel):
             floor = self.minimum_noise_multiplier
             text = f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}"
             yield PolicyRefusal("minimum_noise_multiplier", text)
+        evaluation = plan.evaluation
+        if evaluation is not None and evaluation.noise_multiplier < self.minimum_noise_multiplier:
+            floor = self.minimum_noise_multiplier
+            text = (
+                f"evaluation.noise_multiplier={evaluation.noise_multiplier} is below this company's {floor}"
+            )
+            yield PolicyRefusal("minimum_noise_multiplier", text)
         if plan.secure_step and not self.allow_shared_noise:
             text = "the plan's noise is shared, which this company's policy does not allow"
             yield PolicyRefusal("allow_shared_noise", text)

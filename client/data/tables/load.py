@@ -80,6 +80,13 @@ def _examples(
     return Examples(torch.from_numpy(inputs), found if contract.labels is None else found.long())
 
 
+def rows_as_read(field: str, source: str, contract: TableContract) -> pa.Table:
+    """The columns that the contract names, every row, before anything is scaled or left out."""
+    import pyarrow as pa
+
+    return pa.Table.from_batches(list(_batches(field, source, contract, Findings(source))))
+
+
 def gathered(
     pieces: Iterator[Piece],
 ) -> tuple[Rows, npt.NDArray[np.float32], npt.NDArray[np.str_] | None]:
