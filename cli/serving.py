@@ -77,6 +77,7 @@ def serve_run(
 
     settings = ServiceSettings.load(folder)
     settings.check_roster(folder, run.roster())
+    again = f"fedblocks coordinator run {run.path} {folder} --resume"
     with exclusive(run.path):  # before the port is taken
         service = settings.service(folder, run.plan().run)
         service.start(settings.listen)
@@ -93,10 +94,12 @@ def serve_run(
                     told = RunMetrics.of(seen, run.plan(), service)
                     coordinate(told.timed(grid), run, [*subscribers, told], patience=patience)
                 ended = "done"
+        except KeyboardInterrupt:
+            say(f"interrupted; nothing is lost, agents wait; go on: {again}")
+            raise
         except (OSError, SafetensorError) as error:
             if not is_full(error):
                 raise
-            again = f"fedblocks coordinator run {run.path} {folder} --resume"
             raise RunError(f"{run.path}: no space left; nothing is lost: make room, then {again}") from None
         finally:
             service.close(ended)
