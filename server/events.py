@@ -67,11 +67,19 @@ class RoundFailed:
 
 
 @dataclass(frozen=True)
+class ModelDelivered:
+    """The last round's model is with the companies of `has`; why it is not with others, company -> code."""
+
+    has: tuple[str, ...]
+    missing: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class RunFinished:
     """The last round is done. The summary of a simulation is written after this."""
 
     rounds: int
 
 
-Event = RunStarted | CompaniesAwaited | RoundFailed | RoundFinished | RunFinished
+Event = RunStarted | CompaniesAwaited | RoundFailed | RoundFinished | ModelDelivered | RunFinished
 Subscriber = Callable[[Event], None]

@@ -18,7 +18,12 @@ pytestmark = pytest.mark.slow
 ROUNDS = 10
 
 
-@pytest.mark.fault("Ctrl-C or SIGTERM at the coordinator", ends="interrupted", in_vain=1, says="interrupted; nothing is lost, agents wait")
+@pytest.mark.fault(
+    "Ctrl-C or SIGTERM at the coordinator",
+    ends="interrupted",
+    in_vain=1,
+    says="interrupted; nothing is lost, agents wait",
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupted_coordinator_leaves_its_agents_waiting(
     small: SimulationSettings, tmp_path: Path, fault: Fault, number: signal.Signals
