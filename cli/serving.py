@@ -112,6 +112,7 @@ def serve_run(
 
     settings = ServiceSettings.load(folder)
     settings.check_roster(folder, run.roster())
+    again = f"fedblocks coordinator run {run.path} {folder} --resume"
     reach = _over_flower if chosen(folder, over) == "flower" else _over_data_plane
     try:
         with terminated_as_interrupted(), exclusive(run.path), reach(run, folder, settings, say) as reached:
@@ -125,10 +126,12 @@ def serve_run(
                     )
                     grid, subscribers = told.timed(grid), [*subscribers, told]
                 coordinate(grid, run, subscribers, patience=reached.patience)
+    except KeyboardInterrupt:
+        say(f"interrupted; nothing is lost, agents wait; go on: {again}")
+        raise
     except (OSError, SafetensorError) as error:
         if not is_full(error):
             raise
-        again = f"fedblocks coordinator run {run.path} {folder} --resume"
         raise RunError(f"{run.path}: no space left; nothing is lost: make room, then {again}") from None
     return outcome(run)
 
