@@ -15,12 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from .. import atomic_file
-from ..errors import RunError
 from ..protocol.repeating import repeated
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
 from .queue import held
 from .run_folder import RunFolder
-from .run_lock import exclusive, holder_of
+from .run_lock import holder_of, is_held
 
 STATUS_FILE = "status.json"
 _WRITE_EVERY = 1.0
@@ -98,11 +97,7 @@ class Standing:
 def standing_of(run: RunFolder) -> dict[str, Any]:
     """How a run stands: `running` while a process coordinates it; then of its companies, too."""
     told = run.read_json(STATUS_FILE) or {}
-    try:
-        with exclusive(run.path):
-            running = False
-    except RunError:
-        running = True
+    running = is_held(run.path)
     rows = run.metrics()
     plan = run.plan()
     return {

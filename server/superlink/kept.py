@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ...errors import FedblocksError, RunError
 from ...protocol.federation.keys import make_folder
-from ..run_lock import exclusive
+from ..run_lock import exclusive, is_held
 from .control import LINK_ERRORS, Changes, Control
 from .place import LinkPlace
 
@@ -167,22 +167,13 @@ def superlink(place: LinkPlace, tell: Tell) -> Iterator[Control]:
             control = stack.enter_context(kept.running())
         except RunError:
             control, deadline = Control(place.socket), time.monotonic() + _STARTS_WITHIN
-            if not kept_by_another(place):
+            if not is_held(place.folder, _KEEPER):
                 raise
             while not control.answers():
                 if time.monotonic() > deadline:
                     raise RunError(f"the SuperLink is not up; its log says more: {place.log}") from None
                 time.sleep(_LOOK)
         yield control
-
-
-def kept_by_another(place: LinkPlace) -> bool:
-    """Whether another process keeps the SuperLink."""
-    try:
-        with exclusive(place.folder, _KEEPER):
-            return False
-    except RunError:
-        return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
