@@ -162,7 +162,7 @@ def stop(run: Run, as_json: AsJson = False) -> None:
 
 
 def _table(found: dict[str, Any]) -> Table:
-    from ..server.reasons import in_words
+    from ..server.reasons import evaluation_in_words, in_words
 
     place = f"{found['state']}, round {found['round']} of {found['rounds']}"
     table = Table("company", "connected", "since", "last round", title=f"{escape(found['run'])}: {place}")
@@ -170,8 +170,12 @@ def _table(found: dict[str, Any]) -> Table:
         last = company["last"]
         told = "" if last is None else in_words(last) if last else "took part"
         table.add_row(escape(name), "yes" if company["connected"] else "no", company["since"], told)
+    if found["evaluation"]:
+        say(f"at the companies: {evaluation_in_words(found['evaluation'])}")
     if found["waits"]:
         table.caption = f"waits for a person: {escape(found['waits']['why'])}"
     elif found["why"]:
         table.caption = escape(found["why"])
+    elif found["model_with"]:
+        table.caption = f"the final model is with {escape(', '.join(found['model_with']))}"
     return table

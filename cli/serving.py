@@ -13,10 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ProtocolError
-from ..server.events import CompaniesAwaited, Event, RoundFailed, RoundFinished
-from ..server.reasons import absences_in_words, named
+from safetensors import SafetensorError
+
+from ..errors import ProtocolError, RunError
+from ..server.events import CompaniesAwaited, Event, ModelDelivered, RoundFailed, RoundFinished
+from ..server.reasons import absences_in_words, evaluation_in_words, in_words, named
 from ..server.run_folder import RunFolder
+from .failures import is_full
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -34,12 +37,25 @@ def lines(say: Callable[[str], None]) -> Callable[[Event], None]:
 
     def tell(event: Event) -> None:
         if isinstance(event, RoundFinished):
-            say(f"round {event.round}: {event.row.get('status', 'public model')}{_without(event.row)}")
+            status = in_words(event.row.get("status", "public model"))
+            say(f"round {event.round}: {status}{_without(event.row)}")
+            if (found := event.row.get("evaluation")) is not None:
+                say(f"round {event.round}, at the companies: {evaluation_in_words(found)}")
         if isinstance(event, CompaniesAwaited):
             say(f"waiting for {named(event.missing)}" if event.missing else "waiting for companies")
-        if isinstance(event, RoundFailed):
+        if (
+            isinstance(event, RoundFailed) and event.status == "too_few"
+        ):  # others are lost, and told as finished
             why = absences_in_words(event.absent) or "too few companies"
             say(f"round {event.round} failed and is begun anew: {why}")
+        if isinstance(event, ModelDelivered):
+            why = "; ".join(f"{name}: {in_words(code)}" for name, code in sorted(event.missing.items()))
+            say(
+                f"the final model is with {named(event.has) or 'no company'}"
+                + (f", not with {why}" if why else "")
+            )
+            if why:
+                say("fedblocks coordinator run --resume sends it to those that were away")
 
     return tell
 
@@ -50,13 +66,19 @@ def _without(row: Any) -> str:
 
 
 def outcome(run: RunFolder) -> dict[str, Any]:
-    """What a run has come to. Raises: ProtocolError where no round of it was done."""
+    """What a run has come to. Raises: ProtocolError where a round of it was not done."""
     rows = run.metrics()
     rounds = rows[1:]
     done = sum(row["status"] == "done" for row in rounds)
     if not done:
         why = absences_in_words(rounds[-1]["absent"]) if rounds else "none was begun"
         raise ProtocolError("no_round_done", f"no round was done: {why}")
+    if done < len(rounds):
+        lost = [
+            f"round {row['round']}: {in_words(row['status'])}" for row in rounds if row["status"] != "done"
+        ]
+        text = f"{done} of {len(rounds)} rounds were done, and the model is that of these; {'; '.join(lost)}"
+        raise ProtocolError("rounds_lost", text)
     return {"folder": str(run.path), "rounds": rows[-1]["round"], "rounds_done": done}
 
 
@@ -96,20 +118,28 @@ def serve_run(
     settings = ServiceSettings.load(folder)
     settings.check_roster(folder, run.roster())
     reach = _over_flower if chosen(folder, over) == "flower" else _over_data_plane
-    with (
-        terminated_as_interrupted(),
-        exclusive(run.path),
-        exclusive(folder, SERVING),
-        reach(run, folder, settings, say) as reached,
-    ):
-        standing = Standing(run, reached.companies, reached.connected)
-        with standing.written(), observing(metrics) as seen:
-            grid, subscribers = reached.grid, [lines(say), standing.tell]
-            if seen is not None:
-                least = run.plan().secure_aggregation.minimum_cohort
-                told = RunMetrics(seen, expected=reached.companies, connected=reached.connected, least=least)
-                grid, subscribers = told.timed(grid), [*subscribers, told]
-            coordinate(grid, run, subscribers, patience=reached.patience)
+    try:
+        with (
+            terminated_as_interrupted(),
+            exclusive(run.path),
+            exclusive(folder, SERVING),
+            reach(run, folder, settings, say) as reached,
+        ):
+            standing = Standing(run, reached.companies, reached.connected)
+            with standing.written(), observing(metrics) as seen:
+                grid, subscribers = reached.grid, [lines(say), standing.tell]
+                if seen is not None:
+                    least = run.plan().secure_aggregation.minimum_cohort
+                    told = RunMetrics(
+                        seen, expected=reached.companies, connected=reached.connected, least=least
+                    )
+                    grid, subscribers = told.timed(grid), [*subscribers, told]
+                coordinate(grid, run, subscribers, patience=reached.patience)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        again = f"fedblocks coordinator run {run.path} {folder} --resume"
+        raise RunError(f"{run.path}: no space left; nothing is lost: make room, then {again}") from None
     return outcome(run)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import atomic_file
 from ..protocol.repeating import repeated
+from .delivery import DELIVERED_FILE
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
 from .queue import held
 from .run_folder import RunFolder
@@ -111,6 +112,8 @@ def standing_of(run: RunFolder) -> dict[str, Any]:
         "rounds_done": sum(row["status"] == "done" for row in rows[1:]),
         "failed_in_a_row": told.get("failed_in_a_row", 0),
         "quality": told.get("quality"),
+        "evaluation": next((row["evaluation"] for row in reversed(rows) if "evaluation" in row), None),
+        "model_with": list((run.read_json(DELIVERED_FILE) or {}).get("companies", ())),
         "pid": told.get("pid") if running and told.get("pid") == holder_of(run.path) else None,
         "companies": told.get("companies", {}) if running else {},
     }
