@@ -111,7 +111,7 @@ class Shells:
         else:
             try:
                 for party, process in started.items():
-                    code = process.wait(240)
+                    code = process.wait(400)
                     assert code == 0, f"{party}: {self.text(block, party)}\n{logs[party].read_text()}"
             finally:
                 end(*started.values())
@@ -122,7 +122,7 @@ class Shells:
 
 
 def until_it_speaks(process: subprocess.Popen[str], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not log.read_text():
         assert process.poll() is None
         assert time.monotonic() < deadline

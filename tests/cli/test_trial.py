@@ -45,7 +45,7 @@ class Trial:
     def said(self) -> str:
         return self.err.read_text()
 
-    def end(self, seconds: float = 240) -> int:
+    def end(self, seconds: float = 500) -> int:
         return self.process.wait(seconds)
 
     @property
@@ -126,7 +126,7 @@ def test_whatever_ends_a_trial_no_process_is_left_and_the_same_command_goes_on(t
     folder = tmp_path / "trial"
     first = Trial(folder, *wished("training.rounds=40", "training.evaluate_every=40"))
     with ended(first):
-        until(lambda: first.said.count("waits for a person") == 3 or first.process.poll(), "asked", 120)
+        until(lambda: first.said.count("waits for a person") == 3 or first.process.poll(), "asked", 400)
         shown = re.findall(r"fedblocks (agent approve \S+ [0-9a-f]{12})", first.said)
         assert len(shown) == 3, first.said
         command = [sys.executable, "-c", START, *shown[0].split()]
@@ -138,7 +138,7 @@ def test_whatever_ends_a_trial_no_process_is_left_and_the_same_command_goes_on(t
 
     second = Trial(folder, "--yes")
     with ended(second):
-        until(lambda: rounds(folder) >= 2 or second.process.poll() is not None, "two rounds", 120)
+        until(lambda: rounds(folder) >= 2 or second.process.poll() is not None, "two rounds", 400)
         assert "acme is asked" not in second.said  # it has decided
         assert "bravo is asked" in second.said
         (agent,) = (
@@ -153,13 +153,13 @@ def test_whatever_ends_a_trial_no_process_is_left_and_the_same_command_goes_on(t
     third = Trial(folder)
     with ended(third):
         before = rounds(folder)
-        until(lambda: rounds(folder) >= before + 2 or third.process.poll() is not None, "two more", 120)
+        until(lambda: rounds(folder) >= before + 2 or third.process.poll() is not None, "two more", 400)
         busy = Trial(folder)
         with ended(busy):
             assert busy.end() == 2
         assert "is at work here" in busy.said
         third.process.send_signal(signal.SIGTERM)
-        assert third.end(60) == 130, third.said
+        assert third.end(120) == 130, third.said
     assert "the same command goes on" in third.said
     assert not living(folder)
     assert rounds(folder) < 40
@@ -179,7 +179,7 @@ def test_a_run_that_a_company_refuses_does_not_end_with_0(tmp_path: Path) -> Non
     folder = tmp_path / "trial"
     trial = Trial(folder, *wished())
     with ended(trial):
-        until(lambda: trial.said.count("waits for a person") == 3 or trial.process.poll(), "asked", 120)
+        until(lambda: trial.said.count("waits for a person") == 3 or trial.process.poll(), "asked", 400)
         policy = folder / "charlie/policy.toml"
         policy.write_text(policy.read_text().replace("most_steps = 1000000", "most_steps = 1"))
         for line in re.findall(r"fedblocks (agent approve \S+ [0-9a-f]{12})", trial.said):
