@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import ProtocolError
+from ..errors import InputError, ProtocolError
 from .agent import agent, people
 from .options import Metrics
 
@@ -22,8 +22,15 @@ Decision = Literal["approved", "denied"]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Home = Annotated[Path, typer.Argument(help="the company's home folder")]
 RunName = Annotated[
-    str, typer.Argument(help="the run's name, as `agent pending` shows it, or its plan's digest")
+    str | None, typer.Argument(help="the run's name, as `agent pending` shows it, or its plan's digest")
 ]
+OfPlan = Annotated[
+    str | None,
+    typer.Option(
+        help="in place of RUN: every run of this plan.json, whatever it is called, before it asks too"
+    ),
+]
+EveryRun = Annotated[bool, typer.Option("--every-run", help="every run of RUN's plan, whatever it is called")]
 
 
 def say(text: str) -> None:
@@ -46,7 +53,7 @@ def up(
 
     escape_logs()
     use_json(json_log)
-    with observing(metrics) as seen, Daemon(home, seen, json_log=json_log) as daemon:
+    with observing(metrics) as seen, Daemon(home, seen, say, json_log=json_log) as daemon:
         name = daemon.start()
         say(f"{name} answers run after run; what it decides and why is in {home / 'company.log'}")
         code = daemon.run()
@@ -103,45 +110,80 @@ def pending(
 @agent.command("approve")
 def approve(
     home: Home,
-    run: RunName,
+    run: RunName = None,
+    plan: OfPlan = None,
+    every_run: EveryRun = False,
     by: Annotated[str | None, typer.Option(help="who decides; none means the user of this machine")] = None,
     why: Annotated[str, typer.Option(help="for the company's own record")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Let the company take part in a run."""
-    _decide(home, run, "approved", by, why, as_json)
+    """Let the company take part in a run, or in every run of a plan (each still waits if `approval` is always)."""
+    _decide(home, run, plan, every_run, "approved", by, why, as_json)
 
 
 @agent.command("deny")
 def deny(
     home: Home,
-    run: RunName,
     why: Annotated[str, typer.Option(help="for the company's own record; it does not leave the company")],
+    run: RunName = None,
+    plan: OfPlan = None,
+    every_run: EveryRun = False,
     by: Annotated[str | None, typer.Option(help="who decides; none means the user of this machine")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep the company out of a run, also of one that it takes part in."""
-    _decide(home, run, "denied", by, why, as_json)
+    """Keep the company out of a run, also of one that it takes part in, or out of every run of a plan."""
+    _decide(home, run, plan, every_run, "denied", by, why, as_json)
 
 
-def _decide(home: Path, run: str, decision: Decision, by: str | None, why: str, as_json: bool) -> None:
-    decided = decide(home, run, decision, by=by, why=why)
+def _decide(
+    home: Path,
+    run: str | None,
+    plan: str | None,
+    every_run: bool,
+    decision: Decision,
+    by: str | None,
+    why: str,
+    as_json: bool,
+) -> None:
+    decided = decide(home, run, decision, plan=plan, every_run=every_run, by=by, why=why)
+    every_run = every_run or plan is not None
     if as_json:
         told = {"run": decided.run, "digest": decided.digest, "decision": decision, "by": decided.by}
-        print(json.dumps(told))
-    else:
-        say(
-            f"{decided.run}: {decision} by {decided.by}. The agent answers so from the coordinator's next message on."
-        )
+        print(json.dumps(told | ({"every_run_of": decided.terms} if every_run else {})))
+        return
+    what = f"every run of the plan of {decided.run}" if every_run else decided.run
+    say(f"{what}: {decision} by {decided.by}. The agent answers so from the coordinator's next message on.")
 
 
-def decide(home: Path, run: str, decision: Decision, *, by: str | None = None, why: str = "") -> Request:
-    """Decide about a run, and put it on record. Raises: InputError where no request, or more than one, is meant."""
+def decide(
+    home: Path,
+    run: str | None,
+    decision: Decision,
+    *,
+    plan: str | None = None,
+    every_run: bool = False,
+    by: str | None = None,
+    why: str = "",
+) -> Request:
+    """Decide about a run, or about every run of a plan, and put it on record.
+
+    Raises: InputError where no request, or more than one, is meant.
+    """
     from ..client.company import Company
+    from .given_plan import plan_of
 
+    if (run is None) == (plan is None):
+        raise InputError("RUN", run, "give the name of a run, or --plan FILE")
     company = Company.deployed(home)
     who = by or getpass.getuser()
     company.decisions.check()  # what cannot be put on record is not decided
-    decided = company.requests.decide(run, decision, by=who, why=why)
-    company.decisions.write(decision, run=decided.run, by=who, why=why)
+    requests = company.requests
+    if plan is not None:
+        decided, every_run = requests.decide_plan(plan_of(plan), decision, by=who, why=why), True
+    elif every_run:
+        decided = requests.decide_plan(requests.named(str(run)).offered, decision, by=who, why=why)
+    else:
+        decided = requests.decide(str(run), decision, by=who, why=why)
+    about = {"every_run_of": decided.terms} if every_run else {}
+    company.decisions.write(decision, run=decided.run, by=who, why=why, **about)
     return decided

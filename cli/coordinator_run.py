@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on s
 Run = Annotated[Path, typer.Argument(help="a run's folder")]
 Folder = Annotated[Path, typer.Argument(help="the coordinator's own folder")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
+Over = Annotated[
+    Literal["data-plane", "flower"] | None,
+    typer.Option(help="how messages travel; none means Flower where the roster tells of a SuperLink"),
+]
 _ENDS_WITHIN = 120.0
 
 
@@ -81,11 +85,13 @@ def run(
     run: Run,
     folder: Folder,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that has begun")] = False,
+    over: Over = None,
     metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a run with the companies that dial in, to its end; waits for them as long as it takes."""
     from ..protocol.log_text import escape_logs
+    from ..server.queue import release
     from ..server.run_folder import RunFolder
     from .serving import serve_run
 
@@ -93,7 +99,8 @@ def run(
     prepared = RunFolder.deployable(run)
     if len(prepared.metrics()) > 1 and not resume:
         raise InputError("RUN", str(run), "has begun already; go on with it: --resume")
-    result = serve_run(prepared, folder, say, metrics)
+    release(prepared)
+    result = serve_run(prepared, folder, say, metrics, over=over)
     if as_json:
         print(json.dumps(result))
 
@@ -152,7 +159,7 @@ def stop(run: Run, as_json: AsJson = False) -> None:
 
 
 def _table(found: dict[str, Any]) -> Table:
-    from ..server.reasons import in_words
+    from ..server.reasons import evaluation_in_words, in_words
 
     place = f"{found['state']}, round {found['round']} of {found['rounds']}"
     table = Table("company", "connected", "since", "last round", title=f"{escape(found['run'])}: {place}")
@@ -160,6 +167,12 @@ def _table(found: dict[str, Any]) -> Table:
         last = company["last"]
         told = "" if last is None else in_words(last) if last else "took part"
         table.add_row(escape(name), "yes" if company["connected"] else "no", company["since"], told)
-    if found["why"]:
+    if found["evaluation"]:
+        say(f"at the companies: {evaluation_in_words(found['evaluation'])}")
+    if found["waits"]:
+        table.caption = f"waits for a person: {escape(found['waits']['why'])}"
+    elif found["why"]:
         table.caption = escape(found["why"])
+    elif found["model_with"]:
+        table.caption = f"the final model is with {escape(', '.join(found['model_with']))}"
     return table

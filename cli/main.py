@@ -23,7 +23,7 @@ from .. import __version__
 from ..errors import InputError, ProtocolError
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
-from . import agent_run, coordinator_run, kits  # noqa: F401  # they add their commands to those of agent, company and coordinator
+from . import agent_run, coordinator_run, coordinator_up, kits, unit  # noqa: F401  # they add their commands to those of agent, company and coordinator
 from .agent import agent
 from .audit import audit
 from .bench import bench
@@ -34,10 +34,12 @@ from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .model import model
+from .options import Track
 from .predict import predict
 from .provision import provision
 from .runs import RunArgument, RunsDir, existing_run, shortest
 from .supernode import supernode
+from .sweep import sweep
 from .transport import transport
 from .trial import trial
 
@@ -58,6 +60,7 @@ app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(model, name="model")
+app.add_typer(sweep, name="sweep")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
@@ -168,6 +171,7 @@ def simulate(
             "--transport", help="how messages travel: function calls, or gRPC with mutual TLS on loopback"
         ),
     ] = "grid",
+    track: Track = None,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -179,15 +183,23 @@ def simulate(
     from ..experiments.presets import load_settings
 
     settings = load_settings(preset, overrides or []) if preset is not None else None
+    from ..experiments.tracking import check_trackers
     from ..server.run_folder import RunFolder
     from .progress import continue_with_progress, prepare_with_progress
+
+    check_trackers(track or ())
 
     if settings is not None:
         run = prepare_with_progress(settings, runs_dir, people)
     else:
         run = RunFolder.existing(resume or Path())
     result = continue_with_progress(
-        run, people, with_reference=with_reference, with_controls=with_controls, transport=over
+        run,
+        people,
+        with_reference=with_reference,
+        with_controls=with_controls,
+        transport=over,
+        track=track or (),
     )
     if as_json:
         print(json.dumps(result))

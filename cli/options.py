@@ -6,6 +6,10 @@ from typing import Annotated
 
 import typer
 
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="tensorboard or mlflow, into files on this machine; repeatable"),
+]
 Metrics = Annotated[
     str | None, typer.Option(help="HOST:PORT for Prometheus and a health check; none means neither")
 ]

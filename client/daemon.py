@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from .agent_metrics import AgentMetrics
 from .company_log import company_logger
 from .dialing import Dialing
 from .endpoint import Endpoint, exclusive_agent
+from .judging import Judging
 from .worker_process import IDLE, Worker
 
 STATUS_FILE = "agent.json"
@@ -54,16 +55,23 @@ class Daemon:
         name = daemon.start()      # what an agent needs is checked
         code = daemon.run()        # "stopped" after SIGTERM or Ctrl-C, or why it cannot go on
 
-    `seen`: where Prometheus reads how the agent stands. `idle`: seconds after which a worker without work ends.
+    `seen`: where Prometheus reads how the agent stands. `tell`: what is for whoever keeps this process's output.
+    `idle`: seconds after which a worker without work ends.
     """
 
     def __init__(
-        self, home: Path, seen: Observability | None = None, *, json_log: bool = False, idle: float = IDLE
+        self,
+        home: Path,
+        seen: Observability | None = None,
+        tell: Callable[[str], None] = lambda line: None,
+        *,
+        json_log: bool = False,
+        idle: float = IDLE,
     ) -> None:
         self._home = home
         self._metrics = AgentMetrics(seen, connected=self._connected) if seen else None
         told = self._metrics.answered if self._metrics else lambda kind, code: None
-        self._worker = Worker(home, json_log=json_log, idle=idle, told=told)
+        self._worker = Worker(home, json_log=json_log, idle=idle, told=told, tell=tell)
         self._stopped = threading.Event()
         self._agent: Dialing | None = None
         self._started = _now()
@@ -82,13 +90,19 @@ class Daemon:
 
     def run(self) -> str:
         """Answer until told to stop. Raises: ProtocolError("busy") while another agent of this home runs."""
-        with exclusive_agent(self._home), self._until_signalled(), self._writing():
+        with (
+            exclusive_agent(self._home),
+            self._until_signalled(),
+            self._writing(),
+            Judging(self._home) as judging,
+        ):
             while not self._stopped.is_set():
                 self._agent = _Handing(Endpoint.of(self._home), self)
                 code = self._agent.serve()
                 if code == "done":
                     self.runs += 1
                     self._worker.leave()
+                    judging.begin()
                     give_back_freed_memory()
                 if code in _FATAL:
                     return code

@@ -15,6 +15,7 @@ import queue
 import signal
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,14 +23,14 @@ from flwr.app import Context, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as StateOnPipe
 
-from ..errors import FedblocksError, InputError, RunError
+from ..errors import FedblocksError, InputError, LedgerError, RunError
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import escape_logs
 from ..protocol.transport.frames import Incoming
 from ..protocol.transport.records import stamp_messages
 from .agent import answer
 from .agent_metrics import observed
-from .app import app
+from .app import app, channel_of
 from .company import Company
 from .company_log import company_logger, use_json
 from .worker_pipe import receive, send
@@ -57,8 +58,10 @@ def main() -> None:
             content, state = parts
             reply, after, seen = _answered(home, told, content, _state(state))
             send(taken, seen, reply, recorddict_to_proto(after).SerializeToString())
+        elif told["do"] == "leave":
+            send(taken, _done(home, _state(parts[0])))
         else:
-            send(taken, _done(home, told["do"]))
+            send(taken, _done(home))
 
 
 def _read(given: BinaryIO, requests: Requests) -> None:
@@ -81,20 +84,24 @@ def _answered(
     return answer(message, counting, context, company_logger(home).info), context.state, seen
 
 
-def _done(home: Path, what: str) -> dict[str, Any]:
-    """Check what an agent needs before it connects ("start"), or forget a run that is over ("leave")."""
+def _done(home: Path, state: RecordDict | None = None) -> dict[str, Any]:
+    """Check what an agent needs before it connects, or forget a run that is over, whose state this was."""
     try:
         company = Company.deployed(home)
-        if what == "start":
+        if state is None:
             company.startable()
         else:
-            company.leave()
+            company.leave(channel_of(Context(1, 1, {}, state, {})))
     except OSError as error:
         return {"os": [error.errno, error.strerror, error.filename]}
     except FedblocksError as error:
         kind = "error" if isinstance(error, InputError | RunError) else "stopped"
         return {kind: str(error)}
-    return {"company": company.name}
+    found = {"company": company.name}
+    with suppress(LedgerError):
+        now = company.decisions.head()
+        found["record"] = f"record of decisions: {now.lines} lines, the last hash {now.head}"
+    return found
 
 
 if __name__ == "__main__":

@@ -28,7 +28,11 @@ Told = Callable[[str, str | None], None]
 
 
 class Worker:
-    """`told`: of every answer, the message's kind and the code of a refusal; see `agent_metrics.observed`."""
+    """`told`: of every answer, the message's kind and the code of a refusal; see `agent_metrics.observed`.
+
+    `tell`: the last hash of the record of decisions, for whoever keeps this process's output: kept elsewhere, it
+    shows whether another history was written.
+    """
 
     def __init__(
         self,
@@ -37,10 +41,11 @@ class Worker:
         json_log: bool = False,
         idle: float = IDLE,
         told: Told = lambda kind, code: None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._command = [sys.executable, "-P", "-m", "fedblocks.client.worker", str(home)]
         self._command += ["json"] if json_log else []
-        self._idle, self._told = idle, told
+        self._idle, self._told, self._tell = idle, told, tell
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._timer: threading.Timer | None = None
@@ -67,6 +72,7 @@ class Worker:
             raise RunError(found["error"])
         if "stopped" in found:
             raise FedblocksError(found["stopped"])
+        self._tell_record(found)
         return str(found["company"])
 
     def answer(self, message: Incoming) -> bytes:
@@ -79,10 +85,14 @@ class Worker:
 
     def leave(self) -> None:
         """Forget the run, which is over, and give its memory back."""
-        self._state = b""
+        state, self._state = self._state, b""
         with suppress(ProtocolError):
-            self._ask({"do": "leave"})
+            self._tell_record(self._ask({"do": "leave"}, state)[0])
         self._end()
+
+    def _tell_record(self, found: dict[str, Any]) -> None:
+        if "record" in found:
+            self._tell(found["record"])
 
     @property
     def pid(self) -> int | None:

@@ -17,7 +17,9 @@ from typing import Any
 from .. import atomic_file
 from ..errors import RunError
 from ..protocol.repeating import repeated
+from .delivery import DELIVERED_FILE
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
+from .queue import held
 from .run_folder import RunFolder
 from .run_lock import exclusive, holder_of
 
@@ -109,11 +111,14 @@ def standing_of(run: RunFolder) -> dict[str, Any]:
         "running": running,
         "state": told.get("state", "prepared") if running or rows else "prepared",
         "why": None if running else told.get("why"),
+        "waits": None if running else held(run),
         "round": rows[-1]["round"] if rows else 0,
         "rounds": plan.training.rounds,
         "rounds_done": sum(row["status"] == "done" for row in rows[1:]),
         "failed_in_a_row": told.get("failed_in_a_row", 0),
         "quality": told.get("quality"),
+        "evaluation": next((row["evaluation"] for row in reversed(rows) if "evaluation" in row), None),
+        "model_with": list((run.read_json(DELIVERED_FILE) or {}).get("companies", ())),
         "pid": told.get("pid") if running and told.get("pid") == holder_of(run.path) else None,
         "companies": told.get("companies", {}) if running else {},
     }

@@ -34,6 +34,9 @@ class ServiceSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     listen: Address
+    superlink_listen: Address | None = Field(
+        None, description="of Flower's SuperLink; none: the host of `listen`, the port that the roster names"
+    )
     largest_message_mb: int = Field(1024, ge=1, le=16384)
     gather: float | None = Field(
         None,
@@ -68,13 +71,18 @@ class ServiceSettings(BaseModel):
         Raises:
             InputError: the coordinator's own certificate, or its roster, has expired, or a file cannot be used.
         """
-        notices = of_coordinator(folder)
-        refuse_ended(notice for notice in notices if notice.owner in (None, COORDINATOR))
-        for notice in notices:
-            log.warning("%s", notice)
+        look_at_ends(folder)
         return AggregationService(
             OwnCertificate.load(folder),
             PinnedCertificates.load(folder / "companies"),
             run,
             largest_message=self.largest_message_mb << 20,
         )
+
+
+def look_at_ends(folder: Path) -> None:
+    """Warn of what ends soon. Raises: InputError where the coordinator's certificate or its roster has expired."""
+    notices = of_coordinator(folder)
+    refuse_ended(notice for notice in notices if notice.owner in (None, COORDINATOR))
+    for notice in notices:
+        log.warning("%s", notice)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from ..intervals import Array
 from ..membership.heldout import heldout, unsuited
 from ..membership.rounds import Background, OpenedSum, log_ratios
 from ..membership.sums import Participation, gradients_of
-from ..membership.verdict import COIN, judged
+from ..membership.verdict import COIN, judged, powerless
 from ..releases import deviation
 from ..results import Result
 from ..roc import auc
@@ -29,7 +28,6 @@ from . import Attack
 _ROUNDS = 12  # of a block's, evenly spread from its first to its last
 _CANDIDATES = 60  # members, and as many others
 _DRAWS = 2
-_WEAK = 0.7  # an area below this, without noise
 _PUBLIC = 64  # examples that show what others add
 _VIEW = "the sums that the run has opened, nobody's examples known"
 
@@ -93,10 +91,7 @@ def _run(subject: Subject) -> Iterator[Result]:
     cut = f"the time ran out after {read} of {len(releases)} rounds" if read < len(releases) else ""
     own = auc(control[:n], control[n:])
     found_ = judged(scores[:n], scores[n:], control=own, ceiling=None, cut_short=cut)
-    if found_.outcome == "inconclusive" and not cut and own.high < _WEAK:
-        # No fault of the test's: the control adds members to sums of the size that the run's have.
-        why = f"without noise too the other examples hide one: the area is {own.value:.2f}, at most {own.high:.2f}"
-        found_ = replace(found_, outcome="not applicable", reason=why)
+    found_ = powerless(found_, own, "the other examples hide one")
     yield Result(
         attack=ATTACK.name, adversary="coordinator", view=_VIEW, statement="membership", block=block,
         statistic="members told from others (AUC)", unit="auc", outcome=found_.outcome, reason=found_.reason,
