@@ -178,6 +178,7 @@ def test_the_tutorial_runs_as_it_stands(shells: Shells) -> None:
             answers = list(csv.DictReader(file))
         assert len(answers) in (33, 34)
         assert {row["label"] for row in answers} <= set("0123456789")
+        assert shells.told["RUN"] in said["fedblocks company models"][company]
         agent, log = shells.staying[company]
         os.killpg(agent.pid, signal.SIGINT)
         assert agent.wait(60) == 0, log.read_text()
