@@ -110,8 +110,8 @@ def _against_epsilon(
                 _bar(ax, none, p.quality, colour)
     lines = [p for p in points if p.kind in _LINES]
     for p in lines:
-        own = len(groups) > 1 and p.group_title in groups
-        colour = _COLOURS[groups.index(p.group_title) % 5] if own else MUTED
+        of_group = len(groups) > 1 and p.group_title in groups
+        colour = _COLOURS[groups.index(p.group_title) % 5] if of_group else MUTED
         ax.axhline(p.quality.value, color=colour, linewidth=1.2, linestyle=_LINES[p.kind])
     _labels(ax, lines, wide)
     ticks = [*places.values(), none] if any(p.kind == "without noise" for p in points) else [*places.values()]
