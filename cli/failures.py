@@ -44,6 +44,14 @@ _SHARED_MEMORY = re.compile(r"</torch_\w+>.*\((\d+)\)")
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk is full, or the quota on it used up."""
+    return getattr(error, "errno", None) in _FULL or str(error).endswith(f"(os error {errno.ENOSPC})")
+
+
 @dataclass(frozen=True)
 class Failure:
     """`kind` is the word before the text: error, stopped or interrupted."""

@@ -12,7 +12,7 @@ import os
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,11 +21,9 @@ from rich.table import Table
 
 from .. import __version__
 from ..errors import InputError, ProtocolError
-from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
-from ..settings import Transport
-from . import agent_run, coordinator_run, kits  # noqa: F401  # they add their commands to those of agent, company and coordinator
+from . import agent_run, coordinator_run, coordinator_up, kits, unit  # noqa: F401  # they add their commands to those of agent, company and coordinator
 from .agent import agent
 from .audit import audit
 from .bench import bench
@@ -45,7 +43,7 @@ from .sweep import sweep
 from .transport import transport
 from .trial import trial
 
-# Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
+# Heavy imports (torch, flwr, settings) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Companies train side by side, a core each; a second thread for one small operation only gets in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -94,6 +92,8 @@ def root(
 @app.command()
 def presets(as_json: AsJson = False) -> None:
     """List the presets that come with fedblocks."""
+    from ..experiments.presets import preset_names
+
     if as_json:
         print(json.dumps({"presets": preset_names()}))
     else:
@@ -108,6 +108,7 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Make a run folder (public model, companies' homes) without running it, for `flwr run`."""
+    from ..experiments.presets import load_settings
     from .progress import prepare_with_progress
 
     run = prepare_with_progress(load_settings(preset, overrides or []), runs_dir, people)
@@ -137,6 +138,8 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Train the public model block by block, never more than one block in a process's memory."""
+    from ..experiments.presets import load_settings
+
     settings = load_settings(preset, overrides or [])
     from .progress import pretrain_with_progress
 
@@ -163,7 +166,7 @@ def simulate(
         bool, typer.Option("--with-controls", help="also one network end to end, of L and of L/B layers")
     ] = False,
     over: Annotated[
-        Transport,
+        Literal["grid", "grpc"],
         typer.Option(
             "--transport", help="how messages travel: function calls, or gRPC with mutual TLS on loopback"
         ),
@@ -177,6 +180,8 @@ def simulate(
         raise InputError("preset", preset, "give either a preset or --resume RUN")
     if resume is not None and overrides:
         raise InputError("--set", overrides[0], "a resumed run keeps its own settings")
+    from ..experiments.presets import load_settings
+
     settings = load_settings(preset, overrides or []) if preset is not None else None
     from ..experiments.tracking import check_trackers
     from ..server.run_folder import RunFolder

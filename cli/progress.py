@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,12 +35,11 @@ from ..server.events import Event, RoundFinished, RunFinished, RunStarted, Subsc
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
 from ..settings import RunSettings, SimulationSettings, Transport
+from .failures import is_full
 
 if TYPE_CHECKING:
     from ..threat_model.audit_file import Audit
     from ..threat_model.auditing import AuditDesign
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -144,9 +142,7 @@ def continue_with_progress(
         )
         raise
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) not in _FULL and not str(error).endswith(
-            f"(os error {errno.ENOSPC})"
-        ):
+        if not is_full(error):
             raise
         resume = f"nothing is lost: make room, then fedblocks simulate --resume {run.path}"
         raise RunError(f"{run.path}: no space left; {resume}") from None

@@ -13,11 +13,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from types import ModuleType
 from typing import Any
 
 from flwr.app import Error
 
+from ..protocol.flower_parts import put_in_place
 from ..protocol.log_text import escape_logs
 
 # Not __name__, which in such a process is "__main__".
@@ -37,15 +37,6 @@ class FromHere:
         if command[0] not in (SUPEREXEC, CLIENT_APP):
             raise RuntimeError(f"{command[0]!r} is not started here")
         return subprocess.Popen([sys.executable, "-P", "-m", _MODULE, *command], **named)
-
-
-def put_in_place(module: ModuleType, name: str, new: object) -> Any:
-    """Replace an object in a module of Flower's; returns the old one. RuntimeError if there is none."""
-    old = vars(module).get(name)
-    if old is None:
-        raise RuntimeError("this version of Flower works in a way that cannot be guarded")
-    setattr(module, name, new)
-    return old
 
 
 def main(name: str, *arguments: str) -> None:

@@ -11,7 +11,9 @@ runs/<id>/
     releases/          in a simulation, or where settings ask for it, every sum that was opened
     cohort.json        with real companies, who has joined, and their signed channel keys
     opened/            with real companies, the sums of the round in flight
+    delivered.json     with real companies, who has the final model
     status.json        with real companies, how the run stands; see `standing`
+    held.json          with real companies, why a run waits for a person; see `queue`
     metrics.jsonl      one line a round
     statements/        with real companies, what they say of the run's cost, NAME.json each
     companies/         in a simulation, the companies' homes

@@ -8,6 +8,7 @@ from ...client.company import Company
 from ...client.policy import load_policy
 from ...privacy.accounting import epsilon, guarantee
 from ...privacy.ledger_file import LedgerRow
+from ...protocol.evaluation import evaluation_run
 from ...server.run_folder import RunFolder
 from ...settings import Plan
 
@@ -30,6 +31,7 @@ class Spending:
     account: str
     curve: tuple[tuple[int, float], ...]
     by_block: dict[str, tuple[int, float]]
+    trained: tuple[int, ...] = ()  # the round of each release that is a training's
 
 
 def read_spending(run: RunFolder, plan: Plan) -> list[Spending]:
@@ -46,7 +48,7 @@ def _spending(company: Company, plan: Plan) -> Spending:
     if (company.home / "ledger.sqlite").is_file():
         with company.ledger() as ledger:
             rows, found = ledger.rows(), ledger.spent()
-    own = [row for row in rows if row.run == plan.run]
+    own = [row for row in rows if row.run in (plan.run, evaluation_run(plan.run))]
     delta = company.policy.delta
     blocks = sorted({row.block for row in own})
     start = [(0, own[0].epsilon_before if own else found.epsilon)]
@@ -61,6 +63,7 @@ def _spending(company: Company, plan: Plan) -> Spending:
         account=f"{found.accountant}; composition: {found.composition}",
         curve=tuple(start + [(row.round, row.epsilon_after) for row in own]),
         by_block={block: _block(own, block, delta) for block in blocks},
+        trained=tuple(row.round for row in own if row.run == plan.run),
     )
 
 
