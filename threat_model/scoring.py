@@ -64,15 +64,16 @@ class Attacked:
         sure = mean(gain, self.clusters, level=_SURE)
         # What the prior alone rebuilds, a blank image for example, the release has not given away.
         more = bool(((scores["released"] >= limit) & (scores["prior"] < limit)).any())
-        outcome, reason = self._judged(exact, sure, more)
         control = exact.get("control")
+        gains: Estimate = mean(gain, self.clusters)
+        known = None if control is None else mean(scores["control"] - scores["prior"], self.clusters)
+        outcome, reason = self._judged(exact, sure, more, works=known is not None and _told(known, gains))
         words = {"image": "images", "series": "series", "numbers": "rows"}.get(self.of.what, self.of.name)
         both = {
             "attack": self.attack, "adversary": self.adversary, "view": self.view, "block": self.block,
             "statement": "reconstruction", "protected": self.protected, "budget": self.budget,
             "seconds": round(self.seconds, 2), "outcome": outcome, "reason": reason,
         }  # fmt: skip
-        gains: Estimate = mean(gain, self.clusters)
         return [
             Result.model_validate(
                 both
@@ -87,7 +88,7 @@ class Attacked:
                 | {
                     "statistic": f"closer than without the release ({self.of.name})", "unit": "dB",
                     "value": gains, "worst_decile": float(np.quantile(gain, 0.9)),
-                    "control": None if control is None else mean(scores["control"] - scores["prior"], self.clusters),
+                    "control": known,
                 }
             ),
         ]  # fmt: skip
@@ -112,7 +113,10 @@ class Attacked:
             arrays={name: values[:MOST].numpy().astype(np.float32) for name, values in shown.items()},
         )  # fmt: skip
 
-    def _judged(self, exact: dict[str, Estimate], sure: Estimate, more: bool) -> tuple[Outcome, str]:
+    def _judged(
+        self, exact: dict[str, Estimate], sure: Estimate, more: bool, *, works: bool
+    ) -> tuple[Outcome, str]:
+        """`works`: without noise the attack comes closer than with it, whether or not it gets there."""
         if more:
             return "found", ""
         if sure.low > _VISIBLE and len(self.originals) > 1:
@@ -121,10 +125,15 @@ class Attacked:
             return "inconclusive", self.cut_short
         control = exact.get("control", exact["released"])
         # Of many examples at once it need not rebuild half: its share is to be told from that of the view.
-        if control.value < 0.5 and control.low <= exact["released"].high:
+        if control.value < 0.5 and control.low <= exact["released"].high and not works:
             rebuilt = f"{round(control.value * control.n)} of {control.n}"
             return "inconclusive", f"{FAILED_CONTROL}: without noise {rebuilt} rebuilt exactly"
         return "not found", ""
+
+
+def _told(control: Estimate, released: Estimate) -> bool:
+    """Whether a gain in dB without noise is told from that with it."""
+    return control.low > max(released.high, _VISIBLE)
 
 
 def guessed(
@@ -139,12 +148,15 @@ def guessed(
     blind: float,
     protected: bool = True,
     cut_short: str = "",
+    works: bool = False,
     seconds: float = 0.0,
     budget: dict[str, float | int | str] | None = None,
     ceilings: Ceilings | None = None,
 ) -> Result:
     """How many labels, codes or tokens (n,) were read off; `blind`: the share that is right without the release.
 
+    `works`: whether the attack's control succeeds with the real fields of the same view. Then it does not apply to
+    these where it reads no more of them without noise either.
     Found where even the low end of an interval at 99.9% lies above `blind`.
     """
     n = len(released)
@@ -158,6 +170,9 @@ def guessed(
         outcome, reason = "inconclusive", cut_short
     elif own is not None and own.low <= blind:
         outcome, reason = "inconclusive", f"{FAILED_CONTROL}: without noise no more are right than blindly"
+        if works:
+            right = f"{round(own.value * own.n)} of {own.n}"
+            outcome, reason = "not applicable", f"without noise too {right} are right, blindly {blind:.0%}"
     return Result(
         attack=attack, adversary=adversary, view=view, block=block, statement="reconstruction",
         statistic=f"{of.what}s read off" if not of.what.endswith("s") else f"{of.what} read off",

@@ -177,6 +177,7 @@ def _view(
             "iterations": iterations, "candidates": _BUDGET.library if mounted.library else 0,
         },
     }  # fmt: skip
+    works = False
     for what in layout.fields:
         prior = layout.priors[what.name].mode
         truth_of = torch.cat([each[what.name] for each in originals])
@@ -186,7 +187,9 @@ def _view(
             prior=prior.expand_as(truth_of), clusters=np.repeat(np.arange(len(originals)), k),
             wins_at=winning.get(what.name), **both,
         )  # fmt: skip
-        yield from attacked.results()
+        own = attacked.results()
+        works = works or any(each.outcome != "inconclusive" for each in own)
+        yield from own
         if what.what in ("image", "series") and protected:
             yield attacked.exhibit()
     public = layout.problem.values_of(subject.public)
@@ -200,7 +203,7 @@ def _view(
         }
         blind = _blind(public[what.name], torch.cat([t[what.name] for t in originals]))
         yield guessed(
-            of=what, released=right["released"], control=right.get("control"), blind=blind, **both
+            of=what, released=right["released"], control=right.get("control"), blind=blind, works=works, **both
         )  # fmt: skip
 
 

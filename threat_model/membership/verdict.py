@@ -16,7 +16,7 @@ from ..roc import auc
 
 SURE = 0.999
 REFUTES = 0.99999
-_POWER = 0.7
+_POWER = 0.75
 WINS = 0.1
 """An area so far above 1/2 counts as winning, where the noise is looked for at which a test starts to."""
 COIN = Estimate(value=0.5, low=0.5, high=0.5, n=1, method="exact")
