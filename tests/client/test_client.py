@@ -422,7 +422,7 @@ def test_another_plan_never_meets_the_same_noise(coordinator: Coordinator) -> No
     company = Company(home, load_policy(home / "policy.toml"))
 
     def noise(plan: Plan) -> bytes:
-        labels = release_labels(plan, session, b"block", b"shared", data(company), company.policy)
+        labels = release_labels(plan, session, b"block", b"shared", data(company).digest, company.policy)
         return company.randomness(*labels)[1].bytes(16)
 
     plan = coordinator.plan

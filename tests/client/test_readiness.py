@@ -21,7 +21,7 @@ from fedblocks.client import readiness
 from fedblocks.client.ceilings import growth
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
-from fedblocks.client.readiness import planned_terms
+from fedblocks.client.readiness import planned_parts
 from fedblocks.client.training import train_block
 from fedblocks.errors import BudgetExceeded, FedblocksError, PolicyRefusal, ProtocolError
 from fedblocks.experiments.simulation.preparation import prepare
@@ -249,18 +249,18 @@ def test_a_runs_growth_is_that_of_the_ledger(tmp_path: Path, composition: str) -
             clock[0] = NOW + day * 86400
             whole = ledger.check_plan(name, terms)
             start = ledger.spent().epsilon
-            expected = growth(read_ledger(path), name, terms, NOW)
+            expected = growth(read_ledger(path), [(name, terms)], NOW)
             assert expected.by_run == 0
             assert expected.to_come == pytest.approx(whole - start)
             for i in range(4):
                 ledger.charge(run=name, round=i, block="b", release_id=f"{name}{i}", terms=terms)
-                found = growth(read_ledger(path), name, terms, NOW)
+                found = growth(read_ledger(path), [(name, terms)], NOW)
                 assert found.by_run + found.to_come == pytest.approx(whole - start)
         spent = ledger.spent().epsilon
     after = read_ledger(path)
     first = [row.epsilon_after for row in after.rows if row.run == "old"][-1]
-    assert growth(after, "now", terms, NOW).in_a_year == pytest.approx(spent - first)
-    assert growth(after, "now", terms, NOW + YEAR + 1).in_a_year == 0
+    assert growth(after, [("now", terms)], NOW).in_a_year == pytest.approx(spent - first)
+    assert growth(after, [("now", terms)], NOW + YEAR + 1).in_a_year == 0
 
 
 def test_a_run_or_a_year_past_its_ceiling_is_refused_while_the_ledger_has_room(
@@ -268,7 +268,7 @@ def test_a_run_or_a_year_past_its_ceiling_is_refused_while_the_ledger_has_room(
 ) -> None:
     """Would catch a ceiling that is never looked at, and one that counts what was spent years ago."""
     plan = coordinator.plan
-    cost = growth(read_ledger(home / "ledger.sqlite"), plan.run, planned_terms(plan), NOW).to_come
+    cost = growth(read_ledger(home / "ledger.sqlite"), planned_parts(plan), NOW).to_come
     assert 0 < cost <= 8
     for rule in ("epsilon_ceiling_run", "epsilon_ceiling_year"):
         company(home, **{rule: cost * 1.001}).ready(plan)
@@ -277,7 +277,7 @@ def test_a_run_or_a_year_past_its_ceiling_is_refused_while_the_ledger_has_room(
     other = Terms(GaussianSteps(sampling_rate=0.5, noise_multiplier=4.0, steps=9, dimension=100), 1)
     with company(home, NOW - YEAR - 60, epsilon_ceiling=99.0).ledger() as ledger:
         ledger.charge(run="elsewhere", round=1, block="b", release_id="x", terms=other)
-    room = growth(read_ledger(home / "ledger.sqlite"), plan.run, planned_terms(plan), NOW).to_come * 1.001
+    room = growth(read_ledger(home / "ledger.sqlite"), planned_parts(plan), NOW).to_come * 1.001
     company(home, NOW, epsilon_ceiling=99.0, epsilon_ceiling_year=room).ready(plan)
     with pytest.raises(BudgetExceeded, match="epsilon_ceiling_year"):
         company(home, NOW - 120, epsilon_ceiling=99.0, epsilon_ceiling_year=room).ready(plan)

@@ -113,7 +113,7 @@ def test_the_opened_sum_moves_the_block_by_the_mean_of_the_companies_own_updates
         merge(model, start.shared, *start.blocks)
         session = SimpleNamespace(round=1, label="block-0", cohort=range(5))
         digests = digest(start.blocks[0]), digest(start.shared)
-        labels = release_labels(plan, session, *digests, company.data(), company.policy)  # type: ignore[arg-type]
+        labels = release_labels(plan, session, *digests, company.data().digest, company.policy)  # type: ignore[arg-type]
         residues = train_block(
             model, 0, company.data(), plan, 5, company.randomness(*labels)[1], company.policy
         )

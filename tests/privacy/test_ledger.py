@@ -360,7 +360,7 @@ def test_verify_holds_every_row_against_what_its_run_is_pinned_to(
         where = path.with_name(f"{n}.sqlite")
         with opened(where) as ledger:
             charge(ledger, 0, planned=1)
-            monkeypatch.setattr(Ledger, "_after", lambda self, rows, before, *rest, **more: before)
+            monkeypatch.setattr(Ledger, "_after", lambda self, runs, rows, before, *rest, **more: before)
             charge(ledger, 1, terms, planned=planned)
             monkeypatch.undo()
             with pytest.raises(LedgerError, match="row 2: release 2 of run='r' is not of the terms"):

@@ -79,7 +79,7 @@ def test_each_key_stands_in_one_file_and_both_together_are_the_simulation(
     assert not set(keys(mine)) & set(keys(rest))
     found = {key for key in keys(rest) if not key.startswith("data.private.")}
     dropout = {"companies.dropout.rate", "companies.dropout.phase"}
-    assert found == dropout | {"companies.alpha", "companies.holdout", "workers"} | {
+    assert found == dropout | {"companies.alpha", "companies.holdout", "companies.held_out", "workers"} | {
         "audit.minutes", "audit.block"
     }  # fmt: skip
     # A report tells its reader to take the settings of a run as they are.
