@@ -255,7 +255,7 @@ def test_names_of_classes_come_with_a_model_that_draws_images_of_them(coordinato
     names = tuple(f"class {i}" for i in range(10))
     card = ModelCard(
         version="1", run=plan.run, round=plan.training.rounds, rounds=plan.training.rounds, plan=plan.digest().hex(),
-        digest="00", guarantee="none", model=plan.model, noise=plan.noise, metric=metric_of(plan.model).name,
+        digest="00", guarantee="nothing", model=plan.model, noise=plan.noise, metric=metric_of(plan.model).name,
         labels=names,
     )  # fmt: skip
     assert delivery.checked_card(card.model_dump_json(), plan).labels == names
