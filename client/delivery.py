@@ -107,8 +107,6 @@ def checked_card(text: str, plan: Plan) -> ModelCard:
             raise ProtocolError("bad_model", f"the card's {name} is not that of the joined plan")
     if card.quality is not None and not math.isfinite(card.quality):
         raise ProtocolError("bad_model", "the card's quality is no number")
-    if card.labels is not None and len(card.labels) != plan.model.kind.target_classes:
-        raise ProtocolError("bad_model", "the card's labels are not as many as the model's classes")
     for said in (card.version, card.guarantee, *(card.labels or ())):
         if not said.isprintable() or len(said) > _LONGEST_TEXT:
             raise ProtocolError("bad_model", "the card holds text that is not printable, or too long")

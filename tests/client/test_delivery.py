@@ -16,8 +16,9 @@ from support.coordinating import Coordinator
 from support.deployed import without_seeds
 from typer.testing import CliRunner
 
-from fedblocks.blocks import digest
+from fedblocks.blocks import digest, metric_of
 from fedblocks.blocks.examples import Examples
+from fedblocks.blocks.families import family
 from fedblocks.blocks.model_file import ModelCard, load_model
 from fedblocks.blocks.state import ModelState
 from fedblocks.cli.main import app
@@ -27,6 +28,7 @@ from fedblocks.client.company import Company
 from fedblocks.client.decision_chain import whole_lines
 from fedblocks.client.delivery import folder_name
 from fedblocks.client.policy import load_policy
+from fedblocks.errors import ProtocolError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.protocol.messages import (
     DELIVER,
@@ -244,6 +246,22 @@ def test_a_model_that_is_not_the_runs_is_refused_and_nothing_is_written(
     assert sent(coordinator, [change(request)]) == code
     assert nothing_kept(coordinator)
     assert sent(coordinator, [request]) == "kept"
+
+
+def test_names_of_classes_come_with_a_model_that_draws_images_of_them(coordinator: Coordinator) -> None:
+    """Would catch a check by what a model predicts: one that draws images of a class has its classes as inputs."""
+    model = family("dit").settings.model_validate({"family": "dit"})
+    plan = coordinator.plan.changed(model=model.model_dump())
+    names = tuple(f"class {i}" for i in range(10))
+    card = ModelCard(
+        version="1", run=plan.run, round=plan.training.rounds, rounds=plan.training.rounds, plan=plan.digest().hex(),
+        digest="00", guarantee="nothing", model=plan.model, noise=plan.noise, metric=metric_of(plan.model).name,
+        labels=names,
+    )  # fmt: skip
+    assert delivery.checked_card(card.model_dump_json(), plan).labels == names
+    fewer = card.model_copy(update={"labels": names[:2]}).model_dump_json()
+    with pytest.raises(ProtocolError, match="bad_model"):
+        delivery.checked_card(fewer, plan)
 
 
 def test_parts_come_in_order_once_and_of_one_model(

@@ -25,8 +25,10 @@ from pyarrow import parquet
 from pydantic import SecretStr
 from support import postgresql
 from support.commands import Machine, run_command
+from typer.testing import CliRunner
 
 from fedblocks.cli.company_source import source_of
+from fedblocks.cli.main import app as cli
 from fedblocks.client.data.looking import inspect_source
 from fedblocks.client.data.memory import free_memory, used_memory, within_memory
 from fedblocks.client.data.one_line import told_in_one_line
@@ -346,14 +348,15 @@ def test_what_a_source_calls_its_columns_cannot_steer_a_terminal(home: Path, tmp
     """Would catch a name with an escape sequence, which could clear what was said before it, in what people read."""
     bad = "\x1b[2J\x1b]0;x\x07name\u202e\r\n"
     rows = {name: column * 10 for name, column in GOOD.items()}
-    pd.DataFrame(rows | {bad: [1] * 30}).to_parquet(tmp_path / "x.parquet")
-    (tmp_path / "contract.toml").write_text(CONTRACT)
+    source, contract = tmp_path / "x.parquet", tmp_path / "contract.toml"
+    pd.DataFrame(rows | {bad: [1] * 30}).to_parquet(source)
+    contract.write_text(CONTRACT)
     for words in (
-        ["company", "import", "x.parquet", str(home), "--contract", "contract.toml"],
-        ["data", "inspect", "x.parquet"],
+        ["company", "import", str(source), str(home), "--contract", str(contract)],
+        ["data", "inspect", str(source)],
     ):
-        done = run_command(words, tmp_path, Machine())
-        assert done.exit_code == 0, done.stderr
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, done.output
         assert "name" in done.stderr
         assert not {"\x1b", "\x07", "\u202e", "\r"} & set(done.stderr + done.stdout)
     made = json.loads((home / "data.json").read_text())
