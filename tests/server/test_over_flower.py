@@ -147,7 +147,7 @@ def test_a_superlink_that_is_killed_costs_no_round_under_the_service(
         downs = [line for line in service.lines if (line["what"], line["state"]) == ("superlink", "down")]
         assert len(downs) == 3
         service.signal(signal.SIGTERM)
-        assert service.end(120) == 0
+        assert service.end(180) == 0
         fault.books(run, list(federation.homes.values()), rounds=4, faults=3)
 
 
