@@ -51,7 +51,8 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
     """
     company.check_files()
     company.policy.check(plan)
-    check_room(company)
+    if not company.simulated:  # invented companies share the run's disk, of which the run itself speaks
+        check_room(company)
     if not joining:
         _check_day(company)
     if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:

@@ -75,7 +75,8 @@ class GridOver(OwnGrid):
 class InProcessGrid(OwnGrid):
     """Runs `app` for nodes 1 to `companies`, each with its own context, `workers` of them at once.
 
-    Each worker is one thread that computes on one core, so that results do not depend on their number.
+    Each worker is one thread that computes on one core, so that results do not depend on their number. `names`: who
+    is at which node, where that is known.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class InProcessGrid(OwnGrid):
         companies: int,
         run_config: dict[str, str | int | float | bool],
         workers: int = 1,
+        names: Mapping[int, str] | None = None,
     ) -> None:
         self._app = app
+        self.names = dict(names or {})
         self._workers = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
         self._contexts = {
             node: Context(

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from ...blocks.build import metric_of
 from ...client.app import app as client_app
-from ...client.company import Company
+from ...client.company import Company, simulated_home
 from ...client.policy import load_policy
 from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
@@ -58,7 +58,9 @@ def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Tran
 def _in_process(run: RunFolder) -> Iterator[Grid]:
     settings = read_simulation(run.path)
     run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
-    grid = InProcessGrid(client_app, settings.companies.count, run_config, settings.workers)
+    count = settings.companies.count
+    names = {partition + 1: simulated_home(run.companies, partition).name for partition in range(count)}
+    grid = InProcessGrid(client_app, count, run_config, settings.workers, names)
     try:
         yield grid
     finally:

@@ -194,7 +194,10 @@ def test_hours_trainings_a_day_and_room_are_looked_at_before_each_round(
         own.count_round()
     full = SimpleNamespace(free=1 << 20)
     monkeypatch.setattr(readiness.shutil, "disk_usage", lambda path: full)
-    assert code_of(home, plan) == "no_room"
+    assert code_of(home, plan, simulation_seed=None) == "no_room"
+    assert (
+        code_of(home, plan) is None
+    )  # an invented company is on its run's disk, of which the run itself speaks
 
 
 def test_a_training_uses_no_more_cores_than_the_policy_allows(

@@ -189,6 +189,15 @@ def test_a_simulation_notes_a_failed_round_and_goes_on(run: RunFolder) -> None:
     assert charged(run) == [1] * 5
 
 
+def test_a_simulation_names_the_company_that_refuses(run: RunFolder) -> None:
+    """Would catch a number for a name."""
+    from fedblocks.experiments.simulation.simulate import simulate
+
+    rewrite(run.homes()[2], "minimum_noise_multiplier", 1000.0)
+    with pytest.raises(ProtocolError, match="company-2 refused the plan"):
+        simulate(run)
+
+
 class Killed(BaseException):
     """As SIGKILL: nothing is told of it, and nothing is written after it."""
 
