@@ -141,6 +141,7 @@ with KeptLink(place, print).running():
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_uses_the_first_ones_superlink(control: Control, place: LinkPlace) -> None:
     """Would catch two SuperLinks of one database, and a run that starts one beside the service's."""
     words = [sys.executable, "-P", "-c", _SECOND, str(place.plane)]
@@ -151,6 +152,7 @@ def test_a_second_process_uses_the_first_ones_superlink(control: Control, place:
     assert control.answers()
 
 
+@pytest.mark.slow
 def test_a_killed_superlink_comes_back_with_its_registry(
     control: Control, place: LinkPlace, told: list[tuple[str, str]]
 ) -> None:
@@ -175,6 +177,7 @@ def test_a_folder_without_a_superlink_is_named(tmp_path: Path) -> None:
         LinkPlace.of(made.coordinator)
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_said_in_one_line(trial: Trial, tmp_path: Path) -> None:
     """Would catch a SuperLink that dies again and again without a reason for people."""
     plane = tmp_path / "plane"

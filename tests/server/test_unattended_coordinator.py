@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.federation import COMPANIES
+from support.flower_processes import flower_federation, ready, rounds_of, until
 
 from fedblocks.errors import RunError
 from fedblocks.experiments.simulation.planning import for_companies, plan_run
@@ -182,3 +183,34 @@ def test_what_is_no_run_of_real_companies_is_left_alone(
     assert release(runs.run("a-first"))
     assert not release(runs.run("a-first"))
     assert [run.path.name for run in planned(runs.path)] == ["a-first"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_over_the_data_plane(small: SimulationSettings, tmp_path: Path) -> None:
+    """With real agents, to its end. Would catch a service that gives the run another transport than it was told, one
+    that starts a second process beside the first, and agents that are ended with it."""
+    with flower_federation(tmp_path) as made:
+        run = ready(made, small, rounds=20)
+        words = (
+            "coordinator",
+            "up",
+            made.plane,
+            "--runs-dir",
+            tmp_path / "runs",
+            "--over",
+            "data-plane",
+            "--json",
+        )
+        service = made.start(*words)
+        agents = [made.start("agent", "up", home) for home in made.homes.values()]
+        until(lambda: rounds_of(run) >= 2, "two rounds", said=[service, *agents])
+        os.kill(standing_of(run)["pid"], signal.SIGKILL)
+        until(lambda: service.lines[-1]["state"] == "done", "the end", said=[service, *agents])
+        assert [line["state"] for line in service.lines if line["what"] == "run"] == [
+            *("begun", "again", "begun", "done")
+        ]
+        assert [row["status"] for row in run.metrics()[1:]] == ["done"] * 20
+        assert max(len(made.rows(name)) for name in COMPANIES) <= 21
+        service.signal(signal.SIGTERM)
+        assert service.end(180) == 0
+        assert all(agent.running for agent in agents)
