@@ -9,6 +9,8 @@ from ..blocks.settings import Part, require
 from .privacy import LEAST_NOISE
 
 MOST_CLASSES = 100
+# In a ledger, after a run's name: its evaluations. No run's own name may end so, or one ledger entry would be of two.
+EVALUATIONS = " (evaluation)"
 
 
 class EvaluationSettings(Part):
