@@ -21,8 +21,9 @@ from ..errors import FedblocksError, ProtocolError, RunError
 from ..protocol.transport.frames import Incoming
 from .worker_pipe import receive, send
 
-# Seconds without a message after which the worker ends; another one takes some seconds to start.
-IDLE = 30.0
+# Seconds without a message after which the worker ends. Another one takes some seconds to start, which in a run would
+# be added to every phase in which one company keeps the others waiting.
+IDLE, IDLE_IN_A_RUN = 60.0, 900.0
 _ENDS_WITHIN = 10.0
 Told = Callable[[str, str | None], None]
 
@@ -81,6 +82,8 @@ class Worker:
         found, (content, self._state) = self._ask(told, message.content, self._state)
         if found:
             self._told(found["kind"], found["code"])
+            if found["code"] is None:
+                self._rest_after(max(self._idle, IDLE_IN_A_RUN))
         return content
 
     def leave(self) -> None:
@@ -112,10 +115,18 @@ class Worker:
                 code = process.wait()
                 self._process = None
                 raise ProtocolError("internal", f"the agent's worker has ended (exit code {code})")
-            self._timer = threading.Timer(self._idle, self._end)
-            self._timer.daemon = True
-            self._timer.start()
+            self._set_timer(self._idle)
             return found
+
+    def _rest_after(self, seconds: float) -> None:
+        with self._lock:
+            self._rest()
+            self._set_timer(seconds)
+
+    def _set_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
