@@ -116,15 +116,18 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that has begun")] = False,
     over: Over = None,
     metrics: Metrics = None,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="end with this process")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a run with the companies that dial in, to its end; waits for them as long as it takes."""
     from ..protocol.log_text import escape_logs
     from ..server.queue import release
     from ..server.run_folder import RunFolder
-    from .serving import serve_run
+    from .serving import end_with, serve_run
 
     escape_logs()
+    if parent is not None:
+        end_with(parent)
     prepared = RunFolder.deployable(run)
     if len(prepared.metrics()) > 1 and not resume:
         raise InputError("RUN", str(run), "has begun already; go on with it: --resume")

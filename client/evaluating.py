@@ -1,8 +1,10 @@
 """A company's part in a federated evaluation: the sum of its held-out examples' scores and their number, with noise.
 
-An example's score is that of a pass of its own: one row, and starting noise by the example's own digest. So what it
-adds does not depend on which other examples there are, to the last bit, and one example more or less moves the sum by
-at most its own contribution.
+An example's score is that of a pass of its own: one row in memory of its own, and starting noise by the example's own
+digest. So what it adds does not depend on which other examples there are, to the last bit, and one example more or
+less moves the sum by at most its own contribution. A view into the set would not do: where a row begins in memory
+decides how some kernels round, so one example more would move all rows after it, and weights can be made that turn a
+last bit into another score.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def summed(model: Denoiser, held_out: Examples | None, plan: Plan) -> Vector:
     total = np.zeros(length(plan))
     for i in range(0 if held_out is None else len(held_out)):
         assert held_out is not None
-        total += contribution_of(model, held_out[slice(i, i + 1)], plan)
+        total += contribution_of(model, held_out[torch.tensor([i])], plan)  # a copy
     return total
 
 

@@ -29,6 +29,7 @@ from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Session
 from ..privacy.secure_step import step_event
 from ..settings import EvaluationSettings, MechanismSettings, ModelSettings, Plan
+from ..settings.evaluation import EVALUATIONS
 from .release import block_label
 
 EVALUATION = "evaluation"
@@ -39,7 +40,6 @@ _LEVELS = 2.0**20
 _SCALE = 2.0**7
 # Deviations of noise that a company's bound leaves room for.
 _TAIL = 8.0
-_SUFFIX = " (evaluation)"
 
 Vector = npt.NDArray[np.float64]
 
@@ -70,12 +70,12 @@ def check_due(plan: Plan, session: Session) -> None:
 
 def evaluation_run(run: str) -> str:
     """What a run's evaluations are called in a ledger."""
-    return run + _SUFFIX
+    return run + EVALUATIONS
 
 
 def training_run(run: str) -> str:
     """The run that a ledger's row is of, whether for its training or its evaluations."""
-    return run.removesuffix(_SUFFIX)
+    return run.removesuffix(EVALUATIONS)
 
 
 def cells(plan: Plan) -> int:

@@ -18,7 +18,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from .. import atomic_file
-from ..errors import InputError, RunError
+from ..errors import InputError
 from ..protocol.messages import PHASES
 from ..protocol.repeating import repeated
 from .assignment import assign
@@ -27,7 +27,7 @@ from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFini
 from .grid import GridOver
 from .queue import held
 from .run_folder import RunFolder
-from .run_lock import exclusive, holder_of
+from .run_lock import holder_of, is_held
 
 STATUS_FILE = "status.json"
 _WRITE_EVERY = 1.0
@@ -146,11 +146,7 @@ class _Watched(GridOver):
 def standing_of(run: RunFolder) -> dict[str, Any]:
     """How a run stands: `running` while a process coordinates it; then of its companies, too."""
     told = run.read_json(STATUS_FILE) or {}
-    try:
-        with exclusive(run.path):
-            running = False
-    except RunError:
-        running = True
+    running = is_held(run.path)
     rows = run.metrics()
     plan = run.plan()
     return {

@@ -13,7 +13,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from ..blocks.families import ModelSettings
 from ..blocks.settings import NoiseSettings, Part, require
-from .evaluation import EvaluationSettings
+from .evaluation import EVALUATIONS, EvaluationSettings
 from .load import validated
 from .privacy import LEAST_NOISE, MOST_NOISE, MechanismSettings, SecureAggregationSettings, check_mechanism
 from .run import RunSettings
@@ -74,6 +74,8 @@ class Plan(MechanismSettings, _Job):
     @model_validator(mode="after")
     def _offers(self) -> Self:
         z = self.noise_multiplier
+        others = self.run.endswith(EVALUATIONS)
+        require(not others, "run", self.run, f"must not end in {EVALUATIONS!r}: so ledgers name a run's evaluations")
         require(z == 0 or z >= LEAST_NOISE, "noise_multiplier", z, f"expected 0 or at least {LEAST_NOISE}")
         check_mechanism(self.training, self)
         if self.evaluation is not None:

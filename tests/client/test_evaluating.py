@@ -157,6 +157,35 @@ def test_one_example_less_moves_the_sum_by_its_own_contribution_and_nothing_else
     assert np.array_equal(summed(net, data[order], plan), whole)
 
 
+def test_every_example_is_judged_at_the_same_place_in_memory(
+    variant: Variant, small: SimulationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch rows judged where they lie in the set: with MKL_CBWR other than STRICT a product with a row that
+    begins elsewhere has other bits, so one example more would move the scores of all after it."""
+    if not network_of(variant.settings).metric_of_one:
+        pytest.skip("its metric is one of sets")
+    plan, net, begins = plan_of(variant, small), variant.model().eval(), set()
+    quality = net.chain_quality
+
+    def watched(inputs: torch.Tensor, targets: torch.Tensor, generator: torch.Generator) -> list[float]:
+        begins.add((inputs.data_ptr() % 64, targets.data_ptr() % 64))
+        return quality(inputs, targets, generator)
+
+    monkeypatch.setattr(net, "chain_quality", watched)
+    summed(net, Examples(*variant.examples(9)), plan)
+    assert begins == {(0, 0)}
+
+
+def test_a_run_that_is_called_as_another_ones_evaluations_is_no_plan(run: RunFolder) -> None:
+    """Would catch two runs in one entry of a ledger: one's training would be pinned to the other's terms, and a
+    ledger that was accepted anew would end the wrong one, whose cohort could then be another."""
+    plan = run.plan()
+    with pytest.raises(InputError, match="run"):
+        plan.changed(run=evaluation_run(plan.run))
+    names = {name for each in (plan, plan.changed(run="run2")) for name, _ in planned_parts(each)}
+    assert len(names) == 4
+
+
 def test_a_family_whose_metric_is_one_of_sets_is_refused(small: SimulationSettings) -> None:
     """A Frechet distance of one image says nothing, and one of all depends on all."""
     with pytest.raises(InputError, match="no mean over single examples"):
