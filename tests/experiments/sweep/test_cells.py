@@ -42,7 +42,7 @@ def final(run: RunFolder) -> str:
     "more",
     [
         pytest.param((), id="as given"),
-        pytest.param(("noise.partition=equi-information",), id="refitted edges"),
+        pytest.param(("noise.partition=equi-information",), id="refitted edges", marks=pytest.mark.slow),
         pytest.param(("evaluation.noise_multiplier=30",), id="judged by companies"),
     ],
 )
