@@ -158,9 +158,8 @@ class Grid:
 def baseline(kind: Kind, cell: Cell) -> Cell:
     """What a run is compared with: no secure sum, no noise, and so one for all of its epsilons."""
     privacy = {"epsilon": None, "noise_multiplier": None, "i_accept_no_dp": True, "mode": "local"}
-    settings = cell.settings.model_copy(
-        update={"privacy": cell.settings.privacy.model_copy(update=privacy | {"dropouts": 0, "colluders": 0})}
-    )
+    own = cell.settings.privacy.model_copy(update=privacy | {"dropouts": 0, "colluders": 0})
+    settings = cell.settings.model_copy(update={"privacy": own, "evaluation": None})  # which needs noise
     axes = {field: value for field, value in cell.axes.items() if not field.startswith("privacy.")}
     return Cell(kind, axes, settings)
 

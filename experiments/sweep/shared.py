@@ -13,17 +13,19 @@ from typing import Any
 
 from ... import atomic_file
 from ...blocks import Denoiser, build_model, merge
+from ...blocks.examples import Examples
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import SimulationSettings, write_simulation
 from ..simulation.machine import check_writable
-from ..simulation.preparation import introduce, make_plan, policy_of, prepare, save_policy
+from ..simulation.preparation import introduce, make_plan, prepare, write_home
 from .grid import Cell, baseline
 
 # What neither the public model nor the data depend on.
 _BESIDE: dict[str, Any] = {
     "name": True, "training": True, "privacy": True, "secure_aggregation": True, "influence": True,
-    "failed_rounds": True, "releases": True, "workers": True, "audit": True, "companies": {"dropout"},
+    "failed_rounds": True, "releases": True, "workers": True, "audit": True, "evaluation": True,
+    "companies": {"dropout", "held_out"},
 }  # fmt: skip
 
 
@@ -61,10 +63,6 @@ def prepare_from(started: RunFolder, settings: SimulationSettings, folder: Path)
         for name in ("public_train.npz", "data.json"):
             shutil.copy2(started.path / name, draft / name)
         for home in started.homes():
-            own = run.companies / home.name
-            own.mkdir(mode=0o700, parents=True)
-            for data in home.glob("*.npz"):
-                shutil.copy2(data, own / data.name)
-            save_policy(own, policy_of(settings, home.name))
+            write_home(run.companies / home.name, home.name, settings, Examples.load(home / "data.npz"))
         introduce(run)
     return RunFolder(folder.resolve())

@@ -42,7 +42,8 @@ def final(run: RunFolder) -> str:
     "more",
     [
         pytest.param((), id="as given"),
-        pytest.param(("noise.partition=equi-information",), id="refitted edges"),
+        pytest.param(("noise.partition=equi-information",), id="refitted edges", marks=pytest.mark.slow),
+        pytest.param(("evaluation.noise_multiplier=30",), id="judged by companies"),
     ],
 )
 def test_a_cell_that_starts_from_what_is_shared_gives_the_bits_of_a_run_by_itself(
@@ -77,6 +78,7 @@ def test_a_cell_that_starts_from_what_is_shared_gives_the_bits_of_a_run_by_itsel
         ("privacy.epsilon=3,none", True), ("training.rounds=3,4", True), ("companies.dropout.rate=0.0,0.1", True),
         ("model.hidden_size=16,32", False), ("companies.alpha=0.5,1.0", False), ("pretraining.steps=2,3", False),
         ("companies.holdout=0.2,0.3", False), ("noise.P_mean=1.0,2.0", False),
+        ("evaluation.noise_multiplier=20,30", True),
     ],
 )  # fmt: skip
 def test_what_is_shared_depends_on_all_that_decides_it(over: str, shared: bool, private_file: Path) -> None:
