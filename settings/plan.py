@@ -75,7 +75,12 @@ class Plan(MechanismSettings, _Job):
     def _offers(self) -> Self:
         z = self.noise_multiplier
         others = self.run.endswith(EVALUATIONS)
-        require(not others, "run", self.run, f"must not end in {EVALUATIONS!r}: so ledgers name a run's evaluations")
+        require(
+            not others,
+            "run",
+            self.run,
+            f"must not end in {EVALUATIONS!r}: so ledgers name a run's evaluations",
+        )
         require(z == 0 or z >= LEAST_NOISE, "noise_multiplier", z, f"expected 0 or at least {LEAST_NOISE}")
         check_mechanism(self.training, self)
         if self.evaluation is not None:
