@@ -345,6 +345,34 @@ def test_a_statement_for_a_database_is_not_taken_over(coordinator: Coordinator) 
     assert card.contract == {k: v for k, v in contract.items() if k != "query"}
 
 
+def test_a_contracts_text_is_printable_too(coordinator: Coordinator) -> None:
+    """`fedblocks predict` prints a column's name: would catch a coordinator's commands to a terminal, at any depth;
+    and a contract of tab-separated files that is refused."""
+    (request,) = requests_of(coordinator)
+    usual = {"kind": "table", "label": "y", "range": [0, 1], "numeric": {"a": [0, 1]}, "separator": "\t"}
+    for changes in (
+        {"label": "\x1b[2J"},
+        {"categories": {"a\u202eb": ["x"]}},
+        {"categories": {"b": ["\x07"]}},
+    ):
+        assert sent(coordinator, [other_card(contract=usual | changes)(request)]) == "bad_model"
+    assert nothing_kept(coordinator)
+    assert sent(coordinator, [other_card(contract=usual)(request)]) == "kept"
+
+
+def test_a_run_that_was_denied_after_it_was_joined_brings_no_model(coordinator: Coordinator) -> None:
+    """Would catch a denial that ends the trainings alone; and one of another plan that ends this one."""
+    home, plan = home_of(coordinator), coordinator.plan
+    requests = Company(home, load_policy(home / "policy.toml")).requests
+    requests.decide_plan(plan.changed(delta=plan.delta / 2), "denied", by="director")
+    requests.decide_plan(plan, "denied", by="director")
+    (request,) = requests_of(coordinator)
+    assert sent(coordinator, [request]) == "denied"
+    assert nothing_kept(coordinator)
+    requests.decide_plan(plan, "approved", by="director")
+    assert sent(coordinator, [request]) == "kept"
+
+
 def test_a_model_that_cannot_be_judged_is_named_and_stands_in_no_other_ones_way(tmp_path: Path) -> None:
     """Weights that are finite, as is checked, but so large that linear algebra fails on what they make: would catch
     a model that ends `company models`, the agent's judging and `transport serve`, and hides all after it."""
