@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +41,7 @@ def up(
     escape_logs()
     transport = chosen(folder, over)
     more = ["--metrics", metrics] if metrics else []
+    more += ["--parent", str(os.getpid())]
 
     def command(run: RunFolder) -> list[str]:
         words = ["coordinator", "run", str(run.path), str(folder.resolve())]

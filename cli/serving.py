@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from ..server.stream import ServiceSettings
 
 Over = Literal["data-plane", "flower"]
+_WATCH = 0.5
 _LOOKS_EVERY = 1.0  # seconds between two looks at who is there, each a question to the SuperLink
 
 
@@ -101,23 +105,30 @@ def serve_run(
     Whatever interrupts, connected companies are told that it will go on. `metrics`: where Prometheus reads figures.
     `over`: none means Flower where the installed roster tells of a SuperLink, else the data plane.
 
-    Raises: what `coordinate` raises; InputError where the folder's files cannot be used.
+    Raises: what `coordinate` raises; InputError where the folder's files cannot be used; RunError where another
+    process coordinates a run with these companies.
     """
     from ..protocol.observability import observing
     from ..server.coordinator import coordinate
-    from ..server.run_lock import exclusive
+    from ..server.run_lock import SERVING, exclusive
     from ..server.run_metrics import RunMetrics
     from ..server.standing import Standing
     from ..server.stream import ServiceSettings
 
     settings = ServiceSettings.load(folder)
     settings.check_roster(folder, run.roster())
+    again = f"fedblocks coordinator run {run.path} {folder} --resume"
     reach = _over_flower if chosen(folder, over) == "flower" else _over_data_plane
     try:
-        with terminated_as_interrupted(), exclusive(run.path), reach(run, folder, settings, say) as reached:
+        with (
+            terminated_as_interrupted(),
+            exclusive(run.path),
+            exclusive(folder, SERVING),
+            reach(run, folder, settings, say) as reached,
+        ):
             standing = Standing(run, reached.companies, reached.connected)
             with standing.written(), observing(metrics) as seen:
-                grid, subscribers = reached.grid, [lines(say), standing.tell]
+                grid, subscribers = standing.watching(reached.grid), [lines(say), standing.tell]
                 if seen is not None:
                     least = run.plan().secure_aggregation.minimum_cohort
                     told = RunMetrics(
@@ -125,10 +136,12 @@ def serve_run(
                     )
                     grid, subscribers = told.timed(grid), [*subscribers, told]
                 coordinate(grid, run, subscribers, patience=reached.patience)
+    except KeyboardInterrupt:
+        say(f"interrupted; nothing is lost, agents wait; go on: {again}")
+        raise
     except (OSError, SafetensorError) as error:
         if not is_full(error):
             raise
-        again = f"fedblocks coordinator run {run.path} {folder} --resume"
         raise RunError(f"{run.path}: no space left; nothing is lost: make room, then {again}") from None
     return outcome(run)
 
@@ -194,3 +207,14 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_with(parent: int) -> None:
+    """End this process as SIGTERM does once the process that has started it is gone, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

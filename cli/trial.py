@@ -11,10 +11,9 @@ import typer
 from rich.console import Console
 
 from ..errors import InputError
+from .options import PORT
 
 people = Console(stderr=True)
-
-PORT = 9443
 
 
 def trial(

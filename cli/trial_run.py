@@ -22,10 +22,10 @@ from ..protocol.log_text import escape_logs
 from ..server.reasons import named as listed
 from ..server.run_lock import exclusive
 from .agent_run import decide
+from .options import PORT
 from .progress import progress_on
 from .runs import shortest
 from .serving import terminated_as_interrupted
-from .trial import PORT
 
 # Seconds between two lines about rounds where there is no terminal for a bar.
 _LINE_EVERY = 10.0

@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 import grpc
 
 from .. import __version__
-from ..errors import ProtocolError
+from ..errors import InputError, ProtocolError
 from ..protocol.transport.certificates import COORDINATOR
 from ..protocol.transport.frames import (
     CODES,
@@ -113,7 +113,12 @@ class Dialing(ABC):
         today = datetime.now(UTC).date()
         if self._warned != today:
             self._warned = today
-            for notice in self._endpoint.notices():
+            try:
+                notices = self._endpoint.notices()
+            except InputError as error:  # of a file that was damaged, or is being replaced
+                self._log(f"warning: {error}")
+                return
+            for notice in notices:
                 self._log(f"warning: {notice}")
 
     def _exchange(self) -> str:

@@ -53,6 +53,10 @@ EVALUATE = "evaluate.model"
 CONFIRM, UNMASK = "query.confirm", "query.unmask"
 DELIVER = "query.deliver"
 STREAM = "query.stream"
+PHASES = {
+    JOIN: "join", KEYS: "keys", TRAIN: "train", EVALUATE: "evaluate", CONFIRM: "confirm", UNMASK: "unmask",
+}  # fmt: skip
+"""What a request begins, for people and figures."""
 
 V = TypeVar("V")
 

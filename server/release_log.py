@@ -124,6 +124,8 @@ class ReleaseLog:
 
     def read(self, path: Path, plan: Plan) -> tuple[Header, Residues]:
         """One sum and its header, checked. Raises: RunError naming file, field, value and rule."""
+        if path.exists() and not path.is_file():
+            refuse(path, "file", path.name, "is a folder, a pipe or a device")  # which may have no end
         try:
             with safe_open(path, "pt") as file:
                 text, names = (file.metadata() or {}).get(_HEADER), list(file.keys())

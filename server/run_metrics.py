@@ -16,14 +16,11 @@ from contextlib import contextmanager
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ..protocol.messages import CONFIRM, EVALUATE, JOIN, KEYS, TRAIN, UNMASK
+from ..protocol.messages import PHASES
 from ..protocol.observability import Observability
 from .events import Event, RoundFailed, RoundFinished, RunFinished, RunStarted
 from .grid import GridOver
 
-PHASES = {
-    JOIN: "join", KEYS: "keys", TRAIN: "train", EVALUATE: "evaluate", CONFIRM: "confirm", UNMASK: "unmask",
-}  # fmt: skip
 _TOO_MANY = 3  # rounds that failed in a row
 
 

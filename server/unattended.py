@@ -18,8 +18,7 @@ from types import FrameType
 from ..errors import FedblocksError
 from .queue import finished, held, hold, planned
 from .run_folder import RunFolder
-from .run_lock import exclusive
-from .standing import standing_of
+from .run_lock import SERVING, exclusive, is_held
 from .superlink.kept import KeptLink
 
 _LOCK = "coordinator.lock"
@@ -52,7 +51,7 @@ class Service:
         self._crashes: dict[
             str, tuple[int, int]
         ] = {}  # by run: crashes in a row, and rounds done before them
-        self._elsewhere = ""
+        self._elsewhere = False
 
     def run(self) -> None:
         """Raises: RunError where another service works for this folder."""
@@ -72,12 +71,15 @@ class Service:
 
     def _serve(self, run: RunFolder) -> None:
         name = run.path.name
-        if standing_of(run)["running"]:
-            if self._elsewhere != name:
-                self._tell("run", name, "elsewhere", "another process coordinates it; waiting for its end")
-            self._elsewhere = name
+        if is_held(run.path) or is_held(self._plane, SERVING):
+            if not self._elsewhere:
+                self._tell(
+                    "run", name, "later", "another process coordinates a run here; waiting for its end"
+                )
+            self._elsewhere = True
             self._stopped.wait(_IDLE)
             return
+        self._elsewhere = False
         self._tell("run", name, "begun", "")
         code, said = self._ended(subprocess.Popen(
             list(self._command(run)), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True

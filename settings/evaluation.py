@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from ..blocks.build import network_of
 from ..blocks.families import ModelSettings
 from ..blocks.settings import Part, require
 from .privacy import LEAST_NOISE
@@ -43,6 +42,8 @@ class EvaluationSettings(Part):
 
     def check(self, model: ModelSettings) -> None:
         """Refuse what this family's metric cannot be judged by."""
+        from ..blocks.build import network_of  # brings PyTorch, which settings by themselves do without
+
         network = network_of(model)
         share, classes = network.metric.unit == "share", model.kind.target_classes
         require(network.metric_of_one, "evaluation", network.metric.name, "is no mean over single examples")

@@ -111,7 +111,7 @@ class Shells:
         else:
             try:
                 for party, process in started.items():
-                    code = process.wait(240)
+                    code = process.wait(400)
                     assert code == 0, f"{party}: {self.text(block, party)}\n{logs[party].read_text()}"
             finally:
                 end(*started.values())
@@ -122,7 +122,7 @@ class Shells:
 
 
 def until_it_speaks(process: subprocess.Popen[str], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not log.read_text():
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -178,6 +178,7 @@ def test_the_tutorial_runs_as_it_stands(shells: Shells) -> None:
             answers = list(csv.DictReader(file))
         assert len(answers) in (33, 34)
         assert {row["label"] for row in answers} <= set("0123456789")
+        assert shells.told["RUN"] in said["fedblocks company models"][company]
         agent, log = shells.staying[company]
         os.killpg(agent.pid, signal.SIGINT)
         assert agent.wait(60) == 0, log.read_text()

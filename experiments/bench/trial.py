@@ -1,12 +1,14 @@
 """From keys to a finished run of three companies, all as processes, as `fedblocks trial` starts them.
 
-Beside the time: the memory of an agent (the process that waits, and its worker apart from it), looked at all through
-the run, and how long the command line takes to start, each time beside the bare interpreter.
+Beside the time: the processors' time, which other work on the machine changes little; the memory of an agent (the
+process that waits, and its worker apart from it), looked at all through the run; and how long the command line takes
+to start, each time beside the bare interpreter.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,13 +33,16 @@ def measure(
 ) -> dict[str, Any]:
     """Times in seconds, memory (resident set size) in MB, the largest that was seen of any agent."""
     with tempfile.TemporaryDirectory() as folder:
+        before = _processor()
         seconds, agent, worker = _trial(Path(folder) / "trial", rounds)
+        processor = _processor() - before
     on_progress(f"{rounds} rounds after {seconds:.1f} s")
     starts = [_start() for _ in range(repeats)]
     return {
         "companies": len(NAMES),
         "rounds": rounds,
         "seconds_to_finished_run": round(seconds, 1),
+        "processor_seconds": round(processor, 1),
         "agent_mb": round(agent, 1),
         "agent_worker_mb": round(worker, 1),
         "help_seconds": statistics.median(command for command, _ in starts),
@@ -71,6 +76,12 @@ def _trial(folder: Path, rounds: int) -> tuple[float, float, float]:
         if running.ended("trial") != 0:
             raise RunError(f"the trial {running.how('trial')}")
     return seconds, max(agents), max(workers)
+
+
+def _processor() -> float:
+    """Seconds of all processes that were started from here and have ended, and of those that they started."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _memory(pid: int) -> float:

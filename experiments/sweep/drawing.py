@@ -46,7 +46,7 @@ def frontier_figure(points: Sequence[Point], measure: Measure) -> Markup:
     if not any(point.kind in ("private", "without noise") for point in points):
         return Markup("")
     attacks = [name for name in _ACROSS if any(point.attacked(name) for point in points)]
-    groups = list(dict.fromkeys(point.group_title for point in points))
+    groups = list(dict.fromkeys(p.group_title for p in points if p.kind in ("private", "without noise")))
     keys = _KEY * (len(groups) if len(groups) > 1 else 0)
     panels = 1 + len(attacks)
 
@@ -110,7 +110,8 @@ def _against_epsilon(
                 _bar(ax, none, p.quality, colour)
     lines = [p for p in points if p.kind in _LINES]
     for p in lines:
-        colour = _COLOURS[groups.index(p.group_title) % 5] if len(groups) > 1 else MUTED
+        of_group = len(groups) > 1 and p.group_title in groups
+        colour = _COLOURS[groups.index(p.group_title) % 5] if of_group else MUTED
         ax.axhline(p.quality.value, color=colour, linewidth=1.2, linestyle=_LINES[p.kind])
     _labels(ax, lines, wide)
     ticks = [*places.values(), none] if any(p.kind == "without noise" for p in points) else [*places.values()]

@@ -128,7 +128,7 @@ class Frontier:
 def points_of(cells: Sequence[Row], higher_is_better: bool = True) -> list[Point]:
     """By group: private runs by epsilon, then what they are compared with."""
     alone = {
-        (_group_key(row), row.seed, name): value
+        (_start_key(row), row.seed, name): value
         for row in cells if row.kind == "alone" for name, value in row.by_company.items()
     }  # fmt: skip
     sign = 1 if higher_is_better else -1
@@ -155,7 +155,7 @@ def _point(kind: PointKind, rows: Sequence[Row], alone: dict[Any, float], sign: 
         return None
     own = [(row, name, value) for row in done for name, value in row.by_company.items()]
     beside = [
-        (value, alone[key]) for row, name, value in own if (key := (_group_key(row), row.seed, name)) in alone
+        (value, alone[key]) for row, name, value in own if (key := (_start_key(row), row.seed, name)) in alone
     ]
     spent = [row.epsilon_spent for row in done if row.epsilon_spent is not None]
     return Point(
@@ -214,6 +214,11 @@ def _kind(row: Row) -> PointKind:
 
 def _group(row: Row) -> dict[str, Any]:
     return {field: value for field, value in row.axes.items() if field != EPSILON}
+
+
+def _start_key(row: Row) -> str:
+    """What a run and its baselines have in common: baselines know nothing of privacy."""
+    return _key({field: value for field, value in row.axes.items() if not field.startswith("privacy.")})
 
 
 def _group_key(row: Row) -> str:

@@ -104,7 +104,9 @@ class Sweep:
         cells, over = len(self.grid.cells), 0
         done = cells - len(todo)
         on_news(News(done, cells, done / cells, None))
-        first = {digest_of(cell.settings): cell for cell in reversed(todo)}
+        first: dict[str, Cell] = {}
+        for cell in todo:
+            first.setdefault(digest_of(cell.settings), cell)
         jobs = [
             Job(f"shared {digest}", cell, self._shared(digest), None, audit)
             for digest, cell in first.items()
@@ -144,8 +146,8 @@ class Sweep:
 
     def _in_order(self) -> list[Row]:
         """The grid's own first; then what an earlier call of this sweep has left."""
-        own = [self.rows[cell.digest] for cell in self.grid.cells if cell.digest in self.rows]
-        return own + [row for row in self.rows.values() if row not in own]
+        own = {cell.digest: self.rows[cell.digest] for cell in self.grid.cells if cell.digest in self.rows}
+        return [*own.values(), *(row for row in self.rows.values() if row.digest not in own)]
 
     def _todo(self, audit: bool) -> list[Cell]:
         return [cell for cell in self.grid.cells if not self._is_done(cell, audit)]

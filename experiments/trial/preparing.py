@@ -159,14 +159,14 @@ def make_companies(
         if not os.path.lexists(home / POLICY_FILE):
             make_home(home, name, epsilon_ceiling=ceiling, delta=delta)
         if home in lacking:
-            source = sources[name]
-            found = import_data(home, source.read, settings.model, settings.data.match_contrast)
-            try:
-                source.check(name, found.fingerprint)
-            except InputError:
-                (home / DATA_FILE).unlink()
-                raise
-            say(f"{name} has imported {found.examples:,} examples from {source.read.source}")
+            found = import_data(
+                home, sources[name], settings.model, settings.data.match_contrast,
+                held_out=settings.companies.held_out,
+            )  # fmt: skip
+            kept = f"{found.held_out:,} of them to judge models by"
+            say(
+                f"{name} has imported {found.examples + found.held_out:,} examples, {kept}: {sources[name].source}"
+            )
         if not os.path.lexists(home / LEDGER_FILE):
             Company.deployed(home).create_ledger()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from ...blocks.examples import Examples
 from ...blocks.settings import ImageSettings, TextSettings
+from ...client.data import load_examples
 from ...client.data.findings import Findings
 from ...client.data.images.load import read_arrays
 from ...client.data.images.tally import Target
@@ -35,24 +35,10 @@ Rows = npt.NDArray[np.int64]
 Writer = Callable[[Rows, Examples], tuple[str, bytes]]
 
 
-@dataclass(frozen=True)
-class Source:
-    """One company's data: what to import, and the digest of the examples that come out of it, if it is known."""
-
-    read: DataSource
-    digest: bytes | None
-
-    def check(self, company: str, fingerprint: str) -> None:
-        """InputError where other examples were read than a simulation would deal to this company."""
-        if self.digest is not None and fingerprint != self.digest.hex():
-            rule = f"cannot be cut into files that are read as the same examples (of {company}); {_OWN}"
-            raise InputError(FIELD, self.read.source, rule)
-
-
 _OWN = "give each company a source of its own: [data.private.sources]"
 
 
-def write_sources(settings: SimulationSettings, names: Sequence[str], folder: Path) -> dict[str, Source]:
+def write_sources(settings: SimulationSettings, names: Sequence[str], folder: Path) -> dict[str, DataSource]:
     """Write FOLDER/NAME.* for each company, or take the sources that the settings name for them.
 
     Raises: InputError where the settings name others, or their private data cannot be cut up.
@@ -64,7 +50,7 @@ def write_sources(settings: SimulationSettings, names: Sequence[str], folder: Pa
             rule = f"expected the companies of the trial: {', '.join(sorted(names))}"
             raise InputError("data.private.sources", ", ".join(sorted(private.sources)), rule)
         return {
-            name: Source(DataSource.model_validate(shared | {"source": path}), None)
+            name: DataSource.model_validate(shared | {"source": path})
             for name, path in private.sources.items()
         }
     connector = settings.model.connector
@@ -77,7 +63,12 @@ def write_sources(settings: SimulationSettings, names: Sequence[str], folder: Pa
         suffix, content = write(inputs.rows[dealt], examples)
         path = folder / f"{name}{suffix}"
         private_file.write(path, content)
-        found[name] = Source(DataSource.model_validate(shared | {"source": str(path)}), examples.digest)
+        found[name] = DataSource.model_validate(shared | {"source": str(path)})
+        read = load_examples(FIELD, found[name], settings.model, settings.data.match_contrast)
+        if read.digest != examples.digest:
+            path.unlink()
+            rule = f"a part of it is not read as the same examples again; {_OWN}"
+            raise InputError(FIELD, private.source, rule)
     return found
 
 

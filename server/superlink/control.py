@@ -44,7 +44,7 @@ from ...protocol.flower_parts import own_bundle
 
 # Of a socket's path; the rest is for what a system adds.
 _LONGEST_PATH = 100
-_SECONDS = 60.0
+_SECONDS, _HEALTH = 60.0, 10.0
 Client = TypeVar("Client", bound=ProtobufClient)
 # What a call may raise when the SuperLink is away, or has another opinion.
 LINK_ERRORS = (httpx.HTTPError, OSError, ValueError)
@@ -69,7 +69,7 @@ class Control:
     def answers(self) -> bool:
         """Whether a SuperLink is there."""
         try:
-            with self._client() as client:
+            with self._client(_HEALTH) as client:
                 return client.get("http://superlink/health").status_code == httpx.codes.OK
         except LINK_ERRORS:
             return False
@@ -138,10 +138,10 @@ class Control:
         client._client = self._client()
         return client
 
-    def _client(self) -> httpx.Client:
+    def _client(self, seconds: float = _SECONDS) -> httpx.Client:
         # No proxy of the environment's, and no redirect.
         transport = httpx.HTTPTransport(uds=self._short_path())
-        return httpx.Client(transport=transport, timeout=_SECONDS, trust_env=False)
+        return httpx.Client(transport=transport, timeout=seconds, trust_env=False)
 
     def _short_path(self) -> str:
         """The socket's path, through a descriptor of its folder where it has more characters than sockets allow."""

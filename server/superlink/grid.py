@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.superlink.grid import HttpGrid
+from httpx import HTTPStatusError
 
 from ...errors import RunError
 from ...protocol.repeating import repeated
@@ -122,7 +124,9 @@ class SuperLinkGrid(OwnGrid):
 
     def _pushed(self, task: Task, messages: list[Message]) -> set[str]:
         for message in messages:  # they may have been made before another Flower run took over
-            message.metadata.__dict__.update(_run_id=task.run.run_id, _src_task_id=task.number)
+            message.metadata.__dict__.update(
+                _run_id=task.run.run_id, _src_task_id=task.number, _src_node_id=SUPERLINK_NODE_ID
+            )
         return {number for number in self._flower(task).push_messages(messages) if number}
 
     def _flower(self, task: Task) -> HttpGrid:
@@ -159,9 +163,10 @@ class SuperLinkGrid(OwnGrid):
     def _lost(self, error: BaseException) -> None:
         if not self._away:
             self._away = True
-            log.warning("the SuperLink does not answer (%s)", type(error).__name__)
+            code = error.response.status_code if isinstance(error, HTTPStatusError) else type(error).__name__
+            log.warning("the SuperLink does not take messages (%s)", code)
 
     def _back(self) -> None:
         if self._away:
             self._away = False
-            log.warning("the SuperLink answers again")
+            log.warning("the SuperLink takes messages again")

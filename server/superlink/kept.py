@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ...errors import FedblocksError, RunError
 from ...protocol.federation.keys import make_folder
-from ..run_lock import exclusive
+from ..run_lock import exclusive, is_held
 from .control import LINK_ERRORS, Changes, Control
 from .place import LinkPlace
 
@@ -28,7 +28,7 @@ _MODULE = "fedblocks.server.superlink.process"
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _STEADY = 60.0  # seconds of work after which an end is no longer the last one's consequence
 _STARTS_WITHIN, _ENDS_WITHIN = 120.0, 15.0
-_LOOK = 0.5
+_LOOK, _LOOK_FOR_LIFE, _SILENT = 0.5, 10.0, 3
 _LONGEST_LINE = 500
 
 _KEEPER = "keeper.lock"
@@ -78,22 +78,25 @@ class KeptLink:
         pause = _FIRST_PAUSE
         while not self._stopped.is_set():
             started = time.monotonic()
-            code = self._once()
+            try:
+                ended = self._once()
+            except OSError as error:  # no process could be started
+                ended = error.strerror or type(error).__name__
+            self._up.clear()
             if self._stopped.is_set():
                 return
-            self._up.clear()
             if time.monotonic() - started > _STEADY:
                 pause = _FIRST_PAUSE
             self._failed = True
-            self._tell("down", f"exit code {code}: {self._said()}; it is started again in {pause:g} s")
+            self._tell("down", f"{ended}; it is started again in {pause:g} s")
             self._stopped.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _once(self) -> int:
-        """From the process's start to its end; its exit code."""
-        process = self._started()
+    def _once(self) -> str:
+        """From the process's start to its end; how it ended."""
+        process, control = self._started(), Control(self._place.socket)
+        looked, silent = time.monotonic(), 0
         try:
-            control = Control(self._place.socket)
             while process.poll() is None and not self._stopped.wait(_LOOK):
                 if not self._up.is_set() and control.answers():
                     self._register(control)
@@ -101,7 +104,12 @@ class KeptLink:
                     self._tell("up", f"{self._place.host}:{self._place.port}, process {process.pid}")
                 elif self._up.is_set() and self._roster != self._seen():
                     self._register(control)
-            return process.poll() or 0
+                elif self._up.is_set() and time.monotonic() - looked > _LOOK_FOR_LIFE:
+                    silent = 0 if control.answers() else silent + 1
+                    looked = time.monotonic()
+                    if silent >= _SILENT:
+                        return "it does not answer"
+            return f"exit code {process.poll()}: {self._said()}"
         finally:
             _end(process)
 
@@ -159,22 +167,13 @@ def superlink(place: LinkPlace, tell: Tell) -> Iterator[Control]:
             control = stack.enter_context(kept.running())
         except RunError:
             control, deadline = Control(place.socket), time.monotonic() + _STARTS_WITHIN
-            if not kept_by_another(place):
+            if not is_held(place.folder, _KEEPER):
                 raise
             while not control.answers():
                 if time.monotonic() > deadline:
                     raise RunError(f"the SuperLink is not up; its log says more: {place.log}") from None
                 time.sleep(_LOOK)
         yield control
-
-
-def kept_by_another(place: LinkPlace) -> bool:
-    """Whether another process keeps the SuperLink."""
-    try:
-        with exclusive(place.folder, _KEEPER):
-            return False
-    except RunError:
-        return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -62,6 +62,7 @@ COLUMNS: dict[str, dict[str, list[Any]]] = {
     "times": {"size": [datetime.datetime(2020, 1, 1)] * 3},
     "lists": {"colour": [["red"], ["blue"], [SECRET]]},
     "records": {"colour": [{"a": SECRET}, {"a": "x"}, {"a": "y"}]},
+    "records by name": {"size": [{SECRET: 1}, {SECRET: 2}, {SECRET: 3}]},
     "no UTF-8": {"colour": [b"red", b"\xff\xfe" + SECRET.encode(), b"blue"]},
     "labels of every kind": {"bought": ["yes", 1, SECRET]},
     "labels in lists": {"bought": [["yes"], ["no"], [SECRET]]},

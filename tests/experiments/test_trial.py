@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL
 from support.processes import until
-from support.trials import living
+from support.trials import living, rows_of
 
 from fedblocks.blocks.examples import Examples
 from fedblocks.client.home import make_home
@@ -19,6 +19,7 @@ from fedblocks.client.importing import import_data
 from fedblocks.errors import InputError
 from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import read_inputs
+from fedblocks.experiments.trial import sources
 from fedblocks.experiments.trial.preparing import Wish, named, prepare_trial, wished
 from fedblocks.experiments.trial.processes import Processes
 from fedblocks.experiments.trial.sources import write_sources
@@ -37,22 +38,35 @@ NAMES = ["charlie", "acme", "bravo"]
 def test_companies_import_the_very_examples_of_the_simulation(
     tmp_path: Path, preset: str, changes: tuple[str, ...], suffix: str
 ) -> None:
-    """Bit for bit, in the same order, by the importer that a real company uses. Would catch held-out examples that
-    are trained on, a part that is another company's, and a file that is read differently than the whole."""
+    """Bit for bit, by the importer that a real company uses, which holds some of them out. Would catch a part that is
+    another company's, a file that is read differently than the whole, and examples that a simulation never trains on.
+    """
     settings = Wish(preset=preset, changes=changes).settings(NAMES)
-    sources = write_sources(settings, NAMES, tmp_path)
+    files = write_sources(settings, NAMES, tmp_path)
     dealt = list(read_inputs(settings).companies.values())
     for name, expected in zip(sorted(NAMES), dealt, strict=True):
-        path = Path(sources[name].read.source)
+        path = Path(files[name].source)
         assert path.name == f"{name}{suffix}"
         assert path.stat().st_mode & 0o077 == 0
         home = tmp_path / f"home-{name}"
         make_home(home, name, epsilon_ceiling=8.0, delta=1e-5)
-        found = import_data(home, sources[name].read, settings.model, settings.data.match_contrast)
-        sources[name].check(name, found.fingerprint)
-        assert Examples.load(home / "data.npz").digest == expected.digest
-    with pytest.raises(InputError, match="cannot be cut into files"):
-        sources["acme"].check("acme", dealt[1].digest.hex())
+        model, contrast = settings.model, settings.data.match_contrast
+        found = import_data(home, files[name], model, contrast, held_out=0.1)
+        assert 0 < found.held_out < found.examples
+        parts = [Examples.load(home / file) for file in ("data.npz", "held_out.npz")]
+        assert rows_of(*parts) == rows_of(expected)
+
+
+def test_files_that_are_read_as_other_examples_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a trial whose companies train on something else than the preset's data, without a word."""
+    settings = Wish(preset="tabular-cancer").settings(NAMES)
+    shorter = {"tables": lambda s, i: lambda rows, e: sources._tables(s, i)(rows[1:], e)}
+    monkeypatch.setattr(sources, "_WRITERS", shorter)
+    with pytest.raises(InputError, match="not read as the same examples"):
+        write_sources(settings, NAMES, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_that_cannot_be_cut_up_are_refused_by_name(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def replace(folder: Path, own: OwnCertificate) -> None:
 
 def waits(made: Federation, serve: Command, company: str) -> None:
     """The coordinator waits, by name, and nobody has paid."""
-    until(lambda: f"waiting for {company}" in serve.said, "the others are there", 90)
+    until(lambda: f"waiting for {company}" in serve.said, "the others are there")
     assert made.rounds() == 0
     assert [len(made.rows(i)) for i in range(3)] == [0] * 3
 
@@ -45,7 +45,7 @@ def test_an_agent_with_a_wrong_certificate_is_kept_out_and_told_why(
         serve, agents = made.serve(), made.agents()
         waits(made, serve, "company-1")
         log = made.homes[1] / "company.log"
-        until(lambda: "once it has this company's certificate" in log.read_text(), "the agent says why", 60)
+        until(lambda: "once it has this company's certificate" in log.read_text(), "the agent says why")
         assert agents[1].running
         (made.plane / "companies/company-1.pem").write_bytes(stranger.certificate)  # as it should have been
         fault.hold(made, serve, rounds=2, agents=agents)
@@ -66,7 +66,7 @@ def test_an_agent_that_has_pinned_another_coordinator_stays_away_and_says_why(
         serve, agents = made.serve(), made.agents()
         waits(made, serve, "company-1")
         log = made.homes[1] / "company.log"
-        until(lambda: "shows another certificate than the pinned one" in log.read_text(), "it says why", 60)
+        until(lambda: "shows another certificate than the pinned one" in log.read_text(), "it says why")
         pinned.write_bytes(right)
         fault.hold(made, serve, rounds=2, agents=agents)
 
@@ -149,7 +149,7 @@ def test_rosters_that_differ_are_put_down_to_the_companies_in_which_they_do(
         right = path.read_bytes()
         save_roster(path, dict(load_roster(path).members) | {"company-2": Identity.generate().public})
         stopped, agents = made.serve(), made.agents()
-        until(lambda: not stopped.running, "the run stops", 90)
+        until(lambda: not stopped.running, "the run stops")
         assert [len(made.rows(i)) for i in range(3)] == [0] * 3
         path.write_bytes(right)
         fault.hold(made, made.serve(), rounds=2, agents=agents, stopped=stopped)

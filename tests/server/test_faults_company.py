@@ -27,7 +27,7 @@ def test_a_company_that_comes_late_is_waited_for(
     """Would catch a cohort that is fixed without it, and a coordinator that gives up."""
     with federation(small, tmp_path, rounds=3) as made:
         serve, agents = made.serve(), [made.agent(0), made.agent(1)]
-        until(lambda: "waiting for company-2" in serve.said, "the others are there", 90)
+        until(lambda: "waiting for company-2" in serve.said, "the others are there")
         assert made.rounds() == 0
         assert [len(made.rows(i)) for i in range(2)] == [0, 0]
         agents.append(made.agent(2))
@@ -44,7 +44,7 @@ def test_a_company_that_is_gone_for_good_is_missed_and_the_run_goes_on(
     """Would catch a run that waits for it in every round, or for ever."""
     with federation(small, tmp_path, companies=4, rounds=ROUNDS) as made:
         agents, serve = made.agents(), made.serve()
-        until(lambda: made.rounds() >= 3, "three rounds", 90)
+        until(lambda: made.rounds() >= 3, "three rounds")
         agents.pop(2).kill()
         shutil.rmtree(made.homes[2] / "transport")
         fault.hold(made, serve, rounds=ROUNDS, agents=agents)
@@ -60,7 +60,7 @@ def test_a_company_that_is_gone_for_good_does_not_block_a_resumed_run(
     """Four companies, of which one may be missing. Would catch a resume that waits for all, without a name."""
     with federation(small, tmp_path, companies=4, rounds=ROUNDS) as made:
         agents, stopped = made.agents(), made.serve()
-        until(lambda: made.rounds() >= 2, "two rounds", 90)
+        until(lambda: made.rounds() >= 2, "two rounds")
         agents.pop(2).kill()
         shutil.rmtree(made.homes[2] / "transport")
         stopped.kill(signal.SIGTERM)
@@ -94,11 +94,11 @@ def mended(small: SimulationSettings, folder: Path, fault: Fault, harm: Callable
     """It comes over one of three companies, of whom none may be missing, after three rounds; then it is undone."""
     with federation(small, folder, rounds=ROUNDS) as made:
         agents, stopped = made.agents(), made.serve()
-        until(lambda: made.rounds() >= 3, "three rounds", 90)
+        until(lambda: made.rounds() >= 3, "three rounds")
         home = made.homes[1]
         kept = {name: (home / name).read_bytes() for name in ("data.npz", "policy.toml")}
         harm(home)
-        assert stopped.end(90) == 3, stopped.said
+        assert stopped.end() == 3, stopped.said
         paid = [len(made.rows(i)) for i in range(3) if i != 1]
         assert max(paid) <= made.rounds() + 1
         assert all(agent.running for agent in agents)
@@ -159,7 +159,7 @@ def test_a_limit_of_a_day_is_waited_out(small: SimulationSettings, tmp_path: Pat
     with federation(small, tmp_path, rounds=6) as made:
         rule("most_rounds_a_day", 3)(made.homes[1])
         agents, serve = made.agents(), made.serve()
-        until(lambda: "too_many" in serve.said, "the day's rounds are used up", 90)
+        until(lambda: "too_many" in serve.said, "the day's rounds are used up")
         assert made.rounds() == 3
         assert [len(made.rows(i)) for i in range(3)] == [3] * 3
         rule("most_rounds_a_day", 10)(made.homes[1])  # as a new day would
@@ -168,7 +168,7 @@ def test_a_limit_of_a_day_is_waited_out(small: SimulationSettings, tmp_path: Pat
 
 @pytest.mark.fault(
     "data missing at the start", ends="refused", in_vain=0,
-    says="data.npz is missing: read your data with `fedblocks company import`",
+    says="no_data: ",
 )  # fmt: skip
 def test_an_agent_without_its_data_does_not_start_and_the_coordinator_says_who_is_missing(
     small: SimulationSettings, tmp_path: Path, fault: Fault
@@ -180,7 +180,7 @@ def test_an_agent_without_its_data_does_not_start_and_the_coordinator_says_who_i
         serve, agents = made.serve(), made.agents()
         assert serve.end() == 2
         assert "company-1 missing after 5 s" in serve.said
-        assert "no_data" in agents[1].said
+        assert "data.npz is missing: read your data with" in agents[1].said
         fault.refuse(made, agents[1])
         assert [len(made.rows(i)) for i in range(3)] == [0] * 3
 
@@ -195,9 +195,9 @@ def test_a_second_agent_of_a_home_is_refused_and_the_first_goes_on(
     """Would catch two agents that answer in turns, each with half of a session."""
     with federation(small, tmp_path, rounds=8) as made:
         agents, serve = made.agents(), made.serve()
-        until(lambda: made.rounds() >= 1, "a round", 90)
+        until(lambda: made.rounds() >= 1, "a round")
         seconds = [made.agent(0), made.start("agent", "up", made.homes[0], "--json")]
-        assert serve.end(90) == 0
+        assert serve.end() == 0
         assert [agent.end() for agent in agents] == [0] * 3
         assert made.statuses() == ["done"] * 8
         fault.refuse(made, *seconds)

@@ -43,9 +43,9 @@ def test_a_company_whose_disk_is_full_is_not_ready(
         moved_to_a_small_disk(made.homes[1], 160) as disk,
     ):
         agents, stopped = [made.agent(i, hook=Paced(0.5)) for i in range(3)], made.serve()
-        until(lambda: made.rounds() >= 2, "two rounds", 90)
+        until(lambda: made.rounds() >= 2, "two rounds")
         disk.fill()
-        until(lambda: not stopped.running, "the run stops", 90)
+        until(lambda: not stopped.running, "the run stops")
         disk.free()
         fault.hold(made, made.serve(), rounds=ROUNDS, agents=agents, stopped=stopped)
 
@@ -65,7 +65,7 @@ def test_a_training_that_finds_the_disk_full_is_done_again_under_its_charge(
         full = At("fedblocks.client.app:train_block", times=3, do=disk.fill)
         agents = [made.agent(i, hook=full if i == 1 else None) for i in range(3)]
         stopped = made.serve()
-        until(lambda: not stopped.running, "the run stops", 90)
+        until(lambda: not stopped.running, "the run stops")
         disk.free()
         fault.hold(made, made.serve(), rounds=ROUNDS, agents=agents, stopped=stopped)
         assert [len(made.rows(i)) for i in range(3)] == [ROUNDS] * 3
@@ -94,7 +94,7 @@ def test_a_coordinator_whose_disk_is_full_ends_with_one_line_and_goes_on_later(
         with moved_to_a_small_disk(made.run.path, 48) as disk:
             agents = made.agents()
             stopped = made.serve(At(function, after=after, times=3, do=partial(disk.fill, 0)))
-            until(lambda: not stopped.running, "the run stops", 90)
+            until(lambda: not stopped.running, "the run stops")
             assert stopped.said.count("error:") == 1
             disk.free()
             fault.hold(made, made.serve(), rounds=ROUNDS, agents=agents, stopped=stopped)

@@ -32,7 +32,7 @@ def test_an_agent_that_is_killed_in_a_phase_is_back_within_the_round(
         agents, serve = [made.agent(0), made.agent(1)], made.serve()
         for handled in (False, True):
             dying = made.agent(2, hook=KilledInPhase(phase, handled))
-            until(lambda dying=dying: not dying.running, f"killed in {phase}", 90)  # type: ignore[misc]
+            until(lambda dying=dying: not dying.running, f"killed in {phase}")
             assert dying.process.exitcode == -9
         agents.append(made.agent(2))
         fault.hold(made, serve, rounds=6, faults=2, agents=agents)
@@ -64,7 +64,7 @@ def test_a_coordinator_that_is_killed_in_a_phase_goes_on_without_charging_anew(
         agents = made.agents()
         for times in (1, 1) if point == "offer" else (1, 2):
             dying = made.serve(At(f"fedblocks.server.{POINTS[point]}", after=True, times=times))
-            until(lambda dying=dying: not dying.running, f"killed in {point}", 90)  # type: ignore[misc]
+            until(lambda dying=dying: not dying.running, f"killed in {point}")
         fault.hold(made, made.serve(), rounds=4, faults=2, agents=agents, stopped=dying)
 
 
@@ -81,5 +81,5 @@ def test_a_sum_that_a_killed_coordinator_had_opened_and_not_written_costs_a_roun
     with federation(small.model_copy(update={"training": training}), tmp_path, rounds=4) as made:
         agents = made.agents()
         dying = made.serve(At("fedblocks.server.release_log:OpenedSums.keep", times=2))
-        until(lambda: not dying.running, "killed before the sum is on disk", 90)
+        until(lambda: not dying.running, "killed before the sum is on disk")
         fault.hold(made, made.serve(), rounds=4, agents=agents, stopped=dying)

@@ -34,7 +34,8 @@ def test_a_company_that_sends_a_wrong_vector_is_left_out_of_that_round(
 
 
 @pytest.mark.fault(
-    "company sends, once, the vector of another round (stale), or one of NaN, infinities or random values", ends="lost", in_vain=1,
+    "company sends, once, the vector of another round (stale), or one of NaN, infinities or random values",
+    ends="lost", in_vain=1,
     says="round 3: the sum is larger than all clips together allow (oversized_sum)",
 )  # fmt: skip
 @pytest.mark.parametrize("how", ["stale", "nan", "infinite", "random"])

@@ -24,7 +24,7 @@ def cut(
     with federation(small, folder, rounds=rounds, through=wire.port) as made:
         wire._to = made.port
         agents, serve = made.agents(), made.serve()
-        until(lambda: made.rounds() >= 3, "three rounds", 90)
+        until(lambda: made.rounds() >= 3, "three rounds")
         wire.cut(silently=silently)
         time.sleep(seconds)
         assert serve.running
@@ -81,10 +81,10 @@ def test_a_frozen_company_is_missed_for_a_while_and_takes_part_again(
     """Of four, one may be missing. Would catch a run that hangs without a word, and a company that stays out."""
     with federation(small, tmp_path, companies=4, rounds=100) as made:
         agents, serve = [made.agent(i, hook=Paced(0.3)) for i in range(4)], made.serve()
-        until(lambda: made.rounds() >= 3, "three rounds", 90)
+        until(lambda: made.rounds() >= 3, "three rounds")
         agents[1].kill(signal.SIGSTOP)
         seen = made.rounds()
-        until(lambda: made.rounds() > seen + 3, "rounds without the frozen company", 90)
+        until(lambda: made.rounds() > seen + 3, "rounds without the frozen company")
         agents[1].kill(signal.SIGCONT)
         until(
             lambda: "company-1" in made.run.metrics()[-1].get("survivors", ()) or not serve.running,
@@ -101,7 +101,7 @@ def test_a_frozen_coordinator_goes_on_where_it_was(
     """The companies lose it meanwhile. Would catch a coordinator that takes its own pause for theirs."""
     with federation(small, tmp_path, rounds=24) as made:
         agents, serve = made.agents(), made.serve()
-        until(lambda: made.rounds() >= 3, "three rounds", 90)
+        until(lambda: made.rounds() >= 3, "three rounds")
         serve.kill(signal.SIGSTOP)
         time.sleep(60)
         serve.kill(signal.SIGCONT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Row:
         return f"| {self.name} | {ENDS[self.ends].words} | {says} | {vain} | `{self.test}` |\n"
 
 
+@lru_cache
 def rows() -> list[Row]:
     """The rows of all tests, in the order of files and of lines."""
     found = []

@@ -55,7 +55,7 @@ class Fault:
         that were there at the end, `stopped` the process that said why the run was stopped, if it was."""
         self.held = True
         end = ENDS[self.row.ends]
-        assert serve.end(180) == end.exit_code, serve.said[-2000:]
+        assert serve.end(600) == end.exit_code, serve.said[-2000:]
         assert end.stopped == (None if stopped is None else stopped.end()), stopped and stopped.said
         done = [row["round"] for row in made.run.metrics() if row.get("status", "done") == "done"]
         if end.exit_code == 0:
@@ -71,6 +71,13 @@ class Fault:
                 assert agent.running, agent.said
         check_texts(made)
         self.say((stopped or serve).said)
+
+    def books(self, run: RunFolder, homes: Collection[Path], *, rounds: int, faults: int = 1) -> None:
+        """The same of a run whose processes are others: every round done, and no company charged for more."""
+        self.held = True
+        assert ENDS[self.row.ends].exit_code == 0
+        assert [row["status"] for row in run.metrics()[1:]] == ["done"] * rounds
+        check_books(run, homes, self.row.in_vain * faults)
 
     def say(self, said: str) -> None:
         """The row's message was said, word for word."""

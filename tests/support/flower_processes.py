@@ -79,7 +79,11 @@ class FlowerFederation:
     started: list[Command] = field(default_factory=list)
 
     def start(self, *words: str | Path) -> Command:
-        place = self.folder / "logs" / f"{len(self.started):02d}-{'-'.join(map(str, words[:2]))}"
+        place = (
+            self.folder
+            / "logs"
+            / f"{len(self.started):02d}-{'-'.join(Path(word).name for word in words[:2])}"
+        )
         place.parent.mkdir(exist_ok=True)
         out, err = place.with_suffix(".out"), place.with_suffix(".err")
         with out.open("wb") as told, err.open("wb") as said:

@@ -62,7 +62,7 @@ class KilledInPhase:
 class At:
     """`do` is called in a process when a function of it is called for the n-th time: before it, or after it.
 
-    `function`: as "fedblocks.server.secure_sum:SecureSum.keys". `do`: SIGKILL to the process, unless another is given.
+    `function`: as "fedblocks.server.secure_sum:SecureSum.keys". `do`: what comes then, SIGKILL unless given.
     """
 
     function: str

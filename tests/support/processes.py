@@ -45,7 +45,7 @@ _PRELOADED = [
 ]
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+def until(holds: Callable[[], Any], what: str, seconds: float = 300.0) -> None:
     """Wait until it holds; fails loudly after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -73,7 +73,7 @@ class Command:
         if number == signal.SIGKILL:
             self.process.join(10.0)
 
-    def end(self, seconds: float = 60.0) -> int:
+    def end(self, seconds: float = 300.0) -> int:
         """Its exit code."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds:g} s: {self.said[-2000:]}"

@@ -1,9 +1,20 @@
-"""Processes of a trial, found by the folder that their command lines name."""
+"""Of trials: their processes, found by the folder that command lines name, and their companies' examples."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+
+from fedblocks.blocks.examples import Examples
+
+
+def rows_of(*parts: Examples) -> list[bytes]:
+    """Every example of the parts as bytes, in sorted order: the same list for the same examples, however split."""
+    return sorted(
+        inputs.numpy().tobytes() + targets.numpy().tobytes()
+        for part in parts
+        for inputs, targets in zip(part.inputs, part.targets, strict=True)
+    )
 
 
 def living(folder: Path) -> dict[int, str]:

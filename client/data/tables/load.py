@@ -156,6 +156,11 @@ def batches_of(field: str, frame: pd.DataFrame, columns: list[str]) -> Iterator[
     yield from pa.table({name: _column(field, frame[name]) for name in columns}).to_batches()
 
 
+def _plain(kind: pa.DataType) -> str:
+    """The kind of a column; of a record without the names in it, which may be data."""
+    return str(kind).partition("<")[0]
+
+
 def _column(field: str, cells: pd.Series[Any]) -> pa.Array:
     """One column as pyarrow has it. Raises: InputError without a value, where its cells are of several kinds."""
     import pyarrow as pa
@@ -228,7 +233,7 @@ class _Reading:
         if not any(
             is_kind(column.type) for is_kind in (t.is_integer, t.is_floating, t.is_decimal, t.is_null)
         ):
-            raise InputError(self.field, f"column {name!r}", f"expected numbers, found {column.type}")
+            raise InputError(self.field, f"column {name!r}", f"expected numbers, found {_plain(column.type)}")
         # Not "safe": the nearest double stands for a whole number that has none. It is moved to the range anyway.
         real = column.cast(pa.float64(), safe=False)
         values = pc.fill_null(real, float("nan")).to_numpy(zero_copy_only=False)
@@ -266,7 +271,7 @@ class _Reading:
         try:
             return column.cast(pa.string())
         except pa.ArrowException:
-            rule = f"expected text, found {column.type}"
+            rule = f"expected text, found {_plain(column.type)}"
         raise InputError(self.field, f"column {name!r}", rule)
 
     def _index(self, batch: pa.RecordBatch, name: str, known: tuple[str, ...]) -> npt.NDArray[np.int64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,18 @@ def test_who_is_better_off_than_alone_is_counted_by_company_and_seed_in_the_metr
     assert point.by_company == pytest.approx({"a": 0.7, "b": 0.45})
     [lower] = [p for p in points_of(cells, higher_is_better=False) if p.kind == "private"]
     assert lower.better_than_alone == (2, 4)
+
+
+def test_baselines_stand_beside_runs_that_differ_in_privacy_alone() -> None:
+    """Would catch a baseline that is lost, or makes a group of its own in the figure, where an axis is privacy's."""
+    cells = [
+        replace(row, axes=row.axes | {"privacy.delta": 1e-6}) if row.kind == "run" else row for row in rows()
+    ]
+    alone = replace(cells[-1], kind="alone", by_company={"a": 0.1}, digest="alone")
+    cells = [replace(row, by_company={"a": 0.2}) if row.kind == "run" else row for row in cells]
+    found = frontier([*cells, alone])
+    assert [p.better_than_alone for p in found.rows if p.kind == "private"] == [(1, 1), (1, 1)]
+    assert "●" not in str(found.figure)  # one group needs no key
 
 
 def test_one_seed_has_no_interval_and_a_failed_one_is_counted() -> None:
