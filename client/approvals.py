@@ -81,11 +81,8 @@ class Requests:
         """
         if policy.simulation_seed is not None:
             return
-        own, of_plan = self._read(self._path(plan)), self._read(self._plan_path(plan))
-        decided = own if own is not None and own.decision != "pending" else of_plan
-        if decided is not None and decided.decision == "denied":
-            who = decided.by or "a person"
-            raise ProtocolError("denied", f"{who} has denied run {plan.run!r}: {decided.why}")
+        self.refuse_denied(plan)
+        own, decided = self._decision(plan)
         if policy.approval == "never" or (decided is not None and decided is own):
             return
         terms = plan.terms_digest().hex()
@@ -97,6 +94,18 @@ class Requests:
         self._keep(plan)
         text = f"run {plan.run!r} waits for a person: fedblocks agent pending {self.home}"
         raise Undecided(text, told=own is not None)
+
+    def refuse_denied(self, plan: Plan) -> None:
+        """Raises: ProtocolError("denied") where a person has denied the run, or every run of its plan."""
+        _, decided = self._decision(plan)
+        if decided is not None and decided.decision == "denied":
+            who = decided.by or "a person"
+            raise ProtocolError("denied", f"{who} has denied run {plan.run!r}: {decided.why}")
+
+    def _decision(self, plan: Plan) -> tuple[Request | None, Request | None]:
+        """The run's own request, if it has asked, and what was decided about it or about its plan."""
+        own, of_plan = self._read(self._path(plan)), self._read(self._plan_path(plan))
+        return own, own if own is not None and own.decision != "pending" else of_plan
 
     def all(self) -> list[Request]:
         """All requests, the oldest first; files that are none are passed over."""

@@ -10,7 +10,8 @@ and the shared part lies at the company already. Parts come in messages of their
 Each tensor is checked by name, type, shape and for values that are not finite, what a run does not train must not
 have changed, and the digest of the whole must be the card's. A run's model is kept once; another one for the same run
 is refused. What cannot be checked is the coordinator's word: the guarantee's sentence, the public model, its quality.
-A statement for a database is not taken over from the card's contract, since `fedblocks predict` would run it.
+A statement for a database is not taken over from the card's contract, since `fedblocks predict` would run it; text
+that is not printable is refused, since that would print it.
 """
 
 from __future__ import annotations
@@ -59,10 +60,11 @@ def receive(request: DeliverRequest, awaited: Awaited, company: Company) -> bool
 
     Raises:
         ProtocolError: "bad_model", it is not this run's; "model_kept", there is another one of this name;
-            "wrong_part", out of order; "too_many" or "no_room", a limit of the disk.
+            "wrong_part", out of order; "too_many" or "no_room", a limit of the disk; "denied" since it was joined.
         PolicyRefusal: the model is larger than the company allows.
     """
     plan = awaited.plan
+    company.requests.refuse_denied(plan)
     card = checked_card(request.card, plan)
     folder = company.home / MODELS / folder_name(plan.run, awaited.joined)
     with _alone(company.home):
@@ -107,11 +109,25 @@ def checked_card(text: str, plan: Plan) -> ModelCard:
             raise ProtocolError("bad_model", f"the card's {name} is not that of the joined plan")
     if card.quality is not None and not math.isfinite(card.quality):
         raise ProtocolError("bad_model", "the card's quality is no number")
-    for said in (card.version, card.guarantee, *(card.labels or ())):
+    told = {
+        k: v for k, v in (card.contract or {}).items() if k != "separator"
+    }  # which may be a tab, and no more
+    for said in (card.version, card.guarantee, *(card.labels or ()), *_texts(told)):
         if not said.isprintable() or len(said) > _LONGEST_TEXT:
             raise ProtocolError("bad_model", "the card holds text that is not printable, or too long")
     kept = {k: v for k, v in (card.contract or {}).items() if k not in ("table", "query")}
     return card.model_copy(update={"contract": None if card.contract is None else kept})
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All text within lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _check_same(folder: Path, card: ModelCard) -> None:

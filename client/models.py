@@ -10,6 +10,7 @@ is answered, since that would take a time that depends on the examples.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,12 @@ def kept_models(company: Company) -> list[KeptModel]:
     for folder in kept_folders(company.home):
         try:
             found.append(_kept(company, folder))
-        except (FedblocksError, OSError, SafetensorError) as error:
+        except (
+            FedblocksError,
+            OSError,
+            SafetensorError,
+            RuntimeError,
+        ) as error:  # PyTorch's own are of the last kind
             found.append(KeptModel(folder.name, str(folder), problem=str(error)))
     return found
 
@@ -67,7 +73,7 @@ def _kept(company: Company, folder: Path) -> KeptModel:
     figures = _read(folder, card, data) or _measured(company, folder, model, card, data)
     return KeptModel(
         card.run, str(folder), card.round, card.digest, card.guarantee, card.metric,
-        figures["examples"], figures["public"], figures["final"],
+        figures["examples"], figures["public"], figures["final"], figures.get("problem", ""),
     )  # fmt: skip
 
 
@@ -105,6 +111,8 @@ def _measured(
         figures["examples"], figures["final"] = len(shown), _quality(model, shown)
         merge(model, read_part(folder / PUBLIC_FILE))
         figures["public"] = _quality(model, shown)
+        if None in (figures["public"], figures["final"]):
+            figures["problem"] = f"{metric.words} of {len(shown)} held-out examples is no number"
     private_file.write(folder / METRICS_FILE, json.dumps(figures, indent=2).encode())
     return figures
 
@@ -114,10 +122,15 @@ def _spread(data: Examples) -> Examples:
     return data[torch.arange(count) * len(data) // count]
 
 
-def _quality(model: Denoiser, data: Examples) -> float:
+def _quality(model: Denoiser, data: Examples) -> float | None:
+    """None where no number comes out: of too few examples, or of weights that are finite but huge."""
     # One seed for both models, so that they differ by their weights only.
     generator = torch.Generator().manual_seed(0)
-    return model.eval().chain_quality(data.inputs, data.targets, generator)[-1]
+    try:
+        found = model.eval().chain_quality(data.inputs, data.targets, generator)[-1]
+    except torch.linalg.LinAlgError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def main(home: Path) -> None:

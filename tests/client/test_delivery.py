@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from support.coordinating import Coordinator
 from support.deployed import without_seeds
+from support.families import Variant
 from typer.testing import CliRunner
 
-from fedblocks.blocks import digest, metric_of
+from fedblocks.blocks import digest, metric_of, split
 from fedblocks.blocks.examples import Examples
 from fedblocks.blocks.families import family
-from fedblocks.blocks.model_file import ModelCard, load_model
+from fedblocks.blocks.model_file import ModelCard, load_model, save_model
+from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.blocks.state import ModelState
 from fedblocks.cli.main import app
 from fedblocks.client import delivery
@@ -27,7 +30,9 @@ from fedblocks.client.awaited import MOST_AWAITED
 from fedblocks.client.company import Company
 from fedblocks.client.decision_chain import whole_lines
 from fedblocks.client.delivery import folder_name
-from fedblocks.client.policy import load_policy
+from fedblocks.client.model_folders import MODELS, PUBLIC_FILE, unmeasured
+from fedblocks.client.models import kept_models
+from fedblocks.client.policy import Policy, load_policy
 from fedblocks.errors import ProtocolError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.protocol.messages import (
@@ -355,3 +360,64 @@ def test_a_statement_for_a_database_is_not_taken_over(coordinator: Coordinator) 
     assert sent(coordinator, [other_card(contract=contract)(request)]) == "kept"
     _, card = load_model(kept_in(coordinator))
     assert card.contract == {k: v for k, v in contract.items() if k != "query"}
+
+
+def test_a_contracts_text_is_printable_too(coordinator: Coordinator) -> None:
+    """`fedblocks predict` prints a column's name: would catch a coordinator's commands to a terminal, at any depth;
+    and a contract of tab-separated files that is refused."""
+    (request,) = requests_of(coordinator)
+    usual = {"kind": "table", "label": "y", "range": [0, 1], "numeric": {"a": [0, 1]}, "separator": "\t"}
+    for changes in (
+        {"label": "\x1b[2J"},
+        {"categories": {"a\u202eb": ["x"]}},
+        {"categories": {"b": ["\x07"]}},
+    ):
+        assert sent(coordinator, [other_card(contract=usual | changes)(request)]) == "bad_model"
+    assert nothing_kept(coordinator)
+    assert sent(coordinator, [other_card(contract=usual)(request)]) == "kept"
+
+
+def test_a_run_that_was_denied_after_it_was_joined_brings_no_model(coordinator: Coordinator) -> None:
+    """Would catch a denial that ends the trainings alone; and one of another plan that ends this one."""
+    home, plan = home_of(coordinator), coordinator.plan
+    requests = Company(home, load_policy(home / "policy.toml")).requests
+    requests.decide_plan(plan.changed(delta=plan.delta / 2), "denied", by="director")
+    requests.decide_plan(plan, "denied", by="director")
+    (request,) = requests_of(coordinator)
+    assert sent(coordinator, [request]) == "denied"
+    assert nothing_kept(coordinator)
+    requests.decide_plan(plan, "approved", by="director")
+    assert sent(coordinator, [request]) == "kept"
+
+
+def test_a_model_that_cannot_be_judged_is_named_and_stands_in_no_other_ones_way(tmp_path: Path) -> None:
+    """Weights that are finite, as is checked, but so large that linear algebra fails on what they make: would catch
+    a model that ends `company models`, the agent's judging and `transport serve`, and hides all after it."""
+    made = Variant(family("dit").small_settings())
+    company = Company(
+        tmp_path, Policy(company="acme", epsilon_ceiling=1, delta=1e-5, data=made.settings.kind)
+    )
+    Examples(*made.examples(4)).save(tmp_path / "held_out.npz")
+    (tmp_path / MODELS).mkdir()
+    for name, factor in (("huge", 1e30), ("usual", 1.0)):
+        network = made.model().eval()
+        public = split(network)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(factor)
+        state = split(network)
+        whole = state.shared | {n: t for block in state.blocks for n, t in block.items()}
+        card = ModelCard(
+            version="0", run=name, round=1, rounds=1, plan="", digest=digest(whole).hex(), guarantee="",
+            model=made.settings, noise=NoiseSettings(), metric=network.metric.name,
+        )  # fmt: skip
+        save_model(state, card, tmp_path / MODELS / name)
+        (tmp_path / MODELS / name / PUBLIC_FILE).write_bytes(save(dict(public.blocks[0])))
+    huge, usual = kept_models(company)
+    assert huge.final is None
+    assert "is no number" in huge.problem
+    assert usual.final is not None
+    assert usual.problem == ""
+    assert kept_models(company) == [huge, usual]
+    assert not unmeasured(tmp_path)
+    json.dumps([vars(huge), vars(usual)], allow_nan=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from http.client import HTTPSConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
@@ -26,7 +28,7 @@ from fedblocks.experiments.bench.transport_flower import free_port
 from fedblocks.protocol.federation.installing import install_coordinator
 from fedblocks.protocol.federation.provisioner import provision
 from fedblocks.protocol.federation.trial import Trial, set_up
-from fedblocks.server.superlink.admission import ADMITTED, LARGEST_BODY
+from fedblocks.server.superlink.admission import ADMITTED, LARGEST_BODY, FleetOnly
 from fedblocks.server.superlink.control import Changes, Control
 from fedblocks.server.superlink.grid import SuperLinkGrid
 from fedblocks.server.superlink.kept import KeptLink
@@ -88,6 +90,61 @@ def test_companies_reach_what_a_node_needs_and_nothing_else(control: Control, pl
     assert 404 not in {status_of(place, path) for path in ADMITTED}
     assert status_of(place, "/v1/fleet/pull-messages", "GET") == 404
     assert status_of(place, "/v1/fleet/pull-messages", content_length=str(LARGEST_BODY + 1)) == 413
+
+
+def test_a_body_that_says_two_sizes_is_not_read(control: Control, place: LinkPlace) -> None:
+    """Would catch a body in chunks beside a small content-length, which is read to its end before anybody asks for a
+    key: some HTTP servers take the one for the size, and this would look at the other."""
+    for said in ("chunked", "identity", "gzip, chunked"):
+        assert status_of(place, "/v1/fleet/pull-messages", transfer_encoding=said) in (400, 413)
+
+
+async def whole(scope: Any, receive: Any, send: Any) -> None:
+    """Reads a body to its end, as Flower does."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+class Knocks:
+    """A request with a body of so many parts of 1 kB; `waits`: before the last one, for ever."""
+
+    def __init__(self, parts: int, waits: bool = False, **headers: str) -> None:
+        self.left, self.waits, self.status = parts, waits, 0
+        told = {"content-length": str(parts << 10), **headers}
+        self.scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/v1/fleet/pull-messages"}
+        self.scope["headers"] = [(name.encode(), value.encode()) for name, value in told.items()]
+
+    async def receive(self) -> dict[str, Any]:
+        self.left -= 1
+        if self.waits and not self.left:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": bytes(1024), "more_body": self.left > 0}
+
+    async def send(self, message: Any) -> None:
+        self.status = message.get("status", self.status)
+
+
+def test_bodies_together_have_a_limit_and_a_time() -> None:
+    """Would catch a port at which many without a key fill the memory, each with a body that alone is small enough,
+    and bodies that stay counted once they are gone."""
+
+    async def knocking() -> list[int]:
+        only = FleetOnly(whole, most_held=64 << 10, body_seconds=1.0)
+        chunked = Knocks(1, **{"transfer-encoding": "chunked"})
+        slow = [Knocks(17, waits=True) for _ in range(3)]
+        tasks = [asyncio.create_task(only(each.scope, each.receive, each.send)) for each in slow]
+        await asyncio.sleep(0)
+        full, small = Knocks(17), Knocks(16)
+        for each in (full, small, chunked):
+            await only(each.scope, each.receive, each.send)
+        await asyncio.gather(*tasks)
+        after = [Knocks(64), Knocks(64)]
+        for each in after:
+            await only(each.scope, each.receive, each.send)
+        return [each.status for each in (*slow, full, small, chunked, *after)]
+
+    assert asyncio.run(knocking()) == [408, 408, 408, 503, 200, 413, 200, 200]
 
 
 def test_the_control_socket_is_its_owners_alone(control: Control, place: LinkPlace) -> None:
