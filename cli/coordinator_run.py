@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ def plan(
 
     if not (folder / ROSTER_FILE).is_file():
         rule = (
-            f"no such file; install the coordinator's kit first: fedblocks coordinator install KIT {folder}"
+            f"no such file; install the coordinator's kit first: fedblocks coordinator install KIT {shlex.quote(str(folder))}"
         )
         raise InputError("roster", str(folder / ROSTER_FILE), rule)
     roster = load_roster(folder / ROSTER_FILE)
@@ -73,7 +74,7 @@ def plan(
         print(json.dumps({"folder": str(made.path), "companies": sorted(roster.members)}))
         return
     say(f"Planned {made.path} for {', '.join(sorted(roster.members))}.")
-    say(f"Next: fedblocks coordinator run {made.path} {folder}")
+    say(f"Next: fedblocks coordinator run {shlex.quote(str(made.path))} {shlex.quote(str(folder))}")
 
 
 @coordinator.command("run")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -144,7 +145,7 @@ def pretrain(
     for key, value in _readable(result):
         people.print(f"{key}: {escape(value)}")
     if not result["untrained"]:
-        next_ = f"fedblocks simulate {preset} --set pretraining.folder={folder}"
+        next_ = f"fedblocks simulate {shlex.quote(preset)} --set {shlex.quote(f'pretraining.folder={folder}')}"
         people.print(f"Next: {escape(next_)}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,7 @@ def continue_with_progress(
             return result
     except KeyboardInterrupt:
         console.print(
-            f"Interrupted; nothing is lost. Go on with: fedblocks simulate --resume {escape(str(run.path))}"
+            f"Interrupted; nothing is lost. Go on with: fedblocks simulate --resume {escape(shlex.quote(str(run.path)))}"
         )
         raise
     except (OSError, SafetensorError) as error:
@@ -142,7 +143,7 @@ def continue_with_progress(
             f"(os error {errno.ENOSPC})"
         ):
             raise
-        resume = f"nothing is lost: make room, then fedblocks simulate --resume {run.path}"
+        resume = f"nothing is lost: make room, then fedblocks simulate --resume {shlex.quote(str(run.path))}"
         raise RunError(f"{run.path}: no space left; {resume}") from None
 
 
