@@ -49,9 +49,8 @@ def plan(
     from ..protocol.identity import ROSTER_FILE, load_roster
 
     if not (folder / ROSTER_FILE).is_file():
-        rule = (
-            f"no such file; install the coordinator's kit first: fedblocks coordinator install KIT {shlex.quote(str(folder))}"
-        )
+        install = f"fedblocks coordinator install KIT {shlex.quote(str(folder))}"
+        rule = f"no such file; install the coordinator's kit first: {install}"
         raise InputError("roster", str(folder / ROSTER_FILE), rule)
     roster = load_roster(folder / ROSTER_FILE)
     chosen = load_settings(preset, overrides or [])

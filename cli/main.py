@@ -145,7 +145,9 @@ def pretrain(
     for key, value in _readable(result):
         people.print(f"{key}: {escape(value)}")
     if not result["untrained"]:
-        next_ = f"fedblocks simulate {shlex.quote(preset)} --set {shlex.quote(f'pretraining.folder={folder}')}"
+        next_ = (
+            f"fedblocks simulate {shlex.quote(preset)} --set {shlex.quote(f'pretraining.folder={folder}')}"
+        )
         people.print(f"Next: {escape(next_)}")
 
 

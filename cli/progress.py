@@ -134,9 +134,8 @@ def continue_with_progress(
                 diagnose_run(run)
             return result
     except KeyboardInterrupt:
-        console.print(
-            f"Interrupted; nothing is lost. Go on with: fedblocks simulate --resume {escape(shlex.quote(str(run.path)))}"
-        )
+        resume = f"fedblocks simulate --resume {shlex.quote(str(run.path))}"
+        console.print(f"Interrupted; nothing is lost. Go on with: {escape(resume)}")
         raise
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) not in _FULL and not str(error).endswith(
