@@ -39,7 +39,8 @@ from .ledger import account, ledger
 from .model import model
 from .predict import predict
 from .provision import provision
-from .runs import RunArgument, RunsDir, existing_run, shortest
+from .report import report
+from .runs import RunsDir, shortest
 from .supernode import supernode
 from .transport import transport
 from .trial import trial
@@ -67,6 +68,7 @@ app.command("audit")(audit)
 app.command("identity")(identity)
 app.command("predict")(predict)
 app.command("provision")(provision)
+app.command("report")(report)
 app.command("trial")(trial)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
@@ -198,19 +200,6 @@ def simulate(
         table.add_row(key, value)
     people.print(table)
     people.print(f"Next: fedblocks audit {escape(shortest(run.path))}")
-
-
-@app.command()
-def report(run: RunArgument = None, runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
-    """Write one self-contained HTML report of a run and its audit."""
-    from ..threat_model.report import write_report
-
-    path = write_report(existing_run(run, runs_dir))
-    if as_json:
-        print(json.dumps({"report": str(path)}))
-    else:
-        people.print("Report: ", end="")
-        print(path)
 
 
 def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from zipfile import BadZipFile
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
 from ...errors import RunError
 from ...server.run_folder import RunFolder
 from ..metrics import psnr
 from .images import picture, plot
-
-Array = npt.NDArray[np.float32]
+from .membership import Array, Curve, curves
 
 # In the order of the rows.
 _LABELS = {
@@ -52,15 +50,23 @@ class Gallery:
         return f"{self.attack}, {self.view}, {self.block.replace('-', ' ')}"
 
 
-def read_galleries(run: RunFolder) -> tuple[Gallery, ...]:
-    """None without the file. Raises: RunError if it is damaged."""
+@dataclass(frozen=True)
+class Stored:
+    """What an audit has kept for the eye."""
+
+    galleries: tuple[Gallery, ...] = ()
+    curves: tuple[Curve, ...] = ()
+
+
+def read_stored(run: RunFolder) -> Stored:
+    """Nothing without the file. Raises: RunError if it is damaged."""
     path = run.path / "audit_images.npz"
     if not path.is_file():
-        return ()
+        return Stored()
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return _galleries(arrays)
+        return Stored(_galleries(arrays), curves(arrays))
     except (
         OSError,
         EOFError,
@@ -79,6 +85,8 @@ def _galleries(arrays: dict[str, Array]) -> tuple[Gallery, ...]:
     exhibits: dict[tuple[str, str, str, str], dict[str, Array]] = {}
     for name, array in arrays.items():
         attack, view, block, what, condition = name.split("/")
+        if what == "scores":
+            continue
         if condition not in _LABELS or what not in ("image", "series") or array.dtype.kind != "f":
             raise ValueError(name)
         exhibits.setdefault((attack, view, block, what), {})[condition] = array
