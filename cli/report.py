@@ -78,7 +78,7 @@ def _compare(runs: tuple[Path, Path], as_json: bool) -> None:
     from ..threat_model.report.compare import compare
     from ..threat_model.report.write import render
 
-    one, other = (render(RunFolder.existing(path)).report for path in runs)
+    one, other = (render(RunFolder.existing(path), drawn=False).report for path in runs)
     rows = compare(one, other)
     if as_json:
         print(json.dumps({"runs": [one.run, other.run], "rows": [row.model_dump() for row in rows]}))

@@ -45,7 +45,7 @@ def assemble(run: RunFolder, facts: Facts, diagnosed: Diagnosed | None, audit: A
     """Raises: RunError, LedgerError where a file of the run cannot be read."""
     size = block_values(facts.plan)
     promise = _promise(facts, size)
-    accounts = _accounts(facts.spending)
+    accounts = accounts_of(facts.spending)
     attackers = answers(audit)
     quality = _quality(run, facts)
     checks = cross_checks(run, facts, audit)
@@ -156,7 +156,7 @@ def _trust(facts: Facts, against: str) -> tuple[str, ...]:
     )
 
 
-def _accounts(spending: Sequence[Spending]) -> tuple[Account, ...]:
+def accounts_of(spending: Sequence[Spending]) -> tuple[Account, ...]:
     """Companies of which every figure is the same share a row."""
     by: dict[tuple[object, ...], list[Spending]] = {}
     for s in spending:

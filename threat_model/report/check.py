@@ -43,7 +43,7 @@ def check_report(run: RunFolder) -> Checked:
     path = run.path / "report.html"
     if not path.is_file():
         raise RunError(f"{path}: no such file; write it first with `fedblocks report`")
-    now = render(run)
+    now = render(run, drawn=False)
     written, expected = _moved(lines_of(path.read_text("utf-8")), run), lines_of(now.page)
     wrong = [check for check in now.report.checks if not check.agrees]
     found = [f"the run's files disagree on {c.what}: {c.one}; {c.other}" for c in wrong]

@@ -55,14 +55,14 @@ def membership_roc(curves: Sequence[Curve], mu: float | None) -> Markup:
 
     def draw(drawing: Figure, wide: bool) -> None:
         rows = len(shown) + 1 + (mu is not None)
-        ax = axes(drawing, LEFT + 8, 18 * rows + 34, 16, 46)
+        ax = axes(drawing, LEFT + 8, 18 * rows + 34, 20, 54)
         names = []
         for curve, (colour, dash) in zip(shown, _STYLES, strict=False):
             alarms, hits = curve.points
             ax.plot(
                 np.maximum(alarms, least / 10), np.maximum(hits, _LOWEST / 10), color=colour, linestyle=dash
             )
-            names.append(_short(f"{curve.attack}: {curve.view}, block {curve.block}", wide))
+            names.append(_short(f"{curve.attack}, block {curve.block}: {curve.view}", wide))
         x = np.geomspace(least, 1, 200)
         if mu is not None:
             promised = GaussianTradeOff(mu)
@@ -78,7 +78,7 @@ def membership_roc(curves: Sequence[Curve], mu: float | None) -> Markup:
 
 
 def _short(text: str, wide: bool) -> str:
-    most = 100 if wide else 46
+    most = 92 if wide else 40
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -91,6 +91,7 @@ def _scales(ax: Axes, least: float) -> None:
     ax.set_xticks(ticks, [_percent(t) for t in ticks])
     ax.set_yticks([1e-3, 1e-2, 1e-1, 1.0], [_percent(t) for t in (1e-3, 1e-2, 1e-1, 1.0)])
     ax.minorticks_off()
+    ax.tick_params(axis="x", pad=12)  # clear of the lowest label of the other axis
     for rate in RATES:
         if rate > least:
             ax.axvline(rate, color=MUTED, linewidth=0.6, linestyle=(0, (1, 3)))

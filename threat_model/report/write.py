@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,11 @@ def write_both(run: RunFolder) -> tuple[Path, Report]:
     return path, written.report
 
 
-def render(run: RunFolder) -> Written:
-    """Both forms, without writing either. Raises: RunError, LedgerError where a file of the run cannot be read."""
+def render(run: RunFolder, *, drawn: bool = True) -> Written:
+    """Both forms, without writing either; `drawn`: with figures, which take most of the time.
+
+    Raises: RunError, LedgerError where a file of the run cannot be read.
+    """
     facts = read_facts(run)
     # Both look at examples, which a real run does not have; such a file is of another folder.
     audit = None if facts.real else read_audit(run)
@@ -104,12 +108,12 @@ def render(run: RunFolder) -> Written:
         head=_head,
         interval=lambda value, n: _interval(m, value, n),
     )
-    page = environment.get_template("report.html.j2").render(_context(facts, diagnosed, audit, report))
+    page = environment.get_template("report.html.j2").render(_context(facts, diagnosed, audit, report, drawn))
     return Written(report, page)
 
 
 def _context(
-    facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None, report: Report
+    facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None, report: Report, drawn: bool
 ) -> dict[str, Any]:
     epsilon = math.inf if report.promise.epsilon is None else report.promise.epsilon
     folder = shlex.quote(facts.folder)
@@ -127,7 +131,7 @@ def _context(
         "numbers": {anchor: number for number, (anchor, _) in enumerate(_SECTIONS, start=1)},
         "adversaries": list(ADVERSARIES.values()),
         "signed": _signed(report),
-        "charts": _charts(facts, diagnosed, audit),
+        "charts": {name: draw() if drawn else "" for name, draw in _charts(facts, diagnosed, audit).items()},
         "companies": report.companies,
         "factor": _factor(epsilon),
         "weaker": any(a.epsilon_against_company != a.epsilon for a in report.accounts),
@@ -150,7 +154,7 @@ def _context(
         rows, repeated = collapsed_rows(audit.audit.results)
         context |= {
             "leakage": by_adversary(audit.audit.results, audit.audit.blocks),
-            "alarms": [text for _, text, attention in audit.sentences()[1:] if attention],
+            "alarms": [each for each in audit.sentences()[1:] if each[2]],
             "rows": rows,
             "repeated": repeated,
             "statements": statement_rows(audit.audit.results),
@@ -180,22 +184,25 @@ def _spread(points: tuple[Point, ...]) -> list[Point]:
     return [points[round(i * step)] for i in range(_MOST_ROUNDS)]
 
 
-def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> dict[str, Markup]:
-    charts: dict[str, Markup] = {}
-    if facts.utility is not None:
-        charts["quality"] = quality_by_round(facts.utility, facts.aborted)
-        charts["blocks"] = quality_by_block(facts.utility)
+def _charts(
+    facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None
+) -> dict[str, Callable[[], Markup]]:
+    """Those that this run has, each as what draws it."""
+    charts: dict[str, Callable[[], Markup]] = {}
+    if (utility := facts.utility) is not None:
+        charts["quality"] = lambda: quality_by_round(utility, facts.aborted)
+        charts["blocks"] = lambda: quality_by_block(utility)
     if diagnosed is not None:
-        charts["answers"] = block_answers(diagnosed)
-        charts["noise"] = loss_by_noise(diagnosed)
+        charts["answers"] = lambda: block_answers(diagnosed)
+        charts["noise"] = lambda: loss_by_noise(diagnosed)
     if facts.spending and all(math.isfinite(s.spent) for s in facts.spending):
-        charts["epsilon"] = figures.epsilon_by_company(facts.spending)
+        charts["epsilon"] = lambda: figures.epsilon_by_company(facts.spending)
     if facts.absences or facts.aborted:
-        charts["absences"] = figures.absences(facts)
+        charts["absences"] = lambda: figures.absences(facts)
     if audit is not None and (rows := shares(audit.groups)):
-        charts["success"] = success_by_attack(rows)
-    if audit is not None and audit.stored.curves:
-        charts["roc"] = membership_roc(audit.stored.curves, _certain_mu(facts))
+        charts["success"] = lambda: success_by_attack(rows)
+    if audit is not None and (curves := audit.stored.curves):
+        charts["roc"] = lambda: membership_roc(curves, _certain_mu(facts))
     return charts
 
 
