@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import RunError
 from ..server.run_folder import RunFolder
 from .gate import Gate
-from .results import Result
+from .results import FAILED_CONTROL, Result
 
 FILE = "audit.json"
 Ending = Literal["passed", "failed", "inconclusive"]
@@ -29,11 +29,20 @@ class Verdict(BaseModel):
 
     @classmethod
     def of(cls, results: tuple[Result, ...], gate: Gate) -> Verdict:
-        """A failure outweighs what is inconclusive; an audit in which nothing was attacked says nothing."""
+        """A failure outweighs what is inconclusive; an audit in which nothing was attacked says nothing.
+
+        Who is a member is one question. A test of it whose control failed leaves nothing open where another test of
+        the same view answers it.
+        """
         failures = {result.key: why for result in results for why in [gate.failures(result)] if why}
+        answered = {
+            each.question for each in results
+            if each.statement == "membership" and each.outcome in ("found", "not found") and each.control
+        }  # fmt: skip
         open_ = {
             result.key: result.reason for result in results
             if result.outcome == "inconclusive" and result.protected
+            and not (result.reason.startswith(FAILED_CONTROL) and result.question in answered)
         }  # fmt: skip
         for limit in gate.unused(results):
             words = ", ".join(f"{k} {v}" for k, v in limit.model_dump(exclude={"of", "most"}).items() if v)

@@ -80,21 +80,14 @@ def audit_run(
         raise InputError("block", design.block, f"expected 0 to {blocks - 1}: the model has {blocks} blocks")
     jobs, results = jobs_of(subject, [adversary(name) for name in design.names])
     kept = _Kept.of(run, subject, design)
-    images: Images = {}
-    todo = []
-    for job in jobs:
-        found = kept.read(job)
-        if found is None:
-            todo.append(job)
-        else:
-            results += found[0]
-            images |= found[1]
+    found = {job: read for job in jobs if (read := kept.read(job)) is not None}
+    todo = [job for job in jobs if job not in found]
     for job, each in run_jobs(
         todo, subject, design.names, seconds=60 * design.minutes, on_progress=on_progress
     ):
-        found_results, found_images = kept.write(job, each)
-        results += found_results
-        images |= found_images
+        found[job] = kept.write(job, each)
+    results += [result for own, _ in found.values() for result in own]
+    images: Images = {name: values for _, own in found.values() for name, values in own.items()}
     ordered = tuple(sorted(results, key=lambda result: result.key))
     audit = Audit(
         version=__version__,

@@ -27,6 +27,8 @@ from .subject import Subject
 
 Found = list[Result | Exhibit | Scores]
 _OF_EXAMPLES = ("reconstruction", "membership")
+_WORTH_IT = 1.5  # times the share that was too short
+_HALF = 0.5  # done, of a job that is run again
 
 
 @dataclass(frozen=True, order=True)
@@ -109,7 +111,7 @@ class Progress:
         self._weights = {job.name: job.weight for job in self.jobs}
 
     def update(self, name: str, share: float, note: str) -> None:
-        self._shares[name] = share
+        self._shares[name] = max(self._shares[name], share)  # a job that is run again does not fall back
         whole = sum(self._weights.values())
         done = sum(self._weights[n] * s for n, s in self._shares.items())
         self.tell(done / whole if whole else 1.0, note)
@@ -125,59 +127,83 @@ def run_jobs(
 ) -> Iterator[tuple[Job, Found]]:
     """Each job's findings as soon as it has ended, the heaviest jobs first.
 
-    `seconds`: for all jobs together; what the early ones leave over goes to the later ones.
+    `seconds`: for all jobs together; what the early ones leave over goes to the later ones. A job whose share was too
+    short is run again at the end, and its findings come again, if more is left for it then.
     """
-    waiting = sorted(jobs, key=lambda job: (-job.weight, job))
+    queue = _Queue(jobs, Clock(seconds), subject.workers if len(jobs) > 1 else 1)
     progress = Progress(jobs, on_progress)
-    whole = Clock(seconds)
-    if subject.workers == 1 or len(jobs) < 2:
-        while waiting:
-            job, share = waiting[0], _share(waiting, whole, 1)
-            waiting.pop(0)
-            clock = Clock(share, lambda s, note, name=job.name: progress.update(name, s, note))  # type: ignore[misc]
-            yield job, run_job(job, subject.within(clock), names)
-            progress.update(job.name, 1.0, job.name)
+    if queue.workers > 1:
+        yield from _side_by_side(queue, subject, names, progress)
         return
-    yield from _side_by_side(waiting, subject, names, whole, progress)
+    while (given := queue.next()) is not None:
+        job, share = given
+        clock = Clock(share, lambda s, note, name=job.name: progress.update(name, s, note))  # type: ignore[misc]
+        found = run_job(job, subject.within(clock), names)
+        again = queue.ended(job, share, cut_short=clock.over)
+        yield job, found
+        progress.update(job.name, _HALF if again else 1.0, job.name)
 
 
-def _share(waiting: Sequence[Job], whole: Clock, workers: int) -> float:
-    """Seconds of the next job: its part by weight of what is left of all workers' time, within what is left."""
-    rest = sum(job.weight for job in waiting)
-    return min(whole.left, whole.left * workers * waiting[0].weight / rest)
+class _Queue:
+    """Which job is next, and its seconds: its part by weight of what is left of all workers' time."""
+
+    def __init__(self, jobs: Sequence[Job], whole: Clock, workers: int) -> None:
+        self.workers, self._whole = min(workers, max(len(jobs), 1)), whole
+        self._waiting = sorted(jobs, key=lambda job: (-job.weight, job))
+        self._short: dict[Job, float] = {}  # and the share that was too short
+        self._again: list[Job] = []
+
+    def next(self) -> tuple[Job, float] | None:
+        if not self._waiting:
+            self._waiting, self._again = self._again, []
+        while self._waiting:
+            rest = sum(job.weight for job in self._waiting)
+            job = self._waiting.pop(0)
+            share = min(self._whole.left, self._whole.left * self.workers * job.weight / rest)
+            if share >= _WORTH_IT * self._short.get(job, 0.0):
+                return job, share
+        return None
+
+    def ended(self, job: Job, share: float, *, cut_short: bool) -> bool:
+        """Whether it is to be run again."""
+        again = cut_short and job not in self._short
+        if again:
+            self._short[job] = share
+            self._again.append(job)
+        return again
 
 
 def _side_by_side(
-    waiting: list[Job], subject: Subject, names: Sequence[str], whole: Clock, progress: Progress
+    queue: _Queue, subject: Subject, names: Sequence[str], progress: Progress
 ) -> Iterator[tuple[Job, Found]]:
     context = multiprocessing.get_context(
         "spawn"
     )  # a fork of a process whose OpenMP threads have run may hang
     news, stop = context.SimpleQueue(), context.Event()
-    workers = min(subject.workers, len(waiting))
     given = (subject.run.path, subject.seed, subject.blocks, news, stop)
-    with ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=given) as pool:
-        running: dict[Future[Found], Job] = {}
+    with ProcessPoolExecutor(queue.workers, context, initializer=_prepare, initargs=given) as pool:
+        running: dict[Future[tuple[Found, bool]], tuple[Job, float]] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    share = _share(waiting, whole, workers)
-                    job = waiting.pop(0)
-                    running[pool.submit(_run, job, tuple(names), share)] = job
+            while True:
+                while len(running) < queue.workers and (each := queue.next()) is not None:
+                    running[pool.submit(_run, each[0], tuple(names), each[1])] = each
+                if not running:
+                    break
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 while not news.empty():
                     progress.update(*news.get())
                 for future in done:
-                    job = running.pop(future)
+                    job, share = running.pop(future)
                     try:
-                        found = future.result()
+                        found, cut_short = future.result()
                     except BrokenProcessPool:
                         why = (
                             "a process was ended by the machine, perhaps for want of memory; try --workers 1"
                         )
                         raise RunError(f"{subject.run.path}: {why}") from None
+                    again = queue.ended(job, share, cut_short=cut_short)
                     yield job, found
-                    progress.update(job.name, 1.0, job.name)
+                    progress.update(job.name, _HALF if again else 1.0, job.name)
         finally:
             stop.set()  # the jobs at work end at their next step, and the pool can close
 
@@ -194,7 +220,7 @@ def _prepare(run: Path, seed: int, blocks: tuple[int, ...], news: Any, stop: Any
     _subject = replace(Subject.of(RunFolder.existing(run), seed=seed), blocks=blocks, workers=1)
 
 
-def _run(job: Job, names: tuple[str, ...], seconds: float) -> Found:
+def _run(job: Job, names: tuple[str, ...], seconds: float) -> tuple[Found, bool]:
     assert _subject is not None
 
     def tell(share: float, note: str) -> None:
@@ -202,4 +228,5 @@ def _run(job: Job, names: tuple[str, ...], seconds: float) -> Found:
             raise KeyboardInterrupt
         _news.put((job.name, share, note))
 
-    return run_job(job, _subject.within(Clock(seconds, tell)), names)
+    clock = Clock(seconds, tell)
+    return run_job(job, _subject.within(clock), names), clock.over

@@ -24,6 +24,9 @@ Outcome = Literal["found", "partly found", "not found", "inconclusive", "not app
 """`found` to `not found`: of an attack. `refuted`, `held`: of a claim that was tested (an epsilon, a mechanism).
 `inconclusive`: the budget ran out or the control failed. `not applicable`: `reason` says why."""
 
+FAILED_CONTROL = "the control failed"
+"""How the reason begins where it did."""
+
 
 class Result(BaseModel):
     """One attack on one view, or one test of one claim.
@@ -64,6 +67,11 @@ class Result(BaseModel):
         if self.value is None and self.outcome not in ("not applicable", "inconclusive"):
             raise ValueError(f"{self.outcome} needs a value")
         return self
+
+    @property
+    def question(self) -> tuple[str, ...]:
+        """What several attacks may ask of one view, each in its way."""
+        return (self.statement, self.adversary, self.view, str(self.block), str(self.company))
 
     @property
     def given_away(self) -> bool:

@@ -18,7 +18,7 @@ from .ceilings import Ceilings
 from .closeness import closeness, exact_from
 from .exhibits import MOST, Condition, Exhibit
 from .intervals import Estimate, mean, proportion
-from .results import Outcome, Result
+from .results import FAILED_CONTROL, Outcome, Result
 
 _VISIBLE = 0.5  # dB
 # Of many views, blocks and fields one gains something by chance: what counts as found is judged at this level.
@@ -120,9 +120,10 @@ class Attacked:
         if self.cut_short:
             return "inconclusive", self.cut_short
         control = exact.get("control", exact["released"])
-        if control.value < 0.5:
+        # Of many examples at once it need not rebuild half: its share is to be told from that of the view.
+        if control.value < 0.5 and control.low <= exact["released"].high:
             rebuilt = f"{round(control.value * control.n)} of {control.n}"
-            return "inconclusive", f"the control failed: without noise {rebuilt} rebuilt exactly"
+            return "inconclusive", f"{FAILED_CONTROL}: without noise {rebuilt} rebuilt exactly"
         return "not found", ""
 
 
@@ -156,7 +157,7 @@ def guessed(
     elif cut_short:
         outcome, reason = "inconclusive", cut_short
     elif own is not None and own.low <= blind:
-        outcome, reason = "inconclusive", "the control failed: without noise no more are right than blindly"
+        outcome, reason = "inconclusive", f"{FAILED_CONTROL}: without noise no more are right than blindly"
     return Result(
         attack=attack, adversary=adversary, view=view, block=block, statement="reconstruction",
         statistic=f"{of.what}s read off" if not of.what.endswith("s") else f"{of.what} read off",

@@ -15,7 +15,7 @@ from fedblocks.errors import InputError
 from fedblocks.threat_model.audit_file import Audit, Verdict, schema
 from fedblocks.threat_model.gate import Gate
 from fedblocks.threat_model.intervals import Estimate, mean, proportion
-from fedblocks.threat_model.results import Result
+from fedblocks.threat_model.results import FAILED_CONTROL, Result
 from fedblocks.threat_model.sentences import ORDER, count_words, grouped, sentence
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,6 +59,25 @@ def audit(*results: Result, gate: Gate | None = None) -> Audit:
 def test_exit_codes(results: tuple[Result, ...], code: int) -> None:
     """Would catch a pass of an audit that found something, refuted a claim, or attacked nothing."""
     assert Verdict.of(results, Gate()).exit_code == code
+
+
+def test_a_failed_control_is_open_unless_another_test_of_the_same_view_answers() -> None:
+    """Would catch a weak test that fails a whole audit, one covered by another view, one cut short."""
+
+    def member(outcome: str = "not found", reason: str = "", **changed: Any) -> Result:
+        fields: dict[str, Any] = {"statement": "membership", "reason": reason} | changed
+        return result(outcome, **fields)
+
+    works, failed = member(statistic="RMIA"), f"{FAILED_CONTROL}: its area is 0.55"
+    cases = [
+        (member("inconclusive", failed, statistic="LiRA"), 0),
+        (member("inconclusive", "the time ran out", statistic="LiRA"), 4),
+        (member("inconclusive", failed, statistic="LiRA", block=1), 4),
+        (member("inconclusive", failed, statistic="LiRA", view="release"), 4),
+        (result("inconclusive", reason=failed), 4),
+    ]
+    assert [audit(works, each).verdict.exit_code for each, _ in cases] == [code for _, code in cases]
+    assert audit(member(control=None), cases[0][0]).verdict.exit_code == 4
 
 
 def membership(value: float, half: float = 0.05) -> Result:

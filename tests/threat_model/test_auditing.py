@@ -297,6 +297,29 @@ def test_a_job_that_ends_early_leaves_its_time_to_the_others(
     assert given == [pytest.approx(60, abs=2)]
 
 
+def test_a_job_whose_share_was_too_short_is_run_again_with_what_is_left(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch an audit that ends inconclusive with most of its time unused; one that runs a job again and again;
+    results of both times; and a progress that goes backwards."""
+    given: list[float] = []
+    told: list[float] = []
+
+    def slow(subject: Subject) -> Found:
+        given.append(subject.clock.seconds)
+        while not subject.clock.over:
+            time.sleep(0.01)
+        subject.clock.tell(1.0, "all")
+        yield found_by("slow", subject)
+
+    quick = [made_up(f"quick-{i}", weight=2.0, by_block=False) for i in range(5)]
+    use(monkeypatch, made_up("slow", slow, weight=3.0, by_block=False), *quick)
+    audit = audit_run(run, replace(ONE, minutes=2 / 60), lambda share, note: told.append(share))
+    assert given == [pytest.approx(2 * 3 / 13, abs=0.1), pytest.approx(2 * 10 / 13, abs=0.3)]
+    assert sum(result.attack == "slow" for result in audit.results) == 1
+    assert told == sorted(told)
+
+
 def test_progress_rises_to_the_whole(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def attack(subject: Subject) -> Found:
         subject.clock.tell(0.5, "half")

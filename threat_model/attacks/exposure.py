@@ -13,7 +13,7 @@ from scipy import stats
 from ...privacy.randomness import Randomness
 from ...server.assignment import assign
 from ..intervals import Array, mean
-from ..results import Outcome, Result
+from ..results import FAILED_CONTROL, Outcome, Result
 from ..subject import Subject
 from ..tokens.extraction import LocalRun, Losses, Secrets, untraced
 from ..tokens.texts import text_taps
@@ -117,7 +117,7 @@ def _result(
     elif _by_chance(control.bits["often"]) >= _CHANCE:
         outcome = "inconclusive"
         reason = (
-            f"the control failed: without noise {control.rounds} rounds leave no trace of it in {times} texts"
+            f"{FAILED_CONTROL}: without noise {control.rounds} rounds leave no trace of it in {times} texts"
         )
     return Result(
         attack=ATTACK.name, adversary="user", block=block, statement="extraction", unit="number",

@@ -13,7 +13,7 @@ from ...blocks.examples import Examples
 from ..intervals import Array
 from ..label_counts import Classes, noise, summed
 from ..membership.sums import Participation
-from ..membership.verdict import COIN, WINS, judged
+from ..membership.verdict import COIN, WINS, judged, powerless
 from ..releases import deviation
 from ..results import Result
 from ..roc import auc
@@ -116,6 +116,7 @@ def _run(subject: Subject) -> Iterator[Result]:
             continue
         control = auc(*worlds.scores(own, rounds, 0.0, seed))
         found = judged(there, gone, control=control, ceiling=None, cut_short=cut)
+        found = powerless(found, control, "the other classes hide one")
 
         def gain(z: float, rounds: int = rounds) -> float:
             return auc(*worlds.scores(own, rounds, z * unit * rounds**0.5, seed)).value - 0.5

@@ -32,6 +32,7 @@ from ..unknowns import Layout, unsuited
 from . import Attack
 
 _CASES = {"raw": 8, "release": 16, "sum": 5}
+_FEW_UNKNOWNS, _MORE = 32, 3  # so few take milliseconds a case; a frequent label needs the cases
 _SUM = 2  # companies of which one example each is unknown in an opened sum
 _FEW = 4  # public examples of the predicted noise at which the attack wins
 _MOST_UNSTARTED = 128  # unknowns, where no closed form gives a start
@@ -147,6 +148,7 @@ def _view(
     """All results of one view; the clock ends it early, and what is missing is said."""
     subject, block, layout = mounted.subject, mounted.block, mounted.layout
     started = time.monotonic()
+    cases *= _MORE if layout.size <= _FEW_UNKNOWNS else 1
     pool = subject.victims(cases * k, "lm-map", block, view)
     cases = min(cases, len(pool) // k)
     originals: list[dict[str, Tensor]] = []

@@ -17,7 +17,7 @@ from ..intervals import Array
 from ..membership.heldout import heldout, unsuited
 from ..membership.rounds import Background, OpenedSum, log_ratios
 from ..membership.sums import Participation, gradients_of
-from ..membership.verdict import COIN, judged
+from ..membership.verdict import COIN, judged, powerless
 from ..releases import deviation
 from ..results import Result
 from ..roc import auc
@@ -91,6 +91,7 @@ def _run(subject: Subject) -> Iterator[Result]:
     cut = f"the time ran out after {read} of {len(releases)} rounds" if read < len(releases) else ""
     own = auc(control[:n], control[n:])
     found_ = judged(scores[:n], scores[n:], control=own, ceiling=None, cut_short=cut)
+    found_ = powerless(found_, own, "the other examples hide one")
     yield Result(
         attack=ATTACK.name, adversary="coordinator", view=_VIEW, statement="membership", block=block,
         statistic="members told from others (AUC)", unit="auc", outcome=found_.outcome, reason=found_.reason,

@@ -14,7 +14,7 @@ from ...blocks import Draw
 from ...blocks.examples import Examples
 from ..intervals import Estimate, mean, proportion
 from ..releases import Release, clip_of, raw_gradient, released
-from ..results import Result
+from ..results import FAILED_CONTROL, Result
 from ..subject import Subject
 from ..tokens.presence import Sets, exact, recall
 from ..tokens.texts import PRACTICE, Make, Practised, TextAttacker, text_taps
@@ -257,7 +257,7 @@ class _Experiment:
             outcome = "found" if values.mean() >= _ENOUGH else "partly found"
         elif control is not None and np.mean(control.recalls) < base.mean() + _BETTER:
             outcome = "inconclusive"
-            reason = "the control failed: without noise no more values are found than by frequency"
+            reason = f"{FAILED_CONTROL}: without noise no more values are found than by frequency"
         return Result.model_validate(
             about
             | {
@@ -278,7 +278,7 @@ def _counted(
     elif cut:
         outcome = "inconclusive"
     elif own is not None and own.low <= blind.value:
-        outcome, reason = "inconclusive", "the control failed: without noise no more are exact than blindly"
+        outcome, reason = "inconclusive", f"{FAILED_CONTROL}: without noise no more are exact than blindly"
     value = proportion(sum(found), len(found))
     return Result.model_validate(
         about | {"outcome": outcome, "reason": reason, "value": value, "control": own, "baseline": blind}

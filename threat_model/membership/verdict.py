@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..intervals import Array, Estimate
-from ..results import Outcome
+from ..results import FAILED_CONTROL, Outcome
 from ..roc import auc
 
 SURE = 0.999
 REFUTES = 0.99999
+_POWER = 0.7
 WINS = 0.1
 """An area so far above 1/2 counts as winning, where the noise is looked for at which a test starts to."""
 COIN = Estimate(value=0.5, low=0.5, high=0.5, n=1, method="exact")
@@ -51,9 +52,18 @@ def judged(
     if cut_short:
         return Judged(value, "inconclusive", cut_short)
     if control is not None and control.low <= 0.5:
-        reason = f"the control failed: its area is {control.value:.2f}"
+        reason = f"{FAILED_CONTROL}: its area is {control.value:.2f}"
         return Judged(value, "inconclusive", reason)
     return Judged(value, "not found", "")
+
+
+def powerless(found: Judged, control: Estimate, hides: str) -> Judged:
+    """Not applicable, where the control failed and its interval shows that this is no want of cases: on this block
+    the test tells nothing without noise either. `hides`: what hides an example then, in words."""
+    if not found.reason.startswith(FAILED_CONTROL) or control.high >= _POWER:
+        return found
+    why = f"without noise too {hides}: the area is {control.value:.2f}, at most {control.high:.2f}"
+    return replace(found, outcome="not applicable", reason=why)
 
 
 def left_out(found: Judged, rate: float) -> Judged:
