@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, sync_playwright
+from typer.testing import CliRunner
 
 from fedblocks.blocks import Metric, build_model, diagnose, merge
 from fedblocks.blocks.examples import Examples
@@ -27,6 +28,7 @@ from fedblocks.blocks.families import family
 from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
 from fedblocks.blocks.families.dit import DiTSettings
 from fedblocks.blocks.families.vit import ViTSettings
+from fedblocks.cli.main import app
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
@@ -53,7 +55,7 @@ from fedblocks.threat_model.report.assemble import accounts_of
 from fedblocks.threat_model.report.check import check_report
 from fedblocks.threat_model.report.compare import compare
 from fedblocks.threat_model.report.diagnosed import read_diagnosed
-from fedblocks.threat_model.report.document import Report
+from fedblocks.threat_model.report.document import Printed, Report, schema
 from fedblocks.threat_model.report.facts import read_facts
 from fedblocks.threat_model.report.judgement import judge_delta, judge_epsilon, number
 from fedblocks.threat_model.report.measures import Measure
@@ -63,6 +65,7 @@ from fedblocks.threat_model.report.write import render
 from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.sentences import grouped, sentence
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 INJECTED = "<script>document.title='owned'</script><img src=x onerror=alert(1)>"
 HEADINGS = [
     "What left each company",
@@ -1000,3 +1003,28 @@ def test_axe_core_finds_no_serious_fault(
 
 def test_the_page_is_small(audited: RunFolder) -> None:
     assert write_report(audited).stat().st_size < 5_000_000
+
+
+def test_the_published_schema_is_current(audited: RunFolder) -> None:
+    """Would catch a field that consumers of the JSON do not know of."""
+    published = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text("utf-8"))
+    assert published == schema()
+
+
+def test_the_command_writes_checks_and_refuses(audited: RunFolder, tmp_path: Path) -> None:
+    """Would catch a check whose exit code says that all is well, and data that are not of the published form."""
+    run = copy_of(audited, tmp_path)
+    found = CliRunner().invoke(app, ["report", str(run.path), "--json"])
+    assert found.exit_code == 0
+    printed = Printed.model_validate_json(found.stdout)
+    assert Path(printed.report) == run.path / "report.html"
+    assert CliRunner().invoke(app, ["report", str(run.path), "--check"]).exit_code == 0
+    page = (run.path / "report.html").read_text("utf-8")
+    (run.path / "report.html").write_text(page.replace("Sign-off", "Signed"), "utf-8")
+    found = CliRunner().invoke(app, ["report", str(run.path), "--check", "--json"])
+    assert found.exit_code == 3
+    assert json.loads(found.stdout)["ok"] is False
+    (run.path / "report.html").unlink()
+    assert isinstance(CliRunner().invoke(app, ["report", str(run.path), "--check"]).exception, RunError)
+    both = ["report", str(run.path), "--compare", str(run.path), str(run.path)]
+    assert isinstance(CliRunner().invoke(app, both).exception, InputError)
