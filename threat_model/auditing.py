@@ -31,7 +31,7 @@ from .jobs import Found, Job, jobs_of, run_jobs
 from .results import Result
 from .subject import Subject
 
-Images = dict[str, npt.NDArray[np.float32]]
+Images = dict[str, npt.NDArray[np.generic]]
 IMAGES_FILE = "audit_images.npz"
 _RESULTS = TypeAdapter(list[Result])
 

@@ -31,6 +31,24 @@ class Exhibit:
         return {f"{self.key}/{self.what}/{condition}": a[:MOST] for condition, a in self.arrays.items()}
 
 
+MOST_TEXTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Tokens (n, T) by condition, of the same texts in the same order; -1 where a token's value was not read off."""
+
+    attack: str
+    view: str
+    block: int
+    arrays: dict[Condition, npt.NDArray[np.int32]]
+
+    def named(self) -> dict[str, npt.NDArray[np.int32]]:
+        """As `Exhibit.named`."""
+        key = f"{self.attack}/{self.view}/block-{self.block}/text"
+        return {f"{key}/{condition}": tokens[:MOST_TEXTS] for condition, tokens in self.arrays.items()}
+
+
 MOST_SIMULATED = 10_000
 
 
@@ -55,3 +73,7 @@ class Scores:
             step = -(-len(ordered) // MOST_SIMULATED)
             found[f"{key}/simulated"] = ordered[step - 1 :: step]
         return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+Kept = Exhibit | Scores | Texts
+"""What an attack yields beside its results."""

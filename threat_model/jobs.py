@@ -21,11 +21,11 @@ from ..server.run_folder import RunFolder
 from .adversaries import Adversary
 from .attacks import Attack, attack, attacks
 from .clock import Clock
-from .exhibits import Exhibit, Scores
+from .exhibits import Kept
 from .results import Result
 from .subject import Subject
 
-Found = list[Result | Exhibit | Scores]
+Found = list[Result | Kept]
 _OF_EXAMPLES = ("reconstruction", "membership")
 _WORTH_IT = 1.5  # times the share that was too short
 _HALF = 0.5  # done, of a job that is run again

@@ -29,6 +29,7 @@ from fedblocks.blocks.families.ar_lm import ARLanguageModelSettings
 from fedblocks.blocks.families.dit import DiTSettings
 from fedblocks.blocks.families.vit import ViTSettings
 from fedblocks.cli.main import app
+from fedblocks.client.data.text.tokenizer import Tokenizer
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
@@ -46,7 +47,7 @@ from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import DropoutSettings, PrivacySettings, SimulationSettings
 from fedblocks.threat_model.audit_file import Audit, Verdict, read_audit_file
-from fedblocks.threat_model.exhibits import Exhibit, Scores
+from fedblocks.threat_model.exhibits import Condition, Exhibit, Scores, Texts
 from fedblocks.threat_model.gate import Gate
 from fedblocks.threat_model.intervals import proportion
 from fedblocks.threat_model.metrics import psnr
@@ -57,6 +58,7 @@ from fedblocks.threat_model.report.compare import compare
 from fedblocks.threat_model.report.diagnosed import read_diagnosed
 from fedblocks.threat_model.report.document import Printed, Report, schema
 from fedblocks.threat_model.report.facts import read_facts
+from fedblocks.threat_model.report.gallery import read_stored
 from fedblocks.threat_model.report.judgement import judge_delta, judge_epsilon, number
 from fedblocks.threat_model.report.measures import Measure
 from fedblocks.threat_model.report.mechanism_words import mechanism_sentences
@@ -1030,3 +1032,27 @@ def test_the_command_writes_checks_and_refuses(audited: RunFolder, tmp_path: Pat
     assert isinstance(CliRunner().invoke(app, ["report", str(run.path), "--check"]).exception, RunError)
     both = ["report", str(run.path), "--compare", str(run.path), str(run.path)]
     assert isinstance(CliRunner().invoke(app, both).exception, InputError)
+
+
+def test_texts_stand_beside_what_was_read_of_them(finished: RunFolder, tmp_path: Path) -> None:
+    """Would catch a text that is shown as numbers, or with a token that was not read off."""
+    run = copy_of(finished, tmp_path)
+    model = ARLanguageModelSettings(**SIZES)
+    run.write_settings(
+        run.settings().model_copy(update={"model": model}), run.plan().model_copy(update={"model": model})
+    )
+    original = Tokenizer.of("tokenizer", "ascii").encode("<b>key = 7</b>").astype(np.int32)[None]
+    read = np.where(np.arange(original.shape[1]) % 2, original, -1)
+    arrays: dict[Condition, Any] = {
+        "original": original,
+        "released": np.full_like(original, -1),
+        "control": read,
+    }
+    shown = Texts(attack="token-span", view="a release", block=0, arrays=arrays)
+    stored: dict[str, Any] = {**shown.named()}
+    np.savez_compressed(run.path / "audit_images.npz", **stored)
+    [gallery] = read_stored(run).galleries
+    texts = {row.label: str(row.pictures[0].drawing) for row in gallery.rows}
+    assert texts["Original"] == '<span class="read">&lt;b&gt;key = 7&lt;/b&gt;</span>'
+    assert texts["Values read off without noise (control)"].startswith('<span class="read">·b·k·y')
+    assert set(texts["Values read off from the release as it is"][19:-7]) == {"·"}
