@@ -130,11 +130,11 @@ def _promise(facts: Facts, size: int) -> Promise:
         delta_judgement=judge_delta(delta, most).text,
         mechanisms=mechanism_sentences(events or ([whole] if whole is not None else []))
         or ("No noise was added.",),
-        trust=_trust(facts, against),
+        trust=_trust(facts, against, epsilon, company),
     )
 
 
-def _trust(facts: Facts, against: str) -> tuple[str, ...]:
+def _trust(facts: Facts, against: str, epsilon: float | None, company: float | None) -> tuple[str, ...]:
     plan = facts.plan
     if not facts.private:
         least = plan.secure_aggregation.minimum_cohort
@@ -145,6 +145,12 @@ def _trust(facts: Facts, against: str) -> tuple[str, ...]:
             f"It rests on secure aggregation and on {few} telling the coordinator their share of the noise, or "
             f"adding none; it holds against {against}, for the opened sums alone."
         )
+        if epsilon is not None and company != epsilon:
+            weaker = "no finite ε holds" if company is None else f"ε = {number(company)}"
+            told += (
+                " It holds against the coordinator only: a company that takes part knows its own share of the noise, "
+                f"and against it {weaker}."
+            )
     else:
         told = (
             f"It holds against {against}: each company adds all of the noise itself, before anything leaves it, so "

@@ -28,7 +28,8 @@ def digests(run: RunFolder, facts: Facts) -> tuple[Digest, ...]:
     found = [Digest(of="plan, as the companies agreed to it", sha256=facts.plan.digest().hex())]
     found += [
         Digest(of=name, sha256=hashlib.sha256((run.path / name).read_bytes()).hexdigest())
-        for name in _FILES
+        # Of a real run the metrics alone: what else lies in its folder is of a simulation.
+        for name in (_FILES[:1] if facts.real else _FILES)
         if (run.path / name).is_file()
     ]
     heads = [(s.company, s.head) for s in facts.spending if s.head]
