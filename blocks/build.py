@@ -36,9 +36,14 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
     return built
 
 
+def network_of(model: ModelSettings) -> type[Denoiser]:
+    """The class of the network that the settings ask for."""
+    return family(model.family).network_of(model)
+
+
 def metric_of(model: ModelSettings) -> Metric:
     """What the family's predictions are judged by."""
-    return family(model.family).network_of(model).metric
+    return network_of(model).metric
 
 
 def partition_of(model: ModelSettings, noise: NoiseSettings) -> Partition:

@@ -75,6 +75,7 @@ class Denoiser(nn.Module, ABC):
     blocks: nn.ModuleList
     metric: ClassVar[Metric]
     metric_by_example: ClassVar[bool] = True  # the mean of `score`; else `chain_quality` is the family's own
+    metric_of_one: ClassVar[bool] = True  # whether `chain_quality` of a single example says anything
     steps_per_block: int = 1  # of the sampler
 
     def __init__(self, partition: Partition, features: Features = "raw") -> None:

@@ -9,12 +9,13 @@ A folder holds model.safetensors and model.json. Reading needs torch, pydantic a
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .. import atomic_file
@@ -22,7 +23,8 @@ from ..errors import InputError, RunError
 from .build import build_model
 from .denoiser import Denoiser
 from .families import ModelSettings
-from .settings import NoiseSettings, Part
+from .settings import NoiseSettings, Part, require
+from .size import parameters_of
 from .state import ModelState, State, check_part, digest, merge, split
 
 SUFFIX = ".safetensors"
@@ -52,6 +54,13 @@ class ModelCard(Part):
     match_contrast: bool = False
     labels: tuple[str, ...] | None = None
     contract: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        classes = self.model.kind.target_classes or self.model.kind.input_classes
+        if self.labels is not None and classes is not None:
+            require(len(self.labels) == classes, "labels", len(self.labels), f"expected {classes} names")
+        return self
 
     def name_of(self, label: int) -> str:
         """A class as its owner calls it."""
@@ -107,10 +116,26 @@ def load_model(path: str | Path) -> tuple[Denoiser, ModelCard]:
         field = ".".join(map(str, first["loc"])) or "card"
         raise InputError("model", str(beside), f"not the card of a model ({field}: {first['msg']})") from None
     try:
+        with safe_open(file, "pt") as opened:
+            names = set(opened.keys())
+        _check_size(card, file, beside)
+        model = _blank(card)
+        if not names <= {*model.state_dict()}:
+            raise InputError("model", str(file), "holds tensors that the model of its card has not")
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise InputError("model", str(file), f"cannot be read ({type(error).__name__})") from None
-    return _filled(card, tensors, file), card
+    return _filled(card, model, tensors, file), card
+
+
+def _check_size(card: ModelCard, file: Path, beside: Path) -> None:
+    """Refuse a card whose model is larger than its file, before memory is taken for it."""
+    try:
+        values = parameters_of(card.model)
+    except (TypeError, ValueError, RuntimeError):  # PyTorch counts up to 2^63
+        values = sys.maxsize
+    if values > file.stat().st_size:
+        raise InputError("model", str(beside), f"tells of a larger model than {file.name} can hold")
 
 
 def model_of(state: ModelState, card: ModelCard) -> Denoiser:
@@ -125,8 +150,7 @@ def _blank(card: ModelCard) -> Denoiser:
         return build_model(card.model, card.noise)
 
 
-def _filled(card: ModelCard, tensors: State, file: Path) -> Denoiser:
-    model = _blank(card)
+def _filled(card: ModelCard, model: Denoiser, tensors: State, file: Path) -> Denoiser:
     own = split(model)
     parts = [{name: tensors[name] for name in part if name in tensors} for part in (own.shared, *own.blocks)]
     try:

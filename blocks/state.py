@@ -7,6 +7,7 @@ state of the block it trains. Personal tensors (`groups`) are in no state: they 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -107,7 +108,7 @@ def load_state(folder: Path) -> ModelState:
     shared = read_part(folder / _SHARED)
     with safe_open(folder / _SHARED, "pt") as file:
         count = (file.metadata() or {}).get(_BLOCKS, "")
-    if not count.isdecimal():
+    if not re.fullmatch(r"[0-9]{1,4}", count):
         raise RunError(
             f"{folder}: {_SHARED} does not say how many blocks there are; it is of another version"
         )

@@ -35,6 +35,7 @@ from ..privacy.events import (
 )
 from ..privacy.ledger_file import LedgerCopy
 from ..privacy.ledger_room import remaining
+from ..protocol.evaluation import evaluation_epsilon, whole_evaluation
 from ..server.own_account import OwnAccount, own_accounts
 from ..server.run_folder import RunFolder
 from ..settings import RunSettings
@@ -54,6 +55,7 @@ class Planned:
     delta: float
     target: float
     run: str = ""
+    evaluations: Event | None = None  # all of the run's, which its ledger has as a run of their own
 
 
 def figures(
@@ -147,12 +149,15 @@ def planned(
     rounds = training.rounds if rounds is None else rounds
     # Found for the target where the plan leaves it open, or where a target was asked for.
     noise = None if target is not None else noise or privacy.noise_multiplier
+    judged = whole_evaluation(settings.evaluation, settings.model, privacy, rounds)
+    if (left := goal - evaluation_epsilon(judged, privacy.delta)) <= 0:
+        raise InputError("evaluation", goal, "the evaluations alone cost more than this epsilon")
     noise = noise or calibrate(
         lambda z: release_at(z).times((rounds + training.reserve) * a_round),
-        goal,
+        left,
         in_a_fresh_ledger(privacy.delta),
     )
-    return Planned(release_at, noise, rounds, training.reserve, a_round, privacy.delta, goal, name)
+    return Planned(release_at, noise, rounds, training.reserve, a_round, privacy.delta, goal, name, judged)
 
 
 def _release_at(settings: RunSettings) -> Callable[[float], Event]:
@@ -179,11 +184,14 @@ def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
     """The plan's epsilon and what it means, the rounds that fit, and what companies have left."""
     release = plan.release_at(plan.noise_multiplier)
     whole = release.times((plan.rounds + plan.reserve) * plan.a_round)
+    judged = evaluation_epsilon(plan.evaluations, plan.delta)
+    seen = None if plan.evaluations is None else seen_by_company(plan.evaluations)
+    judged_by_company = evaluation_epsilon(seen, plan.delta)
     rule = composition(RUNS, plan.delta)
     first = replace(
         guarantee([whole], plan.delta),
-        epsilon=run_epsilon(whole, plan.delta),
-        epsilon_against_company=run_epsilon(seen_by_company(whole), plan.delta),
+        epsilon=run_epsilon(whole, plan.delta) + judged,
+        epsilon_against_company=run_epsilon(seen_by_company(whole), plan.delta) + judged_by_company,
         composition=f"{rule}; the first run of a ledger",
     )
     result = plain_guarantee(first) | {
@@ -194,8 +202,13 @@ def plan_figures(plan: Planned, spent: Path | None) -> dict[str, Any]:
         "steps": whole.steps,
         "release": json.loads(release.to_json()),
         "target": plan.target,
-        "rounds_within": releases_within(plan.target, release, in_a_fresh_ledger(plan.delta)) // plan.a_round,
+        "rounds_within": releases_within(
+            max(0.0, plan.target - judged), release, in_a_fresh_ledger(plan.delta)
+        )
+        // plan.a_round,
     }
+    if plan.evaluations is not None:
+        result |= {"evaluations": json.loads(plan.evaluations.to_json()), "evaluations_epsilon": judged}
     if spent is not None and spent.is_dir() and not (run := RunFolder.existing(spent)).simulated():
         result["coordinators_account"] = [_known(each, plan, run) for each in own_accounts(run)]
     elif spent is not None:
@@ -217,7 +230,8 @@ def _known(account: OwnAccount, plan: Planned, run: RunFolder) -> dict[str, Any]
         "rounds_to_go": plan.rounds - (rows[-1]["round"] if rows else 0),
         "statement": None
         if account.statement is None
-        else account.statement.model_dump(mode="json", exclude={"company", "run", "signature"}),
+        else account.statement.model_dump(mode="json", exclude={"company", "run", "record", "signature"})
+        | {"out_of_date": account.out_of_date},
         "source": "the coordinator's own account, of a ledger's first run; the company's ledger decides",
     }
 

@@ -33,6 +33,12 @@ def log(
         bool,
         typer.Option("--verify", help="against itself and the ledger; exit code 3 if it is wrong"),
     ] = False,
+    seen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="with --verify: a last line's hash that was noted elsewhere, as in a signed statement"
+        ),
+    ] = None,
     run: Annotated[str | None, typer.Option(help="only lines about this run")] = None,
     last: Annotated[int | None, typer.Option(min=1, help="only so many of the newest lines")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
@@ -44,19 +50,21 @@ def log(
     from ..errors import InputError, LedgerError
 
     path = home / DECISIONS_FILE
+    if seen and not verify:
+        raise InputError("--seen", seen[0], "is compared by --verify")
     if not path.exists() and not verify:
         raise InputError(
             "HOME", str(home), f"has no {DECISIONS_FILE} yet: `fedblocks ledger create` begins it"
         )
     if verify:
         try:
-            found = verified(home)
+            found = verified(home, seen or ())
         except LedgerError as error:
             if as_json:
                 print(json.dumps({"ok": False, "path": str(path), "says": str(error)}))
             people.print(f"[red]wrong:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
             raise typer.Exit(3) from None
-        says = f"{found.lines} lines, of {found.rows} rows of the ledger"
+        says = f"{found.lines} lines, of {found.rows} rows of the ledger, the last hash {found.head}"
         if found.unlogged:
             says += f"; {found.unlogged} of them charged and not on record yet, as after a crash"
         if found.beyond:

@@ -195,6 +195,18 @@ def secagg(
     show(result if as_json else {key: value for key, value in result.items() if key != "by_n"}, as_json)
 
 
+@bench.command("trial")
+def trial(
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    repeats: Annotated[int, typer.Option(min=3, help="of the start of the command line")] = 15,
+    as_json: AsJson = False,
+) -> None:
+    """Three companies from keys to a finished run, all as processes: time, memory, and the command line's start."""
+    from ..experiments.bench.trial import measure
+
+    show(measure(rounds, repeats, on_progress=_say), as_json)
+
+
 @bench.command("transport")
 def transport(
     values: Annotated[int, typer.Option(min=1)] = 1_000_000,

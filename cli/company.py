@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from ..protocol.log_text import entry
 
@@ -73,10 +74,13 @@ def import_(
     match_contrast: Annotated[
         bool | None, typer.Option(help="give all images one mean and deviation; else as --model has it")
     ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="share that is never trained on, for judging models; 0 holds nothing out")
+    ] = 0.1,
     replace: Annotated[bool, typer.Option("--replace", help="put it in the place of data.npz")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read the company's own data into HOME/data.npz, and say what was read, what was left out, and why.
+    """Read the company's own data into HOME/data.npz, hold some out in HOME/held_out.npz, and say what was left out.
 
     A database's password comes from PGPASSWORD, from FEDBLOCKS_DATABASE_PASSWORD or from --password-file.
     """
@@ -88,7 +92,9 @@ def import_(
     password = None if password_file is None else password_in(password_file)
     told = source_of(source, contract, model, query, match_contrast)
     with using_password(password):
-        found = import_data(home, told.source, told.model, told.match_contrast, replace=replace)
+        found = import_data(
+            home, told.source, told.model, told.match_contrast, replace=replace, held_out=held_out
+        )
     if as_json:
         print(json.dumps({"data": str(home / "data.npz"), "declared": found.declared} | found.to_json()))
         return
@@ -96,7 +102,8 @@ def import_(
         say(f"{name}: {value}")
     for note in found.findings.notes:
         say(f"note: {note}")
-    say(f"Wrote {home / 'data.npz'}: {found.examples:,} examples, fingerprint {found.fingerprint}")
+    apart = f", and {found.held_out:,} held out in held_out.npz" if found.held_out else ""
+    say(f"Wrote {home / 'data.npz'}: {found.examples:,} examples{apart}, fingerprint {found.fingerprint}")
     if found.declared:
         say(f"Declared them as [data] in {home / 'policy.toml'}")
 
@@ -131,3 +138,24 @@ def check(
     say(" and ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items()))
     if counts["error"]:
         raise typer.Exit(2)
+
+
+@company.command("models")
+def models(home: Home, as_json: AsJson = False) -> None:
+    """The final models that came to this company, and what they are worth on its held-out examples."""
+    from ..client.company import Company
+    from ..client.models import kept_models
+    from ..client.policy import load_policy
+
+    found = kept_models(Company(home, load_policy(home / "policy.toml")))
+    if as_json:
+        print(json.dumps({"home": str(home), "models": [vars(each) for each in found]}))
+        return
+    table = Table("run", "round", "held out", "public model", "final model", "folder")
+    for each in found:
+        figures = ["" if v is None else f"{each.metric} {v:.4g}" for v in (each.public, each.final)]
+        told = [f"[red]{escape(entry(each.problem))}[/]", ""] if each.problem else figures
+        table.add_row(escape(each.run), str(each.round), f"{each.examples:,}", *told, escape(each.folder))
+    people.print(table)
+    if not found:
+        say(f"No model has come to {home} yet; the coordinator sends it after a run's last round.")

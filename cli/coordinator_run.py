@@ -8,7 +8,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -21,17 +21,49 @@ from .coordinator import coordinator
 from .options import Metrics
 from .runs import RunsDir
 
+if TYPE_CHECKING:
+    from ..server.run_folder import RunFolder
+
 people = Console(stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Run = Annotated[Path, typer.Argument(help="a run's folder")]
 Folder = Annotated[Path, typer.Argument(help="the coordinator's own folder")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value over the preset; repeatable")]
+Over = Annotated[
+    Literal["data-plane", "flower"] | None,
+    typer.Option(help="how messages travel; none means Flower where the roster tells of a SuperLink"),
+]
 _ENDS_WITHIN = 120.0
 
 
 def say(text: str) -> None:
     """A line for people, with nothing in it taken for markup."""
     people.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@coordinator.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(help="a new folder, readable by its owner alone")],
+    listen: Annotated[str, typer.Option(help="where the data plane listens")] = "0.0.0.0:9443",
+    as_json: AsJson = False,
+) -> None:
+    """Make the coordinator's own folder with a commented transport.toml. Nothing that is there is overwritten."""
+    from ..server.stream import ServiceSettings
+
+    made = ServiceSettings.first(folder, listen)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "settings": str(made), "listen": listen}))
+        return
+    quoted = shlex.quote(str(folder))
+    say(f"Made {made}. Next:")
+    steps = (
+        f"fedblocks coordinator request {quoted} --host NAME, and send the request to the provisioner",
+        f"fedblocks coordinator install KIT {quoted} --fingerprint FINGERPRINT",
+        f"fedblocks coordinator plan PRESET --folder {quoted}",
+        f"fedblocks coordinator run RUN {quoted}, or fedblocks coordinator up {quoted} as a service",
+    )
+    for number, step in enumerate(steps, start=1):
+        say(f"  {number}. {step}")
 
 
 @coordinator.command("plan")
@@ -81,19 +113,25 @@ def run(
     run: Run,
     folder: Folder,
     resume: Annotated[bool, typer.Option("--resume", help="go on with a run that has begun")] = False,
+    over: Over = None,
     metrics: Metrics = None,
+    parent: Annotated[int | None, typer.Option(hidden=True, help="end with this process")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Coordinate a run with the companies that dial in, to its end; waits for them as long as it takes."""
     from ..protocol.log_text import escape_logs
+    from ..server.queue import release
     from ..server.run_folder import RunFolder
-    from .serving import serve_run
+    from .serving import end_with, serve_run
 
     escape_logs()
+    if parent is not None:
+        end_with(parent)
     prepared = RunFolder.deployable(run)
     if len(prepared.metrics()) > 1 and not resume:
         raise InputError("RUN", str(run), "has begun already; go on with it: --resume")
-    result = serve_run(prepared, folder, say, metrics)
+    release(prepared)
+    result = serve_run(prepared, folder, say, metrics, over=over)
     if as_json:
         print(json.dumps(result))
 
@@ -102,9 +140,8 @@ def run(
 def status(run: Run, as_json: AsJson = False) -> None:
     """How a run stands: its round, its companies by name, who is missing since when."""
     from ..server.run_folder import RunFolder
-    from ..server.standing import standing_of
 
-    found = standing_of(RunFolder.existing(run))
+    found = _with_epsilon(RunFolder.existing(run))
     if as_json:
         print(json.dumps(found))
     else:
@@ -115,12 +152,12 @@ def status(run: Run, as_json: AsJson = False) -> None:
 def watch(run: Run, seconds: Annotated[float, typer.Option(min=0.1, help="between two looks")] = 1.0) -> None:
     """The same as a live table, until the run ends or Ctrl-C."""
     from ..server.run_folder import RunFolder
-    from ..server.standing import standing_of
 
     folder = RunFolder.existing(run)
-    with Live(_table(standing_of(folder)), console=people, auto_refresh=False) as live:
+    found = _with_epsilon(folder)
+    with Live(_table(found), console=people, auto_refresh=False) as live:
         while True:
-            found = standing_of(folder)
+            found = _with_epsilon(folder, found)
             live.update(_table(found), refresh=True)
             if not found["running"]:
                 return
@@ -151,15 +188,60 @@ def stop(run: Run, as_json: AsJson = False) -> None:
         say(f"{found['run']} is stopped after {found['rounds_done']} of {found['rounds']} rounds.")
 
 
+def _with_epsilon(run: RunFolder, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """How a run stands, with each company's epsilon by the coordinator's own account, an upper limit, and as its
+    signed statement gives it. `before`: what was found last, whose account holds until another round is over."""
+    from ..server.own_account import own_accounts
+    from ..server.standing import standing_of
+
+    found = standing_of(run)
+    if before is not None and before["round"] == found["round"]:
+        found["epsilon"] = before["epsilon"]
+    elif run.plan().private:
+        found["epsilon"] = {
+            each.company: {
+                "at_most": each.epsilon,
+                "stated": None if each.statement is None or each.out_of_date else each.statement.epsilon,
+            }
+            for each in own_accounts(run)
+        }
+    else:
+        found["epsilon"] = {}
+    return found
+
+
 def _table(found: dict[str, Any]) -> Table:
-    from ..server.reasons import in_words
+    from ..server.reasons import evaluation_in_words, in_words
 
     place = f"{found['state']}, round {found['round']} of {found['rounds']}"
-    table = Table("company", "connected", "since", "last round", title=f"{escape(found['run'])}: {place}")
-    for name, company in found["companies"].items():
-        last = company["last"]
+    if found["blocks"]:
+        place += f"; next block {', '.join(map(str, found['blocks']))}"
+    if found["phase"]:
+        place += f", phase {found['phase']}"
+    table = Table(
+        "company",
+        "connected",
+        "since",
+        "last round",
+        "epsilon so far",
+        title=f"{escape(found['run'])}: {place}",
+    )
+    for name in sorted(found["companies"] | found["epsilon"]):
+        company = found["companies"].get(name, {"connected": False, "since": "", "last": None})
+        last, spent = company["last"], found["epsilon"].get(name)
         told = "" if last is None else in_words(last) if last else "took part"
-        table.add_row(escape(name), "yes" if company["connected"] else "no", company["since"], told)
-    if found["why"]:
-        table.caption = escape(found["why"])
+        cost = "" if spent is None else f"at most {spent['at_most']:.3g}"
+        if spent is not None and spent["stated"] is not None:
+            cost = f"{spent['stated']:.3g}, signed"
+        table.add_row(escape(name), "yes" if company["connected"] else "no", company["since"], told, cost)
+    words = [f"{name} {value:.4g}" for name, value in (found["quality"] or {}).items()]
+    if found["evaluation"]:
+        words.append(f"at the companies: {evaluation_in_words(found['evaluation'])}")
+    if found["waits"]:
+        words.append(f"waits for a person: {found['waits']['why']}")
+    elif found["why"]:
+        words.append(found["why"])
+    elif found["model_with"]:
+        words.append(f"the final model is with {', '.join(found['model_with'])}")
+    table.caption = escape("\n".join(words))
     return table

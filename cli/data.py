@@ -41,6 +41,7 @@ def inspect(
 ) -> None:
     """Print what is in a source, what looks odd, and a contract drafted from it. Nothing leaves this machine."""
     from .. import atomic_file
+    from ..client.data.findings import on_one_line
     from ..client.data.looking import inspect_source
 
     if write is not None and write.exists():
@@ -60,7 +61,7 @@ def inspect(
     if found.example:
         people.print("The first example becomes:")
         for name, value in found.example.items():
-            people.print(f"  {escape(name)}: {escape(value)}", highlight=False)
+            people.print(f"  {escape(on_one_line(name))}: {escape(on_one_line(value))}", highlight=False)
     if write is None:
         print(found.draft)
     else:

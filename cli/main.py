@@ -13,7 +13,7 @@ import shlex
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -22,11 +22,9 @@ from rich.table import Table
 
 from .. import __version__
 from ..errors import InputError, ProtocolError
-from ..experiments.presets import load_settings, preset_names
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
-from ..settings import Transport
-from . import agent_run, coordinator_run, kits  # noqa: F401  # they add their commands to those of agent, company and coordinator
+from . import agent_run, coordinator_run, coordinator_up, kits, unit  # noqa: F401  # they add their commands to those of agent, company and coordinator
 from .agent import agent
 from .audit import audit
 from .bench import bench
@@ -37,15 +35,17 @@ from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .model import model
+from .options import Track
 from .predict import predict
 from .provision import provision
 from .report import report
 from .runs import RunsDir, shortest
 from .supernode import supernode
+from .sweep import sweep
 from .transport import transport
 from .trial import trial
 
-# Heavy imports (torch, flwr) wait until a command needs them, so that --help and bad input answer at once.
+# Heavy imports (torch, flwr, settings) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # Companies train side by side, a core each; a second thread for one small operation only gets in their way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -62,6 +62,7 @@ app.add_typer(coordinator, name="coordinator")
 app.add_typer(data, name="data")
 app.add_typer(ledger, name="ledger")
 app.add_typer(model, name="model")
+app.add_typer(sweep, name="sweep")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
@@ -94,6 +95,8 @@ def root(
 @app.command()
 def presets(as_json: AsJson = False) -> None:
     """List the presets that come with fedblocks."""
+    from ..experiments.presets import preset_names
+
     if as_json:
         print(json.dumps({"presets": preset_names()}))
     else:
@@ -108,6 +111,7 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Make a run folder (public model, companies' homes) without running it, for `flwr run`."""
+    from ..experiments.presets import load_settings
     from .progress import prepare_with_progress
 
     run = prepare_with_progress(load_settings(preset, overrides or []), runs_dir, people)
@@ -137,6 +141,8 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Train the public model block by block, never more than one block in a process's memory."""
+    from ..experiments.presets import load_settings
+
     settings = load_settings(preset, overrides or [])
     from .progress import pretrain_with_progress
 
@@ -165,11 +171,12 @@ def simulate(
         bool, typer.Option("--with-controls", help="also one network end to end, of L and of L/B layers")
     ] = False,
     over: Annotated[
-        Transport,
+        Literal["grid", "grpc"],
         typer.Option(
             "--transport", help="how messages travel: function calls, or gRPC with mutual TLS on loopback"
         ),
     ] = "grid",
+    track: Track = None,
     runs_dir: RunsDir = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -178,16 +185,26 @@ def simulate(
         raise InputError("preset", preset, "give either a preset or --resume RUN")
     if resume is not None and overrides:
         raise InputError("--set", overrides[0], "a resumed run keeps its own settings")
+    from ..experiments.presets import load_settings
+
     settings = load_settings(preset, overrides or []) if preset is not None else None
+    from ..experiments.tracking import check_trackers
     from ..server.run_folder import RunFolder
     from .progress import continue_with_progress, prepare_with_progress
+
+    check_trackers(track or ())
 
     if settings is not None:
         run = prepare_with_progress(settings, runs_dir, people)
     else:
         run = RunFolder.existing(resume or Path())
     result = continue_with_progress(
-        run, people, with_reference=with_reference, with_controls=with_controls, transport=over
+        run,
+        people,
+        with_reference=with_reference,
+        with_controls=with_controls,
+        transport=over,
+        track=track or (),
     )
     if as_json:
         print(json.dumps(result))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +31,16 @@ from ..experiments.simulation.pretraining import pretrain
 from ..experiments.simulation.reference import prepare_reference
 from ..experiments.simulation.simulate import simulate
 from ..experiments.simulation.threads import one_core
-from ..server.events import Event, RoundFinished, RunFinished, RunStarted
+from ..experiments.tracking import tracked
+from ..server.events import Event, RoundFinished, RunFinished, RunStarted, Subscriber
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
 from ..settings import RunSettings, SimulationSettings, Transport
+from .failures import is_full
 
 if TYPE_CHECKING:
     from ..threat_model.audit_file import Audit
     from ..threat_model.auditing import AuditDesign
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -115,12 +114,17 @@ def continue_with_progress(
     with_reference: bool,
     with_controls: bool,
     transport: Transport = "grid",
+    track: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Run to the end from wherever the run stands; with its noise-free twin and its controls if asked for."""
+    """Run to the end from wherever the run stands; with its noise-free twin and its controls if asked for.
+
+    `track`: names of trackers, of the run itself alone.
+    """
     metric = metric_of(run.settings().model).name
     try:
         with exclusive(run.path), progress_on(console) as progress:
-            result = _simulate(run, progress, "Private rounds", transport)
+            with tracked(run, track) as subscribers:
+                result = _simulate(run, progress, "Private rounds", transport, subscribers)
             if with_reference:
                 plain = _simulate(prepare_reference(run), progress, "Reference without noise")
                 result[f"{metric}_non_private"] = plain[metric]
@@ -138,16 +142,18 @@ def continue_with_progress(
         console.print(f"Interrupted; nothing is lost. Go on with: {escape(resume)}")
         raise
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) not in _FULL and not str(error).endswith(
-            f"(os error {errno.ENOSPC})"
-        ):
+        if not is_full(error):
             raise
         resume = f"nothing is lost: make room, then fedblocks simulate --resume {shlex.quote(str(run.path))}"
         raise RunError(f"{run.path}: no space left; {resume}") from None
 
 
 def _simulate(
-    run: RunFolder, progress: Progress, title: str, transport: Transport = "grid"
+    run: RunFolder,
+    progress: Progress,
+    title: str,
+    transport: Transport = "grid",
+    subscribers: Sequence[Subscriber] = (),
 ) -> dict[str, Any]:
     settings = run.settings()
     metric = metric_of(settings.model)
@@ -163,7 +169,7 @@ def _simulate(
         if isinstance(event, RunFinished):
             progress.update(task, completed=event.rounds)
 
-    return simulate(run, [show], transport=transport)
+    return simulate(run, [show, *subscribers], transport=transport)
 
 
 def audit_with_progress(run: RunFolder, design: AuditDesign, console: Console) -> Audit:

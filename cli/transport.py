@@ -55,9 +55,10 @@ def agent(
 
     from ..client.agent import Agent
     from ..client.agent_metrics import AgentMetrics
-    from ..client.app import app
+    from ..client.app import app, channel_of
     from ..client.company import Company
     from ..client.endpoint import Endpoint, exclusive_agent
+    from ..client.models import kept_models
     from ..protocol.log_text import escape_logs
     from ..protocol.observability import observing
 
@@ -66,7 +67,9 @@ def agent(
     company.startable()
     context = Context(1, 1, {"company-home": str(home)}, RecordDict(), {})
     people.print(
-        f"{company.name} answers; what it refuses and why is in {home / 'company.log'}", markup=False
+        f"{company.name} answers; what it refuses and why is in {home / 'company.log'}",
+        markup=False,
+        soft_wrap=True,
     )
     endpoint = Endpoint.of(home)
     for notice in endpoint.notices():
@@ -76,7 +79,8 @@ def agent(
         answering = Agent(endpoint, told.counted(app) if told else app, context, run, log=company.log)
         code = answering.serve()
     if code == "done":
-        company.leave()
+        company.leave(channel_of(context))
+        kept_models(company)  # judged now, when nobody waits for an answer
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))
     if code != "done":
@@ -99,6 +103,6 @@ def serve(
         people.print(text, markup=False, highlight=False, soft_wrap=True)
 
     escape_logs()
-    result = serve_run(RunFolder.deployable(run), folder, say, metrics)
+    result = serve_run(RunFolder.deployable(run), folder, say, metrics, over="data-plane")
     if as_json:
         print(json.dumps(result))

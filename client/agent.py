@@ -6,49 +6,24 @@ transport. One message is answered at a time. Only records and fixed codes are s
 
 from __future__ import annotations
 
-import queue
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime
+from collections.abc import Callable
 
-import grpc
 from flwr.app import Context, Message
 from flwr.app.metadata import validate_message_type
 
-from .. import __version__
 from ..errors import FedblocksError, ProtocolError
 from ..protocol.messages import STREAM, refusal
-from ..protocol.transport.certificates import COORDINATOR
-from ..protocol.transport.frames import (
-    CODES,
-    FINAL,
-    OPTIONS,
-    Closed,
-    Incoming,
-    frames_of,
-    greeted,
-    hello,
-    incoming,
-)
-from ..protocol.transport.frames_pb2 import Begin, Frame
-from ..protocol.transport.frames_pb2_grpc import DataPlaneStub
+from ..protocol.transport.frames import Incoming
 from ..protocol.transport.records import decode, encode, stamp_messages
+from .dialing import Dialing
 from .endpoint import Endpoint
 
 App = Callable[[Message, Context], Message]
-
-_FIRST_DELAY, _LONGEST_DELAY = 0.2, 15.0
-# Seconds without a coordinator after which a run that Flower has started is over, where the company has no opinion.
-_PATIENCE = 120.0
+Log = Callable[[str], None]
 
 
-class Agent:
-    """Answers one coordinator's requests until the run is over; without `run`, of any run.
-
-    `wait`: for a run that Flower has started, seconds in which to connect for the first time, if shorter than the
-    company's own patience, which is then never without end: Flower starts such a run again itself.
+class Agent(Dialing):
+    """Answers with an app in this process; `run` and `wait` as in `Dialing`.
 
     agent = Agent(Endpoint.of(home), app, context, run="digits-1")
     code = agent.serve()      # "done", or why it stopped
@@ -62,138 +37,28 @@ class Agent:
         run: str = "",
         *,
         wait: float | None = None,
-        log: Callable[[str], None] = lambda line: None,
+        log: Log = lambda line: None,
     ) -> None:
-        self._endpoint = endpoint
-        self._app = app
-        self._context = context
-        self._run = run
-        self._later = endpoint.settings.patience if wait is None else endpoint.settings.patience or _PATIENCE
-        self._patience = self._later if wait is None else min(self._later or wait, wait)
-        self._final = FINAL if wait is None else FINAL | {"later"}
-        self._log = log
-        self._stopped = threading.Event()
-        self._call: grpc.Call | None = None
-        self._heard = 0.0
-        self._warned: date | None = None
-        self.answered = 0
-        self.connected_since: str | None = None
-        self.last_message: str | None = None  # its kind, and when it was answered
-        self.fault: str | None = None  # why the last connection failed, where that is known
+        super().__init__(endpoint, run, wait=wait, log=log)
+        self._app, self._context = app, context
         stamp_messages()
 
-    def serve(self) -> str:
-        """Connect, answer, and connect again when the stream breaks; returns the code that ended it."""
-        delay, told = _FIRST_DELAY, ("", -1)
-        self._heard = time.monotonic()
-        while not self._stopped.is_set():
-            before, fault = self.answered, self.fault
-            self._endpoint = self._endpoint.current()
-            self._warn()
-            code = self._exchange()
-            if (code, self.answered) != told:  # a coordinator that is away for days must not fill the log
-                self._log(f"data plane: {code}")
-                told = (code, self.answered)
-            if code == "unknown_certificate":
-                self.fault = (
-                    "the coordinator does not pin this company's certificate: revoked or replaced there"
-                )
-            if self.fault not in (None, fault):
-                self._log(f"data plane: {self.fault}")
-            if code in self._final:
-                return code
-            if self.answered > before:
-                delay = _FIRST_DELAY
-            if self._patience is not None and time.monotonic() - self._heard > self._patience:
-                return "unreachable"
-            # When a coordinator restarts, all companies lose it at once; they should not all connect at once again.
-            self._stopped.wait(delay * random.uniform(0.5, 1.5))
-            delay = min(2 * delay, _LONGEST_DELAY)
-        return "stopped"
-
-    @property
-    def connected(self) -> bool:
-        return self.connected_since is not None
-
-    def stop(self) -> None:
-        """Stop, from another thread; the current message is still handled but its answer is not sent."""
-        self._stopped.set()
-        if self._call is not None:
-            self._call.cancel()
-
-    def _warn(self) -> None:
-        """Say once a day what ends soon."""
-        today = datetime.now(UTC).date()
-        if self._warned != today:
-            self._warned = today
-            for notice in self._endpoint.notices():
-                self._log(f"warning: {notice}")
-
-    def _exchange(self) -> str:
-        """One stream, from greeting to end."""
-        outgoing: queue.SimpleQueue[Iterator[Frame] | None] = queue.SimpleQueue()
-        outgoing.put(iter([hello(self._run, __version__)]))
-        options = [*OPTIONS, ("grpc.ssl_target_name_override", COORDINATOR)]
-        credentials = self._endpoint.own.channel_credentials(self._endpoint.coordinator)
-        channel = grpc.secure_channel(self._endpoint.settings.address, credentials, options)
-        connected = False
-        try:
-            # gRPC reads `_drained` in another thread, until the call ends.
-            call = DataPlaneStub(channel).Exchange(_drained(outgoing))
-            self._call = call
-            if self._stopped.is_set():
-                return "stopped"
-            greeted(call)
-            connected, self._patience = True, self._later
-            self.fault, self.connected_since = None, _now()
-            for message in incoming(call, self._limit):
-                outgoing.put(frames_of(message.id, message.kind, self._answer(message)))
-                self.answered += 1
-                self.last_message = f"{message.kind} at {_now()}"
-            return "unreachable"
-        except Closed as end:
-            return end.code
-        except ProtocolError as error:
-            return error.code
-        except grpc.RpcError as error:
-            if isinstance(error, grpc.Call) and error.details() in CODES:  # refused without a frame
-                return str(error.details())
-            status = error.code() if isinstance(error, grpc.Call) else None
-            if not connected:
-                self.fault = self._endpoint.fault()
-            return f"unreachable ({status.name.lower() if status else 'no status'})"
-        finally:
-            if connected:
-                self._heard = time.monotonic()
-            self.connected_since = None
-            outgoing.put(None)
-            self._call = None
-            channel.close()
-
-    def _limit(self, begin: Begin) -> int:
-        return self._endpoint.settings.largest_message_mb << 20
-
     def _answer(self, message: Incoming) -> bytes:
-        """The handler's reply, or a refusal's code; no exception's text may leave."""
-        try:
-            if message.kind == STREAM:
-                raise ProtocolError("wrong_phase", "a stream within a stream")
-            if not validate_message_type(message.kind):
-                raise ProtocolError("unknown_message", "no such phase")
-            request = Message(
-                decode(message.content), self._context.node_id, message.kind, ttl=max(message.timeout, 1.0)
-            )
-            return encode(self._app(request, self._context).content)
-        except Exception as error:
-            if not isinstance(error, FedblocksError):
-                self._log(f"data plane: {message.kind!r} failed ({type(error).__name__})")
-            return encode(refusal(error))
+        return answer(message, self._app, self._context, self._log)
 
 
-def _drained(outgoing: queue.SimpleQueue[Iterator[Frame] | None]) -> Iterator[Frame]:
-    while (frames := outgoing.get()) is not None:
-        yield from frames
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
+def answer(message: Incoming, app: App, context: Context, log: Log) -> bytes:
+    """The app's reply, or a refusal's code; no exception's text may leave. Flower needs `stamp_messages` before."""
+    try:
+        if message.kind == STREAM:
+            raise ProtocolError("wrong_phase", "a stream within a stream")
+        if not validate_message_type(message.kind):
+            raise ProtocolError("unknown_message", "no such phase")
+        request = Message(
+            decode(message.content), context.node_id, message.kind, ttl=max(message.timeout, 1.0)
+        )
+        return encode(app(request, context).content)
+    except Exception as error:
+        if not isinstance(error, FedblocksError):
+            log(f"data plane: {message.kind!r} failed ({type(error).__name__})")
+        return encode(refusal(error))

@@ -21,16 +21,30 @@ from flwr.clientapp import ClientApp
 
 from ..blocks import Denoiser
 from ..blocks.examples import Examples
-from ..blocks.state import check_part, digest, merge
+from ..blocks.state import State, check_part, digest, merge
 from ..errors import InputError, LedgerError, PrivacyError, ProtocolError
+from ..privacy.composition import Terms
 from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import ChannelKeys, CompanySession, Roster, Session
+from ..protocol.evaluation import (
+    BITS,
+    EVALUATION,
+    check_due,
+    evaluation_run,
+    evaluation_terms,
+    is_evaluation,
+    settings_of,
+)
 from ..protocol.messages import (
+    EVALUATE,
     JOIN,
     KEYS,
     TRAIN,
     ConfirmReply,
     ConfirmRequest,
+    DeliverReply,
+    DeliverRequest,
+    EvaluateRequest,
     JoinReply,
     JoinRequest,
     KeysReply,
@@ -49,16 +63,27 @@ from ..settings import Plan, validated_json
 from .agent import Agent
 from .answer_time import timed
 from .approvals import Undecided
+from .awaited import Awaited
 from .batches import examples_at_once
 from .company import Company
+from .delivery import receive
 from .endpoint import Endpoint, exclusive_agent
+from .evaluating import evaluated
 from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
 from .predicted_gain import check_not_refused, check_once
-from .recording import record_answered, record_asked, record_joined, record_refusal, record_trained
-from .rehearsal import rehearse
-from .training import model_of, train_block
+from .readiness import data_fingerprint, planned_parts, readable_held_out
+from .recording import (
+    record_answered,
+    record_asked,
+    record_evaluated,
+    record_joined,
+    record_refusal,
+    record_trained,
+)
+from .rehearsal import rehearse, rehearse_evaluation
+from .training import model_of, train_block, whole_model_of
 
 
 class CompanyApp(ClientApp):
@@ -101,10 +126,11 @@ def guarded(handler: Handler) -> Callable[[Message, Context], Message]:
                     record_refusal(company, _run_name(message, context), kind, error)
                 return refusal(error)
 
-        # The time of a training depends on the examples, that of a join and of being ready for a round also on the
-        # ledger; of the others on messages only. The answer is made after the wait: Flower stores a message's time
-        # in it.
-        seconds = company.policy.answer_seconds if kind in (JOIN, KEYS, TRAIN) else None
+        # The time of a training or an evaluation depends on the examples, that of a join and of being ready for a
+        # round also on the ledger; of the others on messages only. The answer is made after the wait: Flower stores a
+        # message's time in it.
+        slow = kind in (JOIN, KEYS, TRAIN, EVALUATE)
+        seconds = company.policy.answer_seconds if slow else None
         answered, durations = timed(record, seconds)
         if durations > 1:
             with suppress(OSError):
@@ -140,9 +166,11 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     rehearse(plan, 0, fewest, company.policy)
     check_part(model, request.shared, None)
     company.policy.check_shared(digest(request.shared))
+    if plan.evaluation is not None:
+        rehearse_evaluation(plan, fewest, company.policy)
     with company.ledger() as ledger:
-        ledger.check_plan(plan.run, terms)
-    data = company.ready(plan, joining=True)  # last: from here on the run has these data
+        ledger.check_plans([(plan.run, terms), *planned_parts(plan)[1:]])
+    company.ready(plan, joining=True)  # last: from here on the run has these data
     joined = request.digest()
     company.save_shared(joined, request.shared)
     channel = ChannelKeys.generate()
@@ -161,7 +189,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     context.state.pop("session", None)
     _keep_joined(context, company)
     company.log(f"joined run {plan.run}")
-    record_joined(company, plan.run, data.digest)
+    record_joined(company, plan.run, data_fingerprint(company))
     signed = channel.signed(member, plan.run, joined)
     return JoinReply(company.name, signed, member.roster.members).to_record()
 
@@ -176,6 +204,8 @@ def _keep_joined(context: Context, company: Company) -> None:
         rows, head = len(ledger.rows()), ledger.head()
     kept = {**run, "plan": str(record["plan"]), "roster": roster, "company": company.name}
     company.joined.save(JoinedRun.model_validate({**kept, "rows": rows, "head": head}))
+    joined, shared = _stored(context, "run", "joined"), _stored(context, "run", "shared")
+    company.awaited.save(Awaited(_parsed_plan(str(record["plan"])), joined, shared))
 
 
 def _restore_joined(context: Context, company: Company) -> None:
@@ -201,7 +231,8 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     session, joined = request.session, _stored(context, "run", "joined")
     if session.run != plan.run or session.settings_digest != joined:
         raise ProtocolError("bad_session", "the session is not of the joined run")
-    if session.bits != plan.bits or not 1 <= session.round <= plan.training.rounds:
+    bits = BITS if is_evaluation(session) else plan.bits
+    if session.bits != bits or not 1 <= session.round <= plan.training.rounds:
         raise ProtocolError("bad_session", "the session's bits or round are not the plan's")
     if session.threshold < (plan.threshold(len(session.cohort)) or 0):
         raise ProtocolError("low_threshold", "fewer companies than the plan's shares of noise need")
@@ -212,7 +243,8 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     )
     _only_cohort(company, session)
     _check_ready(context, company, plan, session)
-    company.steps.take("begun", channel.public, session.digest())
+    company.count_session(plan)
+    company.steps.take_in_session("begun", channel.public, session.digest())
     _record(context, "run")["channel"] = channel.to_bytes()
     context.state["session"] = ConfigRecord({"session": party.to_bytes()})
     return KeysReply(party.advert()).to_record()
@@ -223,6 +255,9 @@ def _check_ready(context: Context, company: Company, plan: Plan, session: Sessio
 
     Of a company that is not ready the coordinator learns the code.
     """
+    if is_evaluation(session):
+        _check_ready_to_evaluate(context, company, plan, session)
+        return
     block, companies = block_of(plan, session), len(session.cohort)
     company.requests.check(plan, company.policy)
     check_not_refused(company.steps, plan)
@@ -230,18 +265,41 @@ def _check_ready(context: Context, company: Company, plan: Plan, session: Sessio
     rehearse(plan, block, companies, company.policy)
     model = model_of(plan, company.policy.device, block)
     shared = _stored(context, "run", "shared")
-    labels = release_labels(plan, session, session.model_digest, shared, data, company.policy)
-    if company.simulated:
-        release, _ = company.randomness(*labels)
-    else:
-        again, label = not plan.secure_step, sum_label(block)
-        release = company.releases.id_for(plan.run, session.round, label, labels, again=again)
+    labels = release_labels(plan, session, session.model_digest, shared, data.digest, company.policy)
+    release = _next_release(company, plan, session, labels)
     company.check_steps(plan)
     with company.ledger() as ledger:
         company.decisions.check(len(ledger.rows()))
         ledger.check_release(
             plan.run, run_terms(plan, block_size(model, block, plan.training), companies), release
         )
+
+
+def _check_ready_to_evaluate(context: Context, company: Company, plan: Plan, session: Session) -> None:
+    """As `_check_ready`, of an evaluation."""
+    check_due(plan, session)
+    company.requests.check(plan, company.policy)
+    check_not_refused(company.steps, plan)
+    company.ready(plan)
+    companies = len(session.cohort)
+    rehearse_evaluation(plan, companies, company.policy)
+    labels = _evaluation_labels(context, company, plan, session)
+    release = _next_release(company, plan, session, labels)
+    with company.ledger() as ledger:
+        rows = ledger.rows()
+        company.decisions.check(len(rows))
+        # So training is the first of a plan's two runs in every ledger, as the plan's account has it.
+        if all(row.run != plan.run for row in rows):
+            raise ProtocolError("not_trained", "this company has not trained in the run")
+        ledger.check_release(evaluation_run(plan.run), evaluation_terms(plan, companies), release)
+
+
+def _next_release(company: Company, plan: Plan, session: Session, labels: tuple[str | int, ...]) -> str:
+    """The id under which the session's release would be charged now."""
+    if company.simulated:
+        return company.randomness(*labels)[0]
+    again, label = not plan.secure_step, block_label(session.label)
+    return company.releases.id_for(plan.run, session.round, label, labels, again=again)
 
 
 @app.train("block")
@@ -259,9 +317,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     rehearse(plan, request.block, companies, company.policy)
     model = model_of(plan, company.policy.device, request.block)
     shared_state = company.load_shared(_stored(context, "run", "joined"))
-    received, shared = digest(*request.states.values()), digest(shared_state)
-    if received != session.model_digest or shared != _stored(context, "run", "shared"):
-        raise ProtocolError("wrong_session", "the model received is not the one the session is for")
+    received, shared = _same_model(context, session, request.states, shared_state)
     if list(request.states) != list(blocks_read(plan, request.block)):
         raise ProtocolError("wrong_session", "not the block states that this plan's blocks read")
     for b, state in request.states.items():
@@ -275,16 +331,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     if (limit := company.policy.largest_predicted_gain) is not None:
         check_once(company.steps, limit, model, request.block, data, plan)
     _take("trained", context, company, party)
-    labels = release_labels(plan, session, received, shared, data, company.policy)
-    label = sum_label(request.block)
-
-    def charge(release: str) -> None:
-        with company.ledger() as ledger:
-            company.decisions.charged(
-                ledger.rows()
-            )  # what a crash has left, so that another one leaves no more
-            ledger.charge(run=plan.run, round=session.round, block=label, release_id=release, terms=terms)
-            company.decisions.charged(ledger.rows())
+    labels = release_labels(plan, session, received, shared, data.digest, company.policy)
 
     def trained(randomness: Randomness) -> npt.NDArray[np.uint32]:
         company.count_round()
@@ -292,20 +339,87 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         _watch(context, company, model, request, data, plan)
         return train_block(model, request.block, data, plan, companies, randomness, company.policy)
 
+    residues = _released(company, plan, session, labels, (plan.run, terms), trained)
+    masked = party.mask(residues, request.adverts)
+    context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    company.log(f"trained {sum_label(request.block)} in round {session.round}")
+    record_trained(company, session, masked)
+    return TrainReply(masked).to_record()
+
+
+@app.evaluate("model")
+@guarded
+def evaluate(message: Message, context: Context, company: Company) -> RecordDict:
+    """Charge the ledger, judge the model on the held-out examples, mask the sums."""
+    request = EvaluateRequest.from_record(message.content)
+    plan, party = _joined(context, company, charged=False)
+    session = party.session
+    if not is_evaluation(session):
+        raise ProtocolError("wrong_session", "the session is no evaluation's")
+    check_due(plan, session)
+    # As in a training: what can be refused is refused before the charge.
+    companies = len(session.cohort)
+    rehearse_evaluation(plan, companies, company.policy)
+    model = whole_model_of(plan, company.policy.device)
+    shared_state = company.load_shared(_stored(context, "run", "joined"))
+    _same_model(context, session, request.states, shared_state)
+    if len(request.states) != plan.model.blocks:
+        raise ProtocolError("wrong_session", "not the states of all blocks")
+    for b, state in request.states.items():
+        check_part(model, state, b)
+    merge(model, shared_state, *request.states.values())
+    party.check_adverts(request.adverts)
+    company.ready(plan)
+    held_out = readable_held_out(company)
+    _take("trained", context, company, party)
+    labels = _evaluation_labels(context, company, plan, session)
+    residues = _released(
+        company, plan, session, labels, (evaluation_run(plan.run), evaluation_terms(plan, companies)),
+        lambda randomness: evaluated(model, held_out, plan, companies, randomness),
+    )  # fmt: skip
+    masked = party.mask(residues, request.adverts)
+    context.state["session"] = ConfigRecord({"session": party.to_bytes()})
+    company.log(f"evaluated the model after round {session.round}")
+    record_evaluated(company, session, masked)
+    return TrainReply(masked).to_record()
+
+
+def _same_model(
+    context: Context, session: Session, states: dict[int, State], shared: State
+) -> tuple[bytes, bytes]:
+    """The digests of block states and shared state, if they are those of the session and of the joined run."""
+    received, joined = digest(*states.values()), digest(shared)
+    if received != session.model_digest or joined != _stored(context, "run", "shared"):
+        raise ProtocolError("wrong_session", "the model received is not the one the session is for")
+    return received, joined
+
+
+def _released(
+    company: Company,
+    plan: Plan,
+    session: Session,
+    labels: tuple[str | int, ...],
+    charged: tuple[str, Terms],
+    make: Callable[[Randomness], npt.NDArray[np.uint32]],
+) -> npt.NDArray[np.uint32]:
+    """The residues of the session's release, charged before they are made; `charged`: run and terms in the ledger."""
+    label, (run, terms) = block_label(session.label), charged
+
+    def charge(release: str) -> None:
+        with company.ledger() as ledger:
+            # What a crash has left, so that another one leaves no more.
+            company.decisions.charged(ledger.rows())
+            ledger.charge(run=run, round=session.round, block=label, release_id=release, terms=terms)
+            company.decisions.charged(ledger.rows())
+
     if company.simulated:
         release, randomness = company.randomness(*labels)
         charge(release)
-        residues = trained(randomness)
-    else:
-        residues = company.releases.make(
-            plan.run, session.round, label, labels, again=not plan.secure_step, charge=charge,
-            train=lambda: trained(Randomness.from_entropy()),
-        )  # fmt: skip
-    masked = party.mask(residues, request.adverts)
-    context.state["session"] = ConfigRecord({"session": party.to_bytes()})
-    company.log(f"trained {label} in round {session.round}")
-    record_trained(company, session, masked)
-    return TrainReply(masked).to_record()
+        return make(randomness)
+    return company.releases.make(
+        plan.run, session.round, label, labels, again=not plan.secure_step, charge=charge,
+        train=lambda: make(Randomness.from_entropy()),
+    )  # fmt: skip
 
 
 @app.query("confirm")
@@ -334,6 +448,27 @@ def unmask(message: Message, context: Context, company: Company) -> RecordDict:
     return UnmaskReply(shares).to_record()
 
 
+@app.query("deliver")
+@guarded
+def deliver(message: Message, context: Context, company: Company) -> RecordDict:
+    """Take a part of the final model of a run that this company has joined."""
+    request = DeliverRequest.from_record(message.content)
+    awaited = _awaited(context, company, request.joined)
+    return DeliverReply(receive(request, awaited, company)).to_record()
+
+
+def _awaited(context: Context, company: Company, joined: bytes) -> Awaited:
+    """What was joined under this digest, in this process or, by a company with a life of its own, at any time."""
+    record = _record(context, "run")
+    plan, shared = record.get("plan"), record.get("shared")
+    if record.get("joined") == joined and isinstance(plan, str) and isinstance(shared, bytes):
+        return Awaited(_parsed_plan(plan), joined, shared)
+    found = None if company.simulated else company.awaited.find(joined)
+    if found is None:
+        raise ProtocolError("not_awaited", "this company has not joined the run, or it is too long ago")
+    return found
+
+
 @app.query("stream")
 @guarded
 def stream(message: Message, context: Context, company: Company) -> RecordDict:
@@ -347,7 +482,7 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         )
         ended = agent.serve()
         if ended == "done":
-            company.leave()
+            company.leave(channel_of(context))
         return StreamReply(ended, agent.answered).to_record()
 
 
@@ -360,26 +495,27 @@ _PLAN_BESIDE: dict[str, Any] = {
         "message_timeout", "reserve",
     },
     "secure_aggregation": {"minimum_cohort", "threshold"},
+    "evaluation": True,
 }  # fmt: skip
 _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
     "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
-    "most_rounds_a_day", "hours", "zone", "approval", "largest_predicted_gain",
+    "most_rounds_a_day", "most_attempts", "hours", "zone", "approval", "largest_predicted_gain",
 }  # fmt: skip
 
 
 def release_labels(
-    plan: Plan, session: Session, block: bytes, shared: bytes, data: Examples, policy: Policy
+    plan: Plan, session: Session, block: bytes, shared: bytes, data: bytes, policy: Policy
 ) -> tuple[str | int, ...]:
     """Everything that a seeded release depends on: if any of it differs, so does the noise.
 
     And nothing else, so that two simulations which differ only in logging or length make the same releases. `block`
-    is the digest of the received states, `shared` that of the shared state.
+    is the digest of the received states, `shared` that of the shared state, `data` that of the examples.
     """
     beside = _POLICY_BESIDE if policy.threads is not None else _POLICY_BESIDE | {"threads"}
     terms = (plan.model_dump_json(exclude=_PLAN_BESIDE), policy.model_dump_json(exclude=beside))
-    parts = (block, shared, data.digest)
+    parts = (block, shared, data)
     digests = [hashlib.sha256(text.encode()).digest() for text in terms]
     return (
         session.round,
@@ -387,6 +523,16 @@ def release_labels(
         len(session.cohort),
         *(part.hex() for part in (*digests, *parts)),
     )
+
+
+def _evaluation_labels(
+    context: Context, company: Company, plan: Plan, session: Session
+) -> tuple[str | int, ...]:
+    """`release_labels` of an evaluation: it depends on the held-out examples, and on how they are judged."""
+    held_out, shared = readable_held_out(company), _stored(context, "run", "shared")
+    data = b"" if held_out is None else held_out.digest
+    found = release_labels(plan, session, session.model_digest, shared, data, company.policy)
+    return EVALUATION, settings_of(plan).model_dump_json(), *found
 
 
 def _plan(context: Context, company: Company) -> Plan:
@@ -479,12 +625,18 @@ def _only_cohort(company: Company, session: Session) -> None:
 
 def _take(step: str, context: Context, company: Company, party: CompanySession, **named: Any) -> None:
     """Record a step of the open session in the company's home, before its answer leaves."""
-    company.steps.take(step, _stored(context, "run", "public"), party.session.digest(), **named)
+    company.steps.take_in_session(step, _stored(context, "run", "public"), party.session.digest(), **named)
 
 
 def _record(context: Context, name: str) -> ConfigRecord:
     found = context.state.get(name)
     return found if isinstance(found, ConfigRecord) else ConfigRecord()
+
+
+def channel_of(context: Context) -> bytes | None:
+    """The public channel key with which a run was joined; none if none was."""
+    value = _record(context, "run").get("public")
+    return value if isinstance(value, bytes) else None
 
 
 def _stored(context: Context, record: str, name: str) -> bytes:

@@ -6,6 +6,7 @@ within 365 days. The guarantee is that of the ledger and its ceiling; these keep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import BudgetExceeded
@@ -25,30 +26,38 @@ class Growth:
     in_a_year: float
 
 
-def growth(ledger: LedgerCopy, run: str, terms: Terms, now: float) -> Growth:
-    """`terms` are those of the run if it has not begun; else those to which it is pinned count."""
+def growth(ledger: LedgerCopy, parts: Sequence[tuple[str, Terms]], now: float) -> Growth:
+    """`parts`: the run's training, and its evaluations if it has any, as runs of a ledger: name and terms. The terms
+    count where a part has not begun; else those to which it is pinned."""
     rule, runs = ledger.composition, runs_of(ledger.rows)
-    begun = runs.get(run)
-    others = [each for name, each in runs.items() if name != run]
-    before = rule.epsilon(list(runs.values()))
-    if begun is None:
-        after = rule.further(before, others, terms, terms.releases)
-    elif rule.name == RUNS:
-        after = before  # the whole run was charged at its first release
-    else:
-        after = rule.epsilon([*others, Run(begun.terms, begun.terms.releases)])
+    before = after = rule.epsilon(list(runs.values()))
+    for name, terms in parts:
+        begun = runs.get(name)
+        others = [each for other, each in runs.items() if other != name]
+        if begun is None:
+            after = rule.further(after, others, terms, terms.releases)
+        elif rule.name != RUNS:  # else the whole run was charged at its first release
+            after = rule.epsilon([*others, Run(begun.terms, begun.terms.releases)])
+        kept = terms if begun is None else begun.terms
+        runs[name] = Run(kept, kept.releases)
 
     def gained(rows: list[tuple[float, float]]) -> float:
         return sum(late - early for early, late in rows)
 
-    made = [(row.epsilon_before, row.epsilon_after) for row in ledger.rows if row.run == run]
+    names = {name for name, _ in parts}
+    made = [(row.epsilon_before, row.epsilon_after) for row in ledger.rows if row.run in names]
     recent = [(row.epsilon_before, row.epsilon_after) for row in ledger.rows if row.time > now - YEAR]
     return Growth(gained(made), after - before, gained(recent))
 
 
-def check_ceilings(policy: Policy, ledger: LedgerCopy, run: str, terms: Terms, now: float) -> None:
-    """BudgetExceeded if the run would pass the policy's ceiling for a run, or for the 365 days up to `now`."""
-    found = growth(ledger, run, terms, now)
+def check_ceilings(
+    policy: Policy, ledger: LedgerCopy, parts: Sequence[tuple[str, Terms]], now: float
+) -> None:
+    """BudgetExceeded if the run would pass the policy's ceiling for a run, or for the 365 days up to `now`.
+
+    `parts`: as for `growth`.
+    """
+    found, run = growth(ledger, parts, now), parts[0][0]
     # Written so that NaN, as of infinite costs, is refused too.
     if (
         policy.epsilon_ceiling_run is not None

@@ -5,12 +5,14 @@ company-0/
     identity.key          its Ed25519 private key; readable by its owner alone
     roster.toml           names and public keys of the companies that it may aggregate with
     data.npz              training examples, already at the model's size; data.json says what was read into it
+    held_out.npz          examples that are never trained on, and held_out.key, which decides; see `held_out`
     ledger.sqlite         every release, charged before it is made
     steps.sqlite          the steps of secure sums that have been taken, once each; the ledger's length and head
     decisions.jsonl       what was asked, allowed, refused, charged and sent, a chained line each
     shared-*.safetensors  the shared state of a joined run
     requests/             what coordinators have asked for, and what people have decided; see `approvals`
     joined.json           what was joined, until the run is over; see `joined`
+    models/               the final models of joined runs; see `delivery`, `models` and `awaited`
     release-*.bin         releases of a round that may be begun anew; see `kept_releases`
     company.log           what happened and why; texts of errors stay here
 
@@ -25,7 +27,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -43,11 +45,14 @@ from ..privacy.ledger import Ledger
 from ..privacy.randomness import Randomness
 from ..privacy.secure_aggregation import Member
 from ..protocol import private_file
+from ..protocol.evaluation import training_run
 from ..protocol.identity import load_member
 from ..settings import DataKind, Plan
 from .approvals import Requests
+from .awaited import AwaitedModels
 from .company_log import company_logger
 from .decisions import LEDGER_FILE, Decisions
+from .held_out import HELD_OUT_FILE
 from .joined import JOINED_FILE, JoinedFile
 from .kept_releases import KeptReleases
 from .policy import Policy, load_policy
@@ -55,6 +60,8 @@ from .readiness import ready, startable
 from .replay_guard import STEPS_FILE, Steps
 
 COMPANIES = "companies"
+# Of one run a day that a company takes part in, however few releases its plan has.
+LEAST_SESSIONS = 1000
 
 # The rules that each home's record of decisions was last told of, by this process.
 _policies: dict[Path, bytes] = {}
@@ -110,7 +117,16 @@ class Company:
 
     def data(self) -> Examples:
         """The training examples, checked against the policy's declaration; InputError if they do not fit."""
-        path = self.home / "data.npz"
+        return self._read(self.home / "data.npz")
+
+    def held_out(self) -> Examples | None:
+        """The examples that are never trained on; none where the home holds nothing out. Raises as `data`."""
+        try:
+            return self._read(self.home / HELD_OUT_FILE)
+        except FileNotFoundError:
+            return None
+
+    def _read(self, path: Path) -> Examples:
         state = path.stat()
         seen = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
         return _data(path, seen, self.policy.data)
@@ -196,7 +212,7 @@ class Company:
     def _begin(self) -> Guarantee:
         with self._ledger(None) as ledger:
             rows = ledger.rows()
-            self.steps.begin(len(rows), ledger.head(), {row.run for row in rows})
+            self.steps.begin(len(rows), ledger.head(), {training_run(row.run) for row in rows})
             self.decisions.begin(len(rows), ledger.head())
             return ledger.spent()
 
@@ -222,6 +238,11 @@ class Company:
         return JoinedFile(self.home / JOINED_FILE)
 
     @property
+    def awaited(self) -> AwaitedModels:
+        """The runs whose final model this company takes."""
+        return AwaitedModels(self.home, self.name)
+
+    @property
     def releases(self) -> KeptReleases:
         return KeptReleases(self.home)
 
@@ -230,10 +251,13 @@ class Company:
         """What coordinators have asked for, and what people of the company have decided."""
         return Requests(self.home, self.clock)
 
-    def leave(self) -> None:
-        """The run is over: what was kept to go on with it is removed."""
+    def leave(self, channel: bytes | None = None) -> None:
+        """The run is over: what was kept to go on with it, joined with this public channel key, is removed."""
         self.joined.remove()
         self.releases.forget()
+        if channel is not None:
+            with suppress(LedgerError):  # a full disk: the steps stay, and the agent goes on
+                self.steps.forget_sessions(channel)
 
     @property
     def steps(self) -> Steps:
@@ -262,6 +286,17 @@ class Company:
         day = self.day()
         self.steps.count("joins", day, times=1, most=self.policy.most_joins)
         self.steps.count_new("plans", day, value=plan.digest(), most=self.policy.most_new_plans)
+
+    def count_session(self, plan: Plan) -> None:
+        """Count a session of today before it begins, since each leaves a row on disk for as long as its run goes on.
+
+        Raises:
+            ProtocolError: "too_many", past what a run with failed rounds needs.
+        """
+        if self.simulated:
+            return
+        most = max(LEAST_SESSIONS, self.policy.most_attempts * plan.training.releases(plan.model.blocks))
+        self.steps.count("sessions", plan.run.encode(), self.day(), times=1, most=most)
 
     def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
         """A release's id and its randomness.
@@ -296,4 +331,4 @@ def simulated_home(companies: Path, partition: int) -> Path:
 def _data(path: Path, seen: tuple[int, ...], kind: DataKind) -> Examples:
     """Cached until the file changes."""
     with _reading:
-        return Examples.load(path).check("data.npz", kind)
+        return Examples.load(path).check(path.name, kind)

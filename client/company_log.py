@@ -1,7 +1,8 @@
 """The company's own log, HOME/company.log: what happened and why; texts of errors stay here.
 
 A line an entry, or a JSON object with `use_json`; times are local, with their offset from UTC. At ten megabytes the
-file becomes company.log.1, and so on up to five. Only its owner may read it, from its creation.
+file becomes company.log.1, and so on up to five. Only its owner may read it, from its creation. Several processes of
+one home write to it: an agent, its worker, commands.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import os
 from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
@@ -44,6 +46,19 @@ def company_logger(home: Path) -> logging.Logger:
 class _LogFile(logging.handlers.RotatingFileHandler):
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream is not None and self._moved(self.stream):
+            self.stream.close()
+            self.stream = None  # as before the first entry
+        super().emit(record)
+
+    def _moved(self, stream: TextIOWrapper) -> bool:
+        """Whether another process has begun a new file."""
+        try:
+            return not os.path.samestat(os.stat(self.baseFilename), os.fstat(stream.fileno()))
+        except FileNotFoundError:
+            return True
 
 
 class _Lines(logging.Formatter):

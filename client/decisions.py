@@ -1,8 +1,10 @@
-"""The company's record of decisions: one JSON line each, which nobody can remove, change or reorder unnoticed.
+"""The company's record of decisions: one JSON line each, which cannot be removed, changed or moved unnoticed.
 
 HOME/decisions.jsonl. Every line carries the SHA-256 of itself and of the line before, and where the ledger has grown
 the ledger's head, so each of both shows what is missing in the other. A chain does not show that its end was cut
-off: the number of lines and the last hash are kept with the ledger's, in steps.sqlite.
+off: the number of lines and the last hash are kept with the ledger's, in steps.sqlite. Neither has a key: who can
+write both files can write another history, unless a last hash was noted elsewhere. It stands in signed statements of
+the ledger, and the agent says it on stderr, which a service manager keeps.
 
     begun     the record begins, or goes on after the ledger was accepted: the ledger's rows and head
     policy    the rules have changed: digest
@@ -14,7 +16,9 @@ off: the number of lines and the last hash are kept with the ledger's, in steps.
     refused   a message was refused: by policy, ledger, protocol or machine; why, the rule or a fixed code
     charged   the ledger was charged: row, head, epsilon after it
     trained   a block was trained
+    evaluated a model was judged on held-out examples
     sent      what was made from data leaves: bytes, SHA-256 digest
+    model     a finished run's model came and was kept: round, digest
 
 A line holds no value of the data and no text of an exception. It is on disk before what it tells of leaves. An
 invented company of a simulation keeps no record.
@@ -25,13 +29,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import LedgerError
+from ..errors import InputError, LedgerError
 from ..privacy.ledger_file import LedgerRow, read_ledger
 from ..protocol import private_file
 from .decision_chain import (
@@ -66,9 +71,12 @@ KINDS = frozenset(
         "charged",
         "trained",
         "sent",
+        "model",
+        "evaluated",
     )
 )
 Entry = tuple[str, Mapping[str, Value]]
+_NOTED = re.compile(r"[0-9a-f]{16,64}")
 # Rows of the ledger that a crash leaves without a line: one release is charged at a time, and the next one's line
 # comes with those that are missing.
 _MOST_UNLOGGED = 1
@@ -135,6 +143,11 @@ class Decisions:
             self._add(kept, *(("charged", _of_row(row)) for row in rows[kept.rows :]))
             kept.rows = len(rows)
 
+    def head(self) -> LogHead:
+        """How many lines there are, and the last one's hash."""
+        self.check()
+        return self.steps.seen_log()
+
     def see_policy(self, text: bytes) -> None:
         """Add a line if the policy's text is not the one that was last seen."""
         if not self.kept:
@@ -199,16 +212,20 @@ class Decisions:
 @dataclass(frozen=True)
 class Verified:
     """What was found: `unlogged` rows of the ledger that a crash kept from the record, and lines `beyond` the last
-    one that was recorded as seen."""
+    one that was recorded as seen; `head`, the last line's hash."""
 
     lines: int
     rows: int
     unlogged: int
     beyond: int
+    head: str
 
 
-def verify(home: Path) -> Verified:
+def verify(home: Path, seen: Sequence[str] = ()) -> Verified:
     """Check the record against itself, against what was seen of it, and against the ledger beside it.
+
+    The three files have no key. `seen`: hashes of earlier last lines that were noted elsewhere, 16 hexadecimal digits
+    at least; up to these lines nobody can have made up another history.
 
     Raises:
         LedgerError: names the line, or the ledger's row, that is missing, changed or out of order.
@@ -217,6 +234,7 @@ def verify(home: Path) -> Verified:
     kept = Steps(home / STEPS_FILE).seen_log()
     lines = whole_lines(path)
     entries = check_chain(path, lines)
+    _check_seen(path, entries, seen)
     if len(lines) < kept.lines:
         raise too_short(path, kept.lines)
     if kept.lines:
@@ -225,9 +243,21 @@ def verify(home: Path) -> Verified:
     rows = read_ledger(home / LEDGER_FILE).rows
     covered = _covered(path, entries, rows)
     if len(rows) - covered > _MOST_UNLOGGED and whole_lines(path) != lines:
-        return verify(home)  # an agent has charged between the two readings
+        return verify(home, seen)  # an agent has charged between the two readings
     _check_unlogged(path, len(rows), covered)
-    return Verified(len(lines), len(rows), len(rows) - covered, len(lines) - kept.lines)
+    head = entries[-1]["hash"] if entries else GENESIS
+    return Verified(len(lines), len(rows), len(rows) - covered, len(lines) - kept.lines, head)
+
+
+def _check_seen(path: Path, entries: Sequence[dict[str, Any]], seen: Sequence[str]) -> None:
+    for noted in seen:
+        if not _NOTED.fullmatch(noted):
+            raise InputError("--seen", noted, "16 to 64 hexadecimal digits of a last line's hash")
+        if not any(entry["hash"].startswith(noted) for entry in entries):
+            raise LedgerError(
+                f"{path} has no line with the hash {noted}, which was noted elsewhere: another history was written "
+                "in its place, or it was lost and begun anew"
+            )
 
 
 def _check_unlogged(path: Path, rows: int, told: int) -> None:
@@ -244,14 +274,14 @@ def _covered(path: Path, entries: Sequence[dict[str, Any]], rows: Sequence[Ledge
     covered = 0
     again = max((i for i, entry in enumerate(entries) if entry["what"] == "begun"), default=0)
     for number, entry in enumerate(entries[again:], start=again + 1):
-        if entry["what"] == "begun":
-            covered, head = entry["rows"], entry["head"]
-        elif entry["what"] == "charged":
-            if entry["row"] != covered + 1:
-                raise wrong(path, number, f"tells of row {entry['row']} of the ledger after row {covered}")
-            covered, head = entry["row"], entry["head"]
-        else:
+        if entry["what"] not in ("begun", "charged"):
             continue
+        row, head = entry.get("rows" if entry["what"] == "begun" else "row"), entry.get("head")
+        if not isinstance(row, int) or row < 0:
+            raise wrong(path, number, "says no row of the ledger")
+        if entry["what"] == "charged" and row != covered + 1:
+            raise wrong(path, number, f"tells of row {row} of the ledger after row {covered}")
+        covered = row
         if covered > len(rows):
             raise LedgerError(
                 f"{path} line {number} tells of row {covered} of the ledger, which has {len(rows)}: it was cut short"

@@ -81,11 +81,14 @@ class Endpoint:
 
     def fault(self) -> str | None:
         """Why no connection can be made, in words: an expired certificate, or what a handshake shows."""
-        for notice in self.notices():
-            if not notice.valid:
-                return notice.rule
-        folder = None if self.home is None else self.home / FOLDER
-        return fault(self.settings.address, self.coordinator, folder)
+        try:
+            for notice in self.notices():
+                if not notice.valid:
+                    return notice.rule
+            folder = None if self.home is None else self.home / FOLDER
+            return fault(self.settings.address, self.coordinator, folder)
+        except InputError as error:  # a file that was damaged, or is being replaced, must not end the agent
+            return str(error)
 
 
 @contextmanager

@@ -5,23 +5,34 @@ name on PATH, or none under some service managers. Here both are started with th
 
     python -P -m fedblocks.client.flower_process NAME ARGUMENTS...
 
-which also escapes their logs, and does not send the texts of their errors.
+which also escapes their logs, and does not send the texts of their errors. The process of a message is forked from
+one that has its imports already, which take seconds.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 from flwr.app import Error
 
+from ..protocol.flower_parts import put_in_place
 from ..protocol.log_text import escape_logs
 
 # Not __name__, which in such a process is "__main__".
 _MODULE = f"{__package__}.flower_process"
+
+# What handling a message imports; nothing of it starts a thread, which a fork would lose.
+_NEEDED = [
+    "fedblocks.client.app",
+    "fedblocks.client.training",
+    "flwr.supernode.cli",
+    "flwr.supernode.runtime",
+]
 
 SUPEREXEC, CLIENT_APP = "flower-superexec", "flwr-clientapp"
 
@@ -39,13 +50,20 @@ class FromHere:
         return subprocess.Popen([sys.executable, "-P", "-m", _MODULE, *command], **named)
 
 
-def put_in_place(module: ModuleType, name: str, new: object) -> Any:
-    """Replace an object in a module of Flower's; returns the old one. RuntimeError if there is none."""
-    old = vars(module).get(name)
-    if old is None:
-        raise RuntimeError("this version of Flower works in a way that cannot be guarded")
-    setattr(module, name, new)
-    return old
+class Forked(FromHere):
+    """Replaces `subprocess` where `flwr-clientapp` is started for a message."""
+
+    @staticmethod
+    def Popen(command: list[str], **named: Any) -> Any:
+        """Start it, a new process with nothing of an earlier message in it; RuntimeError for any other command."""
+        if command[0] != CLIENT_APP:
+            raise RuntimeError(f"{command[0]!r} is not started here")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_NEEDED)
+        # Of this module by its name: here it is "__main__".
+        process = context.Process(target=import_module(_MODULE).main, args=command, daemon=True)
+        process.start()
+        return process
 
 
 def main(name: str, *arguments: str) -> None:
@@ -64,7 +82,7 @@ def _superexec() -> None:
     from flwr.supercore.cli import flower_superexec
     from flwr.supercore.superexec.executor import subprocess_executor
 
-    put_in_place(subprocess_executor, "subprocess", FromHere)
+    put_in_place(subprocess_executor, "subprocess", Forked)
     flower_superexec()
 
 

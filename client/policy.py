@@ -110,6 +110,12 @@ class Policy(BaseModel):
         ge=1,
         description="of these, with plans not seen that day: each answer reveals something of what was spent",
     )
+    most_attempts: int = Field(
+        10,
+        ge=1,
+        description="sessions of a run a day (UTC), as a multiple of the releases that its plan has and 1000 at "
+        "least; a round that fails and is begun anew is another session",
+    )
     most_rounds_a_day: int | None = Field(
         None, ge=1, description="trainings a day (UTC), of all runs; further rounds wait for the next day"
     )
@@ -176,6 +182,13 @@ class Policy(BaseModel):
         if plan.private and plan.noise_multiplier < self.minimum_noise_multiplier:
             floor = self.minimum_noise_multiplier
             text = f"noise_multiplier={plan.noise_multiplier} is below this company's {floor}"
+            yield PolicyRefusal("minimum_noise_multiplier", text)
+        evaluation = plan.evaluation
+        if evaluation is not None and evaluation.noise_multiplier < self.minimum_noise_multiplier:
+            floor = self.minimum_noise_multiplier
+            text = (
+                f"evaluation.noise_multiplier={evaluation.noise_multiplier} is below this company's {floor}"
+            )
             yield PolicyRefusal("minimum_noise_multiplier", text)
         if plan.secure_step and not self.allow_shared_noise:
             text = "the plan's noise is shared, which this company's policy does not allow"

@@ -5,8 +5,6 @@ The comments are the descriptions of `Policy`'s fields, so no rule can be withou
 
 from __future__ import annotations
 
-import json
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import tomli_w
 from ..errors import InputError
 from ..protocol import private_file
 from ..settings import DataKind, parsed_toml, read_text, validated
+from ..settings.commented import commented
 from .policy import Policy
 
 POLICY_FILE = "policy.toml"
@@ -42,20 +41,8 @@ _TOP = """\
 def first_policy(company: str, epsilon_ceiling: float, delta: float) -> str:
     """The text of a first policy.toml, [data] left open. Raises: InputError where a value is not allowed."""
     given = {"company": company, "epsilon_ceiling": epsilon_ceiling, "delta": delta}
-    rules = validated(Policy, given | {"data": _ANYTHING}).model_dump(mode="json")
-    text = _TOP.format(company=company)
-    for name, field in Policy.model_fields.items():
-        if name in _LEFT_OUT:
-            continue
-        assert field.description is not None
-        text += "\n" + textwrap.fill(
-            field.description, 110, initial_indent="# ", subsequent_indent="# ", break_long_words=False
-        )
-        value = rules[name]
-        unset = "# " if value is None else ""
-        # JSON of these values is TOML, on one line.
-        shown = json.dumps(_EXAMPLES[name] if value is None else value)
-        text += f"\n{unset}{name} = {shown}\n"
+    rules = validated(Policy, given | {"data": _ANYTHING})
+    text = _TOP.format(company=company) + commented(rules, examples=_EXAMPLES, left_out=_LEFT_OUT)
     return text + f"\n# [data]: {Policy.model_fields['data'].description}.\n"
 
 

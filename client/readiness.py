@@ -4,8 +4,8 @@ Asked when a run is joined, before each round, and again right before the compan
 the company's data as they are then: their digest is kept with the steps that are taken once (`replay_guard`), so data
 that change in mid-run are refused, whatever process or machine goes on with the run.
 
-    no_data        data.npz is missing, damaged, or does not fit policy.toml
-    data_changed   it holds other examples than those with which the run was joined
+    no_data        data.npz is missing, damaged, or does not fit policy.toml; or what is held out of it is
+    data_changed   they hold other examples than those with which the run was joined
     closed         it is outside of the policy's hours
     too_many       the policy's trainings of today are used up
     no_room        the disk has no room for what a round writes
@@ -14,6 +14,8 @@ that change in mid-run are refused, whatever process or machine goes on with the
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -24,10 +26,12 @@ from ..blocks.examples import Examples
 from ..errors import InputError, ProtocolError, RunError
 from ..privacy.composition import Terms
 from ..privacy.ledger_file import read_ledger
+from ..protocol.evaluation import evaluation_run, evaluation_terms
 from ..protocol.release import block_size, run_terms
 from ..settings import Plan
 from .ceilings import check_ceilings
 from .decisions import LEDGER_FILE
+from .held_out import fingerprint
 
 if TYPE_CHECKING:
     from .company import Company
@@ -47,16 +51,16 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
     """
     company.check_files()
     company.policy.check(plan)
-    _check_room(company)
+    check_room(company)
     if not joining:
         _check_day(company)
     if company.policy.epsilon_ceiling_run is not None or company.policy.epsilon_ceiling_year is not None:
         ledger = read_ledger(company.home / LEDGER_FILE)
-        check_ceilings(company.policy, ledger, plan.run, planned_terms(plan), company.clock())
+        check_ceilings(company.policy, ledger, planned_parts(plan), company.clock())
     company.decisions.check()  # after a charge it would be too late
     data = readable_data(company)
     # A run that this company has joined has its data; another one gets them now.
-    company.steps.take("data", plan.run.encode(), value=data.digest, code="data_changed")
+    company.steps.take("data", plan.run.encode(), value=data_fingerprint(company), code="data_changed")
     return data
 
 
@@ -70,7 +74,7 @@ def startable(company: Company) -> None:
     """
     company.check_files()
     company.member()
-    readable_data(company)
+    data_fingerprint(company)
     with company.ledger():
         pass
     company.decisions.check()
@@ -84,12 +88,38 @@ def planned_terms(plan: Plan) -> Terms:
     return run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
 
 
+def planned_parts(plan: Plan) -> tuple[tuple[str, Terms], ...]:
+    """What a run of the plan is in a ledger, name and terms: its training, and its evaluations if it has any."""
+    training = (plan.run, planned_terms(plan))
+    if plan.evaluation is None:
+        return (training,)
+    return training, (evaluation_run(plan.run), evaluation_terms(plan))
+
+
 def readable_data(company: Company) -> Examples:
     """The examples; ProtocolError("no_data") where they are missing, damaged or do not fit policy.toml."""
-    try:
+    with _explained(company):
         return company.data()
-    except FileNotFoundError:
-        text = f"{company.home / 'data.npz'} is missing: read your data with `fedblocks company import`"
+
+
+def data_fingerprint(company: Company) -> bytes:
+    """The digest of the company's examples, trained on or held out; raises as `readable_data`."""
+    return fingerprint(readable_data(company), readable_held_out(company))
+
+
+def readable_held_out(company: Company) -> Examples | None:
+    """The held-out examples, if any; raises as `readable_data`."""
+    with _explained(company):
+        return company.held_out()
+
+
+@contextmanager
+def _explained(company: Company) -> Iterator[None]:
+    """ProtocolError("no_data") where a file of examples is missing, damaged or does not fit policy.toml."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        text = f"{error.filename} is missing: read your data with `fedblocks company import`"
         raise ProtocolError("no_data", text) from None
     except InputError as error:
         hint = f"it does not fit policy.toml; read your data anew: fedblocks company import SOURCE {company.home}"
@@ -98,12 +128,11 @@ def readable_data(company: Company) -> Examples:
         raise ProtocolError("no_data", str(error)) from error
 
 
-def _check_room(company: Company) -> None:
-    free = shutil.disk_usage(company.home).free
-    if free < LEAST_FREE:
-        text = (
-            f"{company.home}: {free >> 20} MB are free on this disk, at least {LEAST_FREE >> 20} are needed"
-        )
+def check_room(company: Company, more: int = 0) -> None:
+    """ProtocolError("no_room") if the disk has no room for so many bytes, and for what a round writes."""
+    free, needed = shutil.disk_usage(company.home).free, LEAST_FREE + more
+    if free < needed:
+        text = f"{company.home}: {free >> 20} MB are free on this disk, at least {needed >> 20} are needed"
         raise ProtocolError("no_room", text)
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..errors import BudgetExceeded, FedblocksError, LedgerError, PolicyRefusal, ProtocolError
 from ..privacy.secure_aggregation import Session
-from ..protocol.messages import TRAIN, UNMASK
+from ..protocol.messages import EVALUATE, TRAIN, UNMASK
 from ..protocol.release import block_label
 from ..settings import Plan
 from .company import Company
@@ -49,6 +49,12 @@ def record_trained(company: Company, session: Session, masked: npt.NDArray[np.ui
     """A block was trained, and its masked update leaves."""
     sent = _sent(session, TRAIN, masked.tobytes())
     company.decisions.write_all(("trained", _about(session)), ("sent", sent))
+
+
+def record_evaluated(company: Company, session: Session, masked: npt.NDArray[np.uint8]) -> None:
+    """A model was judged on held-out examples, and the masked sums leave."""
+    sent = _sent(session, EVALUATE, masked.tobytes())
+    company.decisions.write_all(("evaluated", _about(session)), ("sent", sent))
 
 
 def record_answered(company: Company, session: Session, shares: bytes) -> None:

@@ -15,8 +15,9 @@ import torch
 from ..blocks.examples import Examples
 from ..privacy.randomness import Randomness
 from ..settings import DataKind, Plan
+from .evaluating import evaluated
 from .policy import Policy
-from .training import model_of, train_block
+from .training import model_of, train_block, whole_model_of
 
 _EXAMPLES = 2
 
@@ -53,6 +54,17 @@ def _rehearsed(
     )  # fmt: skip
     model = model_of(plan, device, block)
     train_block(model, block, zeros(kind), plan, companies, Randomness.from_entropy(), policy)
+
+
+def rehearse_evaluation(plan: Plan, companies: int, policy: Policy) -> None:
+    """As `rehearse`, of an evaluation."""
+    _evaluation_rehearsed(plan.model_copy(update={"run": "rehearsal"}), companies, policy.data, policy.device)
+
+
+@lru_cache(maxsize=64)
+def _evaluation_rehearsed(plan: Plan, companies: int, kind: DataKind, device: str) -> None:
+    model = whole_model_of(plan, device)
+    evaluated(model, zeros(kind), plan, companies, Randomness.from_entropy())
 
 
 def zeros(kind: DataKind) -> Examples:

@@ -22,6 +22,7 @@ from ..errors import LedgerError, ProtocolError
 from ..protocol import private_file
 
 STEPS_FILE = "steps.sqlite"
+SESSION_STEPS = ("begun", "trained", "confirmed", "answered")
 WAIT_SECONDS = 30.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS steps (step TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
@@ -95,13 +96,30 @@ class Steps:
 
     def take(self, *step: bytes | str, value: bytes = b"", code: str = "replay") -> None:
         """Record a step. It may be repeated only with the same non-empty `value`, else ProtocolError(code)."""
-        key = _key(step)
         with self._file() as file:
-            if file.execute("INSERT OR IGNORE INTO steps VALUES (?, ?)", (key, value)).rowcount == 1:
-                return
-            (before,) = file.execute("SELECT value FROM steps WHERE step = ?", (key,)).fetchone()
-        if not value or value != before:
-            raise ProtocolError(code, f"{key}: this company has taken this step before")
+            _take(file, _key(step), value, code)
+
+    def take_in_session(
+        self, step: str, channel: bytes, session: bytes, *, value: bytes = b"", code: str = "replay"
+    ) -> None:
+        """As `take`, of a session under a channel key; ProtocolError("replay") once the key's run is over."""
+        with self._file() as file:
+            file.execute("BEGIN IMMEDIATE")
+            over = file.execute("SELECT 1 FROM steps WHERE step = ?", (_key(("over", channel)),)).fetchone()
+            if over:
+                raise ProtocolError("replay", "the run that was joined with this channel key is over")
+            _take(file, _key((step, channel, session)), value, code)
+            file.execute("COMMIT")
+
+    def forget_sessions(self, channel: bytes) -> None:
+        """A run is over: its sessions' steps become one, that no session of its channel key goes on."""
+        with self._file() as file:
+            file.execute("BEGIN IMMEDIATE")
+            file.execute("INSERT OR IGNORE INTO steps VALUES (?, ?)", (_key(("over", channel)), b""))
+            for step in SESSION_STEPS:
+                first, end = _key((step, channel)) + "/", _key((step, channel)) + "0"  # "0" follows "/"
+                file.execute("DELETE FROM steps WHERE step >= ? AND step < ?", (first, end))
+            file.execute("COMMIT")
 
     def count(self, *step: bytes | str, times: int, most: int) -> None:
         """Count a step `times` more; ProtocolError("too_many") if that is more than `most` in total."""
@@ -169,6 +187,14 @@ class Steps:
                 f"{self.path}: {error}: if it is damaged, restore it from a backup; if an older fedblocks wrote it, "
                 f"see `fedblocks ledger accept {self.path.parent}`"
             ) from error
+
+
+def _take(file: sqlite3.Connection, key: str, value: bytes, code: str) -> None:
+    if file.execute("INSERT OR IGNORE INTO steps VALUES (?, ?)", (key, value)).rowcount == 1:
+        return
+    (before,) = file.execute("SELECT value FROM steps WHERE step = ?", (key,)).fetchone()
+    if not value or value != before:
+        raise ProtocolError(code, f"{key}: this company has taken this step before")
 
 
 def _count(file: sqlite3.Connection, key: str, times: int, most: int) -> None:

@@ -7,23 +7,28 @@ own bundle, which has no code and names the installed app.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import InputError, ProtocolError
+from ..protocol.expiry import of_company, refuse_ended
+from ..protocol.federation.keys import NODE_KEY_FILE
+from ..protocol.flower_parts import own_bundle, put_in_place
+from ..protocol.identity import ROSTER_FILE, load_signed_roster
 from ..protocol.log_text import escape_logs
 from .company import Company
-from .flower_process import FromHere, put_in_place
+from .endpoint import FOLDER
+from .flower_process import FromHere
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -31,22 +36,6 @@ if TYPE_CHECKING:
     from flwr.supercore.fab import Fab
     from flwr.supercore.run import Run
 
-_PROJECT = """
-[project]
-name = "{name}"
-version = "{version}"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedblocks"
-
-[tool.flwr.app.components]
-serverapp = "{coordinator}"
-clientapp = "{companies}"
-
-[tool.flwr.app.config]
-"""
 _TASKS = {"", "flwr-serverapp"}
 # The interface at `--host` gives a run's state, keys included, to any client: it stays on the loopback.
 _OURS = (
@@ -62,23 +51,9 @@ _CALLBACKS, _NODE, _RECEIVE, _SEND, _GET_RUN, _GET_FAB = 8, 0, 1, 2, 3, 4
 _OBJECT = re.compile(r"[0-9a-f]{64}")
 _MOST_OBJECTS = 1 << 16
 
-
-def project_file(name: str, coordinator: str, companies: str) -> str:
-    """The pyproject.toml of two Flower apps, each as `module:attribute`; keys of the run's config may follow it."""
-    return _PROJECT.format(name=name, version=__version__, coordinator=coordinator, companies=companies)
-
-
-@lru_cache(maxsize=1)
-def own_bundle() -> Fab:
-    """A Flower bundle with a project file and nothing else in it."""
-    from flwr.cli.build import build_fab_from_disk
-    from flwr.supercore.fab import Fab
-
-    with tempfile.TemporaryDirectory() as folder:
-        text = project_file("fedblocks", "fedblocks.server.app:app", "fedblocks.client.app:app")
-        (Path(folder) / "pyproject.toml").write_text(text, "utf-8")
-        content = build_fab_from_disk(Path(folder))
-    return Fab(hashlib.sha256(content).hexdigest(), content, {})
+# Seconds: Flower counts a node as online for a minute after its last sign of life.
+_PREDECESSOR, _ASK_AGAIN = 75.0, 5.0
+_NOT_ADMITTED = 412
 
 
 def check_received(message: Message, tree: ObjectTree, node: int) -> None:
@@ -173,6 +148,33 @@ def no_redirects(client: type[Any]) -> type[Any]:
     return Direct
 
 
+def waits_for_its_predecessor(client: type[Any], log: Callable[[str], None]) -> type[Any]:
+    """Flower's HTTP client, which a SuperLink refuses while it counts an earlier process of this node as online.
+
+    That takes it a minute to notice after a kill. A node whose key is not registered gets the same answer.
+    """
+    from httpx import HTTPStatusError
+
+    class Patient(client):  # type: ignore[misc]
+        def ActivateNode(self, request: Any) -> Any:
+            deadline, told = time.monotonic() + _PREDECESSOR, False
+            while True:
+                try:
+                    return super().ActivateNode(request)
+                except HTTPStatusError as error:
+                    if error.response.status_code != _NOT_ADMITTED or time.monotonic() > deadline:
+                        raise
+                if not told:
+                    with suppress(OSError):
+                        log(
+                            "not admitted yet: the SuperLink counts an earlier process, or lacks this node's key"
+                        )
+                told = True
+                time.sleep(_ASK_AGAIN)
+
+    return Patient
+
+
 def check_options(options: list[str]) -> None:
     """InputError for options that this command sets itself, also abbreviated as argparse allows."""
     for option in options:
@@ -181,11 +183,46 @@ def check_options(options: list[str]) -> None:
             raise InputError(option, None, "is set by this command, and may not be given")
 
 
+def with_kit(home: Path, options: list[str]) -> list[str]:
+    """The options, and what they lack of the installed kit: the SuperLink's address, its certificate, the node's key.
+
+    Also a port of its own for what Flower's processes say to each other on this machine.
+
+    Raises: InputError where no address is given and the kit has none, or a certificate has expired.
+    """
+
+    def given(name: str) -> bool:  # argparse takes beginnings, too
+        return any(len(option) > 2 and name.startswith(option.split("=")[0]) for option in options)
+
+    roster = home / ROSTER_FILE
+    signed = load_signed_roster(roster) if roster.is_file() else None
+    address = None if signed is None else signed.content.coordinator.superlink
+    more: list[str] = []
+    if not given("--superlink"):
+        if address is None:
+            rule = (
+                f"{roster} tells of no SuperLink; give --superlink HOST:PORT, or install a kit of a federation whose "
+                "federation.toml has superlink_port"
+            )
+            raise InputError("--superlink", None, rule)
+        more += ["--superlink", address]
+    if address is not None and not given("--insecure"):
+        refuse_ended(of_company(home))
+        if not given("--root-certificates"):
+            more += ["--root-certificates", str(home / FOLDER / "coordinator.pem")]
+        if not given("--auth-supernode-private-key"):
+            more += ["--auth-supernode-private-key", str(home / FOLDER / NODE_KEY_FILE)]
+    if not given("--port"):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            more += ["--port", str(free.getsockname()[1])]
+    return [*options, *more]
+
+
 def serve(home: Path, options: list[str]) -> None:
-    """Run Flower's SuperNode for the company at `home`, with options of flower-supernode.
+    """Run Flower's SuperNode for the company at `home`; options of flower-supernode go before what its kit says.
 
     Raises:
-        InputError: an option is set by this command, or the home's path or policy cannot be used.
+        InputError: an option is set by this command, or the home's path, policy or kit cannot be used.
         PrivacyError: others have access to the home, or its policy has a simulation seed.
     """
     from flwr.supercore.exit import ExitCode, flwr_exit
@@ -199,10 +236,12 @@ def serve(home: Path, options: list[str]) -> None:
     company = Company.deployed(home)
     escape_logs()
     company.startable()
+    options = with_kit(home, options)
     connect = installed_app_only(vars(start_client_internal)[_CONNECT], company.log)
     put_in_place(start_client_internal, _CONNECT, connect)
     put_in_place(start_client_internal, "subprocess", FromHere)
     client = no_redirects(vars(fleet_http_connection)[_CLIENT])
+    client = waits_for_its_predecessor(client, company.log)
     put_in_place(fleet_http_connection, _CLIENT, client)
     sys.argv = ["flower-supernode", *options, "--node-config", f'company-home="{home}"']
     # Flower reuses a bundle that is unpacked under the same name already: a new folder has none.

@@ -12,7 +12,7 @@ from ..privacy.secure_aggregation import lowest_threshold
 from ..settings import Plan
 from .approvals import Request
 from .company import Company
-from .readiness import planned_terms
+from .readiness import planned_parts
 
 
 def projected(company: Company, plan: Plan) -> dict[str, Any]:
@@ -26,6 +26,7 @@ def projected(company: Company, plan: Plan) -> dict[str, Any]:
         "blocks": plan.model.blocks,
         "minimum_cohort": plan.secure_aggregation.minimum_cohort,
         "noise_multiplier": plan.noise_multiplier,
+        "evaluations": 0 if plan.evaluation is None else plan.evaluation.rounds(plan.training.rounds),
         "delta": company.policy.delta,
         "ceiling": company.policy.epsilon_ceiling,
         "epsilon_spent": None,
@@ -36,7 +37,7 @@ def projected(company: Company, plan: Plan) -> dict[str, Any]:
         with company.ledger() as ledger:
             found["epsilon_spent"] = finite(ledger.spent().epsilon)
             company.policy.check(plan)
-            found["epsilon_after"] = finite(ledger.check_plan(plan.run, planned_terms(plan)))
+            found["epsilon_after"] = finite(ledger.check_plans(planned_parts(plan)))
     except FedblocksError as error:
         found["refused"] = str(error)
     return found
@@ -61,8 +62,14 @@ def described(company: Company, request: Request) -> list[str]:
         f"  privacy    {_privacy(plan)}",
         f"  sums       of {n} companies or more; {opened}",
         "  leaves     a masked, clipped update of a block for each release, readable only in a sum; signed keys and",
-        "             shares; no example, no count, no metric",
+        "             shares; no example, no count, no metric" + (" but these:" if plan.evaluation else ""),
     ]
+    if plan.evaluation is not None:
+        noise = plan.evaluation.noise_multiplier
+        lines += [
+            f"  judges     the model {costs['evaluations']} times on examples that this company holds out: their",
+            f"             number and the sum of their scores leave with noise {noise:g}, readable only in a sum",
+        ]
     if costs["refused"] is not None:
         lines.append(f"  would be REFUSED by this company's own rules: {costs['refused']}")
     else:

@@ -29,7 +29,15 @@ def model_of(plan: Plan, device: str, block: int) -> Denoiser:
     Only the blocks that this block reads are in memory. Cached between messages, one a thread: simulated companies
     that train at the same time must not share it.
     """
-    only = None if plan.model.features == "prefix" else block
+    return _model(plan, device, None if plan.model.features == "prefix" else block)
+
+
+def whole_model_of(plan: Plan, device: str) -> Denoiser:
+    """As `model_of`, with all blocks."""
+    return _model(plan, device, None)
+
+
+def _model(plan: Plan, device: str, only: int | None) -> Denoiser:
     key = (plan.model, plan.noise, device, only)
     if getattr(_models, "key", None) != key:
         _models.key, _models.model = key, build_model(plan.model, plan.noise, only).to(device)

@@ -19,6 +19,7 @@ from ..settings import read_simulation
 from ..threat_model.audit_file import Audit
 from ..threat_model.auditing import AuditDesign, audit_run
 from ..threat_model.gate import Gate
+from .loaded_run import Run
 from .presets import load_settings
 from .simulation.preparation import new_run, prepare
 from .simulation.simulate import simulate as continue_run
@@ -32,7 +33,7 @@ def simulate(
     *,
     runs_dir: str | Path = "runs",
     subscribers: Sequence[Subscriber] = (),
-) -> RunFolder:
+) -> Run:
     """Simulate a multi-company run to its end; returns its folder, whose `result.json` is the summary.
 
     `preset`: a preset's name or a TOML file; `overrides`: {"privacy.epsilon": 3.0}, as `--set` on the command line;
@@ -44,7 +45,7 @@ def simulate(
     settings = load_settings(str(preset), overrides or {})
     run = prepare(settings, new_run(Path(runs_dir), settings))
     continue_run(run, subscribers)
-    return run
+    return Run(run.path)
 
 
 @one_core()
@@ -53,12 +54,12 @@ def resume(run: RunFolder, *, subscribers: Sequence[Subscriber] = ()) -> dict[st
     return continue_run(run, subscribers)
 
 
-def load_run(path: str | Path) -> RunFolder:
-    """A run that is there already: `settings()`, `plan()`, `metrics()`, `read_json("result.json")`.
+def load_run(path: str | Path) -> Run:
+    """A run that is there already: its settings, metrics, model, ledgers and audit (see `loaded_run.Run`).
 
     Raises: RunError for a folder that is none.
     """
-    return RunFolder.existing(Path(path))
+    return Run(RunFolder.existing(Path(path)).path)
 
 
 def audit(

@@ -29,9 +29,9 @@ from types import TracebackType
 
 from ..errors import BudgetExceeded, InputError, LedgerError
 from .accounting import ACCOUNT, Guarantee, round_up
-from .composition import MAX_KINDS, RENYI, RUNS, Terms, composition, order_for
+from .composition import MAX_KINDS, RENYI, RUNS, Run, Terms, composition, order_for
 from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, NoNoise
-from .ledger_file import LedgerHeader, LedgerRow, runs_of, spent
+from .ledger_file import LedgerHeader, LedgerRow, Runs, runs_of, spent
 from .ledger_room import check_composes
 from .ledger_store import LedgerStore, Witness
 from .verification import Verification, verify_rows
@@ -129,7 +129,7 @@ class Ledger:
             if earlier is not None:
                 _check_same(earlier, run, round, block, event)
                 return Charge(before, before, repeated=True)
-            after = self._after(rows, before, run, terms, made=1)
+            after = self._after(runs_of(rows), rows, before, run, terms, made=1)
             row = LedgerRow(
                 seq=len(rows) + 1,
                 company=self._company,
@@ -156,12 +156,20 @@ class Ledger:
 
     def check_plan(self, run: str, terms: Terms) -> float:
         """The epsilon after all releases of the run, some of which may be charged already; raises as `charge`."""
-        _text("run", run)
-        self._check(terms.event)
+        return self.check_plans([(run, terms)])
+
+    def check_plans(self, parts: Sequence[tuple[str, Terms]]) -> float:
+        """As `check_plan`, of several runs that begin in this order, each with its name and terms."""
         rows = self._store.rows()
-        begun = runs_of(rows).get(run)
-        left = terms.releases - (0 if begun is None else min(begun.made, terms.releases))
-        return self._after(rows, self._before(rows), run, terms, made=left)
+        runs, epsilon = runs_of(rows), self._before(rows)
+        for run, terms in parts:
+            _text("run", run)
+            self._check(terms.event)
+            begun = runs.get(run)
+            left = terms.releases - (0 if begun is None else min(begun.made, terms.releases))
+            epsilon = self._after(runs, rows, epsilon, run, terms, made=left)
+            runs[run] = Run(terms, terms.releases)
+        return epsilon
 
     def check_release(self, run: str, terms: Terms, release_id: str) -> None:
         """Raises what a `charge` of this release would raise, and writes nothing."""
@@ -169,7 +177,7 @@ class Ledger:
         self._check(terms.event)
         rows = self._store.rows()
         if all(row.release_id != release_id for row in rows):
-            self._after(rows, self._before(rows), run, terms, made=1)
+            self._after(runs_of(rows), rows, self._before(rows), run, terms, made=1)
 
     def _before(self, rows: Sequence[LedgerRow]) -> float:
         """The cost of all rows."""
@@ -177,9 +185,17 @@ class Ledger:
             return rows[-1].epsilon_after
         return self._rule.epsilon(list(runs_of(rows).values()))
 
-    def _after(self, rows: Sequence[LedgerRow], before: float, run: str, terms: Terms, made: int) -> float:
-        """The epsilon after `made` further releases of the run; raises if its terms or the ceiling forbid them."""
-        runs = runs_of(rows)
+    def _after(
+        self,
+        runs: Runs,
+        rows: Sequence[LedgerRow],
+        before: float,
+        run: str,
+        terms: Terms,
+        made: int,
+    ) -> float:
+        """The epsilon after `made` further releases of the run, where `runs` have cost `before`; raises if its terms
+        or the ceiling forbid them."""
         begun, others = runs.get(run), [each for name, each in runs.items() if name != run]
         if begun is not None and begun.terms != terms:
             raise LedgerError(

@@ -3,7 +3,8 @@
     STATEMENTS/acme.json in the coordinator's run folder
 
 It tells of one run alone; what else the ledger holds is nobody's business. The signature covers the pinned roster, as
-all of a company's do.
+all of a company's do. It also notes, away from the company's machine, the last hash of its record of decisions: with
+it `fedblocks agent log --verify --seen` shows that nothing before was made up anew. It tells nothing of the lines.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ _PURPOSE = "ledger statement"
 class LedgerStatement(Part):
     """`epsilon`: what the run has added to the ledger so far, at the ledger's `delta`; none where no figure holds.
 
-    `releases`: as many as were charged. `account`: accountant and rule of composition. `signature`: Ed25519, in
-    hexadecimal digits.
+    `releases`: as many as were charged. `account`: accountant and rule of composition. `record`: the hash of the last
+    line of the record of decisions, empty where none is kept. `signature`: Ed25519, in hexadecimal digits.
     """
 
     company: str
@@ -34,6 +35,7 @@ class LedgerStatement(Part):
     epsilon: float | None = Field(ge=0)
     delta: float = Field(gt=0, lt=1)
     account: str
+    record: str = Field(pattern=r"^([0-9a-f]{64})?$")
     signature: str = ""
 
     def body(self) -> bytes:

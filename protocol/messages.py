@@ -8,7 +8,9 @@ Five phases, each with one Flower message to a company and one back:
     confirm   every round: survivors -> signature over their set
     unmask    every round: signatures -> shares of the masks to remove
 
-and, where there is a data plane, `stream` once before all of them: the run's name -> how its stream ended.
+an evaluation is a round with `evaluate` in the place of `train`: all block states and adverts -> masked sums;
+after the last round, `deliver` in a few messages: the final model, in parts -> whether the company has it all; and,
+where there is a data plane, `stream` once before all of them: the run's name -> how its stream ended.
 
 A company that refuses answers with a fixed code and nothing else. Every decoder (`from_record`) checks names, types
 and sizes and raises ProtocolError("malformed"), whoever sent the message.
@@ -43,10 +45,18 @@ from ..settings import Plan, validated_json
 from .transport.records import ARRAYS, MESSAGE, bytes_array
 
 _CODE = re.compile(r"[a-z_]{1,64}")
+_PART = re.compile(r"(public|final)-(0|[1-9][0-9]{0,3})")
+_LONGEST_CARD = 1 << 20
 
 JOIN, KEYS, TRAIN = "query.join", "query.keys", "train.block"
+EVALUATE = "evaluate.model"
 CONFIRM, UNMASK = "query.confirm", "query.unmask"
+DELIVER = "query.deliver"
 STREAM = "query.stream"
+PHASES = {
+    JOIN: "join", KEYS: "keys", TRAIN: "train", EVALUATE: "evaluate", CONFIRM: "confirm", UNMASK: "unmask",
+}  # fmt: skip
+"""What a request begins, for people and figures."""
 
 V = TypeVar("V")
 
@@ -175,6 +185,31 @@ class TrainRequest:
 
 
 @dataclass(frozen=True)
+class EvaluateRequest:
+    """`states`: those of all blocks, in order; `adverts` as in `TrainRequest`. The reply is a training's."""
+
+    states: dict[int, State]
+    adverts: dict[str, Advert]
+
+    @classmethod
+    def for_each(cls, states: dict[int, State], adverts: Mapping[str, Advert]) -> dict[str, EvaluateRequest]:
+        """As `TrainRequest.for_each`."""
+        last = max(states)
+        made = TrainRequest.for_each(last, states, adverts)
+        return {company: cls(request.states, request.adverts) for company, request in made.items()}
+
+    def to_record(self) -> RecordDict:
+        return TrainRequest(max(self.states), self.states, self.adverts).to_record()
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> EvaluateRequest:
+        found = TrainRequest.from_record(record)
+        if found.block != len(found.states) - 1:
+            raise ProtocolError("malformed", "the block states do not begin with the first")
+        return cls(found.states, found.adverts)
+
+
+@dataclass(frozen=True)
 class TrainReply:
     """`masked`: the packed masked vector, as `CompanySession.mask` returns it."""
 
@@ -234,6 +269,66 @@ class UnmaskReply:
     @classmethod
     def from_record(cls, record: RecordDict) -> UnmaskReply:
         return cls(UnmaskShares.from_bytes(_field(record, "shares", bytes)))
+
+
+@dataclass(frozen=True)
+class DeliverRequest:
+    """One of `count` parts of a finished run's model.
+
+    `joined`: the digest of the joined plan and shared state (`JoinRequest.digest`); `card`: what the model is, in
+    JSON (`blocks.model_file.ModelCard`). Of a block `public` has the whole state of round 0, and `final` the tensors
+    that have changed since.
+    """
+
+    joined: bytes
+    card: str
+    part: int
+    count: int
+    public: Mapping[int, State]
+    final: Mapping[int, State]
+
+    def to_record(self) -> RecordDict:
+        states = {f"public-{b}": s for b, s in self.public.items()}
+        states |= {f"final-{b}": s for b, s in self.final.items()}
+        return _record(
+            {"joined": self.joined, "card": self.card, "part": self.part, "count": self.count},
+            {name: to_bytes(state) for name, state in states.items()},
+        )
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> DeliverRequest:
+        part, count, card = (
+            _field(record, "part", int),
+            _field(record, "count", int),
+            _field(record, "card", str),
+        )
+        held = _arrays(record)
+        if not 0 <= part < count <= 2 * MOST_BLOCKS or not 0 < len(held) <= 2 * MOST_BLOCKS:
+            raise ProtocolError("malformed", "no part of a model")
+        if len(card) > _LONGEST_CARD:
+            raise ProtocolError("malformed", "the card is too long")
+        names = {name: _PART.fullmatch(name) for name in held}
+        states: dict[str, dict[int, State]] = {"public": {}, "final": {}}
+        for name, match in names.items():
+            if match is None:
+                raise ProtocolError("malformed", "no state of a block")
+            states[match[1]][int(match[2])] = from_bytes(held[name].data)
+        joined = _field(record, "joined", bytes)
+        return cls(joined, card, part, count, states["public"], states["final"])
+
+
+@dataclass(frozen=True)
+class DeliverReply:
+    """`kept`: the company has the whole model; else it takes the next part."""
+
+    kept: bool
+
+    def to_record(self) -> RecordDict:
+        return _record({"kept": self.kept})
+
+    @classmethod
+    def from_record(cls, record: RecordDict) -> DeliverReply:
+        return cls(_field(record, "kept", bool))
 
 
 @dataclass(frozen=True)

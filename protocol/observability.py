@@ -12,11 +12,12 @@ machine alone unless another address is given.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, RunError
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 HERE = "127.0.0.1"
 _PREFIX = "fedblocks_"
-_SLOWEST = 5.0  # seconds that a request may take to arrive
+_SLOWEST = 5.0  # seconds that a request may take, from its first byte to the last one of the answer
+_MOST_AT_ONCE = 16
 
 Health = Callable[[], str | None]
 
@@ -65,13 +67,12 @@ class Observability:
     def start(self) -> int:
         """Listen; returns the port, which the system chooses for port 0. Raises: RunError if it cannot listen."""
         try:
-            server = ThreadingHTTPServer((self._host, self._port), _handler(self))
+            server = _server(self._host)((self._host, self._port), _handler(self))
         except OSError as error:
-            where = f"{self._host}:{self._port}"
+            where = f"[{self._host}]" if ":" in self._host else self._host
             raise RunError(
-                f"metrics: cannot listen on {where} ({error.strerror}); name another address"
+                f"metrics: cannot listen on {where}:{self._port} ({error.strerror}); name another address"
             ) from None
-        server.daemon_threads = True
         self._server = server
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         port: int = server.server_address[1]
@@ -104,6 +105,41 @@ def _address(listen: str) -> tuple[str, int]:
     if not port.isdecimal() or len(port) > 5 or int(port) > 65535 or (colon and not host):
         raise InputError("--metrics", listen, f"expected HOST:PORT, as {HERE}:9464")
     return (host if colon else HERE).strip("[]"), int(port)
+
+
+def _server(host: str) -> type[ThreadingHTTPServer]:
+    """A server for which a few connections are enough: whoever opens many, or sends slowly, must not take the files
+    that this process may open from its ledger."""
+    room = threading.BoundedSemaphore(_MOST_AT_ONCE)
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if room.acquire(blocking=False):
+                super().process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            late = threading.Timer(_SLOWEST, _cut, (request,))
+            late.start()
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                late.cancel()
+                room.release()
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Says nothing, as of whoever goes away before the answer."""
+
+    return Server
+
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _handler(seen: Observability) -> type[BaseHTTPRequestHandler]:

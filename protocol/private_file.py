@@ -23,6 +23,7 @@ _OURS = (
     "steps.sqlite*",
     "company.log*",
     "agent.json",
+    "agent.out",
     "decisions.jsonl",
     "data.json",
     "shared-*.safetensors",
@@ -35,6 +36,8 @@ _THEIRS = (
     "roster.toml",
     "identity.key",
     "data.npz",
+    "held_out.npz",
+    "held_out.key",
     "transport/own.key",
     "transport/node.key",
 )
@@ -97,6 +100,7 @@ def _checks(home: Path) -> Iterator[Callable[[], object]]:
     # From here on nobody else can replace what was checked.
     yield partial(_check, real, 0o077, "700", folder=True)
     yield partial(_check, real / "transport", 0o022, "700", folder=True)
+    yield partial(_check, real / "models", 0o077, "700", folder=True)
     for name in _THEIRS:
         yield partial(_check, real / name, 0o077, "600")
     for name in _PUBLIC:

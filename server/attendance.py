@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.serverapp import Grid
 
@@ -52,6 +52,7 @@ class Patience:
     gather: float | None = None
     linger: float = 10.0
     retry: float = 10.0
+    deliver: float = 90.0
     poll: float = 0.2
 
     @classmethod
@@ -81,11 +82,8 @@ class Attendance:
         self._grid, self._run, self._plan, self._tell = grid, run, plan, tell
         self._expected, self._patience = expected, patience
         self._request = JoinRequest(plan, shared)
-        roster, timeout = run.roster(), plan.training.message_timeout
-        digest = self._request.digest()
-        channels = run.load_cohort(digest)
-        self._fixed = bool(channels)
-        self.cohort = Cohort(grid, {}, channels, roster, digest, timeout, back=self.back)
+        self.cohort = replace(self.cohort_of(grid, run, plan, shared), back=self.back)
+        self._fixed = len(self.cohort.channels) >= expected  # fewer, where a crash came while they joined
         self._refused: dict[int, tuple[FedblocksError, float]] = {}  # by node: the last refusal, and when
         self._lost: dict[str, float] = {}  # since when
         self._stale: set[str] = set()  # they have to join again
@@ -94,6 +92,12 @@ class Attendance:
         self._awaited: dict[
             str, tuple[str, str]
         ] = {}  # who had to be waited for in the last attempt, and why
+
+    @staticmethod
+    def cohort_of(grid: Grid, run: RunFolder, plan: Plan, shared: State) -> Cohort:
+        """The companies that have joined, as the run's folder has them; nobody is asked."""
+        digest = JoinRequest(plan, shared).digest()
+        return Cohort(grid, {}, run.load_cohort(digest), run.roster(), digest, plan.training.message_timeout)
 
     def gather(self) -> None:
         """Wait until all companies have joined, unless they had in an earlier process of this run.
@@ -155,9 +159,10 @@ class Attendance:
                 time.sleep(self._patience.retry)
                 continue
             self._failed += 1
-            self._tell(RoundFailed(round_, absent, self._failed))
+            statuses = sorted({result.status for result in failed})
+            self._tell(RoundFailed(round_, absent, self._failed, statuses[0]))
             if self._failed >= self._patience.failed_rounds:
-                why = absences_in_words(absent) or ", ".join(sorted({result.status for result in failed}))
+                why = absences_in_words(absent) or ", ".join(map(in_words, statuses))
                 times = f"{self._failed} times in a row" if self._failed > 1 else "once"
                 raise ProtocolError("rounds_failed", f"round {round_} failed, {times}: {why}")
         return [done[task] for task in tasks]

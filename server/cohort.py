@@ -89,8 +89,9 @@ def join(
     Waits up to `wait` seconds for `expected` nodes.
 
     Raises:
-        ProtocolError: a node refuses the plan or has another roster, or its channel key is not signed by a member.
-        RunError: too few nodes or replies, or a node claims another company's name.
+        ProtocolError: a node refuses the plan, has another roster or claims another company's name, or its channel
+            key is not signed by a member.
+        RunError: too few nodes or replies, or two nodes claim one company's name.
     """
     nodes = wait_for_nodes(grid, expected, wait)
     request, timeout = JoinRequest(plan, shared), plan.training.message_timeout
@@ -110,7 +111,7 @@ def offer(
 ) -> dict[int, Joined | FedblocksError]:
     """Offer the plan to these nodes; who has joined, or why not, by node; nothing of who did not answer.
 
-    Raises: RunError where a node claims another company's name.
+    Raises: RunError where two nodes claim one company's name.
     """
     record, settings = request.to_record(), request.digest()
     messages = [Message(record, node, JOIN, group_id="join", ttl=timeout) for node in nodes]
@@ -123,7 +124,8 @@ def offer(
         try:
             answer = JoinReply.from_record(_answer(reply))
             if authenticated.get(node, answer.company) != answer.company:
-                raise RunError(f"{authenticated[node]} says it is {answer.company}")
+                text = f"{authenticated[node]} says it is {answer.company}: it has the certificate of another"
+                raise ProtocolError("wrong_name", text)
             if answer.company in claimed:
                 raise RunError(f"two nodes say they are {answer.company}")
             _check_same_roster(answer, roster)
@@ -141,7 +143,7 @@ def offer(
 
 def refusal_of(name: str, error: FedblocksError) -> ProtocolError:
     """That a company does not join, in words."""
-    if isinstance(error, ProtocolError) and error.code == "roster_differs":
+    if isinstance(error, ProtocolError) and error.code in ("roster_differs", "wrong_name"):
         return error
     return ProtocolError(error.code, f"{name} refused the plan; the reason is in that company's own log")
 

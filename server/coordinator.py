@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Sequence
@@ -14,21 +15,26 @@ from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState, State, check_part
-from ..errors import RunError
+from ..errors import FedblocksError, RunError
 from ..protocol.release import blocks_read
 from ..settings import is_simulation
 from .assignment import Task, assign
 from .attendance import Attendance, Patience
 from .checkpoint import Checkpoint
-from .cohort import join
+from .cohort import Cohort, join
+from .delivery import deliver
 from .evaluation import Evaluator
-from .events import Event, RoundFinished, RunFinished, RunStarted, Subscriber
+from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarted, Subscriber
+from .federated_evaluation import evaluate
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .release_log import OpenedSum, OpenedSums, ReleaseLog
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
+
+log = logging.getLogger("fedblocks.run")
+_SMALL_FILES = 1 << 20  # bytes
 
 
 def coordinate(
@@ -41,10 +47,11 @@ def coordinate(
 ) -> Checkpoint:
     """Run, or go on with, a prepared run until its last round; returns the final state.
 
-    `subscribers` are told the run's events: RunStarted, each RoundFinished, RunFinished. Interrupting it anywhere
-    loses at most the round in flight, which is then repeated; a subscriber that raises interrupts it between rounds.
-    `wait`: seconds for the companies to come up. `patience`: for real companies, which come and go: `wait` is then
-    not used, and a round that fails is begun anew; without it, it is noted and the next one begins.
+    `subscribers` are told the run's events: RunStarted, each RoundFinished, with real companies ModelDelivered,
+    RunFinished. Interrupting it anywhere loses at most the round in flight, which is then repeated; a subscriber that
+    raises interrupts it between rounds. `wait`: seconds for the companies to come up. `patience`: for real companies,
+    which come and go: `wait` is then not used, and a round that fails is begun anew; without it, it is noted and the
+    next one begins.
 
     Raises:
         RunError: another process is at it, or companies are missing.
@@ -93,11 +100,15 @@ def _coordinate(
         row: dict[str, Any] = {"round": 0, "quality": evaluator.quality(model)}
         run.append_metrics(row)
         tell(RoundFinished(row))
+    shared, expected = checkpoint.model.shared, settings.companies.count
     if checkpoint.round == rounds:
+        if patience is not None:  # for companies that were missing when it ended
+            _deliver(
+                grid, run, Attendance.cohort_of(grid, run, plan, shared), patience.deliver, patience, tell
+            )
         tell(RunFinished(rounds))
         return checkpoint
 
-    shared, expected = checkpoint.model.shared, settings.companies.count
     attendance: Attendance | None = None
     kept: OpenedSums | None = None
     if patience is None:
@@ -126,6 +137,11 @@ def _coordinate(
             return result, opened
 
         tasks = assign(round_, cohort.companies, plan)
+        if (
+            kept is not None
+        ):  # what companies have paid for must find room, so nobody trains before there is some
+            sizes = [tensor.nbytes for task in tasks for tensor in blocks[task.block].values()]
+            kept.hold_room(sum(sizes) + _SMALL_FILES)
         # Disjoint groups go at once; a company that trains several blocks has one message in flight.
         at_once = len(tasks) if plan.training.assignment == "parallel" else 1
         with ThreadPoolExecutor(at_once) as pool:
@@ -149,6 +165,11 @@ def _coordinate(
         if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)
+        evaluation = plan.evaluation
+        if evaluation is not None and evaluation.due(round_, rounds):
+            groups = list(dict.fromkeys(task.companies for task in tasks))
+            attempt = "" if patience is None else secrets.token_hex(8)
+            row["evaluation"] = evaluate(round_, groups, blocks, cohort, plan, attempt).to_json()
         row["seconds"] = round(time.perf_counter() - started, 4)
         checkpoint = Checkpoint(
             round_,
@@ -167,8 +188,24 @@ def _coordinate(
         if kept is not None:
             kept.forget()
         tell(RoundFinished(row))
+    if patience is not None:
+        _deliver(grid, run, cohort, patience.linger, patience, tell)
     tell(RunFinished(rounds))
     return checkpoint
+
+
+def _deliver(
+    grid: Grid, run: RunFolder, cohort: Cohort, wait: float, patience: Patience, tell: Subscriber
+) -> None:
+    """The run is done, whatever comes of this."""
+    if not cohort.channels:
+        return
+    try:
+        found = deliver(grid, run, cohort, wait=wait, poll=patience.poll)
+    except (FedblocksError, OSError) as error:
+        log.error("the final model was not delivered: %s", error)
+        return
+    tell(ModelDelivered(found.has, found.missing))
 
 
 def summary_of(round_: int, results: list[RoundResult]) -> dict[str, Any]:

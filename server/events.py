@@ -54,7 +54,8 @@ class CompaniesAwaited:
 
 @dataclass(frozen=True)
 class RoundFailed:
-    """Too few companies came to the end of a round, which is begun anew.
+    """A round has failed. Where too few companies came to its end it is begun anew; with any other `status` its sum
+    is spent, and the round is lost.
 
     `absent`: company -> (phase, code). `in_a_row`: how many have failed since the last one that was done.
     """
@@ -62,6 +63,15 @@ class RoundFailed:
     round: int
     absent: Mapping[str, tuple[str, str]]
     in_a_row: int
+    status: str = "too_few"
+
+
+@dataclass(frozen=True)
+class ModelDelivered:
+    """The last round's model is with the companies of `has`; why it is not with others, company -> code."""
+
+    has: tuple[str, ...]
+    missing: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -71,5 +81,5 @@ class RunFinished:
     rounds: int
 
 
-Event = RunStarted | CompaniesAwaited | RoundFailed | RoundFinished | RunFinished
+Event = RunStarted | CompaniesAwaited | RoundFailed | RoundFinished | ModelDelivered | RunFinished
 Subscriber = Callable[[Event], None]

@@ -12,6 +12,8 @@ from ..blocks import build_model
 from ..privacy.accounting import Guarantee, guarantee, shown
 from ..privacy.adversaries import seen_by_company
 from ..privacy.composition import Terms, run_epsilon
+from ..privacy.events import Event
+from ..protocol.evaluation import evaluation_epsilon, whole_evaluation
 from ..protocol.ledger_statement import STATEMENTS, LedgerStatement, read_statements
 from ..protocol.release import block_size, run_terms
 from ..settings import Plan
@@ -36,6 +38,11 @@ class OwnAccount:
     epsilon_against_company: float
     statement: LedgerStatement | None = None
 
+    @property
+    def out_of_date(self) -> bool:
+        """Whether the statement tells of fewer releases than the company has in opened sums; each was charged."""
+        return self.statement is not None and self.statement.releases < self.summed
+
 
 def own_accounts(run: RunFolder) -> list[OwnAccount]:
     """The companies of the roster, and any that took part, by name.
@@ -53,7 +60,9 @@ def own_accounts(run: RunFolder) -> list[OwnAccount]:
     summed = Counter(name for task in tasks for name in task["survivors"])
     absent = Counter(name for row in rows for name in row["absent"])
     most = Counter(name for task in tasks for name in names if _may_have_trained(name, task))
-    cost = _Costs(plan, run.settings().smallest_group)
+    # Charged whole by a company's first, which may have been asked for in any round that had one.
+    judged = plan_evaluations(plan) if any("evaluation" in row for row in rows) else None
+    cost = _Costs(plan, run.settings().smallest_group, judged)
     return [
         OwnAccount(name, summed[name], most[name], absent[name], *cost.of(most[name]), said.get(name))
         for name in sorted(names)
@@ -69,16 +78,26 @@ def _may_have_trained(company: str, task: Mapping[str, Any]) -> bool:
 class _Costs:
     """Epsilons of so many releases of a plan."""
 
-    def __init__(self, plan: Plan, companies: int) -> None:
+    def __init__(self, plan: Plan, companies: int, judged: Event | None) -> None:
         self._delta, self._terms = plan.delta, _terms(plan, companies)
+        self._judged = evaluation_epsilon(judged, plan.delta), _against_company(judged, plan.delta)
         self.of = cache(self._of)
 
     def _of(self, releases: int) -> tuple[float, float]:
         if releases == 0:
             return 0.0, 0.0
         event = self._terms.event.times(releases)
-        against_company = run_epsilon(seen_by_company(event), self._delta)
-        return (found := run_epsilon(event, self._delta)), max(found, against_company)
+        against_company = run_epsilon(seen_by_company(event), self._delta) + self._judged[1]
+        return (found := run_epsilon(event, self._delta) + self._judged[0]), max(found, against_company)
+
+
+def plan_evaluations(plan: Plan) -> Event | None:
+    """All evaluations of the plan, as one event."""
+    return whole_evaluation(plan.evaluation, plan.model, plan, plan.training.rounds)
+
+
+def _against_company(judged: Event | None, delta: float) -> float:
+    return evaluation_epsilon(None if judged is None else seen_by_company(judged), delta)
 
 
 def _terms(plan: Plan, companies: int) -> Terms:
@@ -87,12 +106,13 @@ def _terms(plan: Plan, companies: int) -> Terms:
 
 
 def planned(plan: Plan, companies: int) -> Guarantee:
-    """The cost of the whole plan as a ledger's first run, in sums of `companies` companies."""
-    whole = _terms(plan, companies).whole
+    """The cost of the whole plan as a ledger's first runs, its training and its evaluations, in sums of `companies`
+    companies."""
+    whole, judged, delta = _terms(plan, companies).whole, plan_evaluations(plan), plan.delta
     return replace(
-        guarantee([whole], plan.delta),
-        epsilon=run_epsilon(whole, plan.delta),
-        epsilon_against_company=run_epsilon(seen_by_company(whole), plan.delta),
+        guarantee([whole], delta),
+        epsilon=run_epsilon(whole, delta) + evaluation_epsilon(judged, delta),
+        epsilon_against_company=run_epsilon(seen_by_company(whole), delta) + _against_company(judged, delta),
     )
 
 

@@ -11,6 +11,7 @@ here: nobody has it.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from ..privacy.secure_aggregation.packing import pack, unpack
 from ..settings import Plan
 
 _SUM, _HEADER = "sum", "release"
+_ROOM = "room"
 _NAME = re.compile(r"round-([0-9]{4,9})-block-([0-9]{1,4})\.safetensors")
 Residues = npt.NDArray[np.uint32]
 
@@ -122,6 +124,8 @@ class ReleaseLog:
 
     def read(self, path: Path, plan: Plan) -> tuple[Header, Residues]:
         """One sum and its header, checked. Raises: RunError naming file, field, value and rule."""
+        if path.exists() and not path.is_file():
+            refuse(path, "file", path.name, "is a folder, a pipe or a device")  # which may have no end
         try:
             with safe_open(path, "pt") as file:
                 text, names = (file.metadata() or {}).get(_HEADER), list(file.keys())
@@ -155,14 +159,24 @@ class ReleaseLog:
 class OpenedSums:
     """The sums of the round in flight, on disk as soon as they are opened: companies open a sum once, and would have
     to train, and pay, again for a round whose sum a crash has lost. In opened/, a file a block, until the round's
-    checkpoint is written.
+    checkpoint is written; opened/room keeps room for them from before the training on.
     """
 
     log: ReleaseLog
     plan: Plan
 
+    def hold_room(self, size: int) -> None:
+        """Take `size` bytes of the disk until a sum is kept. Raises: OSError where there are not so many."""
+        self.log.folder.mkdir(mode=0o700, exist_ok=True)
+        with (self.log.folder / _ROOM).open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.write(bytes(size))
+
     def keep(self, round_: int, block: int, opened: OpenedSum) -> None:
         self.log.folder.mkdir(mode=0o700, exist_ok=True)
+        (self.log.folder / _ROOM).unlink(missing_ok=True)
         self.log.write(self.plan, round_, block, opened, "applied")
 
     def find(self, round_: int, block: int, cohort: tuple[str, ...], before: bytes) -> OpenedSum | None:
@@ -180,6 +194,7 @@ class OpenedSums:
 
     def forget(self) -> None:
         """The round is checkpointed."""
+        (self.log.folder / _ROOM).unlink(missing_ok=True)
         for path in self.log.folder.glob("round-*.safetensors"):
             path.unlink()
 

@@ -6,12 +6,14 @@ runs/<id>/
     plan.json          what was offered to the companies
     roster.toml        whose signatures the coordinator takes
     data.json          in a simulation, what was found in the data, and done to them
-    evaluation/        public and, in a simulation, held-out private examples
+    evaluation/        public and, in a simulation, held-out private examples, in companies/ of it by company
     checkpoints/       round-0000 is the public model
     releases/          in a simulation, or where settings ask for it, every sum that was opened
     cohort.json        with real companies, who has joined, and their signed channel keys
     opened/            with real companies, the sums of the round in flight
+    delivered.json     with real companies, who has the final model
     status.json        with real companies, how the run stands; see `standing`
+    held.json          with real companies, why a run waits for a person; see `queue`
     metrics.jsonl      one line a round
     statements/        with real companies, what they say of the run's cost, NAME.json each
     companies/         in a simulation, the companies' homes
@@ -117,6 +119,11 @@ class RunFolder:
     @property
     def companies(self) -> Path:
         return self.path / "companies"
+
+    @property
+    def own_heldout(self) -> Path:
+        """In a simulation, NAME.npz: what each company held out; of these nothing is evaluated in a round."""
+        return self.evaluation / "companies"
 
     def homes(self) -> list[Path]:
         """The homes of simulated companies by name; whatever else lies among them is passed over."""

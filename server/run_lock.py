@@ -11,6 +11,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import RunError
 
+# In a coordinator's folder: held by the process that coordinates a run with its companies.
+SERVING = "serving.lock"
+
 
 @contextmanager
 def exclusive(folder: Path, name: str = "run.lock") -> Iterator[None]:
@@ -39,6 +42,15 @@ def exclusive(folder: Path, name: str = "run.lock") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_held(folder: Path, name: str = "run.lock") -> bool:
+    """Whether another process holds the lock."""
+    try:
+        with exclusive(folder, name):
+            return False
+    except RunError:
+        return True
 
 
 def holder_of(folder: Path, name: str = "run.lock") -> int | None:

@@ -16,14 +16,11 @@ from contextlib import contextmanager
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from ..protocol.messages import CONFIRM, JOIN, KEYS, TRAIN, UNMASK
+from ..protocol.messages import PHASES
 from ..protocol.observability import Observability
-from ..settings import Plan
 from .events import Event, RoundFailed, RoundFinished, RunFinished, RunStarted
 from .grid import GridOver
-from .stream.service import AggregationService
 
-PHASES = {JOIN: "join", KEYS: "keys", TRAIN: "train", CONFIRM: "confirm", UNMASK: "unmask"}
 _TOO_MANY = 3  # rounds that failed in a row
 
 
@@ -64,13 +61,6 @@ class RunMetrics:
             seen.gauge("coordinator_companies_connected", "how many").set_function(lambda: len(connected()))
         seen.gauge("coordinator_companies_expected", "how many").set(len(expected))
         seen.health = self.health
-
-    @classmethod
-    def of(cls, seen: Observability, plan: Plan, service: AggregationService) -> RunMetrics:
-        """Of a run over the data plane."""
-        least = plan.secure_aggregation.minimum_cohort
-        names = service.pinned.companies
-        return cls(seen, expected=names, connected=lambda: service.connected, least=least)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):

@@ -27,11 +27,13 @@ from ..errors import ProtocolError
 from ..privacy.secure_aggregation import Advert, Aggregation, Confirmations, Session, Survivors
 from ..protocol.messages import (
     CONFIRM,
+    EVALUATE,
     KEYS,
     TRAIN,
     UNMASK,
     ConfirmReply,
     ConfirmRequest,
+    EvaluateRequest,
     KeysReply,
     KeysRequest,
     TrainReply,
@@ -80,9 +82,19 @@ class SecureSum:
         `states`: the block's own and those that it reads.
         """
         requests = TrainRequest.for_each(block, states, adverts)
-        orders = {company: request.to_record() for company, request in requests.items()}
-        for company, reply in self._ask(TRAIN, orders, TrainReply.from_record).items():
-            self._accept(TRAIN, company, self._aggregation.add_masked, reply.masked)
+        return self._collect(TRAIN, {company: request.to_record() for company, request in requests.items()})
+
+    def evaluate(self, states: dict[int, State], adverts: Mapping[str, Advert]) -> Survivors:
+        """In the place of `train`: each company charges its ledger, and judges the model of all blocks on the
+        examples that it holds out."""
+        requests = EvaluateRequest.for_each(states, adverts)
+        return self._collect(
+            EVALUATE, {company: request.to_record() for company, request in requests.items()}
+        )
+
+    def _collect(self, phase: str, orders: Mapping[str, RecordDict]) -> Survivors:
+        for company, reply in self._ask(phase, orders, TrainReply.from_record).items():
+            self._accept(phase, company, self._aggregation.add_masked, reply.masked)
         return self._aggregation.close_masked()
 
     def confirm(self, survivors: Survivors) -> Confirmations:

@@ -9,17 +9,25 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
+from flwr.app import Message
+from flwr.serverapp import Grid
+
 from .. import atomic_file
-from ..errors import RunError
+from ..errors import InputError
+from ..protocol.messages import PHASES
 from ..protocol.repeating import repeated
+from .assignment import assign
+from .delivery import DELIVERED_FILE
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
+from .grid import GridOver
+from .queue import held
 from .run_folder import RunFolder
-from .run_lock import exclusive, holder_of
+from .run_lock import holder_of, is_held
 
 STATUS_FILE = "status.json"
 _WRITE_EVERY = 1.0
@@ -30,24 +38,26 @@ class Standing:
 
     standing = Standing(run, companies, lambda: service.connected)
     with standing.written():
-        coordinate(grid, run, [standing.tell])
+        coordinate(standing.watching(grid), run, [standing.tell])
     """
 
     def __init__(
         self, run: RunFolder, companies: Sequence[str], connected: Callable[[], Sequence[str]]
     ) -> None:
-        self._run, self._connected = run, connected
+        self._run, self._plan, self._connected = run, run.plan(), connected
         self._lock = threading.Lock()
         self._since = dict.fromkeys(companies, "")
         self._up = dict.fromkeys(companies, False)
         self._last: dict[str, str] = {}  # the code of each company's last absence, "" where it took part
         self._found: dict[str, Any] = {"state": "starting", "round": 0, "rounds": 0, "failed_in_a_row": 0}
+        self._found |= {"phase": None, "blocks": []}
         self._written = b""
 
     def tell(self, event: Event) -> None:
         with self._lock:
             if isinstance(event, RunStarted):
                 self._found |= {"state": "waiting", "round": event.done, "rounds": event.rounds}
+                self._found["blocks"] = self._blocks(event.done + 1)
             if isinstance(event, CompaniesAwaited):
                 self._found["state"] = "waiting"
             if isinstance(event, RoundFailed):
@@ -56,12 +66,35 @@ class Standing:
             if isinstance(event, RoundFinished):
                 row = event.row
                 self._found |= {"state": "running", "round": event.round, "failed_in_a_row": 0}
+                self._found["blocks"] = self._blocks(event.round + 1)
                 self._last |= dict.fromkeys(row.get("survivors", ()), "")
                 self._last |= {name: code for name, (_, code) in row.get("absent", {}).items()}
                 if "quality" in row:
                     self._found["quality"] = {name: values[-1] for name, values in row["quality"].items()}
             if isinstance(event, RunFinished):
                 self._found["state"] = "finished"
+
+    def watching(self, grid: Grid) -> Grid:
+        """The grid; which phase waits for companies is written down."""
+        return _Watched(grid, self)
+
+    @contextmanager
+    def in_phase(self, phase: str) -> Iterator[None]:
+        with self._lock:
+            self._found["phase"] = phase
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._found["phase"] = None
+
+    def _blocks(self, round_: int) -> list[int]:
+        """Those of a round with every company; none past the last."""
+        if round_ > self._plan.training.rounds:
+            return []
+        with suppress(InputError):  # too few companies in the roster
+            return sorted({task.block for task in assign(round_, tuple(self._since), self._plan)})
+        return []
 
     @contextmanager
     def written(self) -> Iterator[None]:
@@ -94,14 +127,26 @@ class Standing:
                 self._written = content
 
 
+class _Watched(GridOver):
+    def __init__(self, grid: Grid, standing: Standing) -> None:
+        super().__init__(grid)
+        self._standing = standing
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        sent = list(messages)
+        phase = PHASES.get(sent[0].metadata.message_type) if sent else None
+        if phase is None:
+            return self._grid.send_and_receive(sent, timeout=timeout)
+        with self._standing.in_phase(phase):
+            return list(self._grid.send_and_receive(sent, timeout=timeout))
+
+
 def standing_of(run: RunFolder) -> dict[str, Any]:
     """How a run stands: `running` while a process coordinates it; then of its companies, too."""
     told = run.read_json(STATUS_FILE) or {}
-    try:
-        with exclusive(run.path):
-            running = False
-    except RunError:
-        running = True
+    running = is_held(run.path)
     rows = run.metrics()
     plan = run.plan()
     return {
@@ -109,11 +154,16 @@ def standing_of(run: RunFolder) -> dict[str, Any]:
         "running": running,
         "state": told.get("state", "prepared") if running or rows else "prepared",
         "why": None if running else told.get("why"),
+        "waits": None if running else held(run),
+        "phase": told.get("phase") if running else None,
+        "blocks": told.get("blocks", []) if running else [],
         "round": rows[-1]["round"] if rows else 0,
         "rounds": plan.training.rounds,
         "rounds_done": sum(row["status"] == "done" for row in rows[1:]),
         "failed_in_a_row": told.get("failed_in_a_row", 0),
         "quality": told.get("quality"),
+        "evaluation": next((row["evaluation"] for row in reversed(rows) if "evaluation" in row), None),
+        "model_with": list((run.read_json(DELIVERED_FILE) or {}).get("companies", ())),
         "pid": told.get("pid") if running and told.get("pid") == holder_of(run.path) else None,
         "companies": told.get("companies", {}) if running else {},
     }

@@ -12,6 +12,7 @@ from ..blocks.settings import (
     TransformerSettings,
 )
 from .contract import is_zone
+from .evaluation import EvaluationSettings
 from .files import (
     is_simulation,
     read_settings,
@@ -57,6 +58,7 @@ __all__ = [
     "DataSettings",
     "DataSource",
     "DropoutSettings",
+    "EvaluationSettings",
     "InfluenceSettings",
     "LEAST_NOISE",
     "MOST_COMPANIES",

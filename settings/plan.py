@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..blocks.families import ModelSettings
 from ..blocks.settings import NoiseSettings, Part, require
+from .evaluation import EVALUATIONS, EvaluationSettings
 from .load import validated
 from .privacy import LEAST_NOISE, MOST_NOISE, MechanismSettings, SecureAggregationSettings, check_mechanism
 from .run import RunSettings
@@ -36,6 +37,7 @@ class Plan(MechanismSettings, _Job):
     noise_multiplier: float = Field(ge=0, le=MOST_NOISE)
     company_clip: float = Field(ge=1e-6, le=1e9)
     secure_aggregation: SecureAggregationSettings
+    evaluation: EvaluationSettings | None = None
 
     @classmethod
     def of(
@@ -60,6 +62,7 @@ class Plan(MechanismSettings, _Job):
             "noise": settings.noise.model_dump() | {"edges": edges},
             "training": settings.training,
             "secure_aggregation": settings.secure_aggregation.model_dump() | {"bits": bits},
+            "evaluation": settings.evaluation,
         }
         mechanism = settings.privacy.model_dump(include=set(MechanismSettings.model_fields))
         return validated(cls, fields | mechanism | found)
@@ -71,9 +74,32 @@ class Plan(MechanismSettings, _Job):
     @model_validator(mode="after")
     def _offers(self) -> Self:
         z = self.noise_multiplier
+        others = self.run.endswith(EVALUATIONS)
+        require(
+            not others,
+            "run",
+            self.run,
+            f"must not end in {EVALUATIONS!r}: so ledgers name a run's evaluations",
+        )
         require(z == 0 or z >= LEAST_NOISE, "noise_multiplier", z, f"expected 0 or at least {LEAST_NOISE}")
         check_mechanism(self.training, self)
+        if self.evaluation is not None:
+            require(
+                z > 0,
+                "evaluation",
+                z,
+                "needs noise in training too: nothing is private after a run without",
+            )
+            self.evaluation.check(self.model)
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_no_evaluation(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans without an evaluation keep the digest that they had before there were any."""
+        found: dict[str, Any] = dump(self)
+        if self.evaluation is None:
+            found.pop("evaluation", None)
+        return found
 
     @property
     def private(self) -> bool:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from ..blocks.families import ModelSettings, family
 from ..blocks.settings import NoiseSettings, Part, require
 from .contract import DataContract
+from .evaluation import EvaluationSettings
 from .privacy import PrivacySettings, SecureAggregationSettings, check_mechanism
 from .training import PretrainingSettings, TrainingSettings
 
@@ -72,6 +73,7 @@ class RunSettings(Part):
     privacy: PrivacySettings = PrivacySettings()
     secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
     influence: InfluenceSettings = InfluenceSettings()
+    evaluation: EvaluationSettings | None = None
     failed_rounds: int = Field(
         3, ge=1, description="rounds that may fail in a row before a run with real companies stops"
     )
@@ -85,6 +87,12 @@ class RunSettings(Part):
         from ..privacy.secure_aggregation import lowest_threshold
 
         check_mechanism(self.training, self.privacy, "privacy.")
+        if self.evaluation is not None:
+            epsilon = self.privacy.epsilon
+            require(
+                epsilon is not None, "evaluation", epsilon, "needs privacy.epsilon, which pays for it too"
+            )
+            self.evaluation.check(self.model)
         n, least = self.companies.count, self.secure_aggregation.minimum_cohort
         require(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
         t = self.secure_aggregation.threshold

@@ -51,6 +51,9 @@ class CompanySettings(CohortSettings):
 
     alpha: float = Field(1.0, gt=0)
     holdout: float = Field(0.2, gt=0, lt=1)
+    held_out: float = Field(
+        0.1, gt=0, le=0.5, description="with [evaluation]: a company's own share that it never trains on"
+    )
     dropout: DropoutSettings = DropoutSettings()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support.families import VARIANTS, Variant
+from support.faults import fault as fault
 
 from fedblocks.experiments.presets import load_settings
 from fedblocks.settings import SimulationSettings

@@ -49,6 +49,7 @@ class DiT(GaussianDenoiser):
 
     metric: ClassVar[Metric] = Metric("frechet_distance", False, "number", "Fréchet distance")
     metric_by_example = False
+    metric_of_one = False
     steps_per_block = 6
 
     def __init__(

@@ -17,6 +17,7 @@ from ...settings import DataSource
 from ...settings.contract import ImageContract, SeriesContract, TableContract, TextContract
 from .findings import Findings
 from .images.load import load_images
+from .one_line import told_in_one_line
 from .series.load import load_series
 from .tables.load import load_table
 from .text.load import load_text
@@ -38,9 +39,9 @@ def load_examples(
     `findings` takes what was found and done on the way.
     """
     findings = Findings(source.source) if findings is None else findings
-    return CONNECTORS[model.connector](field, source, model, match_contrast, findings).check(
-        field, model.kind
-    )
+    with told_in_one_line(field, source.source):
+        examples = CONNECTORS[model.connector](field, source, model, match_contrast, findings)
+    return examples.check(field, model.kind)
 
 
 def contract_of(field: str, source: DataSource, kind: type[C]) -> C | None:

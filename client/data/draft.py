@@ -32,8 +32,16 @@ def contract_text(raw: dict[str, Any], findings: Findings) -> str:
         "# A draft: read it, and mend what is guessed. Ranges and values were found in the file; of private data,",
         "# put what the field allows in their place.",
     ]
-    body = tomli_w.dumps({key: value for key, value in raw.items() if value not in ({}, None)})
+    body = _shown(tomli_w.dumps({key: value for key, value in raw.items() if value not in ({}, None)}))
     return "\n".join([*head, *notes, "", _ARRAY.sub(_on_one_line, body)])
+
+
+def _shown(toml: str) -> str:
+    """Signs that a terminal does not show, or obeys, as TOML's escapes: they stand in strings alone."""
+    return "".join(
+        c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" if ord(c) > 0xFFFF else f"\\u{ord(c):04x}"
+        for c in toml
+    )
 
 
 _ARRAY = re.compile(r"\[\n((?:    .+,\n)+)\]")

@@ -23,11 +23,12 @@ class Findings:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def fact(self, name: str, value: object) -> None:
-        self.facts[name] = str(value)
+        self.facts[on_one_line(name)] = on_one_line(str(value))
 
     def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+        """A sentence; what stands in a source, as the name of a column, is shown on one line and as it is written."""
+        if (shown := on_one_line(text)) not in self.notes:
+            self.notes.append(shown)
 
     def leave_out(self, reason: str, rows: int) -> None:
         """Count rows that are read in pieces; `reason` follows on "3 rows are left out: "."""
@@ -36,6 +37,11 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def on_one_line(text: str) -> str:
+    """The text with line ends, and signs that steer a terminal, written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def counted(count: int, thing: str) -> str:

@@ -13,6 +13,8 @@ from .images.folders import is_picture
 from .images.inspect import inspect_images
 from .images.known_files import is_image_file, training_files
 from .images.load import BUILT_IN as BUILT_IN_IMAGES
+from .memory import within_memory
+from .one_line import told_in_one_line
 from .series.built_in import BUILT_IN as BUILT_IN_SERIES
 from .series.inspect import inspect_series
 from .series.times import columns_of_times
@@ -49,11 +51,12 @@ def inspect_source(source: str, kind: Kind | None = None, table: str | None = No
 
     Raises: InputError where it cannot be read, or where its kind has to be told.
     """
-    chosen = kind or likely_kind(source, table)
-    if chosen in ("table", "series") and table is not None:
-        found = (inspect_table if chosen == "table" else inspect_series)(source, table)
-    else:
-        found = KINDS[chosen](source)
+    with within_memory("source", source), told_in_one_line("source", source):
+        chosen = kind or likely_kind(source, table)
+        if chosen in ("table", "series") and table is not None:
+            found = (inspect_table if chosen == "table" else inspect_series)(source, table)
+        else:
+            found = KINDS[chosen](source)
     if kind is None:
         found.findings.fact("looked at as", f"{chosen}; another kind is told by --kind")
     return found

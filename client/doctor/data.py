@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
+from collections.abc import Iterator
 
 import numpy as np
 
 from ...blocks.examples import Examples
 from ...errors import ProtocolError
 from ..company import Company
+from ..held_out import HELD_OUT_FILE, fingerprint
 from ..importing import DATA_FILE, FOUND_FILE
-from ..readiness import readable_data
+from ..readiness import readable_data, readable_held_out
 from .findings import Findings
 
 FEW = 100
@@ -22,13 +25,24 @@ def check_data(company: Company, findings: Findings) -> Examples | None:
     path, home = company.home / DATA_FILE, shlex.quote(str(company.home))
     try:
         data = readable_data(company)
+        readable_held_out(company)
     except ProtocolError as error:
         replace = " --replace" if path.exists() else ""
         mend = f"read your data: fedblocks company import SOURCE {home} --contract contract.toml{replace}"
         findings.error("bad_data" if path.exists() else "no_data", path, str(error), mend)
         return None
-    findings.note("data", path, f"{len(data):,} examples, fingerprint {data.digest.hex()}")
-    _as_imported(company, data, findings)
+    out = company.held_out()
+    whole = fingerprint(data, out).hex()
+    apart = f", {len(out):,} held out" if out is not None else ""
+    findings.note("data", path, f"{len(data):,} examples{apart}, fingerprint {whole}")
+    _as_imported(company, whole, findings)
+    if out is not None and (twice := _in_both(data, out)):
+        what = (
+            f"{twice:,} of the examples held out are trained on too, so what they say of a model is worthless"
+        )
+        findings.error(
+            "held_out", company.home / HELD_OUT_FILE, what, "import the data again, with --replace"
+        )
     if len(data) < FEW:
         what = f"{len(data)} examples are so few that hardly any noise hides one of them"
         findings.warn("few_examples", path, what, "take part with more, or expect little of the model")
@@ -39,18 +53,30 @@ def check_data(company: Company, findings: Findings) -> Examples | None:
     return data
 
 
-def _as_imported(company: Company, data: Examples, findings: Findings) -> None:
+def _in_both(data: Examples, out: Examples) -> int:
+    """How many held-out examples are among those trained on."""
+    trained = set(_values(data))
+    return sum(values in trained for values in _values(out))
+
+
+def _values(data: Examples) -> Iterator[bytes]:
+    """A digest of each example."""
+    for inputs, targets in zip(data.inputs.numpy(), data.targets.numpy(), strict=True):
+        yield hashlib.sha256(inputs.tobytes() + b"|" + targets.tobytes()).digest()
+
+
+def _as_imported(company: Company, fingerprint: str, findings: Findings) -> None:
     path = company.home / FOUND_FILE
     try:
         told = json.loads(path.read_text("utf-8"))
-        same = told["fingerprint"] == data.digest.hex()
+        same = told["fingerprint"] == fingerprint
     except FileNotFoundError:
         return  # written by hand
     except (OSError, ValueError, KeyError, TypeError):
         findings.warn("other_data", path, "cannot be read", "import the data again, with --replace")
         return
     if not same:
-        what = "tells of other examples than data.npz holds, which was changed or replaced since the import"
+        what = "tells of other examples than lie there, which were changed or replaced since the import"
         findings.warn("other_data", path, what, "import the data again, with --replace, unless that was you")
 
 

@@ -12,7 +12,7 @@ from ...privacy.secure_aggregation import Roster
 from ...settings import Plan
 from ..ceilings import check_ceilings, growth
 from ..company import Company
-from ..readiness import planned_terms
+from ..readiness import planned_parts, planned_terms
 from .data import classes_missing
 from .findings import Findings
 from .machine import available_memory
@@ -75,7 +75,8 @@ def _data(plan: Plan, data: Examples, findings: Findings) -> None:
 def _cost(company: Company, plan: Plan, ledger: LedgerCopy, findings: Findings) -> None:
     try:
         terms = planned_terms(plan)
-        found = growth(ledger, plan.run, terms, company.clock())
+        parts = planned_parts(plan)
+        found = growth(ledger, parts, company.clock())
     except FedblocksError as error:
         findings.error("cost", "plan", str(error))
         return
@@ -86,7 +87,9 @@ def _cost(company: Company, plan: Plan, ledger: LedgerCopy, findings: Findings) 
         return
     before, ceiling = ledger.spent.epsilon, company.policy.epsilon_ceiling
     after = before + found.to_come
-    said = f"{terms.releases} releases bring epsilon on this ledger from {before:.3g} to {after:.3g} of {ceiling:g}"
+    judged = f" and {parts[1][1].releases} evaluations" if len(parts) > 1 else ""
+    what = f"{terms.releases} releases{judged}"
+    said = f"{what} bring epsilon on this ledger from {before:.3g} to {after:.3g} of {ceiling:g}"
     if plan.private and not after <= ceiling:
         rounds = _rounds_left(plan, ledger, terms, ceiling)
         mend = (
@@ -96,7 +99,7 @@ def _cost(company: Company, plan: Plan, ledger: LedgerCopy, findings: Findings) 
         return
     findings.note("cost", "plan", said)
     with findings.as_errors("budget", "plan", "ask for fewer rounds or more noise, or raise the ceiling"):
-        check_ceilings(company.policy, ledger, plan.run, terms, company.clock())
+        check_ceilings(company.policy, ledger, parts, company.clock())
 
 
 def _rounds_left(plan: Plan, ledger: LedgerCopy, terms: Terms, ceiling: float) -> int:

@@ -17,6 +17,7 @@ from ...errors import InputError
 from ...settings.contract import ImageContract, TableContract
 from ..data.findings import Findings
 from ..data.images.unlabelled import load_unlabelled
+from ..data.one_line import told_in_one_line
 from ..data.tables.rows import load_rows
 from .columns import Column, Predictions
 from .request import INPUT, Wanted, contract_for
@@ -35,9 +36,9 @@ def classified_images(
     settings = card.model
     assert isinstance(settings, ImageSettings)
     contract = contract_for(card, wanted, ImageContract)
-    names, images = load_unlabelled(
-        INPUT, wanted.source or "", settings, card.match_contrast, contract, findings
-    )
+    source = wanted.source or ""
+    with told_in_one_line(INPUT, source):
+        names, images = load_unlabelled(INPUT, source, settings, card.match_contrast, contract, findings)
     return _classes(model, card, {"image": np.array(names)}, images, wanted, on_done)
 
 
@@ -54,7 +55,9 @@ def predicted_rows(
         raise InputError(
             "--contract", None, "rows need a contract, and the model's card has none: name its file"
         )
-    numbers, inputs = load_rows(INPUT, wanted.source or "", contract, findings)
+    source = wanted.source or ""
+    with told_in_one_line(INPUT, source):
+        numbers, inputs = load_rows(INPUT, source, contract, findings)
     rows: dict[str, Column] = {"row": numbers}
     if card.model.kind.target_classes is not None:
         return _classes(model, card, rows, inputs, wanted, on_done)

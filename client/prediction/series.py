@@ -15,6 +15,7 @@ from ...errors import InputError
 from ...settings import DataSource
 from ...settings.contract import SeriesContract
 from ..data.findings import Findings
+from ..data.one_line import told_in_one_line
 from ..data.series.histories import load_histories
 from .columns import Column, Predictions
 from .request import INPUT, Wanted, contract_for
@@ -47,7 +48,8 @@ def forecasts(
         raise InputError("--interval", share, "expected a share between 0 and 1")
     contract = contract_for(card, wanted, SeriesContract)
     source = DataSource(source=wanted.source or "")
-    histories = load_histories(INPUT, source, settings, contract, findings)
+    with told_in_one_line(INPUT, source.source):
+        histories = load_histories(INPUT, source, settings, contract, findings)
     rows: list[dict[str, Column]] = []
     for i, history in enumerate(histories):
         generator = torch.Generator().manual_seed(wanted.seed)

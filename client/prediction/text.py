@@ -18,6 +18,7 @@ from ...blocks.settings import TextSettings
 from ...errors import InputError
 from ...settings.contract import TextContract
 from ..data.findings import Findings
+from ..data.one_line import told_in_one_line
 from ..data.text.documents import documents
 from ..data.text.tokenizer import Tokenizer
 from .columns import Predictions
@@ -47,7 +48,7 @@ def continued(
         raise InputError("--temperature", temperature, "expected more than 0")
     generator = torch.Generator().manual_seed(wanted.seed)
     more, samples = _more(model, settings, generator, temperature), wanted.samples or 1
-    prompts = list(_documents(card, wanted, findings))
+    prompts = _documents(card, wanted, findings)
     found: dict[str, list[object]] = {"document": [], "prompt": [], "continuation": []}
     for i, prompt in enumerate(prompts):
         tokens = torch.from_numpy(tokenizer.encode(prompt)).to(model.device).expand(samples, -1)
@@ -73,7 +74,7 @@ def scored(
     """
     settings, tokenizer = _read_by(card)
     generator = torch.Generator().manual_seed(wanted.seed)
-    texts = list(_documents(card, wanted, findings))
+    texts = _documents(card, wanted, findings)
     counts, bits = [], []
     for i, text in enumerate(texts):
         tokens = torch.from_numpy(tokenizer.encode(text)).to(model.device)
@@ -138,8 +139,12 @@ def _read_by(card: ModelCard) -> tuple[TextSettings, Tokenizer]:
     return settings, Tokenizer.of("model.tokenizer", settings.tokenizer)
 
 
-def _documents(card: ModelCard, wanted: Wanted, findings: Findings) -> Iterator[str]:
+def _documents(card: ModelCard, wanted: Wanted, findings: Findings) -> list[str]:
     """Each without the line break that ends it."""
     contract = contract_for(card, wanted, TextContract) or TextContract()
-    for pieces in documents(INPUT, wanted.source or "", contract, findings):
-        yield "".join(pieces).removesuffix("\n")
+    with told_in_one_line(INPUT, wanted.source or ""):
+        texts = [
+            "".join(pieces).removesuffix("\n")
+            for pieces in documents(INPUT, wanted.source or "", contract, findings)
+        ]
+    return texts

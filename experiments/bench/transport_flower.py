@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...client.supernode import project_file
 from ...errors import RunError
+from ...protocol.flower_parts import project_file
 from .transport_apps import COMPANIES
 
 _RUN_CONFIG = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import secrets
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from ...blocks.state import check_part
 from ...client.company import Company
 from ...client.data import load_examples
 from ...client.data.findings import Findings
+from ...client.held_out import HELD_OUT_FILE
+from ...client.held_out import split as hold_out
 from ...client.policy import LARGEST_MODEL, Policy
 from ...errors import InputError, RunError
 from ...privacy.accounting import calibrate, releases_within
@@ -30,6 +33,7 @@ from ...privacy.composition import in_a_fresh_ledger
 from ...privacy.events import Event
 from ...privacy.secure_aggregation import Identity
 from ...protocol import private_file
+from ...protocol.evaluation import evaluation_epsilon, whole_evaluation
 from ...protocol.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
 from ...protocol.release import block_size, default_company_clip, event_of, fewest_bits, release_event
 from ...server.checkpoint import Checkpoint
@@ -50,7 +54,10 @@ class Inputs:
     public_train: Examples
     public_test: Examples
     companies: dict[str, Examples]  # by name
+    rows: dict[str, npt.NDArray[np.int64]]  # by name, which of all private examples these are
+    private: int  # how many private examples there are of all companies
     heldout: Examples
+    own_heldout: dict[str, Examples]  # the same by company, more of them where `heldout` is not all
     findings: dict[str, Findings]  # by source: "public", and "private" or the companies' names
 
 
@@ -60,13 +67,15 @@ def read_inputs(settings: SimulationSettings) -> Inputs:
     findings = {"public": Findings(settings.data.public.source)}
     public_train, public_test = read_public(settings, rng, findings["public"])
     private, parts = read_private(settings, findings)
-    companies, heldout = {}, []
+    rows, heldout = {}, []
     for name, part in parts.items():
-        kept, out = _hold_out(part, settings.companies.holdout, rng, least=1)
-        companies[name] = private[kept]
+        rows[name], out = _hold_out(part, settings.companies.holdout, rng, least=1)
         heldout.append(out)
-    out = _spread(np.concatenate(heldout), settings.data.test_examples)
-    return Inputs(public_train, public_test, companies, private[out], findings)
+    most = settings.data.test_examples
+    own = {name: private[_spread(out, most)] for name, out in zip(parts, heldout, strict=True)}
+    out = _spread(np.concatenate(heldout), most)
+    companies = {name: private[kept] for name, kept in rows.items()}
+    return Inputs(public_train, public_test, companies, rows, len(private), private[out], own, findings)
 
 
 def read_public(
@@ -137,8 +146,8 @@ def make_plan(settings: RunSettings, model: Denoiser, run: str) -> Plan:
 
 
 def affordable_noise(settings: RunSettings, size: int) -> float:
-    """The noise multiplier that is set, or else the least with which the whole run costs a fresh ledger `epsilon`, in
-    blocks of `size` values; 0 without an epsilon.
+    """The noise multiplier that is set, or else the least with which the whole run, evaluations included, costs a
+    fresh ledger `epsilon`, in blocks of `size` values; 0 without an epsilon.
 
     Raises: InputError where epsilon does not pay for every step.
     """
@@ -151,10 +160,17 @@ def affordable_noise(settings: RunSettings, size: int) -> float:
         return event_of(t, p, noise, size, bits=bits)
 
     account, wanted = in_a_fresh_ledger(p.delta), t.releases(settings.model.blocks)
-    noise = p.noise_multiplier or calibrate(lambda z: release_at(z).times(wanted), p.epsilon, account)
-    fits = releases_within(p.epsilon, release_at(noise), account)
+    judged = evaluation_epsilon(whole_evaluation(settings.evaluation, settings.model, p, t.rounds), p.delta)
+    left = p.epsilon - judged
+    if left <= 0 and settings.evaluation is not None:
+        noise = settings.evaluation.noise_multiplier
+        rule = f"the evaluations alone cost {judged:.3g} of epsilon={p.epsilon}: more noise, or fewer of them"
+        raise InputError("evaluation.noise_multiplier", noise, rule)
+    noise = p.noise_multiplier or calibrate(lambda z: release_at(z).times(wanted), left, account)
+    fits = releases_within(left, release_at(noise), account)
     if fits < wanted:
-        rule = f"epsilon={p.epsilon} pays for {fits * t.local_steps} of {settings.total_steps} steps"
+        beside = f", less {judged:.3g} for evaluations," if judged else ""
+        rule = f"epsilon={p.epsilon}{beside} pays for {fits * t.local_steps} of {settings.total_steps} steps"
         raise InputError("privacy.noise_multiplier", noise, rule)
     return noise
 
@@ -192,6 +208,8 @@ def prepare(
         Checkpoint(0, split(model)).save(_made(run.checkpoints))
         inputs.public_test.save(_made(run.evaluation) / "public.npz")
         inputs.heldout.save(run.evaluation / "heldout.npz")
+        for name, own in inputs.own_heldout.items():
+            own.save(_made(run.own_heldout) / f"{name}.npz")
         inputs.public_train.save(run.path / "public_train.npz")
         found = {side: findings.to_json() for side, findings in inputs.findings.items()}
         atomic_file.write(
@@ -258,10 +276,20 @@ def pretrained(settings: RunSettings, folder: Path) -> Denoiser:
 
 
 def write_home(home: Path, company: str, settings: RunSettings, data: Examples) -> None:
-    """A simulated company's home: its data, an empty ledger, and the policy that a willing company would write."""
+    """A simulated company's home: its data, an empty ledger, and its policy."""
     _made(_made(home.parent) / home.name)
+    if settings.evaluation is not None and isinstance(settings, SimulationSettings):
+        # Under a key that follows from the seed, so that a simulation can be repeated.
+        key = hashlib.sha256(f"held out {settings.seed} {company}".encode()).digest()
+        data, out = hold_out(data, settings.companies.held_out, key)
+        out.save(home / HELD_OUT_FILE)
     data.save(home / "data.npz")
-    policy = Policy(
+    save_policy(home, policy_of(settings, company))
+
+
+def policy_of(settings: RunSettings, company: str) -> Policy:
+    """The rules that a willing company would write."""
+    return Policy(
         company=company,
         epsilon_ceiling=settings.privacy.epsilon or 0.0,
         delta=settings.privacy.delta,
@@ -276,7 +304,6 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
         device=settings.device,
         simulation_seed=settings.seed,
     )
-    save_policy(home, policy)
 
 
 def save_policy(home: Path, policy: Policy) -> None:

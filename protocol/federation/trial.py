@@ -24,6 +24,8 @@ from .provisioner import Provisioned, provision
 from .settings import FederationSettings
 
 PROVISIONER, COORDINATOR = "provisioner", "coordinator"
+# Other folders that a trial has beside those of its companies.
+DATA, RUNS = "data", "runs"
 
 
 @dataclass(frozen=True)
@@ -42,22 +44,38 @@ def set_up(folder: Path, companies: Sequence[str], *, port: int, superlink_port:
     Raises:
         InputError: there is a trial in the folder already, or the names or ports cannot be used; nothing was written.
     """
-    office = folder / PROVISIONER
-    if office.exists():
-        rule = f"holds a trial already; to change it, run: fedblocks provision {office / 'federation.toml'} --trial"
+    federation = federation_file(folder)
+    if federation.parent.exists():
+        rule = f"holds a trial already; to change it, run: fedblocks provision {federation} --trial"
         raise InputError("folder", str(folder), rule)
     coordinator: dict[str, object] = {"address": f"127.0.0.1:{port}", "listen": f"127.0.0.1:{port}"}
     if superlink_port is not None:
         coordinator["superlink_port"] = superlink_port
     tables = {"name": "trial", "companies": list(companies), "coordinator": coordinator}
     FederationSettings.checked(tables)
-    make_folder(office)
-    federation = office / "federation.toml"
+    for name in companies:
+        if name.lower() in (PROVISIONER, DATA, RUNS):
+            raise InputError("companies", name, "is the name of another folder of a trial; choose another")
+    make_folder(federation.parent)
     private_file.write(federation, tomli_w.dumps(tables).encode())
+    return installed(folder)
+
+
+def installed(folder: Path) -> Trial:
+    """Provision the trial of the folder as its federation.toml says, and install whatever is new in its kits.
+
+    An interrupted set-up is completed by it. Raises: as `provision` and `install_company`.
+    """
+    federation = federation_file(folder)
     made = provision(federation, trial=True)
     spoken = fingerprints.of_provisioner(made.roster.signer)
-    homes = {name: folder / name for name in companies}
+    homes = {name: folder / name for name in made.roster.content.companies}
     for name, home in homes.items():
         install_company(made.kits[name], home, fingerprint=spoken)
     install_coordinator(made.kits[COORDINATOR], folder / COORDINATOR, fingerprint=spoken)
     return Trial(federation, folder / COORDINATOR, homes, made)
+
+
+def federation_file(folder: Path) -> Path:
+    """Where a trial's federation.toml is."""
+    return folder / PROVISIONER / "federation.toml"

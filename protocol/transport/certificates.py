@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ DAYS = 730
 KEY_FILE, CERTIFICATE_FILE = "own.key", "own.pem"
 _PUBLIC_FORM = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
 # What cryptography raises for a certificate that it does not understand.
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -112,16 +113,17 @@ class OwnCertificate:
         def configuration(pem: bytes) -> grpc.ServerCertificateConfiguration:
             return grpc.ssl_server_certificate_configuration([(self.key, self.certificate)], pem)
 
-        known = roots()
+        known, lock = roots(), threading.Lock()
 
         def changed() -> grpc.ServerCertificateConfiguration | None:
             # gRPC replaces what handshakes use when it is given anything, and handshakes at that moment have ended
             # the process (a reference counted below zero, in one of six runs with many connections).
             nonlocal known
-            if (found := roots()) == known:
-                return None
-            known = found
-            return configuration(found)
+            with lock:  # of two at once the later one must not put back what the earlier one had read
+                if (found := roots()) == known:
+                    return None
+                known = found
+                return configuration(found)
 
         return grpc.dynamic_ssl_server_credentials(
             configuration(known), changed, require_client_authentication=True
@@ -139,7 +141,7 @@ def certificate_of(pem: bytes, where: str) -> x509.Certificate:
         for certificate in found:  # read on first use, and what cannot be read raises only then
             _ = name_in(certificate), hosts_of(certificate), public_key_of(certificate)
             _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    except _UNREADABLE:
+    except UNREADABLE:
         found = []
     if len(found) != 1:
         raise InputError("certificate", where, "expected one certificate in PEM")

@@ -16,7 +16,7 @@ from cryptography import x509
 
 from ..names import COORDINATOR
 from .address import split
-from .certificates import CERTIFICATE_FILE, KEY_FILE, certificate_of, fingerprint, name_in
+from .certificates import CERTIFICATE_FILE, KEY_FILE, UNREADABLE, certificate_of, fingerprint, name_in
 
 _SECONDS = 5.0
 _REFUSED = (
@@ -50,7 +50,7 @@ def fault(address: str, pinned: bytes, folder: Path | None) -> str | None:
     except ssl.SSLError as error:
         reason = (error.reason or "no reason").lower().replace("_", " ")
         return f"{address} does not speak TLS as a coordinator does ({reason})"
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         return f"the name in {address} cannot be resolved; check the address, and this machine's DNS"
     except ConnectionRefusedError:
         return f"nobody listens on {address}; the coordinator is not up, or the address is wrong"
@@ -64,13 +64,13 @@ def _of_coordinator(shown: bytes, pinned: bytes, address: str) -> str | None:
     expected = certificate_of(pinned, "coordinator.pem")
     try:
         found = x509.load_der_x509_certificate(shown)
-    except ValueError:
-        return f"{address} shows no certificate"
-    ends = found.not_valid_after_utc
+        name, ends = name_in(found), found.not_valid_after_utc  # read on first use, which may fail too
+    except UNREADABLE:
+        return f"{address} shows no certificate that can be read; somebody else listens there"
     if fingerprint(found) != fingerprint(expected):
         return (
             f"{address} shows another certificate than the pinned one of the coordinator (made out to "
-            f"{name_in(found)!r}, until {ends:%Y-%m-%d}, SHA-256 {fingerprint(found).hex()[:16]}..., pinned "
+            f"{name!r}, until {ends:%Y-%m-%d}, SHA-256 {fingerprint(found).hex()[:16]}..., pinned "
             f"{fingerprint(expected).hex()[:16]}...): ask the provisioner for the newest roster and install it; if "
             "there is none, somebody may be in between"
         )

@@ -68,9 +68,16 @@ def test_version_and_presets(tmp_path: Path) -> None:
     assert "digits" in json.loads(fedblocks("presets", "--json", cwd=tmp_path).stdout)["presets"]
 
 
-def test_help_is_quick_because_it_loads_no_torch(tmp_path: Path) -> None:
-    code = "import sys, fedblocks.cli.main; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 0
+def test_help_is_quick_because_it_loads_no_library_that_it_does_not_need(tmp_path: Path) -> None:
+    """What takes longest to import; `fedblocks bench trial` measures the time itself."""
+    code = (
+        "import sys, fedblocks.cli.main; "
+        "sys.exit(', '.join({'torch', 'flwr', 'numpy', 'scipy', 'grpc', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.stderr.strip() == ""
 
 
 @pytest.mark.parametrize(("missing", "extra"), [("opacus.accountants", "audit"), ("sklearn", "simulation")])

@@ -16,6 +16,7 @@ from fedblocks.cli.main import app as cli
 from fedblocks.errors import InputError, RunError
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.server.standing import standing_of
+from fedblocks.server.stream import ServiceSettings
 from fedblocks.settings import SimulationSettings, is_simulation
 
 
@@ -74,6 +75,10 @@ def test_a_run_is_planned_looked_at_stopped_and_gone_on_with(
         assert (found["state"], found["rounds_done"], found["running"]) == ("finished", 40, False)
         text = " ".join(invoke("coordinator", "status", run.path).stderr.split())
         assert "finished, round 40 of 40" in text
+        assert "at most" in text
+        spent = json.loads(invoke("coordinator", "status", run.path, "--json").stdout)["epsilon"]
+        assert set(spent) == set(planned["companies"])
+        assert all(0 < each["at_most"] <= 8 for each in spent.values())
         assert "finished" in invoke("coordinator", "watch", run.path).stderr
 
 
@@ -85,3 +90,20 @@ def test_a_plan_needs_a_roster_that_fits_it(tmp_path: Path) -> None:
     assert isinstance(done.exception, InputError)
     assert "fedblocks coordinator install" in str(done.exception)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_coordinators_folder_begins_with_settings_that_load(tmp_path: Path) -> None:
+    """Would catch a first file that the service refuses, one that others can read, one overwritten."""
+    folder = tmp_path / "my plane"
+    done = invoke("coordinator", "init", folder, "--listen", "127.0.0.1:9555", "--json")
+    assert json.loads(done.stdout)["listen"] == "127.0.0.1:9555"
+    assert ServiceSettings.load(folder).listen == "127.0.0.1:9555"
+    assert folder.stat().st_mode & 0o077 == 0
+    before = (folder / "transport.toml").read_text()
+    assert all(f"{name} =" in before for name in ServiceSettings.model_fields)
+    assert isinstance(invoke("coordinator", "init", folder).exception, InputError)
+    assert (folder / "transport.toml").read_text() == before
+    assert isinstance(
+        invoke("coordinator", "init", tmp_path / "other", "--listen", "host").exception, InputError
+    )
+    assert not (tmp_path / "other").exists()

@@ -128,13 +128,58 @@ def test_waiting_says_nothing_of_rules_or_ledger_and_is_not_counted(app: Coordin
     assert len(Requests(home).all()) == 2
 
 
-def test_a_flood_of_plans_does_not_fill_the_disk(app: Coordinator, run: RunFolder) -> None:
+def test_a_flood_of_plans_neither_fills_the_disk_nor_locks_out_a_run_that_is_wanted(
+    app: Coordinator, run: RunFolder
+) -> None:
+    """Would catch made-up plans that take every place until a person denies them, and one that is asked for again and
+    again but gives way to them; a decision gives way to nothing."""
     home = run.companies / "company-0"
-    codes = [asked(app, named(app.plan, f"run-{i}")) for i in range(MOST_PENDING + 2)]
-    assert codes == ["pending"] * MOST_PENDING + ["too_many"] * 2
-    files = list((home / "requests").iterdir())
-    assert len(files) == MOST_PENDING
+    denied = named(app.plan, "denied")
+    assert asked(app, denied) == "pending"
+    command("agent", "deny", home, "denied", "--why", "no")
+    for i in range(2 * MOST_PENDING):
+        assert asked(app, named(app.plan, f"run-{i}")) == "pending"
+        assert asked(app, app.plan) == "pending"
+    files = list((home / "requests").glob("*"))
+    assert len(files) == MOST_PENDING + 1
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert asked(app, denied) == "denied"
+    command("agent", "approve", home, app.plan.run)
+    assert asked(app, app.plan) is None
+
+
+def test_every_run_of_a_plan_is_denied_before_it_asks_and_after_another_was_approved(
+    app: Coordinator, run: RunFolder, tmp_path: Path
+) -> None:
+    """Would catch approved terms that nobody can take back, and a denial that only those who have asked meet."""
+    home, file = run.companies / "company-0", tmp_path / "plan.json"
+    file.write_text(app.plan.model_dump_json())
+    policy = home / "policy.toml"
+    policy.write_text(policy.read_text().replace("most_new_plans = 3", "most_new_plans = 9"))
+    other = app.plan.changed(noise_multiplier=app.plan.noise_multiplier + 1)
+    for plan in (app.plan, other):
+        assert asked(app, plan) == "pending"
+        command("agent", "approve", home, plan.digest().hex())
+    assert asked(app, named(app.plan, "second")) is None
+    told = command("agent", "deny", home, "--plan", file, "--why", "no more")
+    assert told["every_run_of"] == app.plan.terms_digest().hex()
+    assert {asked(app, named(app.plan, name)) for name in (app.plan.run, "second", "third")} == {"denied"}
+    assert asked(app, named(other, "second")) is None
+    policy.write_text(policy.read_text().replace('approval = "first"', 'approval = "never"'))
+    assert asked(app, named(app.plan, "fourth")) == "denied"
+    # A decision about one run goes before that about its plan.
+    policy.write_text(policy.read_text().replace('approval = "never"', 'approval = "first"'))
+    command("agent", "approve", home, app.plan.digest().hex())
+    assert asked(app, app.plan) is None
+    assert asked(app, named(app.plan, "fifth")) == "denied"
+    command("agent", "deny", home, app.plan.digest().hex(), "--every-run", "--why", "none at all")
+    assert asked(app, app.plan) == "denied"
+    command("agent", "approve", home, "--plan", file)
+    assert asked(app, named(app.plan, "sixth")) is None
+    policy.write_text(policy.read_text().replace('approval = "first"', 'approval = "always"'))
+    assert asked(app, named(app.plan, "seventh")) == "pending"
+    lines = (home / "decisions.jsonl").read_text().splitlines()
+    assert sum(f'"every_run_of": "{app.plan.terms_digest().hex()}"' in line for line in lines) == 3
 
 
 def test_what_cannot_be_put_on_record_is_not_decided(app: Coordinator, run: RunFolder) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,24 @@ def test_a_full_log_is_set_aside_and_every_part_is_its_owners_alone(
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in parts} == {0o600}
     assert sum((tmp_path / name).stat().st_size for name in parts) <= 6000
     assert "line 199" in (tmp_path / "company.log").read_text()
+
+
+def test_two_processes_write_to_one_log_and_either_may_set_it_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent and its worker. Would catch lines of the one that go on into the file that the other has set aside."""
+    monkeypatch.setattr(company_log, "_LARGEST", 1000)
+    agent = company_logger(tmp_path)
+    agent.info("first of the agent")
+    code = (
+        "import sys; from pathlib import Path; from fedblocks.client import company_log; "
+        "company_log._LARGEST = 1000; logger = company_log.company_logger(Path(sys.argv[1])); "
+        "[logger.info('line %d', i) for i in range(40)]"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert (tmp_path / "company.log.1").exists()
+    agent.info("second of the agent")
+    assert "second of the agent" in (tmp_path / "company.log").read_text()
 
 
 @pytest.mark.parametrize("wanted", [False, True])

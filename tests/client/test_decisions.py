@@ -22,7 +22,7 @@ from fedblocks.client.company import Company
 from fedblocks.client.decision_chain import GENESIS, check_chain, hash_of, line_of, whole_lines
 from fedblocks.client.decisions import Decisions, verify
 from fedblocks.client.policy import Policy
-from fedblocks.errors import LedgerError
+from fedblocks.errors import InputError, LedgerError
 from fedblocks.experiments.simulation.preparation import prepare, save_policy
 from fedblocks.privacy.composition import Terms
 from fedblocks.privacy.events import GaussianSteps
@@ -114,6 +114,46 @@ def test_a_line_that_is_removed_changed_moved_or_cut_off_is_found(
     done = CliRunner().invoke(cli, ["agent", "log", str(company.home), "--verify", "--json"])
     assert done.exit_code == 3
     assert json.loads(done.stdout)["ok"] is False
+
+
+def test_another_history_of_all_files_is_found_by_a_hash_that_was_noted_elsewhere(company: Company) -> None:
+    """Would catch a noted hash that is not looked for, and one that a record which has gone on has no more."""
+    noted = verify(company.home).head
+    company.decisions.write("sent", run="r", bytes=4)
+    assert verify(company.home, [noted, noted[:16]]).head == company.decisions.head().head != noted
+    path = company.decisions.path
+    lines = rewritten(7)(whole_lines(path))
+    path.write_bytes(b"".join(lines))
+    with sqlite3.connect(company.home / "steps.sqlite") as file:
+        file.execute("UPDATE log SET bytes = ?, head = ?", (sum(map(len, lines)), hash_of(lines[-1])))
+    file.close()
+    assert verify(company.home).lines == len(lines)
+    words = ["agent", "log", str(company.home), "--verify", "--json"]
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    done = CliRunner().invoke(cli, [*words, "--seen", noted])
+    assert done.exit_code == 3
+    assert noted in json.loads(done.stdout)["says"]
+    for wrong in ("", noted[:15], noted.upper()):
+        assert isinstance(CliRunner().invoke(cli, [*words, "--seen", wrong]).exception, InputError)
+
+
+@pytest.mark.parametrize("field", ["row", "head"])
+@pytest.mark.parametrize("value", [None, "x", 1.5, -1, 10**30])
+def test_a_line_of_a_charge_that_says_no_row_is_found_by_its_number(
+    company: Company, field: str, value: str | float | None
+) -> None:
+    """Would catch a check that ends with a traceback where somebody has written a chain of his own."""
+    lines = whole_lines(company.decisions.path)
+    entry = json.loads(lines[-2])
+    told = {k: v for k, v in entry.items() if k not in ("line", "time", "what", "before", "hash", field)}
+    told |= {} if value is None else {field: value}
+    lines = [*lines[:-2], line_of(entry["line"], entry["time"], entry["what"], told, entry["before"])]
+    company.decisions.path.write_bytes(b"".join(lines))
+    with sqlite3.connect(company.home / "steps.sqlite") as file:
+        file.execute("UPDATE log SET lines = lines - 1, head = ?", (hash_of(lines[-1]),))
+    file.close()
+    with pytest.raises(LedgerError, match=f"line {len(lines)}"):
+        verify(company.home)
 
 
 @given(place=st.integers(0, 10_000), byte=st.integers(1, 255))

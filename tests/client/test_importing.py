@@ -324,4 +324,5 @@ def test_an_import_is_told_on_stderr_and_as_json_alone_on_stdout(
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.exception
     told = json.loads(io.StringIO(done.stdout).read())
-    assert (told["examples"], told["left_out"]["column 'size' is empty"]) == (40, 1)
+    assert (told["examples"] + told["held_out"], told["left_out"]["column 'size' is empty"]) == (40, 1)
+    assert told["examples"] == len(Examples.load(home / "data.npz"))

@@ -140,6 +140,20 @@ def test_data_that_change_in_mid_run_are_refused_before_a_charge_and_the_old_one
     assert coordinator.charges() == 1
 
 
+def test_held_out_examples_that_change_in_mid_run_are_refused_too(
+    coordinator: Coordinator, home: Path
+) -> None:
+    """Would catch examples that are moved between what is trained on and what judges, after the run was joined."""
+    request = coordinator.train_request(coordinator.session()).to_record()
+    Examples.load(home / "data.npz")[slice(0, 5)].save(home / "held_out.npz")
+    assert refused(coordinator.ask(1, TRAIN, request)) == "data_changed"
+    (home / "held_out.npz").write_bytes(b"torn")
+    assert refused(coordinator.ask(1, TRAIN, request)) == "no_data"
+    assert coordinator.charges() == 0
+    (home / "held_out.npz").unlink()
+    assert refused(coordinator.ask(1, TRAIN, request)) is None
+
+
 def test_a_join_that_is_refused_fixes_no_data(coordinator: Coordinator, home: Path) -> None:
     """Would catch a company that mends its data after a refusal and can never join that run."""
     rules = home / "policy.toml"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from support.coordinating import NODES, Coordinator
 from support.deployed import without_seeds
 
 from fedblocks.client import app as client_app
-from fedblocks.client.company import Company
+from fedblocks.client import company as company_module
+from fedblocks.client.company import LEAST_SESSIONS, Company
 from fedblocks.client.kept_releases import MOST_SENT, KeptReleases
 from fedblocks.client.policy import load_policy
 from fedblocks.experiments.simulation.preparation import prepare
@@ -270,6 +273,62 @@ def test_what_is_kept_is_its_owners_alone_and_goes_when_the_run_is_over(
         refused(again.ask(1, KEYS, KeysRequest(again.attempt("b"), again.joined).to_record()))
         == "wrong_phase"
     )
+
+
+def test_sessions_of_a_run_are_counted_and_another_day_brings_more(
+    companies: Companies, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a coordinator that fills a disk with rows of sessions that lead to nothing, and a limit that a run
+    whose every round fails a few times would meet."""
+    assert company_of(run).policy.most_attempts * 100 >= LEAST_SESSIONS > 10 * companies.plan.training.rounds
+    monkeypatch.setattr(company_module, "LEAST_SESSIONS", 1)
+    policy = company_of(run).home / "policy.toml"
+    policy.write_text(policy.read_text().replace("most_attempts = 10", "most_attempts = 1"))
+    tokens = "0123456789abcdef"
+    most = companies.plan.training.releases(companies.plan.model.blocks)
+
+    def asked(token: str, node: int) -> str | None:
+        request = KeysRequest(companies.attempt(token), companies.joined)
+        return refused(companies.ask(node, KEYS, request.to_record()))
+
+    assert [asked(token, 1) for token in tokens[: most + 2]] == [None] * most + ["too_many"] * 2
+    assert asked(tokens[most], 2) is None
+    monkeypatch.setattr(Company, "day", lambda company: "2222-02-02")
+    assert asked(tokens[most], 1) is None
+
+
+def test_the_steps_of_a_finished_runs_sessions_are_one_and_none_of_them_goes_on(
+    companies: Companies, run: RunFolder
+) -> None:
+    """Would catch rows of finished runs that stay for ever, and a session that goes on from a state of before its
+    rows went: two sets of survivors, or shares sent twice, would open one company's update."""
+    session, company = companies.attempt("a"), company_of(run)
+    requests = companies.adverts(session)
+    for node in NODES:
+        assert refused(companies.ask(node, TRAIN, requests[node].to_record())) is None
+    names, state = session.cohort, companies.state(1)
+    assert refused(companies.confirm(1, session.digest(), names)) is None
+
+    def rows() -> set[str]:
+        with closing(sqlite3.connect(company.home / "steps.sqlite")) as file:
+            return {step for (step,) in file.execute("SELECT step FROM steps")}
+
+    public = companies.joined[company.name].public
+    own = {step for step in rows() if public.hex() in step}
+    assert {step.partition("/")[0] for step in own} == {"begun", "trained", "confirmed"}
+    others = rows() - own
+    company.leave(public)
+    assert rows() == others | {f"over/{public.hex()}"}
+    companies.put_back(1, state)
+    assert refused(companies.confirm(1, session.digest(), names[:4])) == "replay"
+    assert refused(companies.confirm(1, session.digest(), names)) == "replay"
+    assert refused(companies.ask(1, TRAIN, requests[1].to_record())) in ("replay", "wrong_phase")
+    request = KeysRequest(companies.attempt("b"), companies.joined)
+    assert refused(companies.ask(1, KEYS, request.to_record())) == "replay"
+    assert companies.charges() == 1
+    again = companies.channels()
+    request = KeysRequest(companies.attempt("c"), again)
+    assert refused(companies.ask(1, KEYS, request.to_record())) is None
 
 
 def test_a_simulation_keeps_none_of_it(small: SimulationSettings, tmp_path: Path) -> None:

@@ -18,20 +18,30 @@ import pytest
 from flwr.cli.install import install_from_fab
 from flwr.clientapp.utils import get_load_client_app_fn
 from flwr.common.config import get_fused_config_from_fab
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse
 from flwr.proto.run_pb2 import GetRunRequest
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from httpx import HTTPStatusError
 from support import takes_all
 from support.deployed import guarded, project_of, unguarded, without_seeds
 from typer.testing import CliRunner
 
 from fedblocks.cli.main import app as cli
 from fedblocks.client.app import app
-from fedblocks.client.supernode import check_options, installed_app_only, no_redirects, own_bundle
+from fedblocks.client.supernode import (
+    check_options,
+    installed_app_only,
+    no_redirects,
+    waits_for_its_predecessor,
+    with_kit,
+)
 from fedblocks.errors import InputError, PrivacyError
-from fedblocks.experiments.bench.transport_flower import flower_run
+from fedblocks.experiments.bench.transport_flower import flower_run, free_port
 from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.protocol.federation.trial import set_up
+from fedblocks.protocol.flower_parts import own_bundle
 from fedblocks.settings import SimulationSettings
 
 HOSTILE = {
@@ -183,6 +193,69 @@ def test_what_the_command_sets_itself_may_not_be_given(options: list[str]) -> No
     with pytest.raises(InputError, match="set by this command"):
         check_options(options)
     check_options(["--insecure", "--superlink", "host:9092", "--root-certificates", "a.crt", "--port", "1"])
+
+
+def value_of(options: list[str], name: str) -> str:
+    return options[options.index(name) + 1]
+
+
+def test_the_kit_says_what_a_node_needs_and_options_go_before_it(tmp_path: Path) -> None:
+    """Would catch an option that people have to look up in a roster, one of theirs that is overridden, also where it
+    is shortened, and two nodes of one machine on one port."""
+    made = set_up(tmp_path / "trial", ["acme", "bravo", "charlie"], port=free_port(), superlink_port=18000)
+    acme, bravo = made.homes["acme"], made.homes["bravo"]
+    options = with_kit(acme, [])
+    assert value_of(options, "--superlink") == "127.0.0.1:18000"
+    assert value_of(options, "--root-certificates") == str(acme / "transport" / "coordinator.pem")
+    assert value_of(options, "--auth-supernode-private-key") == str(acme / "transport" / "node.key")
+    check_options(options)
+    assert value_of(options, "--port") != value_of(with_kit(bravo, []), "--port")
+    own = ["--superl", "other:1", "--root-cert=ca.pem", "--auth-supernode-p", "a.key", "--port=7"]
+    assert with_kit(acme, own) == own
+    assert with_kit(acme, ["--insecure", "--port", "7"])[3:] == ["--superlink", "127.0.0.1:18000"]
+    without = set_up(tmp_path / "other", ["acme", "bravo", "charlie"], port=free_port()).homes["acme"]
+    with pytest.raises(InputError, match="tells of no SuperLink"):
+        with_kit(without, [])
+    assert with_kit(without, ["--superlink", "here:1", "--port", "7"]) == [
+        "--superlink",
+        "here:1",
+        "--port",
+        "7",
+    ]
+
+
+def test_a_node_waits_until_its_predecessor_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over HTTP, with Flower's own client. Would catch a restarted node that ends while it is counted as online, and
+    one that asks for ever though its key is not registered."""
+    codes = iter([412, 412, 200, 412])
+    monkeypatch.setattr("fedblocks.client.supernode._ASK_AGAIN", 0.0)
+
+    class Link(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            code = next(codes)
+            content = ActivateNodeResponse(node_id=7).SerializeToString() if code == 200 else b"{}"
+            self.send_response(code)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    log: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Link) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        client = waits_for_its_predecessor(FleetHttpClient, log.append).from_server_address(
+            f"127.0.0.1:{server.server_address[1]}", True, None, interceptors=[]
+        )
+        with client:
+            assert client.ActivateNode(ActivateNodeRequest()).node_id == 7
+            assert len(log) == 1
+            monkeypatch.setattr("fedblocks.client.supernode._PREDECESSOR", -1.0)
+            with pytest.raises(HTTPStatusError):
+                client.ActivateNode(ActivateNodeRequest())
+        server.shutdown()
 
 
 def test_a_home_made_for_a_simulation_is_refused(small: SimulationSettings, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from conftest import SMALL
 
 from fedblocks import audit, load_run, resume, simulate
 from fedblocks.blocks import digest
+from fedblocks.blocks.examples import Examples
 from fedblocks.errors import InputError, RunError
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.events import Event, RoundFinished, RunFinished, RunStarted
@@ -70,3 +71,51 @@ def test_a_run_computes_on_one_core_and_leaves_the_callers_setting(
         torch.set_num_threads(1)
     assert set(cores) == {1}
     assert public_model(first) == public_model(simulate("digits", chosen, runs_dir=tmp_path))
+
+
+def test_a_loaded_run_gives_the_model_that_was_judged_and_tables_of_what_was_recorded(
+    private_file: Path, tmp_path: Path
+) -> None:
+    """Would catch another round's model, a round that a table lacks or names wrongly, and ledgers of other rows."""
+    run = load_run(simulate("digits", small_run(private_file), runs_dir=tmp_path).path)
+    result = run.read_json("result.json")
+    assert result is not None
+    frame = run.frame()
+    assert frame["round"].tolist() == [0, 1, 2, 3, 4]
+    assert frame["companies"].tolist() == [0, 5, 5, 5, 5]
+    assert frame["accuracy_heldout"].tolist() == [row["quality"]["heldout"][-1] for row in run.metrics()]
+    assert frame["accuracy_heldout_0"].tolist() == [row["quality"]["heldout"][0] for row in run.metrics()]
+    model, card = run.model()
+    heldout = Examples.load(run.evaluation / "heldout.npz")
+    generator = torch.Generator().manual_seed(run.settings().seed)
+    assert model.chain_quality(heldout.inputs, heldout.targets, generator)[-1] == result["accuracy"]
+    assert (card.round, run.model(0)[1].round) == (4, 0)
+    ledgers = run.ledgers()
+    assert ledgers.groupby("company").size().to_dict() == {f"company-{i}": 4 for i in range(5)}
+    spent = ledgers.groupby("company")["epsilon_after"].max().to_dict()
+    assert spent == pytest.approx(result["epsilon"], rel=1e-3)
+    assert run.audit() is None
+    labels = run.predict(str(private_file)).columns["label"]
+    assert len(labels) == 200
+
+
+def test_nothing_that_only_logs_or_evaluates_changes_a_results_bits(
+    private_file: Path, tmp_path: Path
+) -> None:
+    """Would catch noise, batches or sums that depend on how often or on what a run is judged, or what it keeps."""
+    quiet = {
+        "training.evaluate_every": 3,
+        "training.message_timeout": 50.0,
+        "data.test_examples": 20,
+        "releases": False,
+        "workers": 1,
+        "name": "other",
+    }
+    runs = [
+        simulate("digits", small_run(private_file) | more, runs_dir=tmp_path / str(i))
+        for i, more in enumerate(({}, quiet))
+    ]
+    first, second = ([digest(part) for part in Checkpoint.load(run.checkpoints).model.blocks] for run in runs)
+    assert first == second
+    for column in ("release_id", "epsilon_after", "event"):
+        assert runs[0].ledgers()[column].tolist() == runs[1].ledgers()[column].tolist()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
+import time
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -12,6 +15,7 @@ pytest.importorskip("prometheus_client")
 from prometheus_client.parser import text_string_to_metric_families
 
 from fedblocks.errors import InputError, RunError
+from fedblocks.protocol import observability
 from fedblocks.protocol.observability import Observability, observing
 
 
@@ -58,6 +62,43 @@ def test_a_client_that_says_nothing_keeps_no_other_waiting() -> None:
             assert get(port, "/healthz")[0] == 200
     finally:
         seen.close()
+
+
+def test_who_opens_many_connections_or_sends_slowly_takes_no_more_than_a_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Would catch a stranger that takes all files that the agent may open: it could then not open its ledger."""
+    monkeypatch.setattr(observability, "_SLOWEST", 1.0)
+    seen = Observability("0")
+    port, before = seen.start(), threading.active_count()
+    with ExitStack() as held:
+        held.callback(seen.close)
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        most, until = 0, time.monotonic() + 60
+        for each in slow:
+            held.enter_context(each)
+            each.sendall(b"GET /metrics HTTP/1.1\r\nX-A: ")
+        while time.monotonic() < until:
+            for each in slow:
+                with suppress(OSError):
+                    each.sendall(b"b")
+            most = max(most, threading.active_count() - before)
+            time.sleep(0.1)
+            if most and threading.active_count() <= before:
+                break
+        assert threading.active_count() <= before  # each was cut, though it never paused for long
+        # A thread a connection, one for its time, and one that takes connections on.
+        assert 0 < most <= 2 * observability._MOST_AT_ONCE + 1
+        assert get(port, "/healthz")[0] == 200
+
+
+def test_an_address_of_ipv6_is_one_too() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    with observing("[::1]:0") as seen:
+        assert seen is not None
+        assert seen._server is not None
+        assert seen._server.server_address[0] == "::1"
 
 
 def test_a_port_alone_is_of_this_machine_alone() -> None:

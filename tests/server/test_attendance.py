@@ -217,6 +217,29 @@ def test_a_sum_that_was_opened_before_a_crash_is_not_paid_for_again(
     assert list(run.opened.iterdir()) == []
 
 
+def test_a_crash_while_companies_join_leaves_nobody_out(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a cohort that is fixed for good with those who were first."""
+    without_seeds(run)
+    save, saved = RunFolder.save_cohort, 0
+
+    def dies(folder: RunFolder, digest: bytes, channels: Any) -> None:
+        nonlocal saved
+        save(folder, digest, channels)
+        saved += 1
+        if saved == 3:
+            raise Killed
+
+    monkeypatch.setattr(RunFolder, "save_cohort", dies)
+    with pytest.raises(Killed):
+        coordinated(run, 99, lambda: None)
+    monkeypatch.undo()
+    coordinated(run, 99, lambda: None)
+    assert [row["absent"] for row in run.metrics()[1:]] == [{}] * 4
+    assert charged(run) == [4] * 5
+
+
 def test_a_kept_sum_of_other_states_is_none(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a sum that is applied to a model for which it was not made."""
     kept = OpenedSums(ReleaseLog(run.opened), run.plan())

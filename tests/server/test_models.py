@@ -222,3 +222,23 @@ def test_the_commands_answer_people_and_machines(finished: RunFolder, tmp_path: 
     assert "exists already" in json.loads(again.stdout)["message"]
     assert len(again.stderr.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["acme"]
+
+
+def test_a_card_asks_for_no_more_than_its_file_holds(finished: RunFolder, tmp_path: Path) -> None:
+    """Would catch a card of a kilobyte for which many GB are taken, names that are too few, and tensors that are too
+    many, each before the model is built or read."""
+    export(finished, tmp_path / "model")
+    card, file = tmp_path / "model/model.json", tmp_path / "model/model.safetensors"
+    good = json.loads(card.read_text())
+    for changed in ({"hidden_size": 8192}, {"hidden_size": 4096, "layers": 240, "mlp_ratio": 16.0}):
+        card.write_text(json.dumps(good | {"model": good["model"] | changed}))
+        with pytest.raises(InputError, match="larger model than"):
+            load_model(tmp_path / "model")
+    card.write_text(json.dumps(good | {"labels": ["one", "two"]}))
+    with pytest.raises(InputError, match="labels"):
+        load_model(tmp_path / "model")
+    card.write_text(json.dumps(good))
+    load_model(tmp_path / "model")
+    save_file(load_file(file) | {f"more-{i}": torch.zeros(0) for i in range(20_000)}, file)
+    with pytest.raises(InputError, match="tensors that the model of its card has not"):
+        load_model(tmp_path / "model")

@@ -12,11 +12,15 @@ import pytest
 from support.commands import Machine, run_command
 from support.real_companies import NAMES, coordinators_own, named, serve_companies
 
+from fedblocks.client.company import Company
+from fedblocks.client.decisions import verify
+from fedblocks.client.policy import load_policy
 from fedblocks.errors import RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.composition import run_epsilon
 from fedblocks.privacy.ledger_file import read_ledger
+from fedblocks.protocol.ledger_statement import signed
 from fedblocks.server.own_account import own_accounts, planned
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
@@ -145,6 +149,8 @@ def test_a_companys_signed_statement_stands_beside_the_coordinators_account(
     assert found["acme"].epsilon == said["epsilon"]
     assert [name for name, statement in found.items() if statement is None] == NAMES[1:]
     assert f"({said['releases']} releases)" in write_report(run).read_text("utf-8")
+    company = Company(homes / "acme", load_policy(homes / "acme" / "policy.toml"))
+    assert said["record"] == (verify(company.home).head if company.decisions.kept else "")
     assert run_command(words, tmp_path, Machine()).exit_code == 2  # the file is there already
     text = (folder / "acme.json").read_text()
     for name, changed, word in (
@@ -159,6 +165,29 @@ def test_a_companys_signed_statement_stands_beside_the_coordinators_account(
             own_accounts(run)
         assert f"{name}.json" in str(refused.value)
         (folder / "acme.json").write_text(text)
+
+
+def test_a_statement_of_an_earlier_round_is_shown_as_out_of_date(
+    real: tuple[RunFolder, Path], tmp_path: Path
+) -> None:
+    """Would catch a coordinator that shows what a company said of round 1 in the report of round 2."""
+    run, homes = RunFolder(tmp_path / "run"), real[1]
+    shutil.copytree(real[0].path, run.path)
+    folder = run.path / "statements"
+    folder.mkdir()
+    summed = {each.company: each.summed for each in own_accounts(run)}
+    for name, less in (("acme", 0), (NAMES[1], 1)):
+        company = Company(homes / name, load_policy(homes / name / "policy.toml"))
+        said = signed(
+            company.member(), run=run.plan().run, releases=summed[name] - less, epsilon=1.0, delta=1e-5,
+            account="any", record="0" * 64,
+        )  # fmt: skip
+        (folder / f"{name}.json").write_text(said.model_dump_json())
+    assert {each.company for each in own_accounts(run) if each.out_of_date} == {NAMES[1]}
+    done = run_command(["account", "--spent", str(run.path), "--json"], tmp_path, Machine())
+    told = {row["company"]: row["statement"] for row in json.loads(done.stdout)["coordinators_account"]}
+    assert [told[name]["out_of_date"] for name in ("acme", NAMES[1])] == [False, True]
+    assert write_report(run).read_text("utf-8").count("out of date") == 1
 
 
 def test_the_account_of_a_real_run_is_labelled_as_the_coordinators(

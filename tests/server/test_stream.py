@@ -157,7 +157,7 @@ def test_a_company_cannot_join_under_another_s_name(plane: Plane, small: Simulat
         channel = ChannelKeys.generate().signed(Member(said, signing[said], roster), plan.run, settings)
         plane.agent(name, answering(JoinReply(said, channel).to_record()))
     plane.up(*NAMES)
-    with pytest.raises(RunError, match="company-1 says it is company-0"):
+    with pytest.raises(ProtocolError, match="company-1 says it is company-0"):
         join(plane.grid, plan, {}, roster, 3)
 
 

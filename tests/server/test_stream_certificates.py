@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -225,3 +228,45 @@ def test_a_roster_installed_within_a_run_ends_it_for_its_company_and_says_so(
         home / "company.log"
     ).read_text().replace("\n    ", "")
     assert coordinator.charges() == 0
+
+
+def test_a_certificate_that_nobody_can_read_is_put_down_and_ends_nothing(tmp_path: Path) -> None:
+    """Would catch an agent that ends with a traceback since somebody listens at the coordinator's address: the time
+    until which this certificate is valid is none, which shows only where it is asked for."""
+    stranger = OwnCertificate.create(COORDINATOR)
+    lines = stranger.certificate.decode().splitlines()
+    der = re.sub(rb"\x17\x0d[0-9]{12}Z", b"\x17\x0d99999999999xZ", base64.b64decode("".join(lines[1:-1])))
+    text = base64.encodebytes(der).decode().strip()
+    (tmp_path / "shown.pem").write_text("\n".join([lines[0], text, lines[-1], ""]))
+    (tmp_path / "shown.key").write_bytes(stranger.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "shown.pem", tmp_path / "shown.key")
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    plain, _ = server.accept()
+                    with suppress(OSError, ValueError), context.wrap_socket(plain, server_side=True) as shown:
+                        shown.recv(1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        pinned = CERTIFICATES[COORDINATOR].certificate
+        said = fault(f"127.0.0.1:{server.getsockname()[1]}", pinned, None)
+        assert "no certificate that can be read" in str(said)
+    assert "cannot be resolved" in str(fault(f"{'a' * 70}.example:1", pinned, None))
+
+
+@pytest.mark.parametrize("name", ["roster.toml", "transport/own.pem", "transport/coordinator.pem"])
+def test_a_file_that_is_damaged_while_an_agent_waits_does_not_end_it(name: str, tmp_path: Path) -> None:
+    """Would catch an agent that is down, until a person starts it, since a kit was being copied as it dialled."""
+    home, own = tmp_path / "acme", OwnCertificate.create("acme")
+    own.save(home / "transport")
+    (home / "transport/coordinator.pem").write_bytes(CERTIFICATES[COORDINATOR].certificate)
+    (home / "transport/transport.toml").write_text('address = "127.0.0.1:1"\npatience = 3.0\n')
+    endpoint, said = Endpoint.of(home), list[str]()
+    (home / name).write_bytes(b"# fedblocks roster, signed\n\xff\xfe")
+    agent = Agent(endpoint, echo, Context(1, 1, {}, RecordDict(), {}), RUN, log=said.append)
+    assert agent.serve() == "unreachable"
+    assert any(line.startswith("warning: ") for line in said)
+    assert agent.fault

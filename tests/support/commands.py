@@ -32,11 +32,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Machine:
-    """`largest_file` bytes, as a device that is full; `memory` bytes of addresses; `ordinary`: without
-    root's right to pass over file modes."""
+    """`largest_file` bytes, as a device that is full; `memory` bytes of addresses, and `data` of them; `ordinary`:
+    without root's right to pass over file modes."""
 
     largest_file: int | None = None
     memory: int | None = None
+    data: int | None = None
     ordinary: bool = False
     environment: tuple[tuple[str, str], ...] = ()
 
@@ -79,6 +80,8 @@ def _child(words: list[str], folder: Path, said: list[Connection], machine: Mach
         resource.setrlimit(resource.RLIMIT_FSIZE, (machine.largest_file, machine.largest_file))
     if machine.memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (machine.memory, machine.memory))
+    if machine.data is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (machine.data, machine.data))
     if machine.ordinary and os.geteuid() == 0:
         _drop_overrides()
     import torch

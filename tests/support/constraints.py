@@ -6,6 +6,7 @@ CPython of `PYTHONS` on Linux can install. No source distribution is among them,
     constraints.txt       what everybody needs, for the package and its tests; pip and setuptools too; but for PyTorch
     constraints-cuda.txt  PyTorch as the package index has it for Linux, built for CUDA, and what that needs besides
     constraints-fuzz.txt  what the extra `fuzz` needs besides
+    constraints-trackers.txt  what the extra `trackers` needs besides
 
 constraints-cpu.txt, kept by hand, is PyTorch's own CPU build: a set-up takes it where pip finds it, else the other.
 """
@@ -25,7 +26,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 PYTHONS = ("3.11", "3.12", "3.13")
 ARCHITECTURES = ("x86_64", "aarch64")
-FILES = ("constraints.txt", "constraints-cuda.txt", "constraints-fuzz.txt")
+FILES = ("constraints.txt", "constraints-cuda.txt", "constraints-fuzz.txt", "constraints-trackers.txt")
 _HEAD = "# Written by `make constraints`.\n--only-binary :all:\n"
 _CUDA = re.compile(r"(nvidia|cuda)-|(torch|triton)$")
 
@@ -42,7 +43,11 @@ def main(root: Path) -> None:
     before = [pins((root / file).read_text()) for file in FILES[:2] if (root / file).is_file()]
     kept = "".join(f"{name}=={version}\n" for file in before for name, (version, _) in file.items())
     least = resolved(root, kept, "test")
-    fuzz = [p for p in resolved(root, kept, "test", "fuzz") if p["name"] not in {q["name"] for q in least}]
+    names = {package["name"] for package in least}
+    fuzz, trackers = (
+        [package for package in resolved(root, kept, "test", extra) if package["name"] not in names]
+        for extra in ("fuzz", "trackers")
+    )
     base = [p for p in least if not _CUDA.match(p["name"])]
     cuda = [p for p in least if _CUDA.match(p["name"])]
     (torch,) = (package["version"] for package in cuda if package["name"] == "torch")
@@ -50,7 +55,7 @@ def main(root: Path) -> None:
         raise SystemExit(
             f"constraints-cpu.txt: put in the version and the hashes of torch=={torch}+cpu first"
         )
-    for file, packages in zip(FILES, (base, cuda, fuzz), strict=True):
+    for file, packages in zip(FILES, (base, cuda, fuzz, trackers), strict=True):
         # Atheris has wheels for some targets alone; all else is for all of them.
         entries = [entry(package, everywhere=file != FILES[2]) for package in packages]
         (root / file).write_text(_HEAD + "".join(entries))

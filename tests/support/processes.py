@@ -32,6 +32,7 @@ from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
 from support.deployed import without_seeds
 
+Hook = Callable[[], None]
 _PRELOADED = [
     "fedblocks.cli.main",
     "fedblocks.client.agent",
@@ -39,11 +40,12 @@ _PRELOADED = [
     "fedblocks.client.company",
     "fedblocks.server.coordinator",
     "fedblocks.server.stream",
+    "support.hooks",
     "support.processes",
 ]
 
 
-def until(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+def until(holds: Callable[[], Any], what: str, seconds: float = 300.0) -> None:
     """Wait until it holds; fails loudly after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
@@ -58,6 +60,7 @@ class Command:
     process: BaseProcess
     out: Path
     err: Path
+    coordinates: bool = False
 
     @property
     def said(self) -> str:
@@ -70,7 +73,7 @@ class Command:
         if number == signal.SIGKILL:
             self.process.join(10.0)
 
-    def end(self, seconds: float = 60.0) -> int:
+    def end(self, seconds: float = 300.0) -> int:
         """Its exit code."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds:g} s: {self.said[-2000:]}"
@@ -96,27 +99,30 @@ class Federation:
     def homes(self) -> list[Path]:
         return self.companies or sorted(self.run.companies.iterdir())
 
-    def start(self, *words: str | Path) -> Command:
+    def start(self, *words: str | Path, hook: Hook | None = None) -> Command:
+        """A `fedblocks` command; `hook` is called in its process before it begins (see `support.hooks`)."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
         place = self.logs / str(len(self.started))
         out, err = place.with_suffix(".out"), place.with_suffix(".err")
         out.touch()
         err.touch()
-        process = context.Process(target=_child, args=([str(word) for word in words], out, err), daemon=True)
+        process = context.Process(
+            target=_child, args=([str(word) for word in words], out, err, hook), daemon=True
+        )
         process.start()
-        command = Command(process, out, err)
+        command = Command(process, out, err, coordinates="serve" in words or "coordinator" in words)
         self.started.append(command)
         return command
 
-    def agent(self, company: int, *words: str) -> Command:
-        return self.start("transport", "agent", self.homes[company], "--json", *words)
+    def agent(self, company: int, *words: str, hook: Hook | None = None) -> Command:
+        return self.start("transport", "agent", self.homes[company], "--json", *words, hook=hook)
 
     def agents(self) -> list[Command]:
         return [self.agent(i) for i in range(len(self.homes))]
 
-    def serve(self) -> Command:
-        return self.start("transport", "serve", self.run.path, self.plane, "--json")
+    def serve(self, hook: Hook | None = None) -> Command:
+        return self.start("transport", "serve", self.run.path, self.plane, "--json", hook=hook)
 
     def again(self, run: RunFolder, name: str) -> None:
         """From now on another run of the same companies, prepared from the same public model."""
@@ -150,7 +156,7 @@ class Federation:
                     command.kill()
 
 
-def _child(words: list[str], out: Path, err: Path) -> None:
+def _child(words: list[str], out: Path, err: Path, hook: Hook | None) -> None:
     for path, number in ((out, 1), (err, 2)):
         descriptor = os.open(path, os.O_WRONLY)
         os.dup2(descriptor, number)
@@ -164,6 +170,8 @@ def _child(words: list[str], out: Path, err: Path) -> None:
         if hasattr(module, "people"):
             module.people.file = sys.stderr
     sys.argv = ["fedblocks", *words]
+    if hook is not None:
+        hook()
     main.main()
 
 
@@ -199,13 +207,16 @@ def federation(
 
 
 class Wire:
-    """Forwards one port to another, until it is cut: then it drops and refuses connections."""
+    """Forwards one port to another, until it is cut: then it drops and refuses connections, or, cut `silently`, keeps
+    them and lets nothing through, as a cable that is pulled does."""
 
     def __init__(self, to: int) -> None:
         self._to = to
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._cut = False
+        self._through = threading.Event()
+        self._through.set()
         self._open: set[socket.socket] = set()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -230,12 +241,16 @@ class Wire:
     def _pipe(self, one: socket.socket, other: socket.socket) -> None:
         with suppress(OSError):
             while data := one.recv(1 << 16):
+                self._through.wait()
                 other.sendall(data)
         for each in (one, other):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
 
-    def cut(self) -> None:
+    def cut(self, *, silently: bool = False) -> None:
+        if silently:
+            self._through.clear()
+            return
         self._cut = True
         for each in list(self._open):
             with suppress(OSError):
@@ -244,9 +259,11 @@ class Wire:
 
     def mend(self) -> None:
         self._cut = False
+        self._through.set()
 
     def close(self) -> None:
         self.cut()
+        self._through.set()
         self._server.close()
 
 

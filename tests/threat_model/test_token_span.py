@@ -15,6 +15,7 @@ from fedblocks.privacy.randomness import Randomness
 from fedblocks.threat_model.attacks import exposure, token_span
 from fedblocks.threat_model.clock import Clock
 from fedblocks.threat_model.exhibits import Kept, Texts
+from fedblocks.threat_model.intervals import proportion
 from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.subject import Subject
 from fedblocks.threat_model.tokens.extraction import LocalRun, Losses, Secrets, untraced
@@ -90,6 +91,22 @@ def test_raw_gradients_give_texts_away_and_much_noise_does_not(
             assert result.value is not None
             assert result.value.low <= result.baseline.value + 0.05
             assert result.wins_at is None or result.wins_at < 3.0
+
+
+@pytest.mark.parametrize(
+    ("texts", "cut", "outcome"),
+    [(20, "", "not applicable"), (4, "", "inconclusive"), (20, "the time ran out", "inconclusive")],
+)
+def test_whole_sets_that_are_surely_not_exact_without_noise_either_do_not_count(
+    texts: int, cut: str, outcome: str
+) -> None:
+    """Would catch a pass for want of texts or time, and an audit left open by a figure that this model has not."""
+    about: dict[str, object] = {
+        "attack": "token-span", "adversary": "coordinator", "view": "sum", "statement": "reconstruction",
+        "statistic": "sets", "unit": "share", "block": 0,
+    }  # fmt: skip
+    none = [False] * texts
+    assert token_span._counted(about, none, none, proportion(0, texts), cut).outcome == outcome
 
 
 @pytest.mark.slow

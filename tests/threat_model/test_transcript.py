@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -147,6 +148,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another run": (lambda p: rewritten(p, run="other"), "run='other': expected .*of another run"),
     "another plan": (lambda p: rewritten(p, plan="00"), "plan='00': expected .*of another run"),
     "missing": (Path.unlink, "file='round-0002-block-1.*is missing"),
+    "pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "file='round-0002-block-1.*a folder, a pipe or a device"),
     "NaN": (nan_in, "sum='torch.float32 with values that are not finite': expected the packed residues"),
     "shape": (lambda p: rewritten(p, torch.zeros(7, dtype=torch.uint8)), r"sum=\(7,\): .*values of 22 bits"),
     "length": (lambda p: rewritten(p, length=7), r"sum=\(.*\): 7 values of 22 bits are"),

@@ -33,6 +33,7 @@ _NARROW = 8  # and under noise
 _BETTER = 0.03  # of the values, above frequency alone, counts as winning
 _SURE = 0.999  # of many views and blocks one gains something by chance
 _ENOUGH = 0.95  # of all values: found rather than partly found
+_WHOLE = 0.5  # share of whole sets or texts, without noise, from which on these are counted
 
 
 def _applies(subject: Subject) -> str | None:
@@ -298,6 +299,11 @@ def _counted(
         outcome = "inconclusive"
     elif own is not None and own.low <= blind.value:
         outcome, reason = "inconclusive", f"{FAILED_CONTROL}: without noise no more are exact than blindly"
+        if (
+            own.high < _WHOLE
+        ):  # no want of texts; whether the attack works is told by the values that it finds
+            outcome = "not applicable"
+            reason = f"without noise too whole ones are not exact: {round(own.value * own.n)} of {own.n}"
     value = proportion(sum(found), len(found))
     return Result.model_validate(
         about | {"outcome": outcome, "reason": reason, "value": value, "control": own, "baseline": blind}

@@ -64,7 +64,9 @@ def replayed(run: RunFolder, plan: Plan, shared: State, release: OpenedRelease) 
             policy=company.policy,
         )  # fmt: skip
         session = _session(plan, release, block_size(model, release.block, plan.training))
-        labels = release_labels(plan, session, session.model_digest, digest(shared), own.data, company.policy)
+        labels = release_labels(
+            plan, session, session.model_digest, digest(shared), own.data.digest, company.policy
+        )
         found.append(record(own, company.randomness(*labels)[1], places=slice(0), probe=False))
     total = sum((each.residues for each in found[1:]), found[0].residues) & np.uint32((1 << plan.bits) - 1)
     again = mean_update(plan, total, companies, len(found))

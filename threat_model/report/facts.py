@@ -9,6 +9,7 @@ from typing import Any
 from ...blocks import metric_of
 from ...blocks.examples import Examples
 from ...server.own_account import OwnAccount, own_accounts
+from ...server.reasons import evaluation_in_words
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, read_simulation
 from .measures import Measure
@@ -109,6 +110,7 @@ class Facts:
     flagged: tuple[dict[str, Any], ...]  # a round's `GroupEffect`s where the group is flagged, with the round
     unused_charges: int
     seconds: float | None
+    evaluations: tuple[tuple[int, str], ...] = ()  # on the companies' held-out examples: round, and in words
 
     @property
     def private(self) -> bool:
@@ -176,6 +178,9 @@ def read_facts(run: RunFolder) -> Facts:
         ),
         unused_charges=_unused(spending, rounds),
         seconds=seconds if isinstance(seconds, int | float) else None,
+        evaluations=tuple(
+            (row["round"], evaluation_in_words(row["evaluation"])) for row in rounds if "evaluation" in row
+        ),
     )
 
 
@@ -229,7 +234,7 @@ def _unused(spending: list[Spending], rounds: list[dict[str, Any]]) -> int:
     """The number of releases that were charged and trained, but are in no sum."""
     summed = {row["round"]: set(row["survivors"]) for row in rounds}
     return sum(
-        1 for s in spending for round_, _ in s.curve[1:] if s.company not in summed.get(round_, {s.company})
+        1 for s in spending for round_ in s.trained if s.company not in summed.get(round_, {s.company})
     )
 
 

@@ -75,7 +75,7 @@ def _utility(utility: Utility, facts: Facts) -> list[Finding]:
     text += f". {_price(utility, after)}" if facts.private and utility.private else "."
     found = [Finding("Utility", text, chance or not m.noticeably_better(before, after))]
     if not utility.private:
-        text += " What it does for the companies' own data is known to them alone."
+        text += " What it does for one company's own data is known to that company alone."
         found = [Finding("Utility", text, chance or not m.noticeably_better(before, after))]
     if last.public and m.forgotten(first.public[-1], last.public[-1]):
         text = (

@@ -118,7 +118,7 @@ def _charged(facts: Facts, rows: list[dict[str, Any]]) -> list[CrossCheck]:
     """Whatever is in an opened sum must have been charged."""
     if not facts.spending:
         return []
-    charged = {s.company: {round_ for round_, _ in s.curve[1:]} for s in facts.spending}
+    charged = {s.company: set(s.trained) for s in facts.spending}
     missing = sum(
         row["round"] not in charged.get(name, set())
         for row in rows

@@ -13,6 +13,7 @@ from ...privacy.accounting import epsilon
 from ...privacy.events import Event
 from ...privacy.ledger_file import LedgerCopy, LedgerRow, read_ledger
 from ...privacy.verification import verify_rows
+from ...protocol.evaluation import evaluation_run
 from ...server.run_folder import RunFolder
 from ...settings import Plan
 
@@ -63,6 +64,7 @@ class Spending:
     head: str
     examples: int | None
     second: Second | None
+    trained: tuple[int, ...] = ()  # the round of each release that is a training's
 
     @property
     def alike(self) -> tuple[object, ...]:
@@ -90,8 +92,9 @@ def _spending(home: Path, plan: Plan, seconds: dict[tuple[object, ...], Second])
     # Opening for writing would create a ledger; a report only reads.
     copy = read_ledger(home / LEDGER) if (home / LEDGER).is_file() else None
     rows: Sequence[LedgerRow] = copy.rows if copy else ()
-    own = [row for row in rows if row.run == plan.run]
+    own = [row for row in rows if row.run in (plan.run, evaluation_run(plan.run))]
     first = own[0] if own else None
+    training = [row for row in own if row.run == plan.run]
     found = copy.spent if copy else None
     before = first.epsilon_before if first else found.epsilon if found else 0.0
     return Spending(
@@ -108,11 +111,17 @@ def _spending(home: Path, plan: Plan, seconds: dict[tuple[object, ...], Second])
         against=found.against if found else "",
         adjacency=found.adjacency if found else "",
         events=tuple(row.event for row in own),
-        planned=first.event.times(first.planned) if first and first.planned else None,
+        planned=_whole(training),
         head=copy.head if copy else "",
         examples=_examples(home / "data.npz"),
         second=_second(copy, seconds) if copy and rows else None,
+        trained=tuple(row.round for row in training),
     )
+
+
+def _whole(training: Sequence[LedgerRow]) -> Event | None:
+    """The run as the ledger is pinned to it."""
+    return training[0].event.times(training[0].planned) if training and training[0].planned else None
 
 
 def _examples(path: Path) -> int | None:
@@ -136,9 +145,3 @@ def _second(copy: LedgerCopy, seconds: dict[tuple[object, ...], Second]) -> Seco
 def _block(rows: list[LedgerRow], block: str, delta: float) -> tuple[int, float]:
     events = [row.event for row in rows if row.block == block]
     return len(events), epsilon(events, delta)
-
-
-def whole_run(spending: Sequence[Spending]) -> Event | None:
-    """The run as its ledgers are pinned to it, where all agree and it is of one kind of noise."""
-    planned = {s.planned for s in spending if s.planned is not None}
-    return planned.pop() if len(planned) == 1 else None

@@ -16,7 +16,7 @@ from ..findings import Findings, counted, some
 from ..tables.database import is_database
 from ..tables.frames import read_frame
 from .class_labels import Labels, of_values
-from .folders import File
+from .folders import File, open_regular
 from .pictures import Unreadable
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def _named(base: Path, name: str, row: int) -> File:
         path = base / name
         if not path.exists() and "\\" in name:  # as Windows writes it
             path = base / PureWindowsPath(name).as_posix()
-        if path.is_dir():
-            raise Unreadable("a folder")
-        return path.open("rb")
+        return open_regular(path)
 
     return File(f"{name} (row {row + 1})", opened)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
 import zlib
 from collections import Counter
@@ -51,6 +52,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _STRANGERS
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """A file's bytes. A pipe or a device, which may have no end or never begin, is Unreadable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Unreadable("a folder, a pipe or a device, expected a file")
+    return os.fdopen(descriptor, "rb")
+
+
 def is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
@@ -87,7 +97,7 @@ def _of_folder(field: str, path: Path) -> Listing:
             if not is_hidden(name):
                 full = Path(place, name)
                 shown = clean("/".join((*above, name)))
-                found.files.append(((*above, name), File(shown, lambda full=full: full.open("rb"))))  # type: ignore[misc]
+                found.files.append(((*above, name), File(shown, lambda full=full: open_regular(full))))  # type: ignore[misc]
     return found
 
 

@@ -4,18 +4,22 @@ A password never stands in a URL, which is kept in run folders, shown in errors 
 It comes from the driver's own place (PGPASSWORD, .pgpass), from the variable FEDBLOCKS_DATABASE_PASSWORD, or from
 what `using_password` was given. What the driver says of an error is not repeated: it may hold values and names.
 
-The transaction is read-only where SQLite or PostgreSQL can make it so: a query is one that only reads.
+With SQLite and PostgreSQL a query is one statement that only reads: the contract in which it stands may be somebody
+else's, as a coordinator's. PostgreSQL is asked for the rows of a cursor, which takes no other statement and no second
+one, in a read-only transaction; SQLite refuses whatever is not reading, as VACUUM INTO another file.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
@@ -24,8 +28,13 @@ from ....settings.contract import FileContract
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sqlalchemy import URL
+    from sqlalchemy import URL, Connection
 
+_POSTGRESQL = "postgresql+psycopg"
+_READING = {
+    sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE,
+    sqlite3.SQLITE_TRANSACTION,
+}  # fmt: skip
 PASSWORD_VARIABLE = "FEDBLOCKS_DATABASE_PASSWORD"
 _URL = re.compile(r"^[a-z][a-z0-9+]*://")
 _SECRET = re.compile(r"pass|pwd|secret|token|credential", re.IGNORECASE)
@@ -58,7 +67,9 @@ def password_file(path: Path) -> SecretStr:
     """The first line of a file that its owner alone may read. Raises: InputError, which does not quote it."""
     try:
         if path.stat().st_mode & 0o077:
-            raise InputError("--password-file", str(path), f"is open to others: chmod 600 {path}")
+            raise InputError(
+                "--password-file", str(path), f"is open to others: chmod 600 {shlex.quote(str(path))}"
+            )
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("--password-file", str(path), f"cannot be read ({type(error).__name__})") from None
@@ -108,13 +119,16 @@ def _rows(url: URL, contract: FileContract) -> pd.DataFrame | str:
     import sqlalchemy as sql
     from sqlalchemy.exc import SQLAlchemyError
 
-    if url.drivername == "postgresql":  # SQLAlchemy 2.0 would take psycopg2
-        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "postgresql":
+        if url.drivername not in ("postgresql", _POSTGRESQL):  # others take several statements at once
+            return f"is read by psycopg alone: begin the URL with {_POSTGRESQL}://"
+        url = url.set(drivername=_POSTGRESQL)
     try:
-        engine = sql.create_engine(_with_password(url))
+        # No pool: it would print the driver's error, and what it quotes, where a connection cannot be reset.
+        engine = sql.create_engine(_with_password(url), poolclass=sql.NullPool, pool_reset_on_return=None)
         try:
             with engine.connect() as connection:
-                _only_read(connection)
+                connection = _only_read(connection)
                 statement = contract.query
                 if statement is None:
                     quoted = engine.dialect.identifier_preparer.quote(contract.table or "")
@@ -138,11 +152,21 @@ def _with_password(url: URL) -> URL:
     return url if not password or url.get_backend_name() == "sqlite" else url.set(password=password)
 
 
-def _only_read(connection: Any) -> None:
+def _only_read(connection: Connection) -> Connection:
+    """The connection, for reading alone where its database is one of the two that can be held to it."""
     if connection.dialect.name == "sqlite":
-        connection.exec_driver_sql("PRAGMA query_only = ON")
+        # What stands in the file, as a view's functions, is not trusted either.
+        for rule in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON"):
+            connection.exec_driver_sql(f"PRAGMA {rule}")
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        raw.set_authorizer(
+            lambda action, *_: sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY
+        )
     elif connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        return connection.execution_options(stream_results=True)
+    return connection
 
 
 def _plain(error: object) -> str:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from ....errors import InputError
 from ....settings.contract import FileContract
-from .csv_files import EMPTY, inner_suffix, read_csv, reason_of, refuse_twice
+from .csv_files import inner_suffix, read_csv, reason_of, refuse_twice
 from .database import is_database, read_database
+from .excel import EXCEL, read_excel
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EXCEL = (".xlsx", ".xlsm")
 SUFFIXES = (".csv", ".tsv", ".parquet", ".feather", ".arrow", *EXCEL)
 
 
@@ -34,7 +34,7 @@ def read_frame(
     suffix = inner_suffix(path)
     try:
         if suffix in EXCEL:
-            frame = _excel(field, path, contract)
+            frame = read_excel(field, path, contract)
         elif suffix == ".parquet":
             from pyarrow import parquet
 
@@ -60,18 +60,3 @@ def _named_once(field: str, source: str, frame: pd.DataFrame) -> pd.DataFrame:
     frame.columns = [str(name) for name in frame.columns]
     refuse_twice(field, source, list(frame.columns))
     return frame
-
-
-def _excel(field: str, path: Path, contract: FileContract) -> pd.DataFrame:
-    import pandas as pd
-
-    try:
-        import openpyxl  # noqa: F401
-    except ModuleNotFoundError:
-        raise InputError(field, str(path), "Excel files need openpyxl: pip install openpyxl") from None
-    sheets = pd.ExcelFile(path).sheet_names
-    if contract.sheet is not None and contract.sheet not in sheets:
-        raise InputError(
-            field, str(path), f"no sheet {contract.sheet!r}; there are {', '.join(map(str, sheets))}"
-        )
-    return pd.read_excel(path, sheet_name=contract.sheet or 0, na_values=list(EMPTY))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from .database import is_database
 from .frames import read_frame
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 Rows = npt.NDArray[np.float32]
@@ -79,6 +80,13 @@ def _examples(
     return Examples(torch.from_numpy(inputs), found if contract.labels is None else found.long())
 
 
+def rows_as_read(field: str, source: str, contract: TableContract) -> pa.Table:
+    """The columns that the contract names, every row, before anything is scaled or left out."""
+    import pyarrow as pa
+
+    return pa.Table.from_batches(list(_batches(field, source, contract, Findings(source))))
+
+
 def gathered(
     pieces: Iterator[Piece],
 ) -> tuple[Rows, npt.NDArray[np.float32], npt.NDArray[np.str_] | None]:
@@ -88,6 +96,8 @@ def gathered(
     count = 0
     for piece in pieces:
         rows, width = piece.inputs.shape
+        if rows == 0:  # all of it was left out
+            continue
         if count + rows > len(targets):
             room = max(count + rows, len(targets) * 5 // 4)
             # A large array is moved by the operating system, page by page, and not copied.
@@ -136,7 +146,30 @@ def _batches(
         if name not in frame.columns:
             raise InputError(field, source, f"column {name!r} is missing; there are {some(frame.columns)}")
     _say_what_is_not_read(list(frame.columns), columns, findings)
-    yield from pa.Table.from_pandas(frame[columns], preserve_index=False).to_batches()
+    yield from batches_of(field, frame, columns)
+
+
+def batches_of(field: str, frame: pd.DataFrame, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """These columns of a table that is in memory."""
+    import pyarrow as pa
+
+    yield from pa.table({name: _column(field, frame[name]) for name in columns}).to_batches()
+
+
+def _plain(kind: pa.DataType) -> str:
+    """The kind of a column; of a record without the names in it, which may be data."""
+    return str(kind).partition("<")[0]
+
+
+def _column(field: str, cells: pd.Series[Any]) -> pa.Array:
+    """One column as pyarrow has it. Raises: InputError without a value, where its cells are of several kinds."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(cells, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        rule = "its cells are of several kinds (text, numbers, times, bytes), or a number is too large; mend them"
+    raise InputError(field, f"column {cells.name!r}", rule)
 
 
 class _Reading:
@@ -200,8 +233,10 @@ class _Reading:
         if not any(
             is_kind(column.type) for is_kind in (t.is_integer, t.is_floating, t.is_decimal, t.is_null)
         ):
-            raise InputError(self.field, f"column {name!r}", f"expected numbers, found {column.type}")
-        values = pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
+            raise InputError(self.field, f"column {name!r}", f"expected numbers, found {_plain(column.type)}")
+        # Not "safe": the nearest double stands for a whole number that has none. It is moved to the range anyway.
+        real = column.cast(pa.float64(), safe=False)
+        values = pc.fill_null(real, float("nan")).to_numpy(zero_copy_only=False)
         infinite = np.isinf(values)
         if infinite.any():
             row = self.first + int(np.argmax(infinite))
@@ -227,7 +262,17 @@ class _Reading:
             column = column.cast(column.type.value_type)
         if pa.types.is_floating(column.type):
             return [None if v is None or v != v else f"{v:.17g}" for v in column.to_pylist()]
-        return [None if v is None else v.strip() for v in column.cast(pa.string()).to_pylist()]
+        return [None if v is None else v.strip() for v in self._strings(name, column).to_pylist()]
+
+    def _strings(self, name: str, column: pa.Array) -> pa.Array:
+        """The cells as text. Raises: InputError where they are bytes of no text, lists and the like."""
+        import pyarrow as pa
+
+        try:
+            return column.cast(pa.string())
+        except pa.ArrowException:
+            rule = f"expected text, found {_plain(column.type)}"
+        raise InputError(self.field, f"column {name!r}", rule)
 
     def _index(self, batch: pa.RecordBatch, name: str, known: tuple[str, ...]) -> npt.NDArray[np.int64]:
         """The place of each cell in `known`; -1 empty, -2 not among them."""
@@ -239,7 +284,7 @@ class _Reading:
             column = column.cast(column.type.value_type)
         if pa.types.is_floating(column.type):
             column = pa.array(self._text(batch, name), pa.string())
-        text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        text = pc.utf8_trim_whitespace(self._strings(name, column))
         found = pc.fill_null(pc.index_in(text, pa.array(known)), -2).to_numpy(zero_copy_only=False)
         empty = pc.or_kleene(pc.is_null(text), pc.equal(text, "")).to_numpy(zero_copy_only=False)
         return np.where(empty.astype(bool), -1, found).astype(np.int64)

@@ -17,7 +17,7 @@ from ..findings import Findings, some
 from .built_in import BUILT_IN
 from .csv_files import CSV, batches_of_csv, inner_suffix
 from .frames import read_frame
-from .load import _Reading
+from .load import _Reading, batches_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,4 +64,4 @@ def _batches(field: str, source: str, contract: TableContract) -> Iterator[pa.Re
     for name in columns:
         if name not in frame.columns:
             raise InputError(field, source, f"column {name!r} is missing; there are {some(frame.columns)}")
-    yield from pa.Table.from_pandas(frame[columns], preserve_index=False).to_batches()
+    yield from batches_of(field, frame, columns)

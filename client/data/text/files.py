@@ -14,7 +14,7 @@ from typing import IO, Any
 from ....errors import InputError
 from ..findings import Findings, counted
 from ..tables.csv_files import COMPRESSED, inner_suffix, opened
-from ..tables.frames import EXCEL
+from ..tables.excel import EXCEL
 
 PLAIN = (".txt", ".md", ".rst")
 LINES = (".jsonl", ".ndjson")

@@ -79,7 +79,9 @@ def test_a_registered_company_comes_online_and_no_other(small: SimulationSetting
                 "--auth-supernode-private-key", company / "transport/node.key", "--port", str(free_port()),
             )  # fmt: skip
         until(lambda: [node["status"] for node in listed(env, tmp_path)] == ["online"])
-        until(lambda: nodes["bravo"].poll() is not None)
+        until(
+            lambda: nodes["bravo"].poll() is not None, 200
+        )  # it waits as if it had been killed a moment ago
         assert nodes["acme"].poll() is None
         assert len(listed(env, tmp_path)) == 1
     finally:

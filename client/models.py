@@ -1,0 +1,133 @@
+"""The models that came to a company, and what they are worth on its own held-out examples.
+
+HOME/models/RUN/metrics.json: the family's metric of the final model and of the public one that the run began with.
+These figures are of private data and never leave: no message carries them, and they are not computed while a message
+is answered, since that would take a time that depends on the examples.
+
+    python -P -m fedblocks.client.models HOME     # as the agent does it, in a process of its own
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ..blocks import Denoiser, merge, metric_of
+from ..blocks.examples import Examples
+from ..blocks.model_file import ModelCard, load_model
+from ..blocks.state import read_part
+from ..errors import FedblocksError
+from ..protocol import private_file
+from .company import Company
+from .model_folders import METRICS_FILE, PUBLIC_FILE, kept_folders
+
+# Spread evenly over the examples, so that a large set takes no longer.
+MOST_EXAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class KeptModel:
+    """A model in the home. `problem`: why it, or the held-out examples, cannot be read.
+
+    `public` and `final`: the family's `metric` on `examples` held-out examples; none where there are none.
+    """
+
+    run: str
+    folder: str
+    round: int = 0
+    digest: str = ""
+    guarantee: str = ""
+    metric: str = ""
+    examples: int = 0
+    public: float | None = None
+    final: float | None = None
+    problem: str = ""
+
+
+def kept_models(company: Company) -> list[KeptModel]:
+    """Every model in the home, with its figures, which are computed where they are not yet there."""
+    found = []
+    for folder in kept_folders(company.home):
+        try:
+            found.append(_kept(company, folder))
+        except (FedblocksError, OSError, SafetensorError) as error:
+            found.append(KeptModel(folder.name, str(folder), problem=str(error)))
+    return found
+
+
+def _kept(company: Company, folder: Path) -> KeptModel:
+    model, card = load_model(folder)
+    data = company.held_out()
+    figures = _read(folder, card, data) or _measured(company, folder, model, card, data)
+    return KeptModel(
+        card.run, str(folder), card.round, card.digest, card.guarantee, card.metric,
+        figures["examples"], figures["public"], figures["final"],
+    )  # fmt: skip
+
+
+def _read(folder: Path, card: ModelCard, data: Examples | None) -> dict[str, Any] | None:
+    """The figures, if they are of this model and of these examples."""
+    try:
+        found: dict[str, Any] = json.loads((folder / METRICS_FILE).read_bytes())
+        same = (found["digest"], found["held_out"]) == (
+            card.digest,
+            None if data is None else data.digest.hex(),
+        )
+        return found if same and {"examples", "public", "final"} <= found.keys() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _measured(
+    company: Company, folder: Path, model: Denoiser, card: ModelCard, data: Examples | None
+) -> dict[str, Any]:
+    metric = metric_of(card.model)
+    figures: dict[str, Any] = {
+        "run": card.run,
+        "digest": card.digest,
+        "held_out": None if data is None else data.digest.hex(),
+        "metric": metric.name,
+        "higher_is_better": metric.higher_is_better,
+        "examples": 0,
+        "public": None,
+        "final": None,
+    }
+    if data is not None and len(data):
+        data.check("held_out.npz", card.model.kind)
+        shown = _spread(data)
+        model = model.to(company.policy.device)
+        figures["examples"], figures["final"] = len(shown), _quality(model, shown)
+        merge(model, read_part(folder / PUBLIC_FILE))
+        figures["public"] = _quality(model, shown)
+    private_file.write(folder / METRICS_FILE, json.dumps(figures, indent=2).encode())
+    return figures
+
+
+def _spread(data: Examples) -> Examples:
+    count = min(len(data), MOST_EXAMPLES)
+    return data[torch.arange(count) * len(data) // count]
+
+
+def _quality(model: Denoiser, data: Examples) -> float:
+    # One seed for both models, so that they differ by their weights only.
+    generator = torch.Generator().manual_seed(0)
+    return model.eval().chain_quality(data.inputs, data.targets, generator)[-1]
+
+
+def main(home: Path) -> None:
+    """Compute what is not yet there; what goes wrong is in the company's own log."""
+    company = Company.deployed(home)
+    company.limit_threads()
+    for each in kept_models(company):
+        if each.problem:
+            company.log(f"could not judge the model of run {each.run}: {each.problem}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

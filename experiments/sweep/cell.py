@@ -1,0 +1,217 @@
+"""One cell, in this process: the run with its audit, or a baseline; it ends as a row of the table."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import __version__
+from ...blocks import Denoiser, digest
+from ...blocks.build import metric_of
+from ...blocks.examples import Examples
+from ...blocks.model_file import model_of
+from ...errors import RunError
+from ...privacy.randomness import Randomness
+from ...server.checkpoint import Checkpoint
+from ...server.events import Event, RoundFinished, RunStarted
+from ...server.models import card_of
+from ...server.run_folder import RunFolder
+from ...settings import read_simulation
+from ...threat_model.audit_file import Audit, read_audit_file
+from ...threat_model.auditing import AuditDesign, audit_run
+from ..baselines.one_place import train_in_one_place
+from ..simulation.preparation import make_plan
+from ..simulation.simulate import simulate
+from ..simulation.threads import one_core
+from ..tracking import tracked
+from .grid import Cell
+from .shared import prepare_from, public_model
+from .strongest import strongest
+from .table import Row
+
+OnShare = Callable[[float], None]
+_AUDIT_SHARE = 0.5  # of an audited cell's time, for its progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folders:
+    """Where a cell finds what it starts from, and leaves its run."""
+
+    started: Path
+    run: Path
+
+
+@one_core()
+def run_cell(
+    cell: Cell,
+    folders: Folders,
+    *,
+    audit: bool,
+    track: Sequence[str] = (),
+    on_share: OnShare = lambda share: None,
+) -> Row:
+    """Run the cell, or go on where an interrupted process stopped; returns its row.
+
+    Raises: what stops a run; see `errors`.
+    """
+    began, cpu = time.perf_counter(), time.process_time()
+    started = RunFolder.existing(folders.started)
+    row = Row(
+        cell=cell.name, kind=cell.kind, seed=cell.settings.seed, axes=cell.axes, status="done", digest=cell.digest,
+        epsilon=cell.settings.privacy.epsilon, metric=metric_of(cell.settings.model).name, version=__version__,
+    )  # fmt: skip
+    if cell.kind == "run":
+        row = _federated(row, cell, started, folders.run, audit, track, on_share)
+    else:
+        row = _in_one_place(row, cell, started, on_share)
+    if row.quality is None or not math.isfinite(row.quality):
+        raise RunError(f"{row.metric} is {row.quality} after the last round: the training has diverged")
+    return replace(
+        row,
+        seconds=round(time.perf_counter() - began, 2),
+        cpu_seconds=round(time.process_time() - cpu, 2),
+        peak_mib=_peak_mib(),
+    )
+
+
+def _peak_mib() -> float | None:
+    """Of this process. (getrusage knows of the process from which this one was started too.)"""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
+    except OSError:
+        found = None
+    return None if found is None else round(int(found[1]) / 1024, 1)
+
+
+def _federated(
+    row: Row,
+    cell: Cell,
+    started: RunFolder,
+    folder: Path,
+    audit: bool,
+    track: Sequence[str],
+    on_share: OnShare,
+) -> Row:
+    run = (
+        RunFolder(folder)
+        if (folder / "plan.json").is_file()
+        else prepare_from(started, cell.settings, folder)
+    )
+    if read_simulation(run.path) != cell.settings:
+        raise RunError(f"{run.path}: of other settings; move it away")
+    whole, rounds = 1 - _AUDIT_SHARE * audit, cell.settings.training.rounds
+
+    def show(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            on_share(whole * event.done / rounds)
+        if isinstance(event, RoundFinished):
+            on_share(whole * event.round / rounds)
+
+    with tracked(run, track) as subscribers:
+        result = simulate(run, [show, *subscribers])
+    if result["rounds_done"] == 0:
+        raise RunError(f"every round failed: {result['rounds_failed']}")
+    found = _audited(run, lambda share: on_share(whole + _AUDIT_SHARE * share)) if audit else None
+    return row_of(row, run, result, found)
+
+
+def row_of(row: Row, run: RunFolder, result: dict[str, Any], audit: Audit | None) -> Row:
+    """The row of a run that is over; every figure is read from the run's own files."""
+    metric, spent = result["metric"], list(result["epsilon"].values())
+    model = Checkpoint.load(run.checkpoints).model
+    return replace(
+        row,
+        # None stands for a ledger with a release without noise.
+        epsilon_spent=None if None in spent or not spent else max(spent),
+        epsilon_against_company=result.get("epsilon_against_a_company"),
+        delta=result["delta"],
+        noise_multiplier=result["noise_multiplier"],
+        quality=result[metric],
+        by_company=by_company(run),
+        by_company_public=by_company(run, 0),
+        quality_public_model=result[f"{metric}_public_model"],
+        quality_on_public_data=result[f"{metric}_on_public_data"],
+        rounds_done=result["rounds_done"],
+        audit="" if audit is None else audit.verdict.ending,
+        attacks=[] if audit is None else strongest(audit.results),
+        plan_digest=run.plan().digest().hex(),
+        model_digest=digest(model.shared, *model.blocks).hex(),
+    )
+
+
+def _audited(run: RunFolder, on_share: OnShare) -> Audit:
+    with contextlib.suppress(RunError):  # of another version: made again
+        found = read_audit_file(run)
+        if found is not None:
+            return found
+    settings = read_simulation(run.path).audit
+    design = AuditDesign(minutes=settings.minutes, block=settings.block, workers=1)
+    return audit_run(run, design, on_progress=lambda share, note: on_share(share))
+
+
+def by_company(run: RunFolder, round_: int | None = None) -> dict[str, float]:
+    """The family's metric of a round's model (none: the last) on what each company held out, by its name; none where
+    the metric is of a whole set of samples, of which a company has too few."""
+    if not _fits_few(run):
+        return {}
+    checkpoint, card = card_of(run, round_)
+    model, seed = model_of(checkpoint.model, card), run.settings().seed
+    return {
+        file.stem: _quality(model, Examples.load(file), seed)
+        for file in sorted(run.own_heldout.glob("*.npz"))
+    }
+
+
+def _fits_few(run: RunFolder) -> bool:
+    model = run.plan().model
+    return metric_of(model).unit != "number" or model.label_side != "inputs"
+
+
+def _in_one_place(row: Row, cell: Cell, started: RunFolder, on_share: OnShare) -> Row:
+    """All companies' examples together, or each company's own, without noise; judged as the run is.
+
+    `by_company`: of the pooled model, or of each company's own, on what that company held out.
+    """
+    own = {home.name: Examples.load(home / "data.npz") for home in started.homes()}
+    parts = own if cell.kind == "alone" else {"all": _together(list(own.values()))}
+    heldout, seed = Examples.load(started.evaluation / "heldout.npz"), cell.settings.seed
+    plan = make_plan(cell.settings, public_model(started), cell.name)
+    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
+    for done, (part, data) in enumerate(parts.items()):
+        on_share(done / len(parts))
+        model = public_model(started).to(cell.settings.device)
+        randomness = Randomness.from_seed(seed, "one place", part)
+        count = len(own) if cell.kind == "pooled" else 1
+        train_in_one_place(model, data, plan, companies=count, randomness=randomness)
+        found[part] = _quality(model, heldout, seed)
+        for name in own if cell.kind == "pooled" else (part,):
+            if _fits_few(started):
+                by_name[name] = _quality(model, Examples.load(started.own_heldout / f"{name}.npz"), seed)
+    return replace(
+        row,
+        quality=statistics.fmean(found.values()),
+        quality_public_model=_quality(public_model(started).to(cell.settings.device), heldout, seed),
+        by_company=by_name,
+        by_company_public=by_company(started, 0),
+        rounds_done=plan.training.rounds,
+    )
+
+
+def _quality(model: Denoiser, data: Examples, seed: int) -> float:
+    """As the run's own evaluation has it."""
+    data, generator = data.to(model.device), torch.Generator().manual_seed(seed)
+    return model.eval().chain_quality(data.inputs, data.targets, generator)[-1]
+
+
+def _together(parts: list[Examples]) -> Examples:
+    return Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
