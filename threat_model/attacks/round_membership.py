@@ -29,6 +29,7 @@ _ROUNDS = 12  # of a block's, evenly spread from its first to its last
 _CANDIDATES = 60  # members, and as many others
 _DRAWS = 2
 _PUBLIC = 64  # examples that show what others add
+_AT_ONCE = 64  # examples whose gradients are held
 _VIEW = "the sums that the run has opened, nobody's examples known"
 
 
@@ -114,7 +115,11 @@ def _round(
     public = gradients_of(problem, mechanism, known, 1, generator)
     noise = deviation(mechanism, len(release.survivors))
     batch = subject.victims(round(count), "batch", release.block, release.round)
-    summed = gradients_of(problem, mechanism, batch, 1, generator).double().sum(0)
+    # Of all survivors' batches together only the sum is held.
+    parts = (batch[part] for part in torch.arange(len(batch)).split(_AT_ONCE))
+    summed = torch.stack(
+        [gradients_of(problem, mechanism, own, 1, generator).double().sum(0) for own in parts]
+    ).sum(0)
     own = Participation.of(mechanism)
     sums = (
         OpenedSum(_gradients(subject, release), Background.of(public, count, noise), own),
