@@ -86,6 +86,11 @@ class TransformerSettings(Part):
         """These examples in the words of a report."""
         raise NotImplementedError
 
+    @property
+    def unit_words(self) -> str:
+        """One example, the unit that differential privacy protects, in the words of a report."""
+        return "one example"
+
     def network_options(self) -> dict[str, Any]:
         """What the family's network is built with, besides its noise."""
         return self.model_dump(exclude={"family", "blocks"})
@@ -119,6 +124,10 @@ class ImageSettings(TransformerSettings):
     def data_words(self) -> str:
         return f"{self.image_size} × {self.image_size} images in {self.classes} classes"
 
+    @property
+    def unit_words(self) -> str:
+        return "one image with its class"
+
 
 class TextSettings(TransformerSettings):
     """`tokenizer`: ascii (97 characters), text8 (27), bytes (256), or a tokenizer.json on disk."""
@@ -149,6 +158,10 @@ class TextSettings(TransformerSettings):
     def data_words(self) -> str:
         return f"sequences of {self.sequence_length} tokens out of {self.vocabulary}"
 
+    @property
+    def unit_words(self) -> str:
+        return f"one window of {self.sequence_length} tokens, of which a document may have many"
+
     def network_options(self) -> dict[str, Any]:
         return self.model_dump(exclude={"family", "blocks", "tokenizer", "sequence_length"})
 
@@ -173,6 +186,11 @@ class SeriesSettings(TransformerSettings):
     @property
     def data_words(self) -> str:
         return f"{self.horizon} values ahead from the last {self.context_length}"
+
+    @property
+    def unit_words(self) -> str:
+        steps = self.context_length + self.horizon
+        return f"one window of {steps} time steps, of which a series has many, and they overlap"
 
 
 class NoiseSettings(Part):

@@ -81,9 +81,8 @@ def plan(
     from ..protocol.identity import ROSTER_FILE, load_roster
 
     if not (folder / ROSTER_FILE).is_file():
-        rule = (
-            f"no such file; install the coordinator's kit first: fedblocks coordinator install KIT {folder}"
-        )
+        install = f"fedblocks coordinator install KIT {shlex.quote(str(folder))}"
+        rule = f"no such file; install the coordinator's kit first: {install}"
         raise InputError("roster", str(folder / ROSTER_FILE), rule)
     roster = load_roster(folder / ROSTER_FILE)
     chosen = load_settings(preset, overrides or [])
@@ -106,7 +105,7 @@ def plan(
         print(json.dumps({"folder": str(made.path), "companies": sorted(roster.members)}))
         return
     say(f"Planned {made.path} for {', '.join(sorted(roster.members))}.")
-    say(f"Next: fedblocks coordinator run {made.path} {folder}")
+    say(f"Next: fedblocks coordinator run {shlex.quote(str(made.path))} {shlex.quote(str(folder))}")
 
 
 @coordinator.command("run")

@@ -29,6 +29,7 @@ Where = Annotated[Path, typer.Argument(help="a ledger, a company's home or a run
 OfCompany = Annotated[str | None, typer.Option("--company", help="only this company of a run")]
 Home = Annotated[Path, typer.Argument(help="the company's home folder")]
 _ALONE = "Without a preset"
+_FILE_WIDTH = 200  # characters
 
 
 def account(
@@ -269,7 +270,9 @@ def show(path: Where, company: OfCompany = None, as_json: AsJson = False) -> Non
                 str(row.event.steps),
                 shown(row.epsilon_after),
             )
-        people.print(table)
+        # A result, on stdout; as wide as it needs where no terminal limits it, so that a file holds it whole.
+        out = Console()
+        (out if out.is_terminal else Console(width=_FILE_WIDTH)).print(table)
 
 
 @ledger.command("verify")

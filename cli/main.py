@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from io import TextIOWrapper
 from pathlib import Path
@@ -37,7 +38,8 @@ from .model import model
 from .options import Track
 from .predict import predict
 from .provision import provision
-from .runs import RunArgument, RunsDir, existing_run, shortest
+from .report import report
+from .runs import RunsDir, shortest
 from .supernode import supernode
 from .sweep import sweep
 from .transport import transport
@@ -67,6 +69,7 @@ app.command("audit")(audit)
 app.command("identity")(identity)
 app.command("predict")(predict)
 app.command("provision")(provision)
+app.command("report")(report)
 app.command("trial")(trial)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
@@ -150,7 +153,9 @@ def pretrain(
     for key, value in _readable(result):
         people.print(f"{key}: {escape(value)}")
     if not result["untrained"]:
-        next_ = f"fedblocks simulate {preset} --set pretraining.folder={folder}"
+        next_ = (
+            f"fedblocks simulate {shlex.quote(preset)} --set {shlex.quote(f'pretraining.folder={folder}')}"
+        )
         people.print(f"Next: {escape(next_)}")
 
 
@@ -212,19 +217,6 @@ def simulate(
         table.add_row(key, value)
     people.print(table)
     people.print(f"Next: fedblocks audit {escape(shortest(run.path))}")
-
-
-@app.command()
-def report(run: RunArgument = None, runs_dir: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
-    """Write one self-contained HTML report of a run and its audit."""
-    from ..threat_model.report import write_report
-
-    path = write_report(existing_run(run, runs_dir))
-    if as_json:
-        print(json.dumps({"report": str(path)}))
-    else:
-        people.print("Report: ", end="")
-        print(path)
 
 
 def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:

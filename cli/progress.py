@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,14 +138,13 @@ def continue_with_progress(
                 diagnose_run(run)
             return result
     except KeyboardInterrupt:
-        console.print(
-            f"Interrupted; nothing is lost. Go on with: fedblocks simulate --resume {escape(str(run.path))}"
-        )
+        resume = f"fedblocks simulate --resume {shlex.quote(str(run.path))}"
+        console.print(f"Interrupted; nothing is lost. Go on with: {escape(resume)}")
         raise
     except (OSError, SafetensorError) as error:
         if not is_full(error):
             raise
-        resume = f"nothing is lost: make room, then fedblocks simulate --resume {run.path}"
+        resume = f"nothing is lost: make room, then fedblocks simulate --resume {shlex.quote(str(run.path))}"
         raise RunError(f"{run.path}: no space left; {resume}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +30,8 @@ def existing_run(run: Path | None, runs_dir: Path) -> RunFolder:
 
 
 def shortest(path: Path) -> str:
-    """Relative to here where that is shorter to type."""
+    """For a command line, quoted where a shell needs it; relative to here where that is shorter to type."""
     try:
-        return str(path.relative_to(Path.cwd()))
+        return shlex.quote(str(path.relative_to(Path.cwd())))
     except ValueError:
-        return str(path)
+        return shlex.quote(str(path))

@@ -26,13 +26,12 @@ from ..server.run_folder import RunFolder
 from .adversaries import ADVERSARIES, adversary
 from .attacks import attacks
 from .audit_file import Audit, Verdict
-from .exhibits import Exhibit
 from .gate import Gate
 from .jobs import Found, Job, jobs_of, run_jobs
 from .results import Result
 from .subject import Subject
 
-Images = dict[str, npt.NDArray[np.float32]]
+Images = dict[str, npt.NDArray[np.generic]]
 IMAGES_FILE = "audit_images.npz"
 _RESULTS = TypeAdapter(list[Result])
 
@@ -152,7 +151,7 @@ class _Kept:
         results = [each for each in found if isinstance(each, Result)]
         images: Images = {}
         for each in found:
-            if isinstance(each, Exhibit):
+            if not isinstance(each, Result):
                 images |= each.named()
         path = self.folder / job.name
         with atomic_file.replacing(path.with_suffix(".npz")) as draft, draft.open("wb") as file:

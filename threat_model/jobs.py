@@ -21,11 +21,11 @@ from ..server.run_folder import RunFolder
 from .adversaries import Adversary
 from .attacks import Attack, attack, attacks
 from .clock import Clock
-from .exhibits import Exhibit
+from .exhibits import Kept
 from .results import Result
 from .subject import Subject
 
-Found = list[Result | Exhibit]
+Found = list[Result | Kept]
 _OF_EXAMPLES = ("reconstruction", "membership")
 _WORTH_IT = 1.5  # times the share that was too short
 _HALF = 0.5  # done, of a job that is run again
@@ -77,7 +77,7 @@ def run_job(job: Job, subject: Subject, names: Sequence[str]) -> Found:
     blocks = subject.blocks if job.block is None else (job.block,)
     found: Found = []
     for each in attack(job.attack).run(replace(subject, blocks=blocks)):
-        if isinstance(each, Exhibit):
+        if not isinstance(each, Result):
             found.append(each)
         elif each.adversary in names:
             found.append(_as_promised(each, subject))

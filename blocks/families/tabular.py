@@ -58,6 +58,10 @@ class TabularSettings(TransformerSettings):
         what = "a number each" if self.classes is None else f"in {self.classes} classes"
         return f"rows of {self.numeric} numbers and {len(self.categories)} categories, {what}"
 
+    @property
+    def unit_words(self) -> str:
+        return "one row of a table with its label"
+
 
 class Columns(nn.Module):
     """Rows (N, numeric + categorical) -> tokens (N, T, D): first the numbers, then the codes of categories."""

@@ -31,6 +31,7 @@ def diagnose_run(run: RunFolder) -> dict[str, Any]:
     controls = {name: RunFolder(run.path / f"control-{name}").read_json("result.json") for name in CONTROLS}
     document = {
         "round": checkpoint.round,
+        "examples": len(chosen),
         "heldout": [d.to_json() for d in found],
         "control": {name: result[metric] if result else None for name, result in controls.items()},
     }

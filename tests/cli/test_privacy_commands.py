@@ -247,6 +247,14 @@ def test_show_by_row(run: Path) -> None:
     assert files(run) == before
 
 
+def test_show_can_be_written_into_a_file(run: Path) -> None:
+    """Would catch a table on stderr, or one that is cut at the width of a terminal that is not there."""
+    shown = invoke("ledger", "show", run).stdout
+    assert shown.count("digits-1") == 14
+    assert "Poisson-subsampled Gaussian" in shown
+    assert "\u2026" not in shown
+
+
 def test_verify_says_which_accountants_agree(run: Path) -> None:
     before = files(run)
     got = found("ledger", "verify", run)

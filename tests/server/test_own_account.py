@@ -74,7 +74,8 @@ def test_the_report_of_a_real_run_tells_no_more_than_the_coordinator_knows(
     for said in (
         *NAMES,
         "coordinator’s own account",
-        "Accuracy, public data",
+        "on public data",
+        "no audit of this run",
         "A real run cannot be repeated",
     ):
         assert said in text
@@ -103,7 +104,9 @@ def test_what_lies_in_a_real_runs_folder_from_elsewhere_is_not_shown(
         row["quality"]["heldout"] = [0.987, 0.987]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = write_report(RunFolder(copy)).read_text("utf-8")
-    assert text == whole.replace(str(real[0].path), str(copy))
+    # Of the metrics the page has a digest.
+    digests = re.compile("[0-9a-f]{16,64}")
+    assert digests.sub("", text) == digests.sub("", whole.replace(str(real[0].path), str(copy)))
 
 
 def test_a_simulation_served_to_real_companies_is_none(

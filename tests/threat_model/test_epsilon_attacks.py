@@ -24,7 +24,7 @@ from fedblocks.threat_model.ceilings import (
 )
 from fedblocks.threat_model.clock import Clock
 from fedblocks.threat_model.epsilon.defects import DEFECTS
-from fedblocks.threat_model.exhibits import Exhibit
+from fedblocks.threat_model.exhibits import Kept
 from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.sentences import sentence
 from fedblocks.threat_model.subject import Subject
@@ -45,7 +45,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results(name: str, subject: Subject) -> list[Result]:
-    found: Iterable[Result | Exhibit] = attack(name).run(subject)
+    found: Iterable[Result | Kept] = attack(name).run(subject)
     return [each for each in found if isinstance(each, Result)]
 
 

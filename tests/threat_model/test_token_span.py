@@ -14,6 +14,7 @@ from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.threat_model.attacks import exposure, token_span
 from fedblocks.threat_model.clock import Clock
+from fedblocks.threat_model.exhibits import Kept, Texts
 from fedblocks.threat_model.intervals import proportion
 from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.subject import Subject
@@ -42,8 +43,29 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def attacked(texts: Subject) -> dict[tuple[str, str], Result]:
-    return {(r.adversary, r.statistic): r for r in token_span.ATTACK.run(texts)}
+def found(texts: Subject) -> list[Result | Kept]:
+    return list(token_span.ATTACK.run(texts))
+
+
+@pytest.fixture(scope="module")
+def attacked(found: list[Result | Kept]) -> dict[tuple[str, str], Result]:
+    return {(r.adversary, r.statistic): r for r in found if isinstance(r, Result)}
+
+
+def test_the_report_is_given_what_was_read_of_texts(texts: Subject, found: list[Result | Kept]) -> None:
+    """Would catch an original that is none of a company's, and a token that is shown and was not read off."""
+    shown = [each for each in found if isinstance(each, Texts)]
+    assert [each.view for each in shown] == [
+        "one company's release, all other examples known", "the opened sum, all other examples known",
+    ]  # fmt: skip
+    private = torch.cat([own.inputs for own in texts.private.values()]).tolist()
+    for each in shown:
+        original, control = each.arrays["original"], each.arrays["control"]
+        assert all(text.tolist() in private for text in original)
+        for tokens in each.arrays.values():
+            assert np.isin(tokens[tokens >= 0], original).all()
+            assert ((tokens == original) | (tokens == -1)).all()
+        assert (control >= 0).mean() > 0.7
 
 
 VALUES, SETS, ORDER = "token values found", "sets of token values exact", "texts in order"
@@ -90,7 +112,7 @@ def test_whole_sets_that_are_surely_not_exact_without_noise_either_do_not_count(
 @pytest.mark.slow
 def test_a_clock_that_has_run_out_is_inconclusive(texts: Subject) -> None:
     """Would catch "not found" of an order that nobody looked for."""
-    results = list(token_span.ATTACK.run(texts.within(Clock(1e-9))))
+    results = [r for r in token_span.ATTACK.run(texts.within(Clock(1e-9))) if isinstance(r, Result)]
     orders = [r for r in results if r.statistic == ORDER]
     assert orders
     assert {r.outcome for r in orders} == {"inconclusive"}
@@ -112,7 +134,7 @@ def test_reasons_why_it_does_not_apply(texts: Subject, tmp_path: Path) -> None:
 def test_a_full_rank_leaves_the_values_and_names_the_rank(tmp_path: Path) -> None:
     """Would catch an order that is searched where every prefix fits, and values that are given up with it."""
     long = replace(subject_of("ar-text", tmp_path / "ar", "model.sequence_length=40"), blocks=(0,))
-    results = list(token_span.ATTACK.run(long))
+    results = [r for r in token_span.ATTACK.run(long) if isinstance(r, Result)]
     refused = [r for r in results if r.statistic == ORDER]
     assert {r.outcome for r in refused} == {"not applicable"}
     assert "rank 32 >= 32" in refused[0].reason

@@ -17,7 +17,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from ...errors import InputError
-from ..exhibits import Exhibit
+from ..exhibits import Kept
 from ..results import Result, Statement
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Attack:
     needs: str
     cost: str
     applies: Callable[[Subject], str | None]
-    run: Callable[[Subject], Iterator[Result | Exhibit]]
+    run: Callable[[Subject], Iterator[Result | Kept]]
     by_block: bool = True
     weight: float = 1.0
 

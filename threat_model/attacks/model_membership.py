@@ -14,6 +14,7 @@ from ...blocks.examples import Examples
 from ...blocks.training import Schedule
 from ...errors import FedblocksError
 from ...server.checkpoint import Checkpoint
+from ..exhibits import Scores
 from ..intervals import Array
 from ..membership.heldout import heldout, unsuited
 from ..membership.scores import SCORES, Shadows
@@ -79,7 +80,7 @@ def _relabelled(examples: Examples, subject: Subject, generator: torch.Generator
     return Examples(examples.inputs, drawn) if side == "targets" else Examples(drawn, examples.targets)
 
 
-def _run(subject: Subject) -> Iterator[Result]:
+def _run(subject: Subject) -> Iterator[Result | Scores]:
     (block,) = subject.blocks
     started, clock = time.monotonic(), subject.clock
     public, (pool, n, k) = _public(subject, block), _pool(subject, block)
@@ -135,6 +136,11 @@ def _run(subject: Subject) -> Iterator[Result]:
             block, name, started, outcome=found.outcome, reason=found.reason, value=found.value, control=control,
             baseline=guess, budget={"shadows": _SHADOWS, "steps": steps, "candidates": 2 * n},
         )  # fmt: skip
+        if name == next(iter(SCORES)):
+            yield Scores(
+                attack=ATTACK.name, view=f"{_VIEW}, by {name}", block=block,
+                members=scores[:n], others=scores[n : 2 * n],
+            )  # fmt: skip
     clock.tell(1.0, f"membership from the model, block {block}")
 
 

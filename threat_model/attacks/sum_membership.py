@@ -13,6 +13,7 @@ import torch
 from ...privacy.dp_sgd import DPSGD
 from ...privacy.secure_step import SecureStep
 from ...server.assignment import assign
+from ..exhibits import Scores
 from ..intervals import Array, Estimate, proportion
 from ..membership.simulation import Candidates
 from ..membership.sums import Hypotheses, Participation, gradients_of, log_ratio
@@ -114,7 +115,7 @@ def _applies(subject: Subject) -> str | None:
     return None
 
 
-def _run(subject: Subject) -> Iterator[Result]:
+def _run(subject: Subject) -> Iterator[Result | Scores]:
     (block,) = subject.blocks
     started = time.monotonic()
     cases = draw_cases(subject, block)
@@ -135,7 +136,7 @@ _ROUNDS = "a company's releases of all rounds, all other examples known but not 
 _AREA = "members told from others (AUC)"
 
 
-def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iterator[Result]:
+def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iterator[Result | Scores]:
     mechanism = subject.mechanism(block)
     candidates, companies = cases.candidates, len(subject.cohort(block))
     own = Participation.of(mechanism)
@@ -174,12 +175,19 @@ def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iter
     ceiling = gaussian_auc(strength(mechanism))
     found = verdict(scores, ceiling)
     yield result("colluding-coordinator", _RELEASE, found, ceiling, winning(1, own.certain, 1))
-    yield _at_few_false_alarms(cases, scores, one, own.certain, found, block, rng)
+    nulls = _without_candidates(cases, one, own.certain, rng)
+    yield _at_few_false_alarms(cases, scores, nulls, found, block)
+    members, others = cases.split(scores)
+    yield Scores(
+        attack=ATTACK.name, view=_RELEASE, block=block, members=members, others=others, simulated=nulls
+    )  # fmt: skip
 
     # The sum of the cohort's: the others' noise on top.
     more = (everyone**2 - one**2) ** 0.5
     products = cases.products + candidates.noise(more, rng)[0, :, _TRUTHS:]
     summed = log_ratio(products, candidates.drawn, everyone, certain)
+    members, others = cases.split(summed)
+    yield Scores(attack=ATTACK.name, view=_SUM, block=block, members=members, others=others)
     ceiling = gaussian_auc(strength(mechanism, companies))
     yield result("coordinator", _SUM, verdict(summed, ceiling), ceiling, winning(companies, own.certain, 1))
 
@@ -192,23 +200,22 @@ def _results(subject: Subject, block: int, cases: Cases, seconds: float) -> Iter
     if rounds and not subject.clock.over:
         scores = candidates.scores(cases.member, one, own, rounds, rng)  # of simulated noise
         yield result("colluding-coordinator", _ROUNDS, verdict(scores, None), None, winning(1, own, rounds))
+        members, others = cases.split(scores)
+        yield Scores(attack=ATTACK.name, view=_ROUNDS, block=block, members=members, others=others)
 
 
-def _at_few_false_alarms(
-    cases: Cases,
-    scores: Array,
-    noise: float,
-    participation: Participation,
-    found: Judged,
-    block: int,
-    rng: np.random.Generator,
-) -> Result:
+def _without_candidates(
+    cases: Cases, noise: float, participation: Participation, rng: np.random.Generator
+) -> Array:
+    """Scores of simulated releases without the candidates, of which thresholds are made."""
+    nobody = np.zeros(len(cases.member), dtype=bool)
+    drawn = [cases.candidates.scores(nobody, noise, participation, 1, rng) for _ in range(_NULLS)]
+    return np.concatenate(drawn)
+
+
+def _at_few_false_alarms(cases: Cases, scores: Array, nulls: Array, found: Judged, block: int) -> Result:
     """Members found at 1% false alarms: the threshold is that of simulated releases without the candidates."""
     n = len(cases.member)
-    nobody = np.zeros(n, dtype=bool)
-    nulls = np.concatenate(
-        [cases.candidates.scores(nobody, noise, participation, 1, rng) for _ in range(_NULLS)]
-    )
     threshold = float(np.quantile(nulls, 1 - _FALSE_ALARMS))
     members, others = cases.split(scores)
     common = {

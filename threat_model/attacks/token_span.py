@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ...blocks import Draw
 from ...blocks.examples import Examples
+from ..exhibits import MOST_TEXTS, Condition, Texts
 from ..intervals import Estimate, mean, proportion
 from ..releases import Release, clip_of, raw_gradient, released
 from ..results import FAILED_CONTROL, Result
@@ -96,7 +98,7 @@ class _Seen:
         return cls([releases[i] for i in kept], [sets[i] for i in kept], [victims.inputs[i] for i in kept])
 
 
-def _run(subject: Subject) -> Iterator[Result]:
+def _run(subject: Subject) -> Iterator[Result | Texts]:
     for block in subject.blocks:
         if text_taps(subject.problem(block)):
             yield from _Experiment(subject, block).results()
@@ -112,7 +114,7 @@ class _Experiment:
         )
         self.victims = subject.victims(_CASES, "token-span", block)
 
-    def results(self) -> Iterator[Result]:
+    def results(self) -> Iterator[Result | Texts]:
         clean = _Seen.of(
             self.attacker, _maker(self.subject, self.block, "private", noisy=False), self.victims
         )
@@ -124,6 +126,7 @@ class _Experiment:
             _maker(self.subject, self.block, "public", noisy=False), order=self.no_order is None
         )
         control = self._scored(by, clean, _WIDTH)
+        self.read_clean = [by.log_odds(release) for release in clean.releases[:MOST_TEXTS]]
         self._tell(0.3)
         winning = self._wins_at(clean)
         self._tell(0.5)
@@ -211,7 +214,7 @@ class _Experiment:
         noisy: bool,
         companies: int = 1,
         raw: bool = False,
-    ) -> Iterator[Result]:
+    ) -> Iterator[Result | Texts]:
         started = time.monotonic()
         public, private = (
             _maker(self.subject, self.block, side, noisy=noisy, companies=companies, raw=raw)
@@ -229,6 +232,8 @@ class _Experiment:
             "budget": {"texts": len(seen.sets), "practice texts": PRACTICE, "rank": self.rank},
         }  # fmt: skip
         yield self._values(about | {"wins_at": winning.get(_VALUES)}, scores, control, blind)
+        if control is not None:
+            yield self._shown(view, seen, [by.log_odds(release) for release in seen.releases[:MOST_TEXTS]])
         yield _counted(
             about | {"statistic": _SETS, "wins_at": winning.get(_SETS)}, scores.exact,
             None if control is None else control.exact,
@@ -249,6 +254,20 @@ class _Experiment:
                 None if control is None else control.ordered,
                 proportion(0, done), cut,
             )  # fmt: skip
+
+    def _shown(self, view: str, seen: _Seen, released: list[Tensor]) -> Texts:
+        """The first texts, with the tokens whose values were held likelier than not to be there."""
+        texts = torch.stack(seen.texts[:MOST_TEXTS])
+        prior = [self.attacker.prior] * len(texts)
+        read: dict[Condition, list[Tensor]] = {
+            "released": released, "control": self.read_clean[: len(texts)], "prior": prior,
+        }  # fmt: skip
+        arrays: dict[Condition, npt.NDArray[np.int32]] = {"original": texts.numpy().astype(np.int32)}
+        for condition, odds in read.items():
+            if len(odds) == len(texts):
+                there = torch.stack([o[text] > 0 for o, text in zip(odds, texts, strict=True)])
+                arrays[condition] = torch.where(there, texts, -1).numpy().astype(np.int32)
+        return Texts(attack=ATTACK.name, view=view, block=self.block, arrays=arrays)
 
     @staticmethod
     def _values(about: dict[str, object], scores: _Scores, control: _Scores | None, blind: _Scores) -> Result:

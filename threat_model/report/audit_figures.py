@@ -11,7 +11,7 @@ from ..sentences import Group, figure
 from .canvas import ALERT, GRID, INK, MUTED, PAPER, PRIVATE, REFERENCE, axes, chart
 
 _ROW, _FOOT, _TOP = 38, 48, 4
-MOST = 24  # rows; the others are in the tables
+MOST = 12  # rows; the others are in the tables
 
 
 def shares(groups: list[Group]) -> list[Group]:

@@ -8,7 +8,7 @@ from ...server.run_folder import RunFolder
 from ..audit_file import Audit, read_audit_file
 from ..results import Statement
 from ..sentences import Group, count_words, grouped, sentence
-from .gallery import Gallery, read_galleries
+from .gallery import Gallery, Stored, read_stored
 
 _TEXTS: dict[Statement, str] = {
     "reconstruction": """An attacker who knows the model, the plan and the public data tries to rebuild training
@@ -67,7 +67,11 @@ class Part:
 class Audited:
     audit: Audit
     parts: tuple[Part, ...]
-    galleries: tuple[Gallery, ...]
+    stored: Stored
+
+    @property
+    def galleries(self) -> tuple[Gallery, ...]:
+        return self.stored.galleries
 
     @property
     def ending(self) -> str:
@@ -116,4 +120,4 @@ def read_audit(run: RunFolder) -> Audited | None:
         )
         if lines:
             parts.append(Part(statement, " ".join(text.split()), lines))
-    return Audited(audit, tuple(parts), read_galleries(run))
+    return Audited(audit, tuple(parts), read_stored(run))

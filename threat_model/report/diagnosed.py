@@ -19,7 +19,8 @@ class Diagnosed:
     """Diagnoses of all blocks after a round, and the controls, if they have been run.
 
     Controls are single networks trained end to end under the run's own conditions: `end_to_end` with all
-    `layers`, `shallow` with those of one block. `chain` is the quality after each block to compare them with.
+    `layers`, `shallow` with those of one block. `chain` is the quality after each block to compare them with, on
+    `judged` examples. `examples`: how many each block was asked about; none where the run did not say.
     """
 
     round: int
@@ -29,6 +30,8 @@ class Diagnosed:
     shallow: float | None
     layers: int
     measure: Measure
+    examples: int | None = None
+    judged: int = 0
 
     @property
     def layers_each(self) -> int:
@@ -56,7 +59,7 @@ class Diagnosed:
     def takes_away(self) -> list[int]:
         """Blocks after which the chain is noticeably worse than before them."""
         q = self.chain
-        return [b for b in range(1, len(q)) if self.measure.noticeably_worse(q[b - 1], q[b])]
+        return [b for b in range(1, len(q)) if self.measure.surely_worse(q[b - 1], q[b], self.judged)]
 
     def controls(self) -> list[tuple[str, float]]:
         """(what, quality), the chain first."""
@@ -74,8 +77,8 @@ class Diagnosed:
         found: list[tuple[str, str, bool]] = []
         m, n, show = self.measure, len(self.blocks), self.measure.show
         first, chain = self.chain[0], self.chain[-1]
-        if n > 1 and not m.noticeably_worse(chain, first):
-            how = "better than" if m.noticeably_better(chain, first) else "as well as"
+        if n > 1 and not m.surely_worse(chain, first, self.judged):
+            how = "better than" if m.surely_better(chain, first, self.judged) else "as well as"
             text = (
                 f"The first block alone does {how} the whole chain of {n}: {show(first)} against "
                 f"{show(chain)} ({m.words}, {m.direction}). What comes after it adds nothing here."
@@ -86,11 +89,11 @@ class Diagnosed:
                 f"One network of {_layers(self.layers_each)}, as many as a block has, trained end to end "
                 f"reaches {show(self.shallow)}"
             )
-            worse = m.noticeably_worse(chain, self.shallow)
+            worse = m.surely_better(self.shallow, chain, self.judged)
             if worse:
                 text += f": the chain does better, with {show(chain)}."
             else:
-                how = "better than" if m.noticeably_better(chain, self.shallow) else "as good as"
+                how = "better than" if m.surely_better(chain, self.shallow, self.judged) else "as good as"
                 text += (
                     f", {how} the chain with {show(chain)}: these data do not show that the chain is of use."
                 )
@@ -100,7 +103,7 @@ class Diagnosed:
                 f"All of the network, {_layers(self.layers)}, trained end to end reaches "
                 f"{show(self.end_to_end)}; trained as blocks it reaches {show(chain)}, "
             )
-            worse = m.noticeably_worse(self.end_to_end, chain)
+            worse = m.surely_worse(self.end_to_end, chain, self.judged)
             text += f"{m.amount(self.end_to_end - chain)} worse." if worse else "no worse."
             found.append(("End to end", text, False))
         return found
@@ -113,9 +116,11 @@ def read_diagnosed(run: RunFolder, facts: Facts) -> Diagnosed | None:
         return None
     blocks = tuple(_block(block) for block in raw["heldout"])
     chain = tuple(block.in_chain for block in blocks)
+    examples = raw.get("examples")
+    judged = examples or 0
     # Diagnoses may be computed on some of the held-out examples; controls and rounds are measured on all.
     if facts.utility is not None and facts.utility.last.round == raw["round"]:
-        chain = facts.utility.last.judged
+        chain, judged = facts.utility.last.judged, facts.utility.judged_examples
     return Diagnosed(
         round=raw["round"],
         blocks=blocks,
@@ -124,6 +129,8 @@ def read_diagnosed(run: RunFolder, facts: Facts) -> Diagnosed | None:
         shallow=raw["control"]["shallow"],
         layers=facts.plan.model.layers,
         measure=facts.measure,
+        examples=examples,
+        judged=judged,
     )
 
 

@@ -75,12 +75,12 @@ class Utility:
         return self.points[-1]
 
     def losing_blocks(self) -> list[tuple[int, float]]:
-        """(block, quality lost) for each block after which the chain is worse than before it."""
+        """(block, quality lost) for each block after which the chain is worse than before it by more than chance."""
         after, m = self.last.judged, self.measure
         return [
             (b, m.gain(after[b], after[b - 1]))
             for b in range(1, len(after))
-            if m.noticeably_worse(after[b - 1], after[b])
+            if m.surely_worse(after[b - 1], after[b], self.judged_examples)
         ]
 
     @property

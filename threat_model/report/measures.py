@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scipy.stats import binomtest
+
 from ...blocks import Metric
 from ...blocks.families import ModelSettings, family
 
@@ -69,8 +71,40 @@ class Measure:
     def forgotten(self, before: float, after: float) -> bool:
         return self.gain(before, after) < -self._scale(before, _FORGETTING)
 
+    def surely_worse(self, before: float, after: float, examples: int) -> bool:
+        """Whether the 95% interval of the change lies below none: known of shares alone, since no spread is stored of
+        other metrics; those count where they are noticeably worse."""
+        if not self.is_share or not examples:
+            return self.noticeably_worse(before, after)
+        return change_interval(before, after, examples)[1] < 0
+
+    def surely_better(self, before: float, after: float, examples: int) -> bool:
+        """As `surely_worse`, the other way."""
+        if not self.is_share or not examples:
+            return self.noticeably_better(before, after)
+        return change_interval(before, after, examples)[0] > 0
+
     def _scale(self, value: float, share: float) -> float:
         return share if self.is_share else share * abs(value)
+
+
+def share_interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's, at 95%."""
+    low, high = binomtest(round(share * n), n).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def change_interval(before: float, after: float, n: int) -> tuple[float, float]:
+    """Of after - before, two shares of n examples each, at 95%: Newcombe (1998), method 10.
+
+    Both are of the same examples; that they go together is not known here, and would make the interval narrower.
+    """
+    (low0, high0), (low1, high1) = share_interval(before, n), share_interval(after, n)
+    change = after - before
+    return (
+        change - math.hypot(after - low1, high0 - before),
+        change + math.hypot(high1 - after, before - low0),
+    )
 
 
 def three_digits(value: float) -> str:

@@ -7,6 +7,9 @@ figures of this package are markup.
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +18,75 @@ from markupsafe import Markup
 
 from ... import __version__, atomic_file
 from ...privacy.accounting import round_up
+from ...privacy.events import EpochGaussian, GaussianSteps
 from ...server.run_folder import RunFolder
+from ..adversaries import ADVERSARIES
 from ..sentences import figure
 from . import figures
+from .assemble import assemble
 from .audit_figures import shares, success_by_attack
+from .audit_rows import collapsed_rows, statement_rows
 from .audited import Audited, read_audit
 from .block_figures import block_answers, loss_by_noise
+from .costs import megabytes
 from .diagnosed import Diagnosed, read_diagnosed
-from .facts import Facts, read_facts
-from .findings import delta, find, largest_against_company, largest_epsilon
-from .measures import model_words, three_digits
+from .document import Report
+from .facts import Facts, Point, read_facts
+from .findings import find
+from .judgement import plain
+from .leakage import by_adversary
+from .measures import Measure, model_words, share_interval, three_digits
 from .quality_figures import quality_by_block, quality_by_round
+from .roc_figure import membership_roc
 
 _HERE = Path(__file__).parent
 _SECTIONS = (
-    ("findings", "Findings"),
+    ("threat", "Threat model and adversaries"),
+    ("account", "Mechanisms and account"),
+    ("frontier", "Privacy against utility"),
+    ("leakage", "Leakage by block and adversary"),
+    ("membership", "Membership"),
+    ("statements", "Three statements about epsilon"),
+    ("reconstructions", "Originals and reconstructions"),
     ("utility", "Utility"),
-    ("each-block", "What each block does"),
-    ("privacy", "Privacy spent"),
-    ("dropouts", "Who dropped out"),
-    ("audit", "Audit"),
-    ("limits", "Limits"),
-    ("reproduce", "Reproduce"),
+    ("costs", "Costs"),
+    ("reproduce", "Settings, digests, reproducing"),
+    ("questions", "Questions of NIST SP 800-226"),
 )
+_MOST_ROUNDS = 20  # of the table by round
+_SIGNED = 5
+
+
+@dataclass(frozen=True)
+class Written:
+    """A run's report in both forms, made of the same numbers."""
+
+    report: Report
+    page: str
 
 
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` into the run folder; the same files give the same page, byte for byte."""
+    return write_both(run)[0]
+
+
+def write_both(run: RunFolder) -> tuple[Path, Report]:
+    """As `write_report`; with the same as data."""
+    path, written = run.path / "report.html", render(run)
+    atomic_file.write(path, written.page.encode())
+    return path, written.report
+
+
+def render(run: RunFolder, *, drawn: bool = True) -> Written:
+    """Both forms, without writing either; `drawn`: with figures, which take most of the time.
+
+    Raises: RunError, LedgerError where a file of the run cannot be read.
+    """
     facts = read_facts(run)
     # Both look at examples, which a real run does not have; such a file is of another folder.
     audit = None if facts.real else read_audit(run)
     diagnosed = None if facts.real else read_diagnosed(run, facts)
+    report = assemble(run, facts, diagnosed, audit)
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -61,68 +102,117 @@ def write_report(run: RunFolder) -> Path:
         percent=_percent,
         digits=three_digits,
         epsilon=_epsilon,
-        delta=delta,
+        delta=plain,
         figure=figure,
+        bytes=megabytes,
+        head=_head,
+        interval=lambda value, n: _interval(m, value, n),
     )
-    page = environment.get_template("report.html.j2").render(_context(run, facts, diagnosed, audit))
-    path = run.path / "report.html"
-    atomic_file.write(path, page.encode())
-    return path
+    page = environment.get_template("report.html.j2").render(_context(facts, diagnosed, audit, report, drawn))
+    return Written(report, page)
 
 
 def _context(
-    run: RunFolder, facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None
+    facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None, report: Report, drawn: bool
 ) -> dict[str, Any]:
-    epsilon = largest_epsilon(facts)
-    return {
+    epsilon = math.inf if report.promise.epsilon is None else report.promise.epsilon
+    folder = shlex.quote(facts.folder)
+    context: dict[str, Any] = {
         "version": __version__,
         "css": Markup((_HERE / "report.css").read_text("utf-8")),
+        "r": report,
         "facts": facts,
         "measure": facts.measure,
         "model_words": model_words(facts.plan.model),
         "diagnosed": diagnosed,
         "audit": audit,
-        "findings": find(facts, diagnosed, audit),
+        "findings": find(facts, diagnosed),
         "sections": _SECTIONS,
-        "charts": _charts(facts, diagnosed, audit),
-        "companies": len(facts.took_part) or facts.settings.companies.count,
-        "epsilon": epsilon,
-        "against_company": largest_against_company(facts),
+        "numbers": {anchor: number for number, (anchor, _) in enumerate(_SECTIONS, start=1)},
+        "adversaries": list(ADVERSARIES.values()),
+        "signed": _signed(report),
+        "charts": {name: draw() if drawn else "" for name, draw in _charts(facts, diagnosed, audit).items()},
+        "companies": report.companies,
         "factor": _factor(epsilon),
-        "ceilings": ", ".join(f"{c:g}" for c in sorted({s.ceiling for s in facts.spending})),
+        "weaker": any(a.epsilon_against_company != a.epsilon for a in report.accounts),
         "blocks": sorted({block for s in facts.spending for block in s.by_block}),
+        "by_block": _by_block(facts),
         "earlier": sum(s.other_releases for s in facts.spending),
         "losing": dict(facts.utility.losing_blocks()) if facts.utility else {},
-        "simulated": not facts.real,
-        "settings": list(_flat((facts.simulation or facts.settings).model_dump(mode="json"))),
+        "by_round": _spread(facts.utility.points) if facts.utility else (),
+        "settings": list(_flat(report.settings)),
         "most_rows": figures.MOST_ROWS,
-        "commands": _commands(facts, diagnosed),
+        "audit_command": f"fedblocks audit {folder}",
+        "report_command": f"fedblocks report {folder}",
+        "leakage": (),
+        "alarms": (),
+        "rows": (),
+        "repeated": 0,
+        "statements": (),
     }
+    if audit is not None:
+        rows, repeated = collapsed_rows(audit.audit.results)
+        context |= {
+            "leakage": by_adversary(audit.audit.results, audit.audit.blocks),
+            "alarms": [each for each in audit.sentences()[1:] if each[2]],
+            "rows": rows,
+            "repeated": repeated,
+            "statements": statement_rows(audit.audit.results),
+        }
+    return context
 
 
-def _charts(facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> dict[str, Markup]:
-    charts: dict[str, Markup] = {}
-    if facts.utility is not None:
-        charts["quality"] = quality_by_round(facts.utility, facts.aborted)
-        charts["blocks"] = quality_by_block(facts.utility)
+def _signed(report: Report) -> list[Any]:
+    """What a signature is for: the digests that the first page has room for."""
+    wanted = ("plan", "metrics.jsonl", "audit.json", "last rows", "model")
+    return [d for d in report.digests if d.of.startswith(wanted)][:_SIGNED]
+
+
+def _by_block(facts: Facts) -> list[tuple[tuple[str, ...], dict[str, tuple[int, float]]]]:
+    """Companies of which all is the same share a row."""
+    rows: dict[tuple[object, ...], tuple[list[str], dict[str, tuple[int, float]]]] = {}
+    for s in facts.spending:
+        rows.setdefault(tuple(s.by_block.items()), ([], s.by_block))[0].append(s.company)
+    return [(tuple(names), values) for names, values in rows.values() if values]
+
+
+def _spread(points: tuple[Point, ...]) -> list[Point]:
+    """At most so many, at even distances, always with the first and the last."""
+    if len(points) <= _MOST_ROUNDS:
+        return list(points)
+    step = (len(points) - 1) / (_MOST_ROUNDS - 1)
+    return [points[round(i * step)] for i in range(_MOST_ROUNDS)]
+
+
+def _charts(
+    facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None
+) -> dict[str, Callable[[], Markup]]:
+    """Those that this run has, each as what draws it."""
+    charts: dict[str, Callable[[], Markup]] = {}
+    if (utility := facts.utility) is not None:
+        charts["quality"] = lambda: quality_by_round(utility, facts.aborted)
+        charts["blocks"] = lambda: quality_by_block(utility)
     if diagnosed is not None:
-        charts["answers"] = block_answers(diagnosed)
-        charts["noise"] = loss_by_noise(diagnosed)
-    if facts.spending and math.isfinite(largest_epsilon(facts)):
-        charts["epsilon"] = figures.epsilon_by_company(facts.spending)
+        charts["answers"] = lambda: block_answers(diagnosed)
+        charts["noise"] = lambda: loss_by_noise(diagnosed)
+    if facts.spending and all(math.isfinite(s.spent) for s in facts.spending):
+        charts["epsilon"] = lambda: figures.epsilon_by_company(facts.spending)
     if facts.absences or facts.aborted:
-        charts["absences"] = figures.absences(facts)
+        charts["absences"] = lambda: figures.absences(facts)
     if audit is not None and (rows := shares(audit.groups)):
-        charts["success"] = success_by_attack(rows)
+        charts["success"] = lambda: success_by_attack(rows)
+    if audit is not None and (curves := audit.stored.curves):
+        charts["roc"] = lambda: membership_roc(curves, _certain_mu(facts))
     return charts
 
 
-def _commands(facts: Facts, diagnosed: Diagnosed | None) -> str:
-    if facts.real:
-        return f"fedblocks report {facts.folder}"
-    reference = " --with-reference" if facts.utility and facts.utility.reference else ""
-    controls = " --with-controls" if diagnosed and diagnosed.controlled else ""
-    return f"fedblocks simulate settings.toml{reference}{controls}\nfedblocks audit\nfedblocks report"
+def _certain_mu(facts: Facts) -> float | None:
+    """mu of one release for an example that is taken for sure; none where the noise is not Gaussian."""
+    for s in facts.spending:
+        for event in s.events[:1]:
+            if isinstance(event, GaussianSteps | EpochGaussian):
+                return math.sqrt(event.steps) / event.noise_multiplier
+    return None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -133,6 +223,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((f"{prefix}{key}", "none" if value is None else str(value)))
     return rows
+
+
+def _interval(m: Measure, value: float, examples: int) -> str:
+    if not m.is_share or not examples:
+        return "–"
+    low, high = share_interval(value, examples)
+    return f"{m.show(low)} to {m.show(high)}"
+
+
+def _head(text: str) -> str:
+    """As a sentence begins; a Greek letter is a symbol, which stays."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def _percent(share: float) -> str:

@@ -1,0 +1,171 @@
+"""An officer's questions to an audit, each with its strongest answer; and what no answer speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..adversaries import ADVERSARIES
+from ..attacks import attacks
+from ..results import Result
+from ..sentences import ORDER, figure
+from .audited import Audited
+from .document import AttackAnswer
+
+_WHOLE = ("texts in order",)
+_PARTS = ("token values found",)
+
+
+@dataclass(frozen=True)
+class Asked:
+    question: str
+    of: Callable[[Result], bool]
+
+
+QUESTIONS = (
+    Asked(
+        "Rebuild an example exactly?",
+        lambda r: r.statement == "reconstruction" and ("exact" in r.statistic or r.statistic in _WHOLE),
+    ),
+    Asked(
+        "Come closer to an example than without the release?",
+        lambda r: r.statement == "reconstruction" and r.unit == "dB",
+    ),
+    Asked(
+        "Read off a label, a category or a word?",
+        lambda r: r.statement == "reconstruction" and ("read off" in r.statistic or r.statistic in _PARTS),
+    ),
+    Asked("Tell whether an example was used?", lambda r: r.statement == "membership" and r.unit == "auc"),
+    Asked(
+        "Find members, accusing 1 other in 100?",
+        lambda r: r.statement == "membership" and "false alarms" in r.statistic,
+    ),
+    Asked("Learn facts of a company as a whole?", lambda r: r.statement == "property"),
+    Asked("Make the model repeat planted secrets?", lambda r: r.statement == "extraction"),
+)
+
+
+def answers(audit: Audited | None) -> tuple[AttackAnswer, ...]:
+    """Of protected views alone; a question without a result is left out."""
+    if audit is None:
+        return ()
+    found = [(asked, _concerned(asked, audit.audit.results)) for asked in QUESTIONS]
+    return tuple(_answer(asked.question, results) for asked, results in found if results)
+
+
+def _concerned(asked: Asked, results: Sequence[Result]) -> list[Result]:
+    return [r for r in results if r.protected and r.outcome != "not applicable" and asked.of(r)]
+
+
+def strength(result: Result) -> tuple[int, float, float]:
+    """Smaller is worse: first by outcome, then by how far above its baseline, then by its upper limit."""
+    rank = ORDER.index(result.outcome)
+    if result.value is None:
+        return rank, 0.0, 0.0
+    base = 0.0 if result.baseline is None else result.baseline.value
+    return rank, base - result.value.value, -result.value.high
+
+
+def _answer(question: str, results: list[Result]) -> AttackAnswer:
+    answered = [r for r in results if r.outcome != "inconclusive" and r.value is not None]
+    worst = min(answered or results, key=strength)
+    could = worst.outcome in ("found", "partly found", "refuted") if answered else None
+    value = worst.value
+    return AttackAnswer(
+        question=question,
+        answer=_words(worst, could) + _open(len(results) - len(answered) if answered else 0),
+        could=could,
+        attack=worst.attack,
+        adversary=worst.adversary,
+        view=worst.view,
+        block=worst.block,
+        unit=worst.unit,
+        value=None if value is None else value.value,
+        low=None if value is None else _finite(value.low),
+        high=None if value is None else _finite(value.high),
+        level=None if value is None else value.level,
+        n=None if value is None else value.n,
+        tests=len(results),
+    )
+
+
+def _open(tests: int) -> str:
+    return f" {tests} more test{' was' if tests == 1 else 's were'} left open." if tests else ""
+
+
+def _words(result: Result, could: bool | None) -> str:
+    if could is None:
+        return f"Not known: {result.reason}."
+    value = result.value
+    assert value is not None
+    level = f"{100 * value.level:.4g}% confidence"
+    head = "Yes" if could else "No"
+    base = "" if result.baseline is None else figure(result.baseline.value, result.unit)
+    if result.unit == "auc":
+        text = (
+            f"{'Partly' if could else 'No better than a coin'}: right {100 * value.value:.0f} times in 100, where "
+            f"guessing is 50 ({100 * value.low:.0f} to {100 * value.high:.0f} at {level}, {value.n} cases"
+        )
+        if result.ceiling is not None:
+            text += f"; this noise lets no attack pass {100 * result.ceiling:.0f}"
+        return f"{text})."
+    if result.unit == "share":
+        hits = round(value.value * value.n)
+        if value.method != "clopper-pearson":
+            limits = f"{figure(value.low, 'share')} to {figure(value.high, 'share')} at {level}"
+            return f"{head}: {figure(value.value, 'share')} ({limits}), {value.n} cases{_guess(base)}."
+        if hits == 0:
+            return (
+                f"{head}: 0 of {value.n}, so at most {figure(value.high, 'share')} at {level}{_guess(base)}."
+            )
+        limits = f"{figure(value.low, 'share')} to {figure(value.high, 'share')} at {level}"
+        better = "" if could or not base else ", no better than a guess"
+        return f"{head}{better}: {hits} of {value.n} ({limits}{_guess(base)})."
+    if result.unit == "dB":
+        more = f"{figure(value.value, 'dB')} ({figure(value.low, 'dB')} to {figure(value.high, 'dB')} at {level})"
+        return f"{head}: {more}, {value.n} cases."
+    limits = f"{figure(value.low, result.unit)} to {figure(value.high, result.unit)} at {level}"
+    return f"{head}: {result.statistic} {figure(value.value, result.unit)} ({limits}), {value.n} cases."
+
+
+def _guess(base: str) -> str:
+    return f"; a guess gets {base}" if base and base != "0%" else ""
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def not_tested(audit: Audited | None, *, real: bool, blocks: int) -> tuple[str, ...]:
+    """What somebody must not take this report's silence about for an answer."""
+    found: list[str] = []
+    if real:
+        found.append(
+            "Any attack: it takes the companies' examples, which never leave them. Audit a simulation of this plan."
+        )
+    elif audit is None:
+        found.append("Any attack: this run has not been audited.")
+    else:
+        results = audit.audit.results
+        tried = {r.attack for r in results if r.outcome != "not applicable"}
+        refused = sorted({r.attack for r in results} - tried)
+        if refused:
+            found.append(f"Attacks that do not apply to this run: {', '.join(refused)}.")
+        open_ = sorted({r.attack for r in results if r.outcome == "inconclusive"})
+        if open_:
+            found.append(f"Attacks that ended without an answer: {', '.join(open_)}.")
+        never = sorted({each.name for each in attacks()} - {r.attack for r in results})
+        if never:
+            found.append(f"Attacks that were not asked for: {', '.join(never)}.")
+        absent = [a for a in ADVERSARIES if a not in audit.audit.adversaries]
+        if absent:
+            found.append(f"Adversaries that were not asked for: {', '.join(absent)}.")
+        left = [str(b) for b in range(blocks) if b not in audit.audit.blocks]
+        if left:
+            found.append(f"Blocks that were not attacked: {', '.join(left)}.")
+    return (
+        *found,
+        "Several examples of one person attacked together, and one person's examples at two companies.",
+        "The companies' machines, networks and people; how long answers take; what the final model is used for.",
+        "Attacks that nobody has thought of yet: what was not found is not thereby safe.",
+    )

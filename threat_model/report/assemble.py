@@ -1,0 +1,311 @@
+"""Puts a run's report together from its files: every number of the page, once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ... import __version__
+from ...privacy.accounting import Guarantee, finite
+from ...privacy.events import Event
+from ...privacy.group_privacy import group_epsilon
+from ...protocol.release import run_terms
+from ...server.own_account import planned
+from ...server.run_folder import RunFolder
+from .answers import answers, not_tested
+from .audited import Audited
+from .costs import block_values, costs, megabytes
+from .diagnosed import Diagnosed
+from .document import (
+    Account,
+    CrossCheck,
+    Ending,
+    GroupOfExamples,
+    Promise,
+    Quality,
+    Reason,
+    Report,
+    Verdict,
+)
+from .facts import Facts
+from .findings import largest_against_company, largest_epsilon
+from .judgement import certainty, judge_delta, judge_epsilon, number
+from .measures import share_interval
+from .mechanism_words import mechanism_sentences
+from .nist import questions
+from .provenance import commands, cross_checks, digests, versions
+from .spending import Spending
+from .subgroups import subgroups
+
+GROUPS = (2, 5)  # examples of one person
+_DEFAULT_GATE = "nothing protected may be found"
+
+
+def assemble(run: RunFolder, facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> Report:
+    """Raises: RunError, LedgerError where a file of the run cannot be read."""
+    size = block_values(facts.plan)
+    promise = _promise(facts, size)
+    accounts = accounts_of(facts.spending)
+    attackers = answers(audit)
+    quality = _quality(run, facts)
+    checks = cross_checks(run, facts, audit)
+    rows = [row for row in run.metrics() if row["round"] > 0]
+    spent = costs(facts.plan, rows, size, facts.seconds, audit.audit.seconds if audit else None)
+    return Report(
+        version=__version__,
+        run=facts.run,
+        name=facts.settings.name,
+        simulated=not facts.real,
+        finished=facts.finished,
+        rounds=facts.plan.training.rounds,
+        rounds_done=facts.rounds_done,
+        companies=len(facts.took_part) or facts.settings.companies.count,
+        left=_left(facts, rows, size, spent.bytes_up_a_company),
+        verdict=_verdict(facts, promise, accounts, audit, checks),
+        promise=promise,
+        accounts=accounts,
+        audit=audit.ending if audit else "none",
+        attackers=attackers,
+        not_tested=not_tested(audit, real=facts.real, blocks=facts.plan.model.blocks),
+        membership=tuple(curve.roc() for curve in audit.stored.curves) if audit else (),
+        quality=quality,
+        costs=spent,
+        checks=checks,
+        digests=digests(run, facts),
+        versions=versions(),
+        commands=commands(run, facts, diagnosed, audit),
+        settings=(facts.simulation or facts.settings).model_dump(mode="json"),
+        questions=questions(
+            promise=promise, accounts=accounts, attackers=attackers, quality=quality, checks=checks,
+            audit=audit.ending if audit else "none", simulated=not facts.real, features=facts.plan.model.features,
+        ),
+    )  # fmt: skip
+
+
+def _planned(facts: Facts) -> Guarantee:
+    return planned(facts.plan, facts.settings.smallest_group)
+
+
+def _whole(facts: Facts, size: int) -> Event:
+    """The whole run as one event: as the ledgers are pinned to it, else as the plan has it."""
+    pinned = {s.planned for s in facts.spending if s.planned is not None}
+    if len(pinned) == 1:
+        return pinned.pop()
+    return run_terms(facts.plan, size, facts.settings.smallest_group).whole
+
+
+def _promise(facts: Facts, size: int) -> Promise:
+    plan = facts.plan
+    epsilon = finite(largest_epsilon(facts))
+    company = finite(largest_against_company(facts))
+    delta = max((s.delta for s in facts.spending), default=plan.delta)
+    counts = [s.examples for s in facts.spending if s.examples is not None]
+    most = max(counts, default=None)
+    events = [event for s in facts.spending[:1] for event in s.events]
+    whole = _whole(facts, size) if facts.private else None
+    found = _planned(facts) if facts.private else None
+    top = max(facts.spending, key=lambda s: s.spent, default=None)
+    if facts.spending:
+        longest = max(facts.spending, key=lambda s: len(s.events))
+        events = list(longest.events)
+    groups = tuple(
+        GroupOfExamples(examples=k, epsilon=finite(group_epsilon(whole, k, delta)))
+        for k in GROUPS
+        if whole is not None
+    )
+    against = top.against if top is not None and top.against else found.against if found else ""
+    return Promise(
+        private=facts.private,
+        epsilon=epsilon if facts.private else None,
+        epsilon_against_company=company if facts.private else None,
+        delta=delta,
+        unit=plan.model.unit_words,
+        adjacency="add or remove one example" if found is None else found.adjacency,
+        against=against,
+        certainty=None if epsilon is None else certainty(epsilon, delta),
+        examples=(min(counts), max(counts)) if counts else None,
+        delta_times_examples=None if most is None else delta * most,
+        groups=groups,
+        judgement=judge_epsilon(epsilon if facts.private else None).text,
+        delta_judgement=judge_delta(delta, most).text,
+        mechanisms=mechanism_sentences(events or ([whole] if whole is not None else []))
+        or ("No noise was added.",),
+        trust=_trust(facts, against, epsilon, company),
+    )
+
+
+def _trust(facts: Facts, against: str, epsilon: float | None, company: float | None) -> tuple[str, ...]:
+    plan = facts.plan
+    if not facts.private:
+        least = plan.secure_aggregation.minimum_cohort
+        return (f"Secure aggregation alone: sums of at least {least} companies are opened, without noise.",)
+    if plan.secure_step:
+        few = f"at most {plan.colluders} of the companies" if plan.colluders else "none of the companies"
+        told = (
+            f"It rests on secure aggregation and on {few} telling the coordinator their share of the noise, or "
+            f"adding none; it holds against {against}, for the opened sums alone."
+        )
+        if epsilon is not None and company != epsilon:
+            weaker = "no finite ε holds" if company is None else f"ε = {number(company)}"
+            told += (
+                " It holds against the coordinator only: a company that takes part knows its own share of the noise, "
+                f"and against it {weaker}."
+            )
+    else:
+        told = (
+            f"It holds against {against}: each company adds all of the noise itself, before anything leaves it, so "
+            "secure aggregation adds to it and is not needed for it."
+        )
+    return (
+        told,
+        "Each company has to trust its own machine, the reviewed package on it, and its random numbers.",
+    )
+
+
+def accounts_of(spending: Sequence[Spending]) -> tuple[Account, ...]:
+    """Companies of which every figure is the same share a row."""
+    by: dict[tuple[object, ...], list[Spending]] = {}
+    for s in spending:
+        by.setdefault(s.alike, []).append(s)
+    return tuple(_account(members) for members in by.values())
+
+
+def _account(members: list[Spending]) -> Account:
+    first = members[0]
+    wrong = [s.second for s in members if s.second is not None and not s.second.agrees]
+    second = wrong[0] if wrong else first.second
+    return Account(
+        companies=tuple(s.company for s in members),
+        epsilon=finite(first.spent),
+        epsilon_against_company=finite(first.spent_company),
+        ceiling=first.ceiling,
+        delta=first.delta,
+        releases=first.releases,
+        releases_of_other_runs=sum(s.other_releases for s in members),
+        accountant=first.account,
+        second="" if second is None else second.wrong or second.says,
+        second_low=None if second is None or second.lower is None else finite(second.lower),
+        second_high=None if second is None or second.upper is None else finite(second.upper),
+        agrees=None if second is None else second.agrees,
+    )
+
+
+def _left(facts: Facts, rows: list[dict[str, object]], size: int, sent: int) -> tuple[str, ...]:
+    plan, cohort = facts.plan, facts.plan.secure_aggregation.minimum_cohort
+    noised = "clipped and noised" if facts.private else "clipped, but not noised"
+    if plan.secure_step and facts.private:
+        noised = "clipped, with its share of the noise"
+    summed = sum(len(task["survivors"]) > 0 for row in rows for task in row.get("tasks", ()))  # type: ignore[attr-defined]
+    often = {
+        "sequential": "one update of one block a round",
+        "parallel": "one update of one block a round",
+        "all": "one update of every block a round",
+    }[plan.training.assignment]
+    rounds = f"{len(rows):,} round{'' if len(rows) == 1 else 's'}"
+    return (
+        f"Each company sent {often}: {size:,} numbers, {noised}, then masked; {megabytes(sent)} in {rounds}.",
+        f"Only sums of at least {cohort} companies were opened: {summed:,} sums.",
+        "Never sent: examples, labels, their number, losses. Seen by the coordinator: who took part, and when.",
+    )
+
+
+def _quality(run: RunFolder, facts: Facts) -> Quality | None:
+    u = facts.utility
+    if u is None:
+        return None
+    m, after = u.measure, u.last.judged[-1]
+    low, high = share_interval(after, u.judged_examples) if m.is_share and u.judged_examples else (None, None)
+    return Quality(
+        metric=m.words,
+        unit=m.metric.unit,
+        higher_is_better=m.metric.higher_is_better,
+        data=u.data,
+        examples=u.judged_examples,
+        round=u.last.round,
+        before=u.first.judged[-1],
+        after=after,
+        low=low,
+        high=high,
+        public_before=u.first.public[-1] if u.first.public else None,
+        public_after=u.last.public[-1] if u.last.public else None,
+        public_examples=u.public_examples,
+        non_private=u.non_private,
+        by_block=tuple(zip(u.first.judged, u.last.judged, strict=True)),
+        subgroups=() if facts.real else subgroups(run, m),
+    )
+
+
+def _verdict(
+    facts: Facts,
+    promise: Promise,
+    accounts: tuple[Account, ...],
+    audit: Audited | None,
+    checks: tuple[CrossCheck, ...],
+) -> Verdict:
+    reasons = [*_of_promise(facts, promise, accounts), _of_audit(facts, audit)]
+    if not facts.finished:
+        done = f"{facts.rounds_done} of {facts.plan.training.rounds} rounds have run so far."
+        reasons.append(Reason(good=None, topic="the run is not finished", text=done))
+    wrong = [check.what for check in checks if not check.agrees]
+    text = f"{len(checks) - len(wrong)} of {len(checks)} comparisons between the run's own files agree."
+    if wrong:
+        text += f" Not: {'; '.join(wrong)}."
+    if checks:
+        topic = "numbers of the run contradict each other" if wrong else "the run's numbers agree"
+        reasons.append(Reason(good=not wrong, topic=topic, text=text))
+    ending: Ending = "passed"
+    if any(r.good is None for r in reasons):
+        ending = "open"
+    if any(r.good is False for r in reasons):
+        ending = "failed"
+    return Verdict(ending=ending, reasons=tuple(reasons))
+
+
+def _of_promise(facts: Facts, promise: Promise, accounts: tuple[Account, ...]) -> list[Reason]:
+    if not facts.private:
+        text = "No noise was added: nothing bounds what the sums, or the model, tell of one example."
+        return [Reason(good=False, topic="there is no differential privacy", text=text)]
+    judged = judge_epsilon(promise.epsilon)
+    e = promise.epsilon
+    topic = "no finite ε holds" if e is None else f"ε = {number(e)} is {judged.word}"
+    found = [Reason(good=judged.good, topic=topic, text=judged.text)]
+    most = promise.examples[1] if promise.examples else None
+    small = judge_delta(promise.delta, most)
+    found.append(
+        Reason(good=small.good, topic=f"δ is {small.word or 'for each company to judge'}", text=small.text)
+    )
+    if not accounts:
+        return found
+    over = [a for a in accounts if (math.inf if a.epsilon is None else a.epsilon) > a.ceiling]
+    names = [name for a in over for name in a.companies]
+    ceilings = " and ".join(f"{c:g}" for c in sorted({a.ceiling for a in accounts}))
+    if over:
+        text = f"Above what their policies allow: {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}."
+        found.append(Reason(good=False, topic="a ledger is above its ceiling", text=text))
+    else:
+        total = sum(len(a.companies) for a in accounts)
+        text = f"All {total} companies are within the ceiling of their policy (ε of at most {ceilings})."
+        found.append(Reason(good=True, topic="every ledger is within its policy", text=text))
+    return found
+
+
+def _of_audit(facts: Facts, audit: Audited | None) -> Reason:
+    if facts.real:
+        text = "A real run cannot be attacked: the examples stay with the companies. Audit a simulation of its plan."
+        return Reason(good=None, topic="no audit of this run", text=text)
+    if audit is None:
+        return Reason(good=None, topic="no audit of this run", text="Nobody has attacked it yet.")
+    gate = audit.audit.gate
+    limits = f"{len(gate.limit)} limit{'' if len(gate.limit) == 1 else 's'}" if gate.limit else _DEFAULT_GATE
+    text = (
+        f"Against the gate ({limits}; membership AUC at most {gate.membership:g}) the audit {audit.ending}: "
+        f"{audit.counts}."
+    )
+    good = {"passed": True, "failed": False, "inconclusive": None}[audit.ending]
+    return Reason(
+        good=good, topic=f"the audit {audit.ending}" if good else f"the audit {_ended(audit)}", text=text
+    )
+
+
+def _ended(audit: Audited) -> str:
+    return "failed" if audit.ending == "failed" else "left questions open"

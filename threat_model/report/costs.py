@@ -1,0 +1,52 @@
+"""What a run costs: time as it was measured, and bytes as they follow from plan and rounds."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from ...blocks import build_model
+from ...blocks.size import parameters_of
+from ...protocol.release import block_size, blocks_read
+from ...settings import Plan
+from .document import Costs
+
+
+def block_values(plan: Plan) -> int:
+    """Values in an update of a block; all blocks have the same shape."""
+    return block_size(build_model(plan.model, plan.noise, 0), 0, plan.training)
+
+
+def costs(
+    plan: Plan,
+    rounds: list[dict[str, Any]],
+    size: int,
+    seconds: float | None,
+    audit: float | None,
+) -> Costs:
+    """`rounds`: the run's lines of metrics. Of a company that took part in every round."""
+    up = down = everybody = 0
+    sent = -(-size * plan.bits // 8)
+    for row in rounds:
+        for task in row.get("tasks", ()):
+            up += sent
+            down += 4 * size * len(blocks_read(plan, task["block"]))
+            everybody += sent * len(task["survivors"])
+    times = [row["seconds"] for row in rounds if isinstance(row.get("seconds"), int | float)]
+    if plan.training.assignment == "parallel":
+        # A company trains one of the blocks of a round.
+        up, down = up // max(1, plan.model.blocks), down // max(1, plan.model.blocks)
+    return Costs(
+        rounds=len(rounds),
+        seconds=seconds,
+        seconds_a_round=median(times) if times else None,
+        audit_seconds=audit,
+        parameters=parameters_of(plan.model),
+        bytes_up_a_company=up,
+        bytes_down_a_company=down,
+        bytes_all_companies=everybody,
+    )
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"

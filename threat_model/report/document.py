@@ -1,0 +1,252 @@
+"""The report as data, with a published schema: what `fedblocks report --json` prints, and the page is filled from.
+
+Every number that the page's text shows is a field here, so that one thing has one number. A figure that JSON has no
+number for (an infinite epsilon) is null.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Ending = Literal["passed", "failed", "open"]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Reason(Part):
+    """One of the questions that a verdict rests on. `good` null: open, somebody has to decide."""
+
+    good: bool | None
+    topic: str
+    text: str
+
+
+class Verdict(Part):
+    """`failed` where a reason is bad, else `open` where one is open, else `passed`."""
+
+    ending: Ending
+    reasons: tuple[Reason, ...]
+
+    @property
+    def sentence(self) -> str:
+        bad = [r for r in self.reasons if r.good is False]
+        unclear = [r for r in self.reasons if r.good is None]
+        if bad:
+            return "Do not approve as it stands: " + "; ".join(r.topic for r in bad) + "."
+        if unclear:
+            return "Not to be decided without a person: " + "; ".join(r.topic for r in unclear) + "."
+        return f"All {len(self.reasons)} questions of the gate are answered with yes."
+
+
+class GroupOfExamples(Part):
+    """What the promise is for so many examples of one person in one company; null: none is known."""
+
+    examples: int
+    epsilon: float | None
+
+
+class Promise(Part):
+    """The guarantee, with everything that gives it a meaning. `certainty`: the most that a test of even odds can be
+    right by the promise alone. `examples`: the fewest and the most of a company, where they are known here."""
+
+    private: bool
+    epsilon: float | None
+    epsilon_against_company: float | None
+    delta: float
+    unit: str
+    adjacency: str
+    against: str
+    certainty: float | None
+    examples: tuple[int, int] | None
+    delta_times_examples: float | None
+    groups: tuple[GroupOfExamples, ...]
+    judgement: str
+    delta_judgement: str
+    mechanisms: tuple[str, ...]
+    trust: tuple[str, ...]
+
+
+class Account(Part):
+    """The ledgers of companies whose figures are all the same. `second_low`, `second_high`: a second accountant's
+    bounds of `epsilon`; null where it has none from that side."""
+
+    companies: tuple[str, ...]
+    epsilon: float | None
+    epsilon_against_company: float | None
+    ceiling: float
+    delta: float
+    releases: int
+    releases_of_other_runs: int
+    accountant: str
+    second: str
+    second_low: float | None
+    second_high: float | None
+    agrees: bool | None
+
+
+class AttackAnswer(Part):
+    """The strongest answer to one of an officer's questions. `value`, `low`, `high`: in `unit`, the interval at
+    `level`, of `n` cases; `tests`: of how many results it is the strongest."""
+
+    question: str
+    answer: str
+    could: bool | None
+    attack: str
+    adversary: str
+    view: str
+    block: int | None
+    unit: str
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float | None
+    n: int | None
+    tests: int
+
+
+class HitsAt(Part):
+    """Members found at a rate of false alarms; null where there were too few others for that rate."""
+
+    rate: float
+    hits: float | None
+    low: float | None
+    high: float | None
+    others: int
+
+
+class Roc(Part):
+    """Membership of one attack, view and block, from its stored scores."""
+
+    attack: str
+    view: str
+    block: int
+    area: float
+    low: float
+    high: float
+    members: int
+    others: int
+    at: tuple[HitsAt, ...]
+
+
+class SubgroupQuality(Part):
+    """Quality of one company's or class's examples before and after. `low`, `high`: at 95%, of shares alone.
+    `lost`: the interval of the change lies below zero."""
+
+    name: str
+    examples: int
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+    lost: bool
+
+
+class Subgroups(Part):
+    """`worst_decile`: the quality that nine in ten of the groups reach."""
+
+    of: Literal["company", "class"]
+    data: str
+    groups: tuple[SubgroupQuality, ...]
+    worst_decile: float
+
+
+class Quality(Part):
+    """The run's metric. `by_block`: after each block, in the first and in the last round."""
+
+    metric: str
+    unit: str
+    higher_is_better: bool
+    data: str
+    examples: int
+    round: int
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+    public_before: float | None
+    public_after: float | None
+    public_examples: int
+    non_private: float | None
+    by_block: tuple[tuple[float, float], ...]
+    subgroups: tuple[Subgroups, ...]
+
+
+class Costs(Part):
+    """Bytes are those of updates and states as they travel, without transport; null: not known here."""
+
+    rounds: int
+    seconds: float | None
+    seconds_a_round: float | None
+    audit_seconds: float | None
+    parameters: int
+    bytes_up_a_company: int
+    bytes_down_a_company: int
+    bytes_all_companies: int
+
+
+class CrossCheck(Part):
+    """Two sources of this report for one thing."""
+
+    what: str
+    one: str
+    other: str
+    agrees: bool
+
+
+class Digest(Part):
+    of: str
+    sha256: str
+
+
+class Question(Part):
+    """A question of NIST SP 800-226, with its answer and the section of this page that says more."""
+
+    about: str
+    question: str
+    answer: str
+    section: str
+
+
+class Report(Part):
+    """The whole report of one run."""
+
+    format: Literal[1] = 1
+    version: str
+    run: str
+    name: str
+    simulated: bool
+    finished: bool
+    rounds: int
+    rounds_done: int
+    companies: int
+    left: tuple[str, ...]
+    verdict: Verdict
+    promise: Promise
+    accounts: tuple[Account, ...]
+    audit: Literal["passed", "failed", "inconclusive", "none"]
+    attackers: tuple[AttackAnswer, ...]
+    not_tested: tuple[str, ...]
+    membership: tuple[Roc, ...]
+    quality: Quality | None
+    costs: Costs
+    checks: tuple[CrossCheck, ...]
+    digests: tuple[Digest, ...]
+    versions: dict[str, str]
+    commands: tuple[str, ...]
+    settings: dict[str, Any]
+    questions: tuple[Question, ...] = Field(description="those of NIST SP 800-226, in its order")
+
+
+class Printed(Report):
+    """As the command prints it: with the file that it has written."""
+
+    report: str
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of what `fedblocks report --json` prints."""
+    return Printed.model_json_schema(mode="serialization") | {"title": "fedblocks report --json"}
