@@ -87,7 +87,8 @@ def _processor() -> float:
 def _memory(pid: int) -> float:
     """Resident set size in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+    # A process that has ended, and that nobody has waited for yet, has none.
+    return int(next((line.split()[1] for line in lines if line.startswith("VmRSS")), "0")) / 1024
 
 
 def _children(pid: int) -> Iterator[int]:
