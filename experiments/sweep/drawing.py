@@ -27,8 +27,8 @@ from ...threat_model.report.canvas import (
     title_over,
 )
 from ...threat_model.report.measures import Measure
-from .frontier import WORDS, Point
 from .grid import shown
+from .points import WORDS, Point
 
 _COLOURS = (PRIVATE, REFERENCE, PUBLIC, ALERT, INK)
 _MARKERS = ("o", "s", "^", "D", "v")

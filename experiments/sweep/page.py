@@ -14,7 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ... import __version__, atomic_file
 from ...threat_model.intervals import Estimate
 from ...threat_model.report.measures import three_digits
-from .frontier import Attacked, Frontier, Point
+from .frontier import Frontier
+from .points import Attacked, Point
 from .strongest import STATEMENTS
 
 # The report's own (`threat_model/report/report.css`).

@@ -13,9 +13,10 @@ import pytest
 from scipy import stats
 
 from fedblocks.blocks import Metric
-from fedblocks.experiments.sweep.frontier import Frontier, Point, points_of
+from fedblocks.experiments.sweep.frontier import Frontier, points_of
 from fedblocks.experiments.sweep.grid import Kind
 from fedblocks.experiments.sweep.page import figure_file, table_of, write_page
+from fedblocks.experiments.sweep.points import Point
 from fedblocks.experiments.sweep.strongest import strongest
 from fedblocks.experiments.sweep.table import Row
 from fedblocks.threat_model.intervals import Estimate, proportion
