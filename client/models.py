@@ -128,7 +128,7 @@ def _quality(model: Denoiser, data: Examples) -> float | None:
     generator = torch.Generator().manual_seed(0)
     try:
         found = model.eval().chain_quality(data.inputs, data.targets, generator)[-1]
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return None
     return found if math.isfinite(found) else None
 
