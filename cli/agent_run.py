@@ -48,9 +48,11 @@ def up(
     """Answer the coordinator, run after run, until this process is told to end; reconnects for ever."""
     from ..client.company_log import use_json
     from ..client.daemon import Daemon
+    from ..protocol.core_dumps import forbid_core_dumps
     from ..protocol.log_text import escape_logs
     from ..protocol.observability import observing
 
+    forbid_core_dumps()
     escape_logs()
     use_json(json_log)
     with observing(metrics) as seen, Daemon(home, seen, say, json_log=json_log) as daemon:

@@ -59,9 +59,11 @@ def agent(
     from ..client.company import Company
     from ..client.endpoint import Endpoint, exclusive_agent
     from ..client.models import kept_models
+    from ..protocol.core_dumps import forbid_core_dumps
     from ..protocol.log_text import escape_logs
     from ..protocol.observability import observing
 
+    forbid_core_dumps()
     escape_logs()
     company = Company.deployed(home)
     company.startable()

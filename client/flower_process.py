@@ -20,6 +20,7 @@ from typing import Any
 
 from flwr.app import Error
 
+from ..protocol.core_dumps import forbid_core_dumps
 from ..protocol.flower_parts import put_in_place
 from ..protocol.log_text import escape_logs
 
@@ -68,6 +69,7 @@ class Forked(FromHere):
 
 def main(name: str, *arguments: str) -> None:
     """Run one of Flower's two commands in this process."""
+    forbid_core_dumps()
     escape_logs()
     sys.argv = [name, *arguments]
     if name == SUPEREXEC:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import InputError, ProtocolError
+from ..protocol.core_dumps import forbid_core_dumps
 from ..protocol.expiry import of_company, refuse_ended
 from ..protocol.federation.keys import NODE_KEY_FILE
 from ..protocol.flower_parts import own_bundle, put_in_place
@@ -234,6 +235,7 @@ def serve(home: Path, options: list[str]) -> None:
     if '"' in str(home) or "\\" in str(home):
         raise InputError("HOME", str(home), "must not have a quote or a backslash in its path")
     company = Company.deployed(home)
+    forbid_core_dumps()
     escape_logs()
     company.startable()
     options = with_kit(home, options)

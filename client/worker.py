@@ -25,6 +25,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as StateOnPipe
 
 from ..errors import FedblocksError, InputError, LedgerError, RunError
 from ..glibc_malloc import keep_freed_memory
+from ..protocol.core_dumps import forbid_core_dumps
 from ..protocol.log_text import escape_logs
 from ..protocol.transport.frames import Incoming
 from ..protocol.transport.records import stamp_messages
@@ -46,6 +47,7 @@ def main() -> None:
     given, taken = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever is printed must not stand among the answers
     keep_freed_memory()
+    forbid_core_dumps()
     escape_logs()
     use_json("json" in sys.argv[2:])
     stamp_messages()

@@ -128,6 +128,8 @@ def test_a_worker_ends_with_its_agent_and_without_work(run: RunFolder) -> None:
         assert agent.stdout is not None
         pid = int(agent.stdout.readline())
         assert Path(f"/proc/{pid}").exists()
+        (cores,) = [s for s in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file" in s]
+        assert cores.split()[-3:-1] == ["0", "0"]  # a crash writes no keys and no examples to disk
         agent.kill()
         until(lambda: not alive(pid), "the worker has ended")
     finally:
