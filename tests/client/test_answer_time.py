@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +162,14 @@ def test_what_was_spent_cannot_be_told_by_the_time_of_a_join(
     small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noise: float | None
 ) -> None:
     """Would catch joins that leave when the account is done: to find how much of the budget is left takes time."""
-    check = Ledger.check_plan
+    check = Ledger.check_plans
 
-    def slowly(ledger: Ledger, run: str, terms: Terms) -> float:
+    def slowly(ledger: Ledger, parts: Sequence[tuple[str, Terms]]) -> float:
         if ledger._company == "company-1":
             time.sleep(0.4)
-        return check(ledger, run, terms)
+        return check(ledger, parts)
 
-    monkeypatch.setattr(Ledger, "check_plan", slowly)
+    monkeypatch.setattr(Ledger, "check_plans", slowly)
     coordinator = Coordinator(prepare(small, tmp_path / "run"))
     plan = coordinator.plan.model_copy(update={} if noise is None else {"noise_multiplier": noise})
     record = JoinRequest(plan, coordinator.model.shared).to_record()

@@ -141,11 +141,14 @@ def test_the_reference_has_the_runs_mechanism_without_its_noise(run: RunFolder) 
     assert read_simulation(twin.path).companies == read_simulation(run.path).companies
 
 
-def test_the_fields_of_a_plan_keep_their_order_since_its_digest_follows_it() -> None:
-    assert list(Plan.model_fields) == [
+def test_the_fields_of_a_plan_keep_their_order_since_its_digest_follows_it(small: SimulationSettings) -> None:
+    """Would catch digests of plans that change though the plans do not: policies name plans by them."""
+    told = [
         "run", "model", "noise", "training", "delta", "max_grad_norm", "clipping", "clip_quantile",
         "noise_multiplier", "company_clip", "mode", "dropouts", "colluders", "secure_aggregation",
     ]  # fmt: skip
+    assert list(Plan.model_fields) == [*told, "evaluation"]
+    assert list(make_plan(small, fresh_model(small), "run").model_dump()) == told  # none has none
 
 
 def test_a_plan_with_other_values_is_validated(small: SimulationSettings) -> None:
