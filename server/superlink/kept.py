@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import FedblocksError, RunError
@@ -52,6 +53,7 @@ class KeptLink:
 
         Raises: RunError where another process keeps it, or it does not come up, with the last that it said.
         """
+        check_installation()
         make_folder(self._place.folder)
         with exclusive(self._place.folder, _KEEPER):
             thread = threading.Thread(target=self._keep, name="superlink")
@@ -198,3 +200,12 @@ def _in_words(changes: Changes) -> str:
             "again; new ones are made with `fedblocks company request HOME --rotate`"
         )
     return "; ".join(said)
+
+
+def check_installation() -> None:
+    """Raises: RunError where Flower cannot make a database: it splits the path of its own files at blanks."""
+    found = find_spec("flwr")
+    place = "" if found is None else str(found.origin)
+    if any(letter.isspace() for letter in place):
+        why = "Flower's SuperLink cannot run from a path with a blank; install fedblocks somewhere else"
+        raise RunError(f"{Path(place).parent}: {why}")

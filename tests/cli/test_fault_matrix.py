@@ -268,7 +268,7 @@ def cases(commands: tuple[str, ...]) -> list[tuple[str, str]]:
     return [(c, f) for f, fault in FAULTS.items() for c in commands if not fault.only or c in fault.only]
 
 
-QUICK = ("resume", "report", "data inspect")
+QUICK = ("resume", "data inspect")
 
 
 @pytest.mark.parametrize(("command", "fault"), cases(QUICK))

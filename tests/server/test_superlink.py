@@ -17,6 +17,7 @@ from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
+import flwr
 import pytest
 import tomli_w
 from flwr.superlink.main import create_app
@@ -31,7 +32,7 @@ from fedblocks.protocol.federation.trial import Trial, set_up
 from fedblocks.server.superlink.admission import ADMITTED, LARGEST_BODY, FleetOnly
 from fedblocks.server.superlink.control import Changes, Control
 from fedblocks.server.superlink.grid import SuperLinkGrid
-from fedblocks.server.superlink.kept import KeptLink
+from fedblocks.server.superlink.kept import KeptLink, check_installation
 from fedblocks.server.superlink.place import LinkPlace
 
 
@@ -57,6 +58,8 @@ def told() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def control(place: LinkPlace, told: list[tuple[str, str]]) -> Iterator[Control]:
+    if " " in flwr.__file__:
+        pytest.skip("Flower's SuperLink cannot run from a path with a blank")
     with KeptLink(place, lambda what, text: told.append((what, text))).running() as control:
         yield control
 
@@ -246,3 +249,15 @@ def test_a_port_in_use_is_said_in_one_line(trial: Trial, tmp_path: Path) -> None
         link = KeptLink(LinkPlace.of(plane), lambda *said: None)
         with pytest.raises(RunError, match=f"cannot listen on 127.0.0.1:{port}"), link.running():
             pass
+
+
+def test_an_installation_in_which_flower_cannot_make_its_database_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Would catch a SuperLink that comes up and answers everything with an error of its server."""
+    with monkeypatch.context() as patched:
+        patched.setattr(flwr.__spec__, "origin", "/opt/my venv/flwr/__init__.py")
+        with pytest.raises(RunError, match="a path with a blank"):
+            check_installation()
+    if " " not in flwr.__file__:
+        check_installation()
