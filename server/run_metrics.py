@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from flwr.app import Message
@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from ..protocol.messages import PHASES
 from ..protocol.observability import Observability
 from .events import Event, RoundFailed, RoundFinished, RunFinished, RunStarted
-from .grid import GridOver
+from .phases import PhasedGrid
 
 _TOO_MANY = 3  # rounds that failed in a row
 
@@ -91,7 +91,7 @@ class RunMetrics:
 
     def timed(self, grid: Grid) -> Grid:
         """The grid, its phases timed and their bytes counted."""
-        return _TimedGrid(grid, self)
+        return PhasedGrid(grid, self.phase, self.count_messages)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -114,26 +114,6 @@ class RunMetrics:
         self._sent.labels(name).inc(sum(map(_size, sent)))
         self._received.labels(name).inc(sum(map(_size, received)))
         self._missing.labels(name).inc(max(0, len(sent) - len(received)))
-
-
-class _TimedGrid(GridOver):
-    """Passes everything to `grid`, whose replies it gathers: a phase is over when all are there, or time is up."""
-
-    def __init__(self, grid: Grid, metrics: RunMetrics) -> None:
-        super().__init__(grid)
-        self._metrics = metrics
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        sent = list(messages)
-        phase = PHASES.get(sent[0].metadata.message_type) if sent else None
-        if phase is None:
-            return self._grid.send_and_receive(sent, timeout=timeout)
-        with self._metrics.phase(phase):
-            received = list(self._grid.send_and_receive(sent, timeout=timeout))
-        self._metrics.count_messages(phase, sent, received)
-        return received
 
 
 def _whether(connected: Callable[[], Collection[str]], name: str) -> Callable[[], float]:

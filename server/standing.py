@@ -9,22 +9,20 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
 from .. import atomic_file
 from ..errors import InputError
-from ..protocol.messages import PHASES
 from ..protocol.repeating import repeated
 from .assignment import assign
 from .delivery import DELIVERED_FILE
 from .events import CompaniesAwaited, Event, RoundFailed, RoundFinished, RunFinished, RunStarted
-from .grid import GridOver
+from .phases import PhasedGrid
 from .queue import held
 from .run_folder import RunFolder
 from .run_lock import holder_of, is_held
@@ -50,7 +48,8 @@ class Standing:
         self._up = dict.fromkeys(companies, False)
         self._last: dict[str, str] = {}  # the code of each company's last absence, "" where it took part
         self._found: dict[str, Any] = {"state": "starting", "round": 0, "rounds": 0, "failed_in_a_row": 0}
-        self._found |= {"phase": None, "blocks": []}
+        self._found["blocks"] = []
+        self._phases: list[str] = []  # of each group that waits for companies
         self._written = b""
 
     def tell(self, event: Event) -> None:
@@ -76,17 +75,17 @@ class Standing:
 
     def watching(self, grid: Grid) -> Grid:
         """The grid; which phase waits for companies is written down."""
-        return _Watched(grid, self)
+        return PhasedGrid(grid, self._phase)
 
     @contextmanager
-    def in_phase(self, phase: str) -> Iterator[None]:
+    def _phase(self, phase: str) -> Iterator[None]:
         with self._lock:
-            self._found["phase"] = phase
+            self._phases.append(phase)
         try:
             yield
         finally:
             with self._lock:
-                self._found["phase"] = None
+                self._phases.remove(phase)
 
     def _blocks(self, round_: int) -> list[int]:
         """Those of a round with every company; none past the last."""
@@ -119,28 +118,13 @@ class Standing:
                 name: {"connected": self._up[name], "since": self._since[name], "last": self._last.get(name)}
                 for name in sorted(self._up)
             }
-            found = {"pid": os.getpid(), **self._found, "companies": companies}
+            phase = self._phases[-1] if self._phases else None
+            found = {"pid": os.getpid(), **self._found, "phase": phase, "companies": companies}
         content = json.dumps(found, indent=2).encode()
         if content != self._written:
             with suppress(OSError):  # a full disk is noticed where it matters, at the checkpoint
                 atomic_file.write(self._run.path / STATUS_FILE, content)
                 self._written = content
-
-
-class _Watched(GridOver):
-    def __init__(self, grid: Grid, standing: Standing) -> None:
-        super().__init__(grid)
-        self._standing = standing
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        sent = list(messages)
-        phase = PHASES.get(sent[0].metadata.message_type) if sent else None
-        if phase is None:
-            return self._grid.send_and_receive(sent, timeout=timeout)
-        with self._standing.in_phase(phase):
-            return list(self._grid.send_and_receive(sent, timeout=timeout))
 
 
 def standing_of(run: RunFolder) -> dict[str, Any]:

@@ -41,3 +41,20 @@ def test_phase_and_blocks_are_those_of_the_round_at_work(small: SimulationSettin
     assert [phase for phase, _ in seen[:5]] == ["join", "keys", "train", "confirm", "unmask"]
     assert [blocks for phase, blocks in seen if phase == "train"] == [[block] for block in trained]
     assert standing_of(run)["phase"] is None
+
+
+def test_a_phase_lasts_while_any_group_is_in_it(small: SimulationSettings, tmp_path: Path) -> None:
+    """Would catch a group whose end hides that another still waits, in the parallel assignment."""
+    run = prepare(small, tmp_path / "run")
+    standing = Standing(run, [], list)
+
+    def told() -> str | None:
+        standing._write()
+        phase: str | None = (run.read_json("status.json") or {})["phase"]
+        return phase
+
+    with standing._phase("train"):
+        with standing._phase("keys"):
+            assert told() == "keys"
+        assert told() == "train"
+    assert told() is None
