@@ -11,13 +11,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 from ..glibc_malloc import give_back_freed_memory
@@ -25,6 +23,7 @@ from ..protocol import private_file
 from ..protocol.observability import Observability
 from ..protocol.repeating import repeated
 from ..protocol.transport.frames import FINAL, Incoming
+from ..protocol.until_signalled import until_signalled
 from .agent_metrics import AgentMetrics
 from .company_log import company_logger
 from .dialing import Dialing
@@ -92,7 +91,7 @@ class Daemon:
         """Answer until told to stop. Raises: ProtocolError("busy") while another agent of this home runs."""
         with (
             exclusive_agent(self._home),
-            self._until_signalled(),
+            until_signalled(self.stop),
             self._writing(),
             Judging(self._home) as judging,
         ):
@@ -128,18 +127,6 @@ class Daemon:
         self._stopped.set()
         if self._agent is not None:
             self._agent.stop()
-
-    @contextmanager
-    def _until_signalled(self) -> Iterator[None]:
-        def stop(number: int, frame: FrameType | None) -> None:
-            threading.Thread(target=self.stop).start()  # locks must not be taken in a handler
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

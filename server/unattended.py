@@ -10,12 +10,12 @@ import json
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 
 from ..errors import FedblocksError
+from ..protocol.until_signalled import until_signalled
 from .queue import finished, held, hold, planned
 from .run_folder import RunFolder
 from .run_lock import SERVING, exclusive, is_held
@@ -56,7 +56,7 @@ class Service:
     def run(self) -> None:
         """Raises: RunError where another service works for this folder."""
         link = nullcontext() if self._link is None else self._link.running(patient=True)
-        with exclusive(self._plane, _LOCK), self._until_signalled(), link:
+        with exclusive(self._plane, _LOCK), until_signalled(self._stopped.set), link:
             self._tell("service", "", "up", f"runs of {self._runs} are taken up one by one")
             while not self._stopped.is_set():
                 waiting = planned(self._runs)
@@ -127,18 +127,6 @@ class Service:
             process.kill()
             out, _ = process.communicate()
         return process.returncode, _message(out)
-
-    @contextmanager
-    def _until_signalled(self) -> Iterator[None]:
-        def stop(number: int, frame: FrameType | None) -> None:
-            threading.Thread(target=self._stopped.set).start()  # locks must not be taken in a handler
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _message(out: bytes) -> str:
