@@ -352,7 +352,7 @@ def test_what_a_source_calls_its_columns_cannot_steer_a_terminal(home: Path, tmp
     pd.DataFrame(rows | {bad: [1] * 30}).to_parquet(source)
     contract.write_text(CONTRACT)
     for words in (
-        ["company", "import", str(source), str(home), "--contract", str(contract)],
+        ["company", "import", str(source), str(home), "--contract", str(contract), "--held-out", "0"],
         ["data", "inspect", str(source)],
     ):
         done = CliRunner().invoke(cli, words)
