@@ -226,6 +226,7 @@ class Company:
             self.clock,
             rule=policy.composition,
             witness=witness,
+            durable=not self.simulated,
         )
 
     @property
@@ -261,7 +262,7 @@ class Company:
 
     @property
     def steps(self) -> Steps:
-        return Steps(self.home / STEPS_FILE)
+        return Steps(self.home / STEPS_FILE, durable=not self.simulated)
 
     @property
     def decisions(self) -> Decisions:
