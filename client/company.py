@@ -50,7 +50,7 @@ from ..protocol.identity import load_member
 from ..settings import DataKind, Plan
 from .approvals import Requests
 from .awaited import AwaitedModels
-from .company_log import company_logger
+from .company_log import close_log, company_logger
 from .decisions import LEDGER_FILE, Decisions
 from .held_out import HELD_OUT_FILE
 from .joined import JOINED_FILE, JoinedFile
@@ -296,7 +296,7 @@ class Company:
         """
         if self.simulated:
             return
-        most = max(LEAST_SESSIONS, self.policy.most_attempts * plan.training.releases(plan.model.blocks))
+        most = max(LEAST_SESSIONS, self.policy.most_attempts * plan.most_releases)
         self.steps.count("sessions", plan.run.encode(), self.day(), times=1, most=most)
 
     def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
@@ -315,6 +315,8 @@ class Company:
         """Append to the company's own log."""
         logger = company_logger(self.home)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
+        if self.simulated:  # thousands of them would keep as many files open
+            close_log(self.home)
 
 
 def _local_steps(plan: Plan) -> tuple[str, bytes]:
@@ -324,8 +326,10 @@ def _local_steps(plan: Plan) -> tuple[str, bytes]:
 def simulated_home(companies: Path, partition: int) -> Path:
     """The home of a simulated company: `company-<partition>`, or where companies have names, by their order."""
     numbered = companies / f"company-{partition}"
+    if numbered.is_dir():  # asked with every message: no look at thousands of others
+        return numbered
     named = sorted(home for home in companies.glob("*") if (home / "policy.toml").is_file())
-    return numbered if numbered.is_dir() or partition >= len(named) else named[partition]
+    return numbered if partition >= len(named) else named[partition]
 
 
 @lru_cache(maxsize=128)

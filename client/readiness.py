@@ -89,6 +89,20 @@ def planned_terms(plan: Plan) -> Terms:
     return run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
 
 
+def own_terms(company: Company, plan: Plan, size: int, companies: int | None = None) -> Terms:
+    """`run_terms` of this company: of the rounds in which it takes part, which with drawn cohorts are not all."""
+    if plan.drawn is None:
+        return run_terms(plan, size, companies)
+    names = company.member().roster.members
+    if len(names) != plan.drawn.companies:
+        text = f"the plan draws from {plan.drawn.companies} companies, the roster has {len(names)}"
+        raise ProtocolError("bad_session", text)
+    own = plan.releases_of(company.name, names)
+    if own == 0:
+        raise ProtocolError("bad_session", "this company is drawn for no round of the plan")
+    return run_terms(plan, size, companies, own)
+
+
 def planned_parts(plan: Plan) -> tuple[tuple[str, Terms], ...]:
     """What a run of the plan is in a ledger, name and terms: its training, and its evaluations if it has any."""
     training = (plan.run, planned_terms(plan))

@@ -64,8 +64,8 @@ class Roster:
     """
 
     def __init__(self, members: Mapping[str, bytes]) -> None:
-        if not 1 <= len(members) <= wire.MAX_COHORT:
-            raise ProtocolError("not_in_roster", f"a roster has 1 to {wire.MAX_COHORT} members")
+        if not 1 <= len(members) <= wire.MAX_ROSTER:
+            raise ProtocolError("not_in_roster", f"a roster has 1 to {wire.MAX_ROSTER} members")
         keys = {}
         for name, public in members.items():
             if not wire.is_name(name):
