@@ -22,7 +22,7 @@ from ...blocks import BlockObjective, Denoiser, Schedule, build_model, load_stat
 from ...blocks.examples import Examples
 from ...blocks.size import parameters_of
 from ...blocks.state import check_part
-from ...client.company import Company
+from ...client.company import COMPANIES, Company
 from ...client.data import load_examples
 from ...client.data.findings import Findings
 from ...client.held_out import HELD_OUT_FILE
@@ -210,7 +210,7 @@ def prepare(
     plan = make_plan(settings, model, folder.name)
 
     # Examples of companies lie in it.
-    with atomic_file.creating_folder(folder, mode=0o700) as draft:
+    with atomic_file.creating_folder(folder, mode=0o700, loose=(COMPANIES,)) as draft:
         run = RunFolder(draft)
         run.write_settings(settings, plan)
         write_simulation(draft, settings)
