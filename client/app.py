@@ -595,9 +595,9 @@ def _watch(
 ) -> None:
     """Warn the company, in its own log, where one of its examples owns a parameter row; see `exposure`.
 
-    Not an invented one: nobody reads its log, and in few rounds of many companies this costs as much as training.
+    Not one that is drawn, which is invented: with few rounds a company this would cost as much as training.
     """
-    if company.simulated:
+    if plan.drawn is not None:
         return
     run, block = _record(context, "run"), request.block
     try:
