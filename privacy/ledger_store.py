@@ -199,10 +199,10 @@ def _connect(path: Path, durable: bool) -> sqlite3.Connection:
         f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None, timeout=WAIT_SECONDS
     )
     try:
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise LedgerError(f"ledger {path} lies where SQLite cannot keep its log: use a local disk")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
     except BaseException:
         connection.close()
         raise

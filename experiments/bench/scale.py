@@ -2,7 +2,7 @@
 
 Two series, both with the whole protocol, noise and ledgers included: all companies take part (5 to 100), and 20 that
 are drawn each round from 200 to 1,000. The model, and what a company does in a round, are those of the preset
-`digits`; there are too few private digits for a thousand companies, so each draws 200 of the 5,000 for itself, and one
+`digits`. It has too few private digits for a thousand companies, so each draws 200 of the 5,000 for itself, and one
 may be at several companies. That changes no time; no quality is measured here. One core, each point in a process of
 its own.
 """
@@ -88,7 +88,7 @@ def point(companies: int, per_round: int | None, rounds: int) -> dict[str, Any]:
         run = prepare(load_settings("digits", changes), Path(folder) / "run")
         prepared = time.perf_counter() - started
         simulate(run, [note])
-    # The first is the public model's, the second of a round that does what later ones need not; the last one evaluates.
+    # The first is the public model's; the first round does what later ones need not, and the last one evaluates.
     pairs = list(pairwise(ends[1:-1]))
     return {
         "companies": companies,
