@@ -479,7 +479,7 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         )
         ended = agent.serve()
         if ended == "done":
-            company.leave(channel_of(context))
+            company.leave(request.run, channel_of(context))
         return StreamReply(ended, agent.answered).to_record()
 
 

@@ -267,13 +267,17 @@ class Company:
         """What coordinators have asked for, and what people of the company have decided."""
         return Requests(self.home, self.clock)
 
-    def leave(self, channel: bytes | None = None) -> None:
-        """The run is over: what was kept to go on with it, joined with this public channel key, is removed."""
+    def leave(self, run: str, channel: bytes | None = None) -> bool:
+        """The run is over: what was kept to go on with it, joined with this public channel key, is removed; False,
+        and nothing is, where another one has been joined since, as of a coordinator that looks after an old run."""
+        if self.joined.run() not in ("", run):
+            return False
         self.joined.remove()
         self.releases.forget()
         if channel is not None:
             with suppress(LedgerError):  # a full disk: the steps stay, and the agent goes on
                 self.steps.forget_sessions(channel)
+        return True
 
     @property
     def steps(self) -> Steps:
