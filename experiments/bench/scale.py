@@ -48,7 +48,7 @@ def measure(
 
     `all_of`, `drawn_of`: numbers of companies of the two series; of the second the largest has `drawn_rounds` rounds.
     """
-    points = [(n, None, rounds) for n in all_of]
+    points: list[tuple[int, int | None, int]] = [(n, None, rounds) for n in all_of]
     points += [(n, PER_ROUND, drawn_rounds if n == max(drawn_of) else rounds) for n in drawn_of]
     rows = []
     for n, per_round, count in points:
