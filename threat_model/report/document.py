@@ -133,8 +133,9 @@ class Roc(Part):
 
 
 class SubgroupQuality(Part):
-    """Quality of one company's or class's examples before and after. `low`, `high`: at 95%, of shares alone.
-    `lost`: the interval of the change lies below zero."""
+    """Quality of one company's or class's examples before and after. `low`, `high`: of `after` at 95%, of shares alone.
+    `change_low`, `change_high`: of after - before at 95%; null where there are too few examples for one. `lost`: the
+    whole interval of the change is for the worse."""
 
     name: str
     examples: int
@@ -142,16 +143,19 @@ class SubgroupQuality(Part):
     after: float
     low: float | None
     high: float | None
+    change_low: float | None
+    change_high: float | None
     lost: bool
 
 
 class Subgroups(Part):
-    """`worst_decile`: the quality that nine in ten of the groups reach."""
+    """`worst_decile`: the quality that nine in ten of the groups reach; `worst_decile_before`: of the public model."""
 
     of: Literal["company", "class"]
     data: str
     groups: tuple[SubgroupQuality, ...]
     worst_decile: float
+    worst_decile_before: float
 
 
 class Quality(Part):

@@ -55,6 +55,7 @@ _SECTIONS = (
 )
 _MOST_ROUNDS = 20  # of the table by round
 _SIGNED = 5
+_MOST_GROUPS = 10  # companies or classes before the others are folded away
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def _context(
         "by_round": _spread(facts.utility.points) if facts.utility else (),
         "settings": list(_flat(report.settings)),
         "most_rows": figures.MOST_ROWS,
+        "most_groups": _MOST_GROUPS,
         "audit_command": f"fedblocks audit {folder}",
         "report_command": f"fedblocks report {folder}",
         "leakage": (),
