@@ -53,8 +53,9 @@ class Absence:
 class Utility:
     """Quality over the rounds, in the family's metric.
 
-    `private`: judged by examples that simulated companies held out; a real run has public ones alone. `halves`: of the
-    intervals around the last round's steps from block to block (see `parted`); of shares they follow from the numbers.
+    `private`: judged by examples that simulated companies held out; a real run has public ones alone. `halves`: of
+    the intervals around the last round's steps from block to block (see `parted`); of shares they follow from the
+    numbers.
     """
 
     private: bool

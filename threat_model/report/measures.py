@@ -85,8 +85,8 @@ class Measure:
     def change_interval(
         self, before: float, after: float, examples: int, half: float | None = None
     ) -> tuple[float, float] | None:
-        """Of after - before, at 95%: of shares by their numbers of examples, of others by the `half` that was measured
-        (see `parted`); none where that was not."""
+        """Of after - before, at 95%: of shares by their numbers of examples, of others by the `half` that was
+        measured (see `parted`); none where that was not."""
         if self.is_share:
             return change_interval(before, after, examples) if examples else None
         return None if half is None else (after - before - half, after - before + half)

@@ -1,8 +1,8 @@
 """How far a difference of two qualities may be chance, for metrics that are means over examples but no shares.
 
-The examples are cut into parts of neighbours (windows of one document stay together as far as that goes); both models,
-or both places of the chain, are judged on each part, and Student's interval of the differences says how far another
-sample of examples would have moved it.
+The examples are cut into parts of neighbours (windows of one document stay together as far as that goes); both
+models, or both places of the chain, are judged on each part, and Student's interval of the differences says how far
+another sample of examples would have moved it.
 """
 
 from __future__ import annotations

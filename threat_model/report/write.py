@@ -33,7 +33,9 @@ from .diagnosed import Diagnosed, read_diagnosed
 from .document import Report
 from .facts import Facts, Point, read_facts
 from .findings import find
+from .frontier import Drawn
 from .judgement import plain
+from .labels import labelled
 from .leakage import by_adversary
 from .measures import Measure, model_words, share_interval, three_digits
 from .quality_figures import quality_by_block, quality_by_round
@@ -71,14 +73,14 @@ def write_report(run: RunFolder) -> Path:
     return write_both(run)[0]
 
 
-def write_both(run: RunFolder) -> tuple[Path, Report]:
-    """As `write_report`; with the same as data."""
-    path, written = run.path / "report.html", render(run)
+def write_both(run: RunFolder, frontier: Drawn | None = None) -> tuple[Path, Report]:
+    """As `write_report`; with the same as data. `frontier`: of the sweep that the run is a cell of."""
+    path, written = run.path / "report.html", render(run, frontier=frontier)
     atomic_file.write(path, written.page.encode())
     return path, written.report
 
 
-def render(run: RunFolder, *, drawn: bool = True) -> Written:
+def render(run: RunFolder, *, drawn: bool = True, frontier: Drawn | None = None) -> Written:
     """Both forms, without writing either; `drawn`: with figures, which take most of the time.
 
     Raises: RunError, LedgerError where a file of the run cannot be read.
@@ -87,19 +89,25 @@ def render(run: RunFolder, *, drawn: bool = True) -> Written:
     # Both look at examples, which a real run does not have; such a file is of another folder.
     audit = None if facts.real else read_audit(run)
     diagnosed = None if facts.real else read_diagnosed(run, facts)
-    report = assemble(run, facts, diagnosed, audit)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
+    report = assemble(run, facts, diagnosed, audit, frontier.data if frontier else None)
+    pages = environment(facts.measure)
+    pages.filters["by_answer"] = diagnosed.by_answer.show if diagnosed else facts.measure.show
+    context = _context(facts, diagnosed, audit, report, drawn) | {"frontier": frontier}
+    return Written(report, pages.get_template("report.html.j2").render(context))
+
+
+def environment(m: Measure, *more: Path) -> Environment:
+    """Of the templates here and in folders `more`, with everything that is shown by a filter."""
+    found = Environment(
+        loader=FileSystemLoader([_HERE, *more]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    m = facts.measure
-    environment.filters.update(
+    found.filters.update(
         quality=m.show,
         change=m.change,
-        by_answer=diagnosed.by_answer.show if diagnosed else m.show,
         percent=_percent,
         digits=three_digits,
         epsilon=_epsilon,
@@ -108,9 +116,14 @@ def render(run: RunFolder, *, drawn: bool = True) -> Written:
         bytes=megabytes,
         head=_head,
         interval=lambda value, n: _interval(m, value, n),
+        labelled=labelled,
     )
-    page = environment.get_template("report.html.j2").render(_context(facts, diagnosed, audit, report, drawn))
-    return Written(report, page)
+    return found
+
+
+def style() -> Markup:
+    """The sheet of every page."""
+    return Markup((_HERE / "report.css").read_text("utf-8"))
 
 
 def _context(
@@ -120,7 +133,7 @@ def _context(
     folder = shlex.quote(facts.folder)
     context: dict[str, Any] = {
         "version": __version__,
-        "css": Markup((_HERE / "report.css").read_text("utf-8")),
+        "css": style(),
         "r": report,
         "facts": facts,
         "measure": facts.measure,
@@ -145,6 +158,7 @@ def _context(
         "most_rows": figures.MOST_ROWS,
         "most_groups": _MOST_GROUPS,
         "audit_command": f"fedblocks audit {folder}",
+        "sweep_command": f"fedblocks sweep {folder}/settings.toml --over privacy.epsilon=1,3,8,none --seeds 3 --audit",
         "report_command": f"fedblocks report {folder}",
         "leakage": (),
         "alarms": (),
