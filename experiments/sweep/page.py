@@ -14,9 +14,10 @@ from ...server.run_folder import RunFolder
 from ...threat_model.intervals import Estimate
 from ...threat_model.report import document
 from ...threat_model.report.frontier import Drawn
+from ...threat_model.report.judgement import number
 from ...threat_model.report.measures import three_digits
 from .frontier import Frontier
-from .points import Attacked, Point
+from .points import Attacked, Point, possible
 from .scheduler import ASKED
 from .strongest import STATEMENTS
 
@@ -110,13 +111,20 @@ def command_of(asked: dict[str, Any]) -> str:
 
 
 def _line(found: Frontier, point: Point) -> list[str]:
-    spent = "" if point.epsilon_spent is None else f"{point.epsilon_spent:.3g}"
+    spent = "" if point.epsilon_spent is None else number(point.epsilon_spent)
     if point.kind == "without noise":
         spent = "unbounded"
     seeds = f"{len(point.seeds)}" + (f", {point.failed} failed" if point.failed else "")
     paid = "" if point.better_than_alone is None else "{} of {}".format(*point.better_than_alone)
     attacks = ["" if each is None else _attacked(each) for each in map(point.attacked, STATEMENTS)]
-    return [_title(point), spent, _interval(point.quality, found.measure.show), seeds, paid, *attacks]
+    return [
+        _title(point),
+        spent,
+        _interval(possible(point.quality, found.measure), found.measure.show),
+        seeds,
+        paid,
+        *attacks,
+    ]
 
 
 def _title(point: Point) -> str:

@@ -111,9 +111,9 @@ def _words(result: Result, could: bool | None) -> str:
             f"({100 * value.low:.0f} to {100 * value.high:.0f} at {level}, {value.n} cases"
         )
         if not could and above:
-            text += ", but the largest of several and not enough for this audit's test"
+            text += "; the largest of several, not enough for the audit's test"
         if (ceiling := result.ceiling) is not None:
-            within = ", as this agrees with" if value.low <= ceiling < value.value else ""
+            within = ", which is in that range" if value.low <= ceiling < value.value else ""
             text += f"; this noise lets no attack pass {100 * ceiling:.0f}{within}"
         return f"{text})."
     head = "Yes" if could else "No"

@@ -134,8 +134,8 @@ class Roc(Part):
 
 class SubgroupQuality(Part):
     """Quality of one company's or class's examples before and after. `low`, `high`: of `after` at 95%, of shares
-    alone. `change_low`, `change_high`: of after - before at 95%; null where there are too few examples for one. `lost`:
-    the whole interval of the change is for the worse."""
+    alone. `change_low`, `change_high`: of after - before at 95%; null where there are too few examples for one.
+    `lost`: the whole interval of the change is for the worse."""
 
     name: str
     examples: int
@@ -238,8 +238,8 @@ class FrontierAttack(Part):
 
 
 class FrontierPoint(Part):
-    """One setting over its seeds. `low`, `high`: of the mean at 95%; null for one seed. `better_than_alone`: companies,
-    over the seeds, that are better off than alone, and of how many."""
+    """One setting over its seeds. `low`, `high`: of the mean at 95%; null for one seed. `better_than_alone`:
+    companies, over the seeds, that are better off than alone, and of how many."""
 
     setting: str
     kind: Literal["private", "without noise", "pooled", "alone", "public"]

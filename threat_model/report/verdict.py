@@ -75,8 +75,8 @@ def _of_audit(facts: Facts, audit: Audited | None) -> Reason:
     gate = audit.audit.gate
     limits = f"{len(gate.limit)} limit{'' if len(gate.limit) == 1 else 's'}" if gate.limit else _DEFAULT_GATE
     text = (
-        f"Against the gate ({limits}; membership may be told with an area of {gate.membership:g}, by the lower end of its "
-        f"interval, since every ε allows some) the audit {audit.ending}: {audit.counts}."
+        f"Gate: {limits}; membership is allowed up to an area of {gate.membership:g}, by the lower end of its interval. "
+        f"The audit {audit.ending}: {audit.counts}."
     )
     good = {"passed": True, "failed": False, "inconclusive": None}[audit.ending]
     return Reason(

@@ -39,7 +39,7 @@ from .labels import labelled
 from .leakage import by_adversary
 from .measures import Measure, model_words, share_interval, three_digits
 from .quality_figures import quality_by_block, quality_by_round
-from .roc_figure import membership_roc
+from .roc_figure import membership_roc, strongest
 
 _HERE = Path(__file__).parent
 _SECTIONS = (
@@ -57,6 +57,7 @@ _SECTIONS = (
 )
 _MOST_ROUNDS = 20  # of the table by round
 _SIGNED = 5
+_OVER = "--over privacy.epsilon=1,3,8,none --seeds 3 --audit"
 _MOST_GROUPS = 10  # companies or classes before the others are folded away
 
 
@@ -158,17 +159,19 @@ def _context(
         "most_rows": figures.MOST_ROWS,
         "most_groups": _MOST_GROUPS,
         "audit_command": f"fedblocks audit {folder}",
-        "sweep_command": f"fedblocks sweep {folder}/settings.toml --over privacy.epsilon=1,3,8,none --seeds 3 --audit",
+        "sweep_command": f"fedblocks sweep {folder}/settings.toml {_OVER}",
         "report_command": f"fedblocks report {folder}",
         "leakage": (),
         "alarms": (),
         "rows": (),
         "repeated": 0,
         "statements": (),
+        "best_curves": (),
     }
     if audit is not None:
         rows, repeated = collapsed_rows(audit.audit.results)
         context |= {
+            "best_curves": [curve.roc() for curve in strongest(audit.stored.curves)],
             "leakage": by_adversary(audit.audit.results, audit.audit.blocks),
             "alarms": [each for each in audit.sentences()[1:] if each[2]],
             "rows": rows,
