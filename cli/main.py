@@ -13,6 +13,7 @@ import shlex
 import sys
 from io import TextIOWrapper
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 import typer
@@ -44,6 +45,8 @@ from .supernode import supernode
 from .sweep import sweep
 from .transport import transport
 from .trial import trial
+
+_FEW = 20  # companies whose figures a summary names one by one
 
 # Heavy imports (torch, flwr, settings) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -220,6 +223,8 @@ def simulate(
 
 
 def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Keys and values as text; of figures for more than a few companies, the least, the middle and the largest."""
+
     def text(value: Any) -> str:
         if value is None:
             return "infinite"  # the one figure that JSON has no number for
@@ -227,6 +232,13 @@ def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:
             return f"{value:.4g}"
         if isinstance(value, list):
             return ", ".join(text(v) for v in value)
+        if (
+            isinstance(value, dict)
+            and len(value) > _FEW
+            and all(isinstance(v, float) for v in value.values())
+        ):
+            found = sorted(value.values())
+            return f"{text(found[0])} to {text(found[-1])}, median {text(median(found))}, of {len(found):,}"
         if isinstance(value, dict):
             return ", ".join(f"{k} {text(v)}" for k, v in value.items())
         return str(value)

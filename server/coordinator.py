@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState, State, check_part
-from ..errors import FedblocksError, RunError
+from ..errors import FedblocksError, InputError, RunError
 from ..protocol.release import blocks_read
 from ..settings import is_simulation
 from .assignment import Task, assign
@@ -23,6 +23,7 @@ from .attendance import Attendance, Patience
 from .checkpoint import Checkpoint
 from .cohort import Cohort, join
 from .delivery import deliver
+from .drawn_cohort import DrawnCohort
 from .evaluation import Evaluator
 from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarted, Subscriber
 from .federated_evaluation import evaluate
@@ -101,6 +102,9 @@ def _coordinate(
         run.append_metrics(row)
         tell(RoundFinished(row))
     shared, expected = checkpoint.model.shared, settings.companies.count
+    if plan.drawn is not None and patience is not None:
+        rule = "cohorts are drawn each round in `fedblocks simulate` alone"
+        raise InputError("companies.per_round", plan.drawn.per_round, rule)
     if checkpoint.round == rounds:
         if patience is not None:  # for companies that were missing when it ended
             _deliver(
@@ -111,7 +115,10 @@ def _coordinate(
 
     attendance: Attendance | None = None
     kept: OpenedSums | None = None
-    if patience is None:
+    drawing: DrawnCohort | None = None
+    if patience is None and plan.drawn is not None:
+        drawing = DrawnCohort(grid, plan, plan.drawn, shared, run.roster())
+    elif patience is None:
         cohort = join(grid, plan, shared, run.roster(), expected, wait=wait)
     else:
         attendance = Attendance(grid, run, plan, shared, expected=expected, patience=patience, tell=tell)
@@ -120,12 +127,14 @@ def _coordinate(
         kept = OpenedSums(ReleaseLog(run.opened), plan)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
+        if drawing is not None:
+            cohort = drawing.of(round_)
         # All blocks of a round start from the state that the round began with.
         before = tuple(blocks)
         moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
 
         def train(
-            task: Task, round_: int = round_, before: tuple[State, ...] = before
+            task: Task, round_: int = round_, before: tuple[State, ...] = before, cohort: Cohort = cohort
         ) -> tuple[RoundResult, OpenedSum | None]:
             b = task.block
             states = {i: before[i] for i in blocks_read(plan, b)}

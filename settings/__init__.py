@@ -12,6 +12,7 @@ from ..blocks.settings import (
     TransformerSettings,
 )
 from .contract import is_zone
+from .drawn import DrawnCohorts
 from .evaluation import EvaluationSettings
 from .files import (
     is_simulation,
@@ -57,6 +58,7 @@ __all__ = [
     "DataKind",
     "DataSettings",
     "DataSource",
+    "DrawnCohorts",
     "DropoutSettings",
     "EvaluationSettings",
     "InfluenceSettings",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,16 +15,18 @@ from ...blocks.build import metric_of
 from ...client.app import app as client_app
 from ...client.company import Company, simulated_home
 from ...client.policy import load_policy
-from ...errors import RunError
+from ...errors import InputError, RunError
 from ...privacy.accounting import Guarantee, finite
 from ...server.coordinator import coordinate
 from ...server.events import Subscriber
 from ...server.grid import InProcessGrid
 from ...server.run_folder import RunFolder
 from ...server.run_lock import exclusive
-from ...settings import Transport, read_simulation
+from ...settings import Plan, Transport, read_simulation
 from .dropout import LossyGrid
 from .loopback import loopback_grid
+
+_MOST_CONNECTIONS = 100
 
 
 def simulate(
@@ -43,6 +46,10 @@ def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Tran
     heldout = run.evaluation / "heldout.npz"
     if not heldout.is_file():
         raise RunError(f"{heldout} is missing; put it back from a copy")
+    count = run.settings().companies.count
+    if transport == "grpc" and count > _MOST_CONNECTIONS:
+        rule = f"grpc connects every company, at most {_MOST_CONNECTIONS}; companies.count is {count}"
+        raise InputError("--transport", transport, rule)
     with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
         settings = read_simulation(run.path)
         dropout = settings.companies.dropout
@@ -74,6 +81,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
     first, last = rows[0]["quality"], rows[-1]["quality"]
     plan = run.plan()
     metric = metric_of(plan.model).name
+    spent = _spent(run)
     return {
         "run": run.path.name,
         "folder": str(run.path),
@@ -88,26 +96,51 @@ def summary(run: RunFolder) -> dict[str, Any]:
         metric: last["heldout"][-1],
         f"{metric}_by_block": last["heldout"],
         f"{metric}_on_public_data": last["public"][-1],
-        "epsilon": epsilon_by_company(run),
-        **_against(run),
+        "epsilon": _finite(spent),
+        **_against(spent.values()),
+        **_shares(plan, rounds, spent),
         "delta": plan.delta,
         "noise_multiplier": plan.noise_multiplier,
         "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
     }
 
 
-def _against(run: RunFolder) -> dict[str, Any]:
+def _against(spent: Collection[Guarantee]) -> dict[str, Any]:
     """Whom the epsilons hold against; and what holds against a company that takes part, where that is more."""
-    spent = list(_spent(run).values())
     found: dict[str, Any] = {"epsilon_holds_against": " / ".join(sorted({each.against for each in spent}))}
     if any(each.epsilon_against_company > each.epsilon for each in spent):
         found["epsilon_against_a_company"] = finite(max(each.epsilon_against_company for each in spent))
     return found
 
 
+def _shares(plan: Plan, rounds: Sequence[dict[str, Any]], spent: Mapping[str, Guarantee]) -> dict[str, Any]:
+    """Where cohorts are drawn: how many rounds the companies were in, and what they have spent."""
+    if plan.drawn is None:
+        return {}
+    of = Counter(name for row in rounds for name in {*row["survivors"], *row["absent"]})
+    return {
+        "companies_per_round": plan.drawn.per_round,
+        "rounds_of_a_company": spread([of[name] for name in spent]),
+        "epsilon_of_a_company": spread([each.epsilon for each in spent.values()]),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """The least, the middle and the largest."""
+    return {
+        "min": finite(min(values)),
+        "median": finite(statistics.median(values)),
+        "max": finite(max(values)),
+    }
+
+
 def epsilon_by_company(run: RunFolder) -> dict[str, float | None]:
     """What each simulated company's own ledger says it has spent; None after a release without noise."""
-    return {name: finite(spent.epsilon) for name, spent in _spent(run).items()}
+    return _finite(_spent(run))
+
+
+def _finite(spent: Mapping[str, Guarantee]) -> dict[str, float | None]:
+    return {name: finite(each.epsilon) for name, each in spent.items()}
 
 
 def _spent(run: RunFolder) -> dict[str, Guarantee]:
