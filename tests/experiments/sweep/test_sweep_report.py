@@ -178,6 +178,7 @@ def test_a_sweeps_page_fits_the_screen(swept: Path, browser: Browser, width: int
     if not page_file.is_file():
         assert invoke(swept)[0] == 0
     page = browser.new_page(viewport={"width": width, "height": 800})
+    page.set_default_navigation_timeout(240_000)
     page.goto(page_file.as_uri())
     bottom = page.evaluate("document.querySelector('.cover').getBoundingClientRect().bottom")
     assert bottom <= (800 if width == 1280 else 3 * 844)
