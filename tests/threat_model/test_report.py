@@ -52,11 +52,12 @@ from fedblocks.threat_model.gate import Gate
 from fedblocks.threat_model.intervals import proportion
 from fedblocks.threat_model.metrics import psnr
 from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.answers import _words
 from fedblocks.threat_model.report.assemble import accounts_of
 from fedblocks.threat_model.report.check import check_report
 from fedblocks.threat_model.report.compare import compare
 from fedblocks.threat_model.report.diagnosed import read_diagnosed
-from fedblocks.threat_model.report.document import Printed, Report, schema
+from fedblocks.threat_model.report.document import Printed, Report
 from fedblocks.threat_model.report.facts import read_facts
 from fedblocks.threat_model.report.gallery import read_stored
 from fedblocks.threat_model.report.judgement import judge_delta, judge_epsilon, number
@@ -88,6 +89,7 @@ HEADINGS = [
     "10Settings, digests and how to reproduce",
     "11The questions of NIST SP 800-226",
 ]
+PATIENCE = 240_000.0  # milliseconds, on a machine that has much else to do
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -207,6 +209,7 @@ def cover(page: Page) -> float:
 
 def opened(browser: Browser, report: Path, width: int = 1280, scheme: Any = "light") -> Opened:
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_navigation_timeout(PATIENCE)
     result = Opened(page)
     page.on("request", lambda request: result.requests.append(request.url))
     page.on("console", lambda message: result.complaints.append(message.text))
@@ -471,13 +474,19 @@ def test_a_loss_is_pointed_out_whichever_way_the_metric_runs(
     found = alarms(seen)
     assert case.said_bad in found["Utility"]
     assert "forgets public data" in found["Forgetting"]
-    assert case.lost in found["A block that hurts"]
-    assert "Stopping after block 0" in found["A block that hurts"]
+    # Of the others no interval is known here, as the models in the folder are not of that family.
+    is_share = case.model.family == "vit"
+    assert ("A block that hurts" in found) == is_share
+    if is_share:
+        assert case.lost in found["A block that hurts"]
+        assert "95% interval of the step" in found["A block that hurts"]
+        assert "Stopping after block 0" in found["A block that hurts"]
     assert "does better than the whole chain of 2" in found["First block"]
     assert "One network of 1 layer, as many as a block has, trained end to end reaches" in found["Control"]
     assert "better than the chain" in found["Control"]
-    assert "Takes away: after block 1" in seen.text()
-    assert seen.page.locator("#each-block ~ * td.low").count() == 2
+    assert ("Takes away: after block 1" in seen.text()) == is_share
+    assert ("No interval of a step is known" in seen.text()) != is_share
+    assert seen.page.locator("#each-block ~ * td.low").count() == 2 * is_share
     for width in (1280, 390):
         page = opened(browser, report, width).page
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -971,7 +980,8 @@ def test_stored_scores_are_drawn_as_curves(audited: RunFolder, tmp_path: Path, b
         seen.text()
         assert seen.page.evaluate(OVERLAPS) == []
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert seen.page.locator("#membership ~ .scroll tbody tr").count() == 3
+    assert seen.page.locator("#membership ~ .scroll tbody tr").count() == 2  # the best block of each
+    assert seen.page.locator("#membership ~ details tbody tr").count() == 3
     assert "too few" in seen.text()
     assert "10,000" in seen.text()
     arrays["sum-membership/x/block-0/scores/members"] = np.full(3, np.nan, np.float32)
@@ -1005,14 +1015,68 @@ def test_axe_core_finds_no_serious_fault(
     assert serious == []
 
 
+# Tables, of those that are no galleries, of which a phone shows only a part; every result of an audit scrolls.
+CUT = """[...document.querySelectorAll('.scroll')].filter(e => !e.querySelector('.gallery, .scores') &&
+  e.scrollWidth > e.clientWidth + 1).map(e => e.getAttribute('aria-label'))"""
+
+
+def test_a_phone_sees_every_column_and_questions_lead_to_their_sections(
+    audited: RunFolder, browser: Browser
+) -> None:
+    """Would catch columns that are cut, cells without the head of their column, a link of the questions that lands
+    nowhere or in what is folded, and questions out of their order."""
+    seen = opened(browser, write_report(audited), 390)
+    page = seen.page
+    links = page.locator("#questions ~ .scroll a")
+    targets = [links.nth(i).get_attribute("href") or "" for i in range(links.count())]
+    assert len(targets) == len(render(audited, drawn=False).report.questions) == 17
+    page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
+    for target in dict.fromkeys(targets):
+        page.evaluate("window.scrollTo(0, 0)")
+        page.goto(page.url.partition("#")[0] + target)
+        top, visible = page.evaluate(
+            "id => (e => [e.getBoundingClientRect().top, e.checkVisibility()])(document.getElementById(id))",
+            target[1:],
+        )
+        assert visible
+        assert -5 <= top < 900, target
+    seen.text()  # with all details open
+    assert page.evaluate(CUT) == []
+    bare = (
+        "[...document.querySelectorAll('table:not(.gallery) tbody td')].filter(e => !e.dataset.label).length"
+    )
+    assert page.evaluate(bare) == 0
+
+
+def test_what_is_folded_on_a_screen_is_printed(audited: RunFolder, browser: Browser) -> None:
+    """Would catch a printed page without its tables."""
+    page = opened(browser, write_report(audited)).page
+    folded = "document.querySelectorAll('main details table')"
+    hidden = f"[...{folded}].filter(e => !e.checkVisibility()).length"
+    assert page.evaluate(hidden) > 0
+    page.emulate_media(media="print")
+    assert page.evaluate(hidden) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "n", "outcome", "begins"),
+    [
+        (0.82, 34, "not found", "Not established: right 82 times in 100"),
+        (0.52, 34, "not found", "No better than a coin: right 53 times in 100"),
+        (0.82, 34, "found", "Partly: right 82 times in 100"),
+    ],
+)
+def test_no_answer_contradicts_its_own_interval(value: float, n: int, outcome: str, begins: str) -> None:
+    """Would catch "no better than a coin" beside an interval that lies above a coin's."""
+    found = result(
+        outcome, statement="property", unit="auc", statistic="told (AUC)", baseline=None,
+        value=proportion(round(value * n), n),
+    )  # fmt: skip
+    assert _words(found, outcome == "found").startswith(begins)
+
+
 def test_the_page_is_small(audited: RunFolder) -> None:
     assert write_report(audited).stat().st_size < 5_000_000
-
-
-def test_the_published_schema_is_current(audited: RunFolder) -> None:
-    """Would catch a field that consumers of the JSON do not know of."""
-    published = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text("utf-8"))
-    assert published == schema()
 
 
 def test_the_command_writes_checks_and_refuses(audited: RunFolder, tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..results import Result
 from ..sentences import figure, grouped, interval
+from .judgement import plain
+
+_DELTA = re.compile(r"\bdelta=([0-9.e+-]*[0-9])")  # as an audit names it; pages have one way to print it
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ def statement_rows(results: Sequence[Result]) -> list[StatementRow]:
                 text = worst.reason or "–"
             else:
                 text = f"{figure(worst.value.value, worst.unit)} ({interval(worst.value, worst.unit)})"
-            about = f"{worst.statistic}, {worst.view}"
+            about = _DELTA.sub(
+                lambda found: f"δ = {plain(float(found[1]))}", f"{worst.statistic}, {worst.view}"
+            )
             rows.append(StatementRow(statement, about, len(group.results), text, worst.outcome))
         if statement == "conformance" and own:
             rows += _conformance(own)

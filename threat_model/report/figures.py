@@ -25,6 +25,7 @@ from .canvas import (
     whole_numbers,
 )
 from .facts import Absence, Facts
+from .judgement import number
 from .spending import Spending
 
 MOST_ROWS = 30
@@ -37,7 +38,7 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
     for s in spending:
         groups.setdefault(s.curve, []).append(s)
     label = "Step chart of epsilon by round. " + "; ".join(
-        f"{s.company} ends at {s.curve[-1][1]:.3g} of {s.ceiling:g}" for s in spending[:12]
+        f"{s.company} ends at {number(s.curve[-1][1])} of {s.ceiling:g}" for s in spending[:12]
     )
     last = max(round_ for s in spending for round_, _ in s.curve)
 
@@ -66,7 +67,7 @@ def epsilon_by_company(spending: tuple[Spending, ...]) -> Markup:
             for (name, colour, value), y in zip(
                 ends, spread([v for *_, v in ends], 15 * pixel, 0, top * 1.06), strict=True
             ):
-                at_end(ax, y, f"{name} {value:.3g}" if colour != ALERT else f"{name} {value:g}", colour)
+                at_end(ax, y, f"{name} {number(value)}" if colour != ALERT else f"{name} {value:g}", colour)
         elif not wide:
             ax.annotate(
                 f"ceiling {ceilings[-1]:g}",

@@ -75,7 +75,7 @@ def _of_audit(facts: Facts, audit: Audited | None) -> Reason:
     gate = audit.audit.gate
     limits = f"{len(gate.limit)} limit{'' if len(gate.limit) == 1 else 's'}" if gate.limit else _DEFAULT_GATE
     text = (
-        f"Gate: {limits}; membership is allowed up to an area of {gate.membership:g}, by the lower end of its interval. "
+        f"Gate: {limits}; membership is allowed up to an area of {gate.membership:g}, by its interval's lower end. "
         f"The audit {audit.ending}: {audit.counts}."
     )
     good = {"passed": True, "failed": False, "inconclusive": None}[audit.ending]

@@ -15,7 +15,7 @@ from scipy import stats
 from fedblocks.blocks import Metric
 from fedblocks.experiments.sweep.frontier import Frontier, points_of
 from fedblocks.experiments.sweep.grid import Kind
-from fedblocks.experiments.sweep.page import figure_file, table_of, write_page
+from fedblocks.experiments.sweep.page import data_of, figure_file, table_of
 from fedblocks.experiments.sweep.points import Point
 from fedblocks.experiments.sweep.strongest import strongest
 from fedblocks.experiments.sweep.table import Row
@@ -153,22 +153,25 @@ def test_the_strongest_attack_is_of_a_protected_view_and_no_lucky_case() -> None
     assert strongest([]) == []
 
 
-def test_the_page_holds_the_tables_figures_and_escapes_names(tmp_path: Path) -> None:
-    """Would catch a page whose numbers are not those of the table, a name that becomes markup, or a lost failure."""
-    lost = Row(
-        cell="l", kind="run", seed=9, axes={}, status="failed", reason="<no room>", epsilon=1.0, digest="l"
-    )
-    found = frontier([*rows(), lost])
-    write_page(found, tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text("utf-8")
-    cells = re.findall(r"<td>(.*?)</td>", page)
+def test_the_table_holds_the_figures_of_the_points_and_the_data_too() -> None:
+    """Would catch a table whose numbers are not those of the points, an epsilon that is printed below the one spent,
+    and an interval of a share beyond all or nothing."""
+    wide = [
+        replace(row, quality=0.99 - 0.4 * row.seed, epsilon_spent=2.9981) for row in rows() if row.seed < 2
+    ]
+    found = frontier(wide)
     columns, lines = table_of(found)
-    assert cells == [text for line in lines for text in line]
     assert columns == ["setting", "epsilon spent", "quality", "seeds", "membership"]
-    assert "&lt;digits&gt;" in page
-    assert "<digits>" not in page
-    assert "&lt;no room&gt;" in page
-    assert "http" not in re.sub(r"http://www\.w3\.org/\S*", "", page)  # self-contained
+    data = data_of(found)
+    for line, point in zip(lines, data.points, strict=True):
+        assert line[0] == point.setting
+        assert line[2].startswith(f"{point.quality:.1%}")
+        if point.kind == "private":
+            assert line[1] == "2.999"
+            assert "(0.0% to 100.0%)" in line[2]
+            own = [each["value"] for row in wide if row.epsilon == point.epsilon for each in row.attacks]
+            assert point.attacks[0].value == pytest.approx(np.mean(own))
+            assert point.attacks[0].audits == 2
 
 
 def test_the_figure_shows_every_point_and_is_a_file_by_itself() -> None:
