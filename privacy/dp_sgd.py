@@ -37,7 +37,8 @@ class DPSGD:
     on what has been clipped and noised and on nothing else, so it changes no sensitivity.
 
     Raises:
-        PrivacyError: a value is out of range, or correlated noise comes with other sampling, a quantile clip or a pull.
+        PrivacyError: a value is out of range, or correlated noise comes with other sampling, a quantile clip or
+            a pull.
     """
 
     sampling: Sampling

@@ -28,6 +28,7 @@ from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarte
 from .federated_evaluation import evaluate
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
+from .plain_sums import PlainSums
 from .release_log import OpenedSum, OpenedSums, ReleaseLog
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
@@ -51,7 +52,7 @@ def coordinate(
     RunFinished. Interrupting it anywhere loses at most the round in flight, which is then repeated; a subscriber that
     raises interrupts it between rounds. `wait`: seconds for the companies to come up. `patience`: for real companies,
     which come and go: `wait` is then not used, and a round that fails is begun anew; without it, it is noted and the
-    next one begins.
+    next one begins. `grid`: or sums without the protocol, of a simulation.
 
     Raises:
         RunError: another process is at it, or companies are missing.
@@ -73,7 +74,9 @@ def _coordinate(
     if len(checkpoint.model.blocks) != plan.model.blocks:
         raise RunError(f"{run.checkpoints}: not of a model of {plan.model.blocks} blocks, as the plan is")
     run.forget_metrics_after(checkpoint.round)
-    wanted = is_simulation(run.path) if settings.releases is None else settings.releases
+    wanted = settings.releases
+    if wanted is None:  # for an audit
+        wanted = is_simulation(run.path) and not isinstance(grid, PlainSums)
     log = ReleaseLog(run.releases)
     logged = log.begins(wanted=wanted, done=checkpoint.round)
     model = build_model(plan.model, plan.noise).to(settings.device)
@@ -111,7 +114,10 @@ def _coordinate(
 
     attendance: Attendance | None = None
     kept: OpenedSums | None = None
-    if patience is None:
+    cohort: Cohort | PlainSums
+    if isinstance(grid, PlainSums):
+        cohort = grid
+    elif patience is None:
         cohort = join(grid, plan, shared, run.roster(), expected, wait=wait)
     else:
         attendance = Attendance(grid, run, plan, shared, expected=expected, patience=patience, tell=tell)
@@ -166,7 +172,7 @@ def _coordinate(
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)
         evaluation = plan.evaluation
-        if evaluation is not None and evaluation.due(round_, rounds):
+        if evaluation is not None and evaluation.due(round_, rounds) and isinstance(cohort, Cohort):
             groups = list(dict.fromkeys(task.companies for task in tasks))
             attempt = "" if patience is None else secrets.token_hex(8)
             row["evaluation"] = evaluate(round_, groups, blocks, cohort, plan, attempt).to_json()
@@ -188,7 +194,7 @@ def _coordinate(
         if kept is not None:
             kept.forget()
         tell(RoundFinished(row))
-    if patience is not None:
+    if patience is not None and isinstance(cohort, Cohort):
         _deliver(grid, run, cohort, patience.linger, patience, tell)
     tell(RunFinished(rounds))
     return checkpoint

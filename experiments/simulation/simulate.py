@@ -24,6 +24,7 @@ from ...server.run_lock import exclusive
 from ...settings import Transport, read_simulation
 from .dropout import LossyGrid
 from .loopback import loopback_grid
+from .unprotected import NO_GUARANTEE, unprotected
 
 
 def simulate(
@@ -43,10 +44,15 @@ def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Tran
     heldout = run.evaluation / "heldout.npz"
     if not heldout.is_file():
         raise RunError(f"{heldout} is missing; put it back from a copy")
-    with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
-        settings = read_simulation(run.path)
-        dropout = settings.companies.dropout
-        coordinate(LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid, run, subscribers)
+    settings = read_simulation(run.path)
+    if settings.protocol == "off":
+        with unprotected(run, settings.workers) as sums:
+            coordinate(sums, run, subscribers)
+    else:
+        with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
+            dropout = settings.companies.dropout
+            lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
+            coordinate(lossy, run, subscribers)
     result = summary(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}
@@ -88,10 +94,26 @@ def summary(run: RunFolder) -> dict[str, Any]:
         metric: last["heldout"][-1],
         f"{metric}_by_block": last["heldout"],
         f"{metric}_on_public_data": last["public"][-1],
+        **_guarantee(run),
+        "noise_multiplier": plan.noise_multiplier,
+    }
+
+
+def _guarantee(run: RunFolder) -> dict[str, Any]:
+    """What the companies' own ledgers say; where there are none, that."""
+    if read_simulation(run.path).protocol == "off":
+        return {
+            "protocol": "off",
+            "guarantee": NO_GUARANTEE,
+            "epsilon": {},
+            "delta": None,
+            "unit_of_privacy": "none",
+        }
+    plan = run.plan()
+    return {
         "epsilon": epsilon_by_company(run),
         **_against(run),
         "delta": plan.delta,
-        "noise_multiplier": plan.noise_multiplier,
         "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
     }
 

@@ -25,6 +25,7 @@ from .grid import Cell, baseline
 _BESIDE: dict[str, Any] = {
     "name": True, "training": True, "privacy": True, "secure_aggregation": True, "influence": True,
     "failed_rounds": True, "releases": True, "workers": True, "audit": True, "evaluation": True,
+    "protocol": True,
     "companies": {"dropout", "held_out"},
 }  # fmt: skip
 
@@ -64,5 +65,6 @@ def prepare_from(started: RunFolder, settings: SimulationSettings, folder: Path)
             shutil.copy2(started.path / name, draft / name)
         for home in started.homes():
             write_home(run.companies / home.name, home.name, settings, Examples.load(home / "data.npz"))
-        introduce(run)
+        if settings.protocol == "on":
+            introduce(run)
     return RunFolder(folder.resolve())

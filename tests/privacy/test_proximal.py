@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_the_pull_is_a_function_of_what_was_clipped_and_noised(proximal: float) 
     steps, x = 4, examples(9)
     prefixes = [torch.zeros(_SIZE, dtype=torch.float64)]
     prefixes += [update(x, k, 0.0, noise=1.3, q=0.5) for k in range(1, steps + 1)]
-    noisy = [after - before for before, after in zip(prefixes, prefixes[1:], strict=False)]
+    noisy = [after - before for before, after in itertools.pairwise(prefixes)]
     expected = torch.zeros(_SIZE, dtype=torch.float64)
     for each in noisy:
         expected = (expected + each) / (1 + RATE * proximal)
@@ -142,6 +144,6 @@ def test_a_pull_without_a_meaning_is_refused(changes: dict[str, object], field: 
         validated(TrainingSettings, changes | {"proximal": 0.1})
     with pytest.raises(PrivacyError, match="proximal"):
         DPSGD(
-            sampling=EpochSampling(4, regroup=False), noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1.0,
-            learning_rate=1.0, steps=4, noise_draws=1, noise_bands=2, proximal=0.1,
+            sampling=EpochSampling(4, regroup=False), noise_multiplier=1.0, max_grad_norm=1.0,
+            expected_batch_size=1.0, learning_rate=1.0, steps=4, noise_draws=1, noise_bands=2, proximal=0.1,
         )  # fmt: skip

@@ -79,7 +79,7 @@ class StepRecord:
 
 @dataclass
 class Recording:
-    """One round's training: its steps, their sums `clean` and `noisy` (P,) over all steps, as they stand in the update,
+    """One round's training: its steps, their sums `clean` and `noisy` (P,) over all steps, as the update has them,
     and the residues (P,) that it returned. `shared`: what noise was added to, where companies share it. `values`: of
     diffusion noise, drawn from `bits` of randomness. `shrinkage`: a step's, of what the steps before it have made."""
 
