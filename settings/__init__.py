@@ -45,6 +45,7 @@ from .simulation import (
     CompanySettings,
     DataSettings,
     DropoutSettings,
+    Engine,
     SimulationSettings,
     Transport,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "DataSettings",
     "DataSource",
     "DropoutSettings",
+    "Engine",
     "EvaluationSettings",
     "InfluenceSettings",
     "LEAST_NOISE",

@@ -4,52 +4,66 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
-
-from flwr.serverapp import Grid
 
 from ...blocks.build import metric_of
 from ...client.app import app as client_app
-from ...client.company import Company, simulated_home
+from ...client.company import Company
 from ...client.policy import load_policy
 from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
 from ...server.coordinator import coordinate
 from ...server.events import Subscriber
-from ...server.grid import InProcessGrid
 from ...server.run_folder import RunFolder
 from ...server.run_lock import exclusive
-from ...settings import Transport, read_simulation
+from ...settings import Engine, Transport, read_simulation
 from .dropout import LossyGrid
+from .engines import check_engine, grid_of
 from .loopback import loopback_grid
 from .unprotected import NO_GUARANTEE, unprotected
 
 
 def simulate(
-    run: RunFolder, subscribers: Sequence[Subscriber] = (), *, transport: Transport = "grid"
+    run: RunFolder,
+    subscribers: Sequence[Subscriber] = (),
+    *,
+    transport: Transport = "grid",
+    engine: Engine = "threads",
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Run, or go on with, a prepared run in this process; returns and writes its summary.
 
-    `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback. The result is
-    the same. `subscribers`: as for `coordinate`.
+    `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback; `engine`: where
+    companies compute, `workers` of them at once (none: as the settings have it). The result is the same.
+    `subscribers`: as for `coordinate`.
+
+    Raises: InputError for an engine that the run cannot have.
     """
+    check_engine(read_simulation(run.path), engine, workers, transport)
     with exclusive(run.path):
-        return _simulate(run, subscribers, transport)
+        return _simulate(run, subscribers, transport, engine, workers)
 
 
-def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Transport) -> dict[str, Any]:
+def _simulate(
+    run: RunFolder,
+    subscribers: Sequence[Subscriber],
+    transport: Transport,
+    engine: Engine,
+    workers: int | None,
+) -> dict[str, Any]:
     started = time.perf_counter()
     heldout = run.evaluation / "heldout.npz"
     if not heldout.is_file():
         raise RunError(f"{heldout} is missing; put it back from a copy")
     settings = read_simulation(run.path)
     if settings.protocol == "off":
-        with unprotected(run, settings.workers) as sums:
+        with unprotected(run, workers or settings.workers, processes=engine == "processes") as sums:
             coordinate(sums, run, subscribers)
     else:
-        with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
+        at_once = workers or settings.workers
+        over_grpc = transport == "grpc"
+        with loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once) as grid:
             dropout = settings.companies.dropout
             lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
             coordinate(lossy, run, subscribers)
@@ -58,19 +72,6 @@ def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Tran
     earlier = run.read_json("result.json") or {}
     run.write_json("result.json", earlier | result)
     return result
-
-
-@contextmanager
-def _in_process(run: RunFolder) -> Iterator[Grid]:
-    settings = read_simulation(run.path)
-    run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
-    count = settings.companies.count
-    names = {partition + 1: simulated_home(run.companies, partition).name for partition in range(count)}
-    grid = InProcessGrid(client_app, count, run_config, settings.workers, names)
-    try:
-        yield grid
-    finally:
-        grid.close()
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
