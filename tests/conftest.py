@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from fedblocks.experiments.presets import load_settings
 from fedblocks.settings import SimulationSettings
 
 torch.set_num_threads(1)
+# Tests that were started in the background would hand on that Ctrl-C is ignored to the processes that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = (
     "model.hidden_size=16",

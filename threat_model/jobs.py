@@ -6,7 +6,9 @@ which process runs a job, nor on how many there are; only what the clock cuts sh
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import RunError
@@ -25,7 +28,14 @@ from .exhibits import Kept
 from .results import Result
 from .subject import Subject
 
+log = logging.getLogger("fedblocks.audit")
 Found = list[Result | Kept]
+_BREAKDOWNS = (
+    ArithmeticError,
+    torch.linalg.LinAlgError,  # type: ignore[attr-defined]
+    np.linalg.LinAlgError,
+    torch.OutOfMemoryError,
+)
 _OF_EXAMPLES = ("reconstruction", "membership")
 _WORTH_IT = 1.5  # times the share that was too short
 _HALF = 0.5  # done, of a job that is run again
@@ -76,12 +86,30 @@ def run_job(job: Job, subject: Subject, names: Sequence[str]) -> Found:
     """One job in this process; of its results those of the adversaries in `names`."""
     blocks = subject.blocks if job.block is None else (job.block,)
     found: Found = []
-    for each in attack(job.attack).run(replace(subject, blocks=blocks)):
-        if not isinstance(each, Result):
-            found.append(each)
-        elif each.adversary in names:
-            found.append(_as_promised(each, subject))
+    try:
+        for each in attack(job.attack).run(replace(subject, blocks=blocks)):
+            if not isinstance(each, Result):
+                found.append(each)
+            elif each.adversary in names:
+                found.append(_as_promised(each, subject))
+    except _BREAKDOWNS as error:
+        found.append(_broken_down(attack(job.attack), job, names, error))
     return found
+
+
+def _broken_down(each: Attack, job: Job, names: Sequence[str], error: Exception) -> Result:
+    """What numbers did to one attack costs neither the others nor an earlier audit; nothing is claimed of its rest.
+
+    The error's text is left out: it may name a value of an example.
+    """
+    log.error("%s broke down", job.name, exc_info=error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    why = f"the attack broke down: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}"
+    return Result(
+        attack=each.name, adversary=next(n for n in names if n in each.adversaries), view="run",
+        statement=each.statement, statistic="ended", unit="number", outcome="inconclusive", reason=why,
+        block=job.block,
+    )  # fmt: skip
 
 
 def _as_promised(result: Result, subject: Subject) -> Result:

@@ -28,6 +28,7 @@ EXPLAINED = 1e-3
 """Relative residual that no wrong reconstruction was seen to reach, of one local step."""
 EXPLAINED_BUT_FOR_ORDER = 2e-2
 """The same of several: which noise draw came first shows only in what one step does to the next one's gradient."""
+_NOTHING = 1e-60  # mean square of a tensor, which is not divided by less
 _SEARCHES = 3  # for discrete values, from one start
 _TRIES = 6  # of a step's damping
 _PATIENCE = 3  # steps without gain
@@ -84,7 +85,8 @@ class LMMAP:
             vector = vector / vector.norm().clamp_min(1e-300)
         self.observed = model.problem.tensors(vector)
         powers = {n: max(float(t.square().mean()) - self.noise**2, 0.0) for n, t in self.observed.items()}
-        least = 1e-24 * max([*powers.values(), 1e-300])
+        # A release of zeros alone, of an example without a loss, leaves every tensor of one size.
+        least = max(1e-24 * max(powers.values()), _NOTHING)
         self.sizes = {
             n: max(power, least) ** 0.5 for n, power in powers.items()
         }  # of each tensor without noise

@@ -145,6 +145,8 @@ def solve_one(
     if not known or float(plain.residual.max()) < _FITS:
         return plain
     directions, sizes = row_space(problem.tensors(release.vector)[tap.weight][tap.rows], rank_of(tap, draws))
+    if not len(sizes):  # nothing but zeros
+        return plain
     certain = directions[sizes > _CERTAIN * sizes[0]]
     entered = noisy_draws(problem, tap, release.vector, draws).entered
     entered = entered / entered.norm(dim=1, keepdim=True).clamp_min(1e-300)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.fault(
     "agent killed in each phase (join, keys, train, confirm, unmask), before and after the message is handled, and "
-    "restarted",
+    "restarted; with `training.reserve` for the phase in which the others have helped to open the sum",
     ends="finished",
     in_vain=1,
     per="a kill",
@@ -28,7 +28,8 @@ def test_an_agent_that_is_killed_in_a_phase_is_back_within_the_round(
 ) -> None:
     """Three companies, of whom none may be missing. Would catch a phase in which what dies with the process is
     needed by the next one, and a charge that is made again."""
-    with federation(small, tmp_path, rounds=6) as made:
+    training = small.training.model_copy(update={"reserve": 2 if phase == UNMASK else 0})
+    with federation(small.model_copy(update={"training": training}), tmp_path, rounds=6) as made:
         agents, serve = [made.agent(0), made.agent(1)], made.serve()
         for handled in (False, True):
             dying = made.agent(2, hook=KilledInPhase(phase, handled))

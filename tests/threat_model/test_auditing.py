@@ -102,6 +102,26 @@ def test_every_attack_is_run_on_every_block_or_once(run: RunFolder, monkeypatch:
     assert json.loads((run.path / "audit.json").read_text())["verdict"]["ending"] == "passed"
 
 
+def test_an_attack_that_breaks_down_costs_the_others_nothing_and_says_nothing_of_values(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch an audit that is lost with one attack's division by zero, and one that passes without its word."""
+
+    def broken(subject: Subject) -> Found:
+        yield found_by("odd", subject)
+        raise ZeroDivisionError(f"salary {len(subject.private)}")
+
+    use(monkeypatch, made_up("span"), made_up("odd", broken))
+    audit = audit_run(run, ONE)
+    ended = [each for each in audit.results if each.statistic == "ended"]
+    assert {each.attack for each in ended} == {"odd"}
+    assert {each.outcome for each in ended} == {"inconclusive"}
+    assert all("ZeroDivisionError in test_auditing.py" in each.reason for each in ended)
+    assert not any("salary" in each.reason for each in ended)
+    assert audit.verdict.ending == "inconclusive"
+    assert len([each for each in audit.results if each.attack == "span"]) == run.plan().model.blocks
+
+
 def test_only_the_adversaries_asked_for_are_reported(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def both(subject: Subject) -> Found:
         yield found_by("span", subject)

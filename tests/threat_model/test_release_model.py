@@ -212,6 +212,17 @@ def test_an_attack_without_time_tries_one_start() -> None:
     assert attack.run(wrong).attempts == 1
 
 
+def test_a_release_of_zeros_is_attacked_and_explains_nothing() -> None:
+    """Would catch a division by the size of what is nothing: a row none of whose cells counts has no gradient."""
+    settings = TabularSettings(hidden_size=32, layers=1, blocks=1, numeric=3, categories=(4, 3), classes=3)
+    model = model_of(problem_of(settings), ClipModel(kind="unit"))
+    release = Release(torch.zeros_like(model.at(truth_of(model, 1)).vector), 1, 1, 0.0)
+    attack = LMMAP(model, release, Budget(attempts=2, iterations=3, short=2))
+    found = attack.run(Starts(attack, release, torch.Generator().manual_seed(0)))
+    assert torch.isfinite(found.guess.flat).all()
+    assert found.residual > 0.1
+
+
 def test_what_cannot_be_modelled_says_why(small: SimulationSettings, tmp_path: Path) -> None:
     """Would catch a moving clip over several steps that is attacked as one that stays."""
     raw = small.model_dump()

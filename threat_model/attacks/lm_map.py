@@ -32,7 +32,9 @@ from ..unknowns import Layout, unsuited
 from . import Attack
 
 _CASES = {"raw": 8, "release": 16, "sum": 5}
-_FEW_UNKNOWNS, _MORE = 32, 3  # so few take milliseconds a case; a frequent label needs the cases
+_EASE = ((32, 3, 5), (64, 2, 3))
+"""Up to so many unknowns so many times the cases, and the starts of each: a control that succeeds in a third of them is
+told from none by their number, and a first start from closed forms decides most."""
 _SUM = 2  # companies of which one example each is unknown in an opened sum
 _FEW = 4  # public examples of the predicted noise at which the attack wins
 _MOST_UNSTARTED = 128  # unknowns, where no closed form gives a start
@@ -61,11 +63,16 @@ class _Mounted:
         generator = subject.generator("lm-map library", block)
         return cls(subject, block, layout, model, Library(model, subject.public, _BUDGET.library, generator))
 
+    @property
+    def ease(self) -> tuple[int, int]:
+        """(times the cases, starts of each)."""
+        return next((each[1:] for each in _EASE if self.layout.size <= each[0]), (1, _BUDGET.attempts))
+
     def attack(self, release: Release, *names: object) -> Reconstruction:
         """What the attack finds of one release, which is all it sees."""
         generator = self.subject.generator("lm-map", self.block, *names)
         budget = Budget(
-            attempts=_BUDGET.attempts, iterations=_BUDGET.iterations, short=_BUDGET.short,
+            attempts=self.ease[1] if release.examples == 1 else _BUDGET.attempts, iterations=_BUDGET.iterations, short=_BUDGET.short,
             finalists=_BUDGET.finalists, stop=lambda: self.subject.clock.over,
         )  # fmt: skip
         if release.noise and self.library is not None:
@@ -148,7 +155,8 @@ def _view(
     """All results of one view; the clock ends it early, and what is missing is said."""
     subject, block, layout = mounted.subject, mounted.block, mounted.layout
     started = time.monotonic()
-    cases *= _MORE if layout.size <= _FEW_UNKNOWNS else 1
+    more, attempts = mounted.ease
+    cases *= more
     pool = subject.victims(cases * k, "lm-map", block, view)
     cases = min(cases, len(pool) // k)
     originals: list[dict[str, Tensor]] = []
@@ -173,7 +181,7 @@ def _view(
         "cut_short": cut, "seconds": time.monotonic() - started,
         "ceilings": Ceilings.of(subject, block, 1 if k == 1 else len(subject.cohort(block))),
         "budget": {
-            "cases": len(originals), "unknowns": k * layout.size, "attempts": _BUDGET.attempts,
+            "cases": len(originals), "unknowns": k * layout.size, "attempts": attempts if k == 1 else _BUDGET.attempts,
             "iterations": iterations, "candidates": _BUDGET.library if mounted.library else 0,
         },
     }  # fmt: skip
