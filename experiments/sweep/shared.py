@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ... import atomic_file
-from ...blocks import Denoiser, build_model, merge
 from ...blocks.examples import Examples
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import SimulationSettings, write_simulation
+from ..baselines.one_place import public_model
 from ..simulation.machine import check_writable
 from ..simulation.preparation import introduce, make_plan, prepare, write_home
 from .grid import Cell, baseline
@@ -41,14 +41,6 @@ def start(folder: Path, cell: Cell, on_step: Callable[[int], None] = lambda step
         return RunFolder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return prepare(baseline("pooled", cell).settings, folder, on_step=on_step)
-
-
-def public_model(started: RunFolder) -> Denoiser:
-    """The model before any training on private data, with the cut that pretraining has left."""
-    plan, public = started.plan(), Checkpoint.load(started.checkpoints, 0)
-    model = build_model(plan.model, plan.noise)
-    merge(model, public.model.shared, *public.model.blocks)
-    return model.requires_grad_(False).eval()
 
 
 def prepare_from(started: RunFolder, settings: SimulationSettings, folder: Path) -> RunFolder:
