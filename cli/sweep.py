@@ -46,7 +46,7 @@ people = Console(stderr=True)
 sweep = typer.Typer(
     cls=_Sweeps,
     no_args_is_help=True,
-    help="One preset over a grid of settings and seeds: sweep PRESET, sweep show, sweep report.",
+    help="One preset over a grid of settings and seeds: sweep PRESET, sweep show. A page: `fedblocks report SWEEP`.",
 )
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Folder = Annotated[Path, typer.Argument(metavar="SWEEP", help="a sweep's folder")]
@@ -163,17 +163,3 @@ def show(folder: Folder, as_json: AsJson = False) -> None:
     for row in found.failed:
         people.print(f"[red]failed[/] {escape(row.cell)}: {escape(row.reason)}", soft_wrap=True)
     people.print(f"Figure: {escape(str(drawn))}", soft_wrap=True)
-
-
-@sweep.command("report")
-def report(
-    folder: Folder,
-    to: Annotated[Path, typer.Option("--to", help="the page; an existing one is replaced")],
-    as_json: AsJson = False,
-) -> None:
-    """Write the frontier as one self-contained HTML page."""
-    from ..experiments.sweep.frontier import Frontier
-    from ..experiments.sweep.page import write_page
-
-    write_page(Frontier.of(folder), to)
-    print(json.dumps({"page": str(to)}) if as_json else to)

@@ -81,7 +81,7 @@ def agent(
         answering = Agent(endpoint, told.counted(app) if told else app, context, run, log=company.log)
         code = answering.serve()
     if code == "done":
-        company.leave(channel_of(context))
+        company.leave(answering.served, channel_of(context))
         kept_models(company)  # judged now, when nobody waits for an answer
     if as_json:
         print(json.dumps({"company": company.name, "ended": code, "answered": answering.answered}))

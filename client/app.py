@@ -57,7 +57,7 @@ from ..protocol.messages import (
     UnmaskRequest,
     refusal,
 )
-from ..protocol.release import block_label, block_of, block_size, blocks_read, run_terms, sum_label
+from ..protocol.release import block_label, block_of, blocks_read, sum_label
 from ..protocol.roster import difference
 from ..settings import Plan, validated_json
 from .agent import Agent
@@ -73,7 +73,7 @@ from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
 from .predicted_gain import check_not_refused, check_once
-from .readiness import data_fingerprint, planned_parts, readable_held_out
+from .readiness import data_fingerprint, own_terms, planned_parts, planned_size, readable_held_out
 from .recording import (
     record_answered,
     record_asked,
@@ -160,7 +160,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     company.policy.check(plan)
     member = company.member()
     model = model_of(plan, company.policy.device, 0)
-    terms = run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
+    terms = own_terms(company, plan)
     # The smallest cohort of a sum; larger ones are rehearsed when they are known.
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
     rehearse(plan, 0, fewest, company.policy)
@@ -241,7 +241,7 @@ def keys(message: Message, context: Context, company: Company) -> RecordDict:
     party = CompanySession.start(
         session, member, channel, request.channels, company.policy.minimum_cohort, plan.colluders
     )
-    _only_cohort(company, session)
+    _check_cohort(company, plan, session)
     _check_ready(context, company, plan, session)
     company.count_session(plan)
     company.steps.take_in_session("begun", channel.public, session.digest())
@@ -263,16 +263,13 @@ def _check_ready(context: Context, company: Company, plan: Plan, session: Sessio
     check_not_refused(company.steps, plan)
     data = company.ready(plan)
     rehearse(plan, block, companies, company.policy)
-    model = model_of(plan, company.policy.device, block)
     shared = _stored(context, "run", "shared")
     labels = release_labels(plan, session, session.model_digest, shared, data.digest, company.policy)
     release = _next_release(company, plan, session, labels)
     company.check_steps(plan)
     with company.ledger() as ledger:
         company.decisions.check(len(ledger.rows()))
-        ledger.check_release(
-            plan.run, run_terms(plan, block_size(model, block, plan.training), companies), release
-        )
+        ledger.check_release(plan.run, own_terms(company, plan, companies), release)
 
 
 def _check_ready_to_evaluate(context: Context, company: Company, plan: Plan, session: Session) -> None:
@@ -323,10 +320,10 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     for b, state in request.states.items():
         check_part(model, state, b)
     merge(model, shared_state, *request.states.values())
-    if session.length != block_size(model, request.block, plan.training):
+    if session.length != planned_size(plan):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
-    terms = run_terms(plan, session.length, companies)
+    terms = own_terms(company, plan, companies)
     data = company.ready(plan)
     if (limit := company.policy.largest_predicted_gain) is not None:
         check_once(company.steps, limit, model, request.block, data, plan)
@@ -482,7 +479,7 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
         )
         ended = agent.serve()
         if ended == "done":
-            company.leave(channel_of(context))
+            company.leave(request.run, channel_of(context))
         return StreamReply(ended, agent.answered).to_record()
 
 
@@ -490,6 +487,7 @@ def stream(message: Message, context: Context, company: Company) -> RecordDict:
 _PLAN_BESIDE: dict[str, Any] = {
     "run": True,
     "delta": True,
+    "drawn": True,
     "training": {
         "rounds", "assignment", "server_optimizer", "server_learning_rate", "server_betas", "evaluate_every",
         "message_timeout", "reserve",
@@ -585,17 +583,22 @@ def _joined(context: Context, company: Company, *, charged: bool = True) -> tupl
     """
     plan, stored = _plan(context, company), _stored(context, "session", "session")
     party = CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
-    if charged:
+    if charged and not company.simulated:
         with company.ledger() as ledger:  # opened to check whether the record of steps is an older copy
             company.decisions.check(len(ledger.rows()))  # which of few rows the decisions tell alone
-    _only_cohort(company, party.session)
+    _check_cohort(company, plan, party.session)
     return plan, party
 
 
 def _watch(
     context: Context, company: Company, model: Denoiser, request: TrainRequest, data: Examples, plan: Plan
 ) -> None:
-    """Warn the company, in its own log, where one of its examples owns a parameter row; see `exposure`."""
+    """Warn the company, in its own log, where one of its examples owns a parameter row; see `exposure`.
+
+    Not one that is drawn, which is invented: with few rounds a company this would cost as much as training.
+    """
+    if plan.drawn is not None:
+        return
     run, block = _record(context, "run"), request.block
     try:
         seed, before = run.get("sample"), run.get(f"sample-{block}")
@@ -614,6 +617,20 @@ def _watch(
         warn(company.log, model, block, data, plan, examples=at_once)
     except Exception as error:  # the release has been charged, and does not depend on this
         company.log(f"could not count the rows that one example of block {block} owns", error=error)
+
+
+def _check_cohort(company: Company, plan: Plan, session: Session) -> None:
+    """Allow only the cohort that was settled when the run was joined, or with the first session after it."""
+    if plan.drawn is None:
+        _only_cohort(company, session)
+        return
+    # Only invented companies come here: see `Policy.broken`.
+    drawn = plan.drawn.cohort(session.round, company.member().roster.members)
+    groups = plan.training.assignment == "parallel"
+    if not set(session.cohort) <= set(drawn) or (not groups and session.cohort != drawn):
+        raise ProtocolError("bad_session", "not the cohort that the plan draws for this round")
+    cohort, step = json.dumps(session.cohort).encode(), (session.run.encode(), str(session.round))
+    company.steps.take("cohort", *step, value=cohort, code="bad_session")
 
 
 def _only_cohort(company: Company, session: Session) -> None:

@@ -50,7 +50,7 @@ from ..protocol.identity import load_member
 from ..settings import DataKind, Plan
 from .approvals import Requests
 from .awaited import AwaitedModels
-from .company_log import company_logger
+from .company_log import close_log, company_logger
 from .decisions import LEDGER_FILE, Decisions
 from .held_out import HELD_OUT_FILE
 from .joined import JOINED_FILE, JoinedFile
@@ -65,6 +65,8 @@ LEAST_SESSIONS = 1000
 
 # The rules that each home's record of decisions was last told of, by this process.
 _policies: dict[Path, bytes] = {}
+# Homes of invented companies whose files this process has checked.
+_checked: set[Path] = set()
 # NumPy evaluates a file's header as Python, which is not safe in several threads in CPython 3.11.
 _reading = threading.Lock()
 
@@ -108,8 +110,15 @@ class Company:
         return self.policy.company
 
     def check_files(self) -> None:
-        """Check modes and owners of this home's files; PrivacyError if others have access."""
+        """Check modes and owners of this home's files; PrivacyError if others have access.
+
+        Of an invented company once in a process: its data are the simulation's, which lie in the run's own folder.
+        """
+        if self.simulated and self.home in _checked:
+            return
         private_file.check_home(self.home)
+        if self.simulated:
+            _checked.add(self.home)
 
     def member(self) -> Member:
         """Its identity and pinned roster, from its own files, never from a message; raises as `load_member`."""
@@ -173,6 +182,12 @@ class Company:
 
         So a run of the same name with another plan or state has another file.
         """
+        if (
+            self.simulated
+        ):  # no sync to disk: each of thousands would wait for one, and who reads checks the digest
+            with open(self._shared(joined), "wb", opener=private_file.opener) as file:
+                file.write(save(shared))
+            return
         # Replaced atomically: a training that is reading the old file is not disturbed.
         private_file.write(self._shared(joined), save(shared))
 
@@ -226,6 +241,7 @@ class Company:
             self.clock,
             rule=policy.composition,
             witness=witness,
+            durable=not self.simulated,
         )
 
     @property
@@ -251,17 +267,21 @@ class Company:
         """What coordinators have asked for, and what people of the company have decided."""
         return Requests(self.home, self.clock)
 
-    def leave(self, channel: bytes | None = None) -> None:
-        """The run is over: what was kept to go on with it, joined with this public channel key, is removed."""
+    def leave(self, run: str, channel: bytes | None = None) -> bool:
+        """The run is over: what was kept to go on with it, joined with this public channel key, is removed; False,
+        and nothing is, where another one has been joined since, as of a coordinator that looks after an old run."""
+        if self.joined.run() not in ("", run):
+            return False
         self.joined.remove()
         self.releases.forget()
         if channel is not None:
             with suppress(LedgerError):  # a full disk: the steps stay, and the agent goes on
                 self.steps.forget_sessions(channel)
+        return True
 
     @property
     def steps(self) -> Steps:
-        return Steps(self.home / STEPS_FILE)
+        return Steps(self.home / STEPS_FILE, durable=not self.simulated)
 
     @property
     def decisions(self) -> Decisions:
@@ -295,7 +315,7 @@ class Company:
         """
         if self.simulated:
             return
-        most = max(LEAST_SESSIONS, self.policy.most_attempts * plan.training.releases(plan.model.blocks))
+        most = max(LEAST_SESSIONS, self.policy.most_attempts * plan.most_releases)
         self.steps.count("sessions", plan.run.encode(), self.day(), times=1, most=most)
 
     def randomness(self, *labels: str | int) -> tuple[str, Randomness]:
@@ -314,6 +334,8 @@ class Company:
         """Append to the company's own log."""
         logger = company_logger(self.home)
         logger.log(logging.ERROR if error else logging.INFO, text, exc_info=error)
+        if self.simulated:  # thousands of them would keep as many files open
+            close_log(self.home)
 
 
 def _local_steps(plan: Plan) -> tuple[str, bytes]:
@@ -323,8 +345,10 @@ def _local_steps(plan: Plan) -> tuple[str, bytes]:
 def simulated_home(companies: Path, partition: int) -> Path:
     """The home of a simulated company: `company-<partition>`, or where companies have names, by their order."""
     numbered = companies / f"company-{partition}"
+    if numbered.is_dir():  # asked with every message: no look at thousands of others
+        return numbered
     named = sorted(home for home in companies.glob("*") if (home / "policy.toml").is_file())
-    return numbered if numbered.is_dir() or partition >= len(named) else named[partition]
+    return numbered if partition >= len(named) else named[partition]
 
 
 @lru_cache(maxsize=128)

@@ -43,6 +43,12 @@ def company_logger(home: Path) -> logging.Logger:
     return logger
 
 
+def close_log(home: Path) -> None:
+    """Close the file of one home's log; the next entry opens it again."""
+    for handler in company_logger(home).handlers:
+        handler.close()
+
+
 class _LogFile(logging.handlers.RotatingFileHandler):
     def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding=self.encoding, opener=private_file.opener)

@@ -100,7 +100,7 @@ class Daemon:
                 code = self._agent.serve()
                 if code == "done":
                     self.runs += 1
-                    self._worker.leave()
+                    self._worker.leave(self._agent.served)
                     judging.begin()
                     give_back_freed_memory()
                 if code in _FATAL:

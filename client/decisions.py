@@ -138,9 +138,7 @@ class Decisions:
         if not self.kept:
             return
         with self.steps.log_head() as kept:
-            if not kept.head:
-                self._add(kept)
-            self._add(kept, *(("charged", _of_row(row)) for row in rows[kept.rows :]))
+            self._add(kept, rows=rows)
             kept.rows = len(rows)
 
     def head(self) -> LogHead:
@@ -158,15 +156,16 @@ class Decisions:
                 self._add(kept, ("policy", {"digest": digest}))
                 kept.policy = digest
 
-    def _add(self, kept: LogHead, *entries: Entry) -> None:
-        """Lines after the last one. What a crash has left beyond it is kept if it is whole, else removed."""
+    def _add(self, kept: LogHead, *entries: Entry, rows: Sequence[LedgerRow] = ()) -> None:
+        """Lines after the last one, and one for each of the ledger's `rows` that has none yet. What a crash has left
+        beyond it is kept if it is whole, else removed."""
         if not kept.head:
             entries = (self._first(kept), *entries)
         try:
             with open(self.path, "r+b", opener=private_file.opener) as file:
                 self._catch_up(kept, file)
                 text = b""
-                for kind, fields in entries:
+                for kind, fields in (*entries, *(("charged", _of_row(row)) for row in rows[kept.rows :])):
                     assert kind in KINDS
                     line = line_of(kept.lines + 1, self.clock(), kind, fields, kept.head)
                     text += line
@@ -178,7 +177,7 @@ class Decisions:
             if kept.lines:
                 raise too_short(self.path, kept.lines) from None
             private_file.create(self.path, b"")
-            self._add(kept, *entries)
+            self._add(kept, *entries, rows=rows)
         except OSError as error:
             raise LedgerError(f"{self.path}: {error.strerror}: nothing was decided") from error
 
@@ -202,8 +201,10 @@ class Decisions:
         rest = file.read()
         beyond = []
         for line in rest[: rest.rfind(b"\n") + 1].splitlines(keepends=True):
-            beyond.append(check_line(self.path, kept.lines + 1, line, kept.head))
+            entry = check_line(self.path, kept.lines + 1, line, kept.head)
+            beyond.append(entry)
             kept.follow(line, hash_of(line))
+            kept.rows = _told_by(entry, kept.rows)
         check_beyond(self.path, beyond)
         file.truncate(kept.bytes)
         file.seek(kept.bytes)
@@ -289,6 +290,12 @@ def _covered(path: Path, entries: Sequence[dict[str, Any]], rows: Sequence[Ledge
         if covered and rows[covered - 1].hash != head:
             raise LedgerError(f"{path} line {number} tells of another row {covered} than the ledger has")
     return covered
+
+
+def _told_by(entry: Mapping[str, Any], rows: int) -> int:
+    """How many of the ledger's rows the record tells of after this line, where there were `rows` before it."""
+    told = entry.get({"begun": "rows", "charged": "row"}.get(entry["what"], ""), rows)
+    return told if isinstance(told, int) and told >= 0 else rows
 
 
 def _of_row(row: LedgerRow) -> dict[str, Value]:

@@ -64,6 +64,7 @@ class Dialing(ABC):
         self._call: grpc.Call | None = None
         self._heard = 0.0
         self._warned: date | None = None
+        self.served = ""  # the coordinator's run, by its greeting
         self.answered = 0
         self.connected_since: str | None = None
         self.last_message: str | None = None  # its kind, and when it was answered
@@ -135,7 +136,7 @@ class Dialing(ABC):
             self._call = call
             if self._stopped.is_set():
                 return "stopped"
-            greeted(call)
+            self.served = greeted(call).run
             connected, self._patience = True, self._later
             self.fault, self.connected_since = None, _now()
             for message in incoming(call, self._limit):

@@ -12,6 +12,7 @@ that peers have sealed for this company; that opens no mask below the threshold 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,6 +61,14 @@ class JoinedFile:
         except (OSError, ValidationError):
             return None
         return found if found.company == company and ledger.begins(found.rows, found.head) else None
+
+    def run(self) -> str:
+        """The name of the joined run; empty if there is none, or the file is damaged."""
+        try:
+            found = JoinedRun.model_validate_json(self.path.read_bytes())
+            return str(json.loads(found.plan)["run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

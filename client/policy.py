@@ -176,6 +176,14 @@ class Policy(BaseModel):
 
     def broken(self, plan: Plan) -> Iterator[PolicyRefusal]:
         """Each rule that the plan breaks."""
+        if plan.drawn is not None and self.simulation_seed is None:
+            text = (
+                "the plan draws a cohort for each round, which is for simulations alone: this run's cohorts "
+            )
+            yield PolicyRefusal(
+                "simulation_seed", text + "would differ, and their difference isolate a company"
+            )
+            return
         if not plan.private and not self.i_accept_no_dp:
             text = "the plan adds no noise and this company's policy does not accept that"
             yield PolicyRefusal("i_accept_no_dp", text)
@@ -204,7 +212,7 @@ class Policy(BaseModel):
         if parameters > self.largest_model:
             text = f"{parameters} parameters, this company allows {self.largest_model}"
             yield PolicyRefusal("largest_model", text)
-        releases = plan.training.releases(plan.model.blocks)
+        releases = plan.most_releases
         if releases * plan.training.local_steps > self.most_steps:
             yield PolicyRefusal("most_steps", f"more local steps than this company's {self.most_steps}")
         # Compared with the policy's declaration, never with the data: an answer must not reveal the data.

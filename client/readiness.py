@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..blocks import build_model
+from ..blocks import block_parameters, build_model
 from ..blocks.examples import Examples
 from ..errors import InputError, ProtocolError, RunError
 from ..privacy.composition import Terms
 from ..privacy.ledger_file import read_ledger
 from ..protocol.evaluation import evaluation_run, evaluation_terms
-from ..protocol.release import block_size, run_terms
-from ..settings import Plan
+from ..protocol.release import run_terms
+from ..settings import ModelSettings, NoiseSettings, Plan
 from .ceilings import check_ceilings
 from .decisions import LEDGER_FILE
 from .held_out import fingerprint
@@ -84,9 +84,34 @@ def startable(company: Company) -> None:
 @lru_cache(maxsize=8)
 def planned_terms(plan: Plan) -> Terms:
     """What a run of the plan is charged for; with shares of one noise, for the fewest companies that can add them."""
+    return run_terms(plan, planned_size(plan))
+
+
+def planned_size(plan: Plan) -> int:
+    """Values in an update of the plan; all blocks have one shape."""
+    return _size(plan.model, plan.noise, plan.training.interface)
+
+
+@lru_cache(maxsize=32)
+def _size(model: ModelSettings, noise: NoiseSettings, interface: bool) -> int:
     with torch.device("meta"):  # its shapes alone: no memory, however large the model is
-        model = build_model(plan.model, plan.noise, 0)
-    return run_terms(plan, block_size(model, 0, plan.training))  # all blocks have one shape
+        shapes = build_model(model, noise, 0)
+    return sum(p.numel() for _, p in block_parameters(shapes.freeze_all_but(0, interface)))
+
+
+def own_terms(company: Company, plan: Plan, companies: int | None = None) -> Terms:
+    """`run_terms` of this company: of the rounds in which it takes part, which with drawn cohorts are not all."""
+    size = planned_size(plan)
+    if plan.drawn is None:
+        return run_terms(plan, size, companies)
+    names = company.member().roster.members
+    if len(names) != plan.drawn.companies:
+        text = f"the plan draws from {plan.drawn.companies} companies, the roster has {len(names)}"
+        raise ProtocolError("bad_session", text)
+    own = plan.releases_of(company.name, names)
+    if own == 0:
+        raise ProtocolError("bad_session", "this company is drawn for no round of the plan")
+    return run_terms(plan, size, companies, own)
 
 
 def planned_parts(plan: Plan) -> tuple[tuple[str, Terms], ...]:

@@ -60,11 +60,14 @@ class LogHead:
 class Steps:
     """The steps that have been taken, in a SQLite file of the company; each is synced to disk.
 
+    `durable` false, for an invented company: a step survives the process, but not the machine.
+
     Raises:
         LedgerError: from every method, if the file is missing or damaged.
     """
 
     path: Path
+    durable: bool = True
 
     def begin(self, rows: int, head: str, runs: Iterable[str] = ()) -> None:
         """Set the ledger's length and head; creates the file if there is none.
@@ -176,7 +179,7 @@ class Steps:
             )
         try:
             with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)) as file:
-                file.execute("PRAGMA synchronous = EXTRA")
+                file.execute(f"PRAGMA synchronous = {'EXTRA' if self.durable else 'OFF'}")
                 if schema is not None:
                     file.executescript(schema)
                 elif file.execute(_SEEN).fetchone() is None:

@@ -22,7 +22,7 @@ def projected(company: Company, plan: Plan) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "rounds": plan.training.rounds,
-        "releases": plan.training.releases(plan.model.blocks),
+        "releases": plan.most_releases,
         "blocks": plan.model.blocks,
         "minimum_cohort": plan.secure_aggregation.minimum_cohort,
         "noise_multiplier": plan.noise_multiplier,

@@ -61,7 +61,7 @@ def main() -> None:
             reply, after, seen = _answered(home, told, content, _state(state))
             send(taken, seen, reply, recorddict_to_proto(after).SerializeToString())
         elif told["do"] == "leave":
-            send(taken, _done(home, _state(parts[0])))
+            send(taken, _done(home, told["run"], _state(parts[0])))
         else:
             send(taken, _done(home))
 
@@ -86,20 +86,21 @@ def _answered(
     return answer(message, counting, context, company_logger(home).info), context.state, seen
 
 
-def _done(home: Path, state: RecordDict | None = None) -> dict[str, Any]:
+def _done(home: Path, run: str = "", state: RecordDict | None = None) -> dict[str, Any]:
     """Check what an agent needs before it connects, or forget a run that is over, whose state this was."""
+    left = True
     try:
         company = Company.deployed(home)
         if state is None:
             company.startable()
         else:
-            company.leave(channel_of(Context(1, 1, {}, state, {})))
+            left = company.leave(run, channel_of(Context(1, 1, {}, state, {})))
     except OSError as error:
         return {"os": [error.errno, error.strerror, error.filename]}
     except FedblocksError as error:
         kind = "error" if isinstance(error, InputError | RunError) else "stopped"
         return {kind: str(error)}
-    found = {"company": company.name}
+    found: dict[str, Any] = {"company": company.name, "left": left}
     with suppress(LedgerError):
         now = company.decisions.head()
         found["record"] = f"record of decisions: {now.lines} lines, the last hash {now.head}"

@@ -3,7 +3,7 @@
 with Worker(home) as worker:
     name = worker.start()                  # checks what an agent needs; then
     content = worker.answer(message)       # message by message
-    worker.leave()                         # the run is over
+    worker.leave("digits-1")               # the run is over
 """
 
 from __future__ import annotations
@@ -86,11 +86,14 @@ class Worker:
                 self._rest_after(max(self._idle, IDLE_IN_A_RUN))
         return content
 
-    def leave(self) -> None:
-        """Forget the run, which is over, and give its memory back."""
+    def leave(self, run: str) -> None:
+        """Forget the run, which is over, unless another one has been joined since; give its memory back."""
         state, self._state = self._state, b""
         with suppress(ProtocolError):
-            self._tell_record(self._ask({"do": "leave"}, state)[0])
+            found, _ = self._ask({"do": "leave", "run": run}, state)
+            if not found.get("left", True):
+                self._state = state
+            self._tell_record(found)
         self._end()
 
     def _tell_record(self, found: dict[str, Any]) -> None:

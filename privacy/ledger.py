@@ -80,8 +80,12 @@ class Ledger:
         adjacency: str = ADD_REMOVE,
         rule: str = RUNS,
         witness: Witness | None = None,
+        *,
+        durable: bool = True,
     ) -> "Ledger":
         """Open the ledger, or create it; with a `witness`, which has seen its length, it is only opened.
+
+        `durable` false: charges survive this process, but not the machine; for invented companies alone.
 
         The company may change the ceiling; company, delta, adjacency and `rule`, the composition, are fixed at
         creation, since they define what every epsilon means.
@@ -100,7 +104,8 @@ class Ledger:
             raise InputError("adjacency", adjacency, f"must be one of {ADJACENCIES}")
         order = order_for(ceiling, delta) if rule == RENYI else None
         composition(rule, delta, order)
-        store = LedgerStore(Path(path), LedgerHeader(company, delta, adjacency, rule, order), witness)
+        header = LedgerHeader(company, delta, adjacency, rule, order)
+        store = LedgerStore(Path(path), header, witness, durable=durable)
         return cls(store, company=company, epsilon_ceiling=ceiling, delta=delta, clock=clock)
 
     def charge(self, *, run: str, round: int, block: str, release_id: str, terms: Terms) -> Charge:

@@ -74,8 +74,12 @@ class Witness(Protocol):
 class LedgerStore:
     """Append-only rows of one (company, delta, adjacency, composition)."""
 
-    def __init__(self, path: Path, wanted: LedgerHeader, witness: Witness | None = None) -> None:
+    def __init__(
+        self, path: Path, wanted: LedgerHeader, witness: Witness | None = None, *, durable: bool = True
+    ) -> None:
         """Open the file, or create it as `wanted`. The order of a composition is that of the file.
+
+        `durable` false, for an invented company: a committed row survives the process, but not the machine.
 
         Raises:
             LedgerError: damaged, not as `wanted`, or not as the witness has seen it; missing, if there is a witness.
@@ -89,11 +93,11 @@ class LedgerStore:
                         f"ledger {path} is missing: restore it from a backup; a first one, or one in place of what "
                         f"is lost, is made with `fedblocks ledger create {path.parent}`"
                     )
-                _create(path, wanted)
+                _create(path, wanted, durable)
             check_file(path)
             # SQLite gives its side files the mode of the main file.
             path.chmod(0o600)
-            self._connection = _connect(path)
+            self._connection = _connect(path, durable)
         try:
             with mendable(path):
                 self.header = read_header(self._connection, path)
@@ -168,7 +172,7 @@ class LedgerStore:
         self._connection.close()
 
 
-def _create(path: Path, header: LedgerHeader) -> None:
+def _create(path: Path, header: LedgerHeader, durable: bool) -> None:
     """Build the ledger under another name, then link it: an empty file at `path` is always damage."""
     if os.path.lexists(f"{path}-wal"):
         raise LedgerError(
@@ -179,7 +183,7 @@ def _create(path: Path, header: LedgerHeader) -> None:
     # If another process is first, its ledger is used.
     with suppress(FileExistsError), creating(path, mode=OWNER_ONLY) as draft:
         try:
-            connection = _connect(draft)
+            connection = _connect(draft, durable)
             try:
                 connection.executescript(_SCHEMA)
                 connection.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", values)
@@ -190,15 +194,15 @@ def _create(path: Path, header: LedgerHeader) -> None:
                 rest.unlink(missing_ok=True)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, durable: bool) -> sqlite3.Connection:
     connection = sqlite3.connect(
         f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None, timeout=WAIT_SECONDS
     )
     try:
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
             raise LedgerError(f"ledger {path} lies where SQLite cannot keep its log: use a local disk")
-        connection.execute("PRAGMA synchronous = FULL")
     except BaseException:
         connection.close()
         raise

@@ -161,9 +161,12 @@ def release_event(plan: Plan, size: int, companies: int | None = None) -> Event:
     return event_of(plan.training, plan, plan.noise_multiplier, size, bits=plan.bits, companies=companies)
 
 
-def run_terms(plan: Plan, size: int, companies: int | None = None) -> Terms:
-    """The terms to which a company's ledger pins a run of this plan; arguments and errors as in `release_event`."""
-    return Terms(release_event(plan, size, companies), plan.training.releases(plan.model.blocks))
+def run_terms(plan: Plan, size: int, companies: int | None = None, releases: int | None = None) -> Terms:
+    """The terms to which a company's ledger pins a run of this plan; arguments and errors as in `release_event`.
+
+    `releases`: those that the company makes; none: the most that any one makes.
+    """
+    return Terms(release_event(plan, size, companies), plan.most_releases if releases is None else releases)
 
 
 def block_size(model: Denoiser, block: int, training: TrainingSettings) -> int:

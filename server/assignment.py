@@ -34,7 +34,7 @@ def assign(round_: int, companies: tuple[str, ...], plan: Plan) -> list[Task]:
     if plan.training.assignment == "sequential":
         return [Task((round_ - 1) % blocks, companies)]
     count = groups(len(companies), blocks, plan.secure_aggregation.minimum_cohort)
-    # Fixed groups: the difference of two cohorts' sums could isolate one company.
+    # Groups are fixed as the cohort is: the difference of two cohorts' sums could isolate one company.
     return [Task((round_ - 1 + g) % blocks, companies[g::count]) for g in range(count)]
 
 

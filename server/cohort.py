@@ -25,6 +25,8 @@ Reply = TypeVar("Reply")
 class Cohort:
     """The companies of a run, which stay the same: the difference of two cohorts' sums could isolate one company.
 
+    Or those of one round, where a simulation's plan draws each round's (`drawn_cohort`).
+
     `nodes`: where those are that are known to be somewhere. `back`: waits for companies whose answers were lost, and
     says which of them can be asked again; without it, none.
     """
@@ -95,12 +97,7 @@ def join(
     """
     nodes = wait_for_nodes(grid, expected, wait)
     request, timeout = JoinRequest(plan, shared), plan.training.message_timeout
-    found: dict[str, int] = {}
-    channels: dict[str, ChannelKey] = {}
-    for node, answer in offer(grid, request, nodes, roster, timeout).items():
-        if not isinstance(answer, Joined):
-            raise refusal_of(names_of(grid).get(node, f"node {node}"), answer)
-        found[answer.company], channels[answer.company] = node, answer.channel
+    found, channels = joined_of(grid, offer(grid, request, nodes, roster, timeout))
     if len(found) < expected:
         raise RunError(f"{len(found)} of {expected} companies answered within {timeout:g} s")
     return Cohort(grid, found, channels, roster, request.digest(), timeout)
@@ -139,6 +136,19 @@ def offer(
         claimed.add(answer.company)
         answers[node] = Joined(answer.company, answer.channel)
     return answers
+
+
+def joined_of(
+    grid: Grid, answers: Mapping[int, Joined | FedblocksError]
+) -> tuple[dict[str, int], dict[str, ChannelKey]]:
+    """Nodes and channel keys by company. Raises: ProtocolError of the first company that has not joined."""
+    nodes: dict[str, int] = {}
+    channels: dict[str, ChannelKey] = {}
+    for node, answer in answers.items():
+        if not isinstance(answer, Joined):
+            raise refusal_of(names_of(grid).get(node, f"node {node}"), answer)
+        nodes[answer.company], channels[answer.company] = node, answer.channel
+    return nodes, channels
 
 
 def refusal_of(name: str, error: FedblocksError) -> ProtocolError:

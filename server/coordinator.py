@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from ..blocks import Denoiser, build_model, merge
 from ..blocks.state import ModelState, State, check_part
-from ..errors import FedblocksError, RunError
+from ..errors import FedblocksError, InputError, RunError
 from ..protocol.release import blocks_read
 from ..settings import is_simulation
 from .assignment import Task, assign
@@ -23,6 +23,7 @@ from .attendance import Attendance, Patience
 from .checkpoint import Checkpoint
 from .cohort import Cohort, join
 from .delivery import deliver
+from .drawn_cohort import DrawnCohort
 from .evaluation import Evaluator
 from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarted, Subscriber
 from .federated_evaluation import evaluate
@@ -104,6 +105,9 @@ def _coordinate(
         run.append_metrics(row)
         tell(RoundFinished(row))
     shared, expected = checkpoint.model.shared, settings.companies.count
+    if plan.drawn is not None and patience is not None:
+        rule = "cohorts are drawn each round in `fedblocks simulate` alone"
+        raise InputError("companies.per_round", plan.drawn.per_round, rule)
     if checkpoint.round == rounds:
         if patience is not None:  # for companies that were missing when it ended
             _deliver(
@@ -114,9 +118,12 @@ def _coordinate(
 
     attendance: Attendance | None = None
     kept: OpenedSums | None = None
+    drawing: DrawnCohort | None = None
     cohort: Cohort | PlainSums
     if isinstance(grid, PlainSums):
         cohort = grid
+    elif patience is None and plan.drawn is not None:
+        drawing = DrawnCohort(grid, plan, plan.drawn, shared, run.roster())
     elif patience is None:
         cohort = join(grid, plan, shared, run.roster(), expected, wait=wait)
     else:
@@ -126,12 +133,17 @@ def _coordinate(
         kept = OpenedSums(ReleaseLog(run.opened), plan)
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
+        if drawing is not None:
+            cohort = drawing.of(round_)
         # All blocks of a round start from the state that the round began with.
         before = tuple(blocks)
         moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
 
         def train(
-            task: Task, round_: int = round_, before: tuple[State, ...] = before
+            task: Task,
+            round_: int = round_,
+            before: tuple[State, ...] = before,
+            cohort: Cohort | PlainSums = cohort,
         ) -> tuple[RoundResult, OpenedSum | None]:
             b = task.block
             states = {i: before[i] for i in blocks_read(plan, b)}
@@ -142,7 +154,9 @@ def _coordinate(
             blocks[b] = state
             return result, opened
 
-        tasks = assign(round_, cohort.companies, plan)
+        tasks = assign(
+            round_, cohort.cohort(round_) if isinstance(cohort, PlainSums) else cohort.companies, plan
+        )
         if (
             kept is not None
         ):  # what companies have paid for must find room, so nobody trains before there is some

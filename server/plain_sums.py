@@ -22,8 +22,11 @@ from .secure_sum import Absences
 class PlainSums(OwnGrid, ABC):
     """A cohort that is asked for its sums, and never for a message."""
 
-    companies: tuple[str, ...]
     settings_digest: bytes
+
+    @abstractmethod
+    def cohort(self, round_: int) -> tuple[str, ...]:
+        """The companies of a round, in order: all, or those that the plan draws."""
 
     @abstractmethod
     def total(

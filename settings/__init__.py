@@ -12,6 +12,7 @@ from ..blocks.settings import (
     TransformerSettings,
 )
 from .contract import is_zone
+from .drawn import DrawnCohorts
 from .evaluation import EvaluationSettings
 from .files import (
     is_simulation,
@@ -58,6 +59,7 @@ __all__ = [
     "DataKind",
     "DataSettings",
     "DataSource",
+    "DrawnCohorts",
     "DropoutSettings",
     "Engine",
     "EvaluationSettings",

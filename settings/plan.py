@@ -6,17 +6,18 @@ Each company checks it against its own policy and refuses anything that its own 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..blocks.families import ModelSettings
 from ..blocks.settings import NoiseSettings, Part, require
+from .drawn import DrawnCohorts
 from .evaluation import EVALUATIONS, EvaluationSettings
 from .load import validated
 from .privacy import LEAST_NOISE, MOST_NOISE, MechanismSettings, SecureAggregationSettings, check_mechanism
-from .run import RunSettings
+from .run import RunSettings, releases_of
 from .training import TrainingSettings
 
 
@@ -38,6 +39,7 @@ class Plan(MechanismSettings, _Job):
     company_clip: float = Field(ge=1e-6, le=1e9)
     secure_aggregation: SecureAggregationSettings
     evaluation: EvaluationSettings | None = None
+    drawn: DrawnCohorts | None = None
 
     @classmethod
     def of(
@@ -63,6 +65,7 @@ class Plan(MechanismSettings, _Job):
             "training": settings.training,
             "secure_aggregation": settings.secure_aggregation.model_dump() | {"bits": bits},
             "evaluation": settings.evaluation,
+            "drawn": settings.drawn,
         }
         mechanism = settings.privacy.model_dump(include=set(MechanismSettings.model_fields))
         return validated(cls, fields | mechanism | found)
@@ -94,12 +97,26 @@ class Plan(MechanismSettings, _Job):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_no_evaluation(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plans without an evaluation keep the digest that they had before there were any."""
+    def _without_what_is_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans without an evaluation, or without drawn cohorts, keep the digest that they had before there were
+        any."""
         found: dict[str, Any] = dump(self)
-        if self.evaluation is None:
-            found.pop("evaluation", None)
+        for name in ("evaluation", "drawn"):
+            if getattr(self, name) is None:
+                found.pop(name, None)
         return found
+
+    @property
+    def most_releases(self) -> int:
+        """Updates of one company over the run; with drawn cohorts, of the company that is drawn most often."""
+        return releases_of(self.training, self.model.blocks, self.drawn)
+
+    def releases_of(self, company: str, names: Collection[str]) -> int:
+        """As `most_releases`, of one company among those of these names: 0 if it is never drawn."""
+        if self.drawn is None:
+            return self.most_releases
+        rounds = self.training.rounds + self.training.reserve
+        return self.training.releases(self.model.blocks, self.drawn.rounds_of(company, names, rounds))
 
     @property
     def private(self) -> bool:

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from ..blocks.families import ModelSettings, family
 from ..blocks.settings import NoiseSettings, Part, require
 from .contract import DataContract
+from .drawn import DrawnCohorts
 from .evaluation import EvaluationSettings
-from .privacy import PrivacySettings, SecureAggregationSettings, check_mechanism
+from .privacy import MOST_COMPANIES, PrivacySettings, SecureAggregationSettings, check_mechanism
 from .training import PretrainingSettings, TrainingSettings
 
 
@@ -38,9 +39,24 @@ class PublicDataSettings(Part):
 
 
 class CohortSettings(Part):
-    """How many companies the coordinator expects."""
+    """How many companies the coordinator expects, and how many of them take part in a round."""
 
-    count: int = Field(5, ge=1, le=100)
+    count: int = Field(5, ge=1, le=MOST_COMPANIES)
+    per_round: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_COMPANIES,
+        description="simulations only: drawn anew each round; none: all take part",
+    )
+
+    @property
+    def cohort(self) -> int:
+        """Companies that take part in a round."""
+        return self.count if self.per_round is None else self.per_round
+
+    @property
+    def cohort_field(self) -> str:
+        return f"companies.{'count' if self.per_round is None else 'per_round'}"
 
 
 class InfluenceSettings(Part):
@@ -84,7 +100,7 @@ class RunSettings(Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        from ..privacy.secure_aggregation import lowest_threshold
+        from ..privacy.secure_aggregation import MAX_COHORT, lowest_threshold
 
         check_mechanism(self.training, self.privacy, "privacy.")
         if self.evaluation is not None:
@@ -93,8 +109,16 @@ class RunSettings(Part):
                 epsilon is not None, "evaluation", epsilon, "needs privacy.epsilon, which pays for it too"
             )
             self.evaluation.check(self.model)
-        n, least = self.companies.count, self.secure_aggregation.minimum_cohort
-        require(n >= least, "companies.count", n, f"must reach secure_aggregation.minimum_cohort={least}")
+        per_round, count = self.companies.per_round, self.companies.count
+        rule = f"more than companies.count={count}"
+        require(per_round is None or per_round <= count, "companies.per_round", per_round, rule)
+        rule = "with cohorts that are drawn each round there is no [evaluation] by the companies"
+        require(per_round is None or self.evaluation is None, "companies.per_round", per_round, rule)
+        n, least = self.companies.cohort, self.secure_aggregation.minimum_cohort
+        rule = f"must reach secure_aggregation.minimum_cohort={least}"
+        require(n >= least, self.companies.cohort_field, n, rule)
+        rule = f"a secure sum has at most {MAX_COHORT} companies; set companies.per_round"
+        require(n <= MAX_COHORT, self.companies.cohort_field, n, rule)
         t = self.secure_aggregation.threshold
         group = self.smallest_group
         colluders = self.privacy.colluders
@@ -112,23 +136,42 @@ class RunSettings(Part):
     @property
     def largest_group(self) -> int:
         """How many companies a sum has at most."""
-        return -(-self.companies.count // self._groups)
+        return -(-self.companies.cohort // self._groups)
 
     @property
     def smallest_group(self) -> int:
         """How many companies a sum has where nobody is missing, at least."""
-        return self.companies.count // self._groups
+        return self.companies.cohort // self._groups
 
     @property
     def _groups(self) -> int:
         if self.training.assignment != "parallel":
             return 1
-        return groups_of(self.companies.count, self.model.blocks, self.secure_aggregation.minimum_cohort)
+        return groups_of(self.companies.cohort, self.model.blocks, self.secure_aggregation.minimum_cohort)
+
+    @property
+    def drawn(self) -> DrawnCohorts | None:
+        """How each round's companies are drawn; none where all take part."""
+        companies = self.companies
+        if companies.per_round is None:
+            return None
+        return DrawnCohorts(seed=self.seed, companies=companies.count, per_round=companies.per_round)
+
+    @property
+    def most_releases(self) -> int:
+        """Updates of one company over the run; with drawn cohorts, of the company that is drawn most often."""
+        return releases_of(self.training, self.model.blocks, self.drawn)
 
     @property
     def total_steps(self) -> int:
         """DP-SGD steps of one company over the run."""
-        return self.training.releases(self.model.blocks) * self.training.local_steps
+        return self.most_releases * self.training.local_steps
+
+
+def releases_of(training: TrainingSettings, blocks: int, drawn: DrawnCohorts | None) -> int:
+    """Updates that a company makes in a run at most."""
+    rounds = training.rounds + training.reserve
+    return training.releases(blocks, None if drawn is None else drawn.most_rounds(rounds))
 
 
 def groups_of(companies: int, blocks: int, minimum_cohort: int) -> int:

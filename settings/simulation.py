@@ -53,6 +53,13 @@ class CompanySettings(CohortSettings):
 
     alpha: float = Field(1.0, gt=0)
     holdout: float = Field(0.2, gt=0, lt=1)
+    examples: int | None = Field(
+        None,
+        ge=10,
+        le=1_000_000,
+        description="each company draws so many for itself, held-out ones among them, and one example may be at "
+        "several companies: for more companies than the data could be dealt to; none: each goes to one",
+    )
     held_out: float = Field(
         0.1, gt=0, le=0.5, description="with [evaluation]: a company's own share that it never trains on"
     )

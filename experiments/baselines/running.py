@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from ...blocks import Denoiser, split
 from ...blocks.build import metric_of
 from ...blocks.examples import Examples
@@ -60,7 +62,9 @@ class _Running:
             last = trained.model
         self._note(self._row(rounds, {name: _mean([each[name] for each in ended]) for name in ended[0]}))
         if self._baseline == "central":
-            nothing = {b: {} for b in range(self._plan.model.blocks)}  # of its optimisers: it does not go on
+            nothing: dict[int, dict[str, Tensor]] = {
+                b: {} for b in range(self._plan.model.blocks)
+            }  # of its optimisers: it does not go on
             Checkpoint(rounds, split(last.cpu()), nothing).save(run.checkpoints)
         self._tell(RunFinished(rounds))
         metric = metric_of(self._plan.model).name

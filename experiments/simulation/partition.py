@@ -17,11 +17,13 @@ _MOST_DRAWS = 11
 def deal(
     private: Examples, model: ModelSettings, companies: CompanySettings, seed: int
 ) -> list[npt.NDArray[np.int64]]:
-    """Disjoint index arrays, one a company, which together cover all examples.
+    """Index arrays, one a company: disjoint, and together all examples, unless each draws `companies.examples`.
 
     Where examples have a class, each class is shared out by a Dirichlet(alpha) draw: small alpha, much skew.
     Texts and series are cut into stretches, so that companies differ as their documents and times do.
     """
+    if companies.examples is not None:
+        return _by_draw(private, model, companies, companies.examples, seed)
     if len(private) < companies.count * SMALLEST_PART:
         rule = f"{len(private)} examples are too few to deal out: enough for {len(private) // SMALLEST_PART}"
         rule += "" if model.label_side is not None else "; shorter windows give more"
@@ -30,6 +32,56 @@ def deal(
         labels = private.targets if model.label_side == "targets" else private.inputs
         return _by_label(labels.numpy(), companies.count, companies.alpha, seed)
     return list(np.array_split(np.arange(len(private), dtype=np.int64), companies.count))
+
+
+def held_out_pool(private: Examples, model: ModelSettings, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which examples are held out by whoever draws them, where one may be at several companies: no company trains on
+    what another holds out. Texts and series are held out from their end."""
+    count = max(1, int(len(private) * share))
+    out = np.zeros(len(private), dtype=np.bool_)
+    if model.label_side is None:
+        out[-count:] = True
+    else:
+        out[np.random.default_rng([seed, 3]).permutation(len(private))[:count]] = True
+    return out
+
+
+def _by_draw(
+    private: Examples, model: ModelSettings, companies: CompanySettings, examples: int, seed: int
+) -> list[npt.NDArray[np.int64]]:
+    """Each company's own draw, without replacement: by its own Dirichlet(alpha) shares of the classes, or a stretch
+    of a text or series; `companies.holdout` of it from the pool that is held out."""
+    out = held_out_pool(private, model, companies.holdout, seed)
+    held = max(1, int(examples * companies.holdout))
+    wanted = ((np.flatnonzero(~out), examples - held), (np.flatnonzero(out), held))
+    if any(len(pool) < count for pool, count in wanted):
+        rule = f"{len(private)} examples are too few for a company to draw so many"
+        raise InputError("companies.examples", examples, rule)
+    generator = np.random.default_rng([seed, 4])
+    if model.label_side is None:
+        starts = [(pool, count, len(pool) - count + 1) for pool, count in wanted]
+        return [
+            np.concatenate(
+                [pool[(at := int(generator.integers(most))) : at + count] for pool, count, most in starts]
+            )
+            for _ in range(companies.count)
+        ]
+    labels = (private.targets if model.label_side == "targets" else private.inputs).numpy()
+    classes, place = np.unique(labels, return_inverse=True)
+    parts = []
+    for _ in range(companies.count):
+        # No class of no weight at all: where alpha is small, there would be too few examples to draw.
+        shares = generator.dirichlet(np.full(len(classes), companies.alpha)) + 1e-9
+        weights = shares[place]  # (examples,)
+        parts.append(
+            np.concatenate(
+                [
+                    generator.choice(pool, count, replace=False, p=weights[pool] / weights[pool].sum())
+                    for pool, count in wanted
+                ]
+            )
+        )
+    return parts
 
 
 def _by_label(

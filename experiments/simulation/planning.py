@@ -22,6 +22,8 @@ from ...settings import RunSettings, SimulationSettings, validated
 from .machine import check_writable
 from .preparation import OnStep, fresh_model, make_plan, public_model, read_public
 
+_MOST = 100
+
 
 def for_companies(settings: SimulationSettings, roster: Roster) -> RunSettings:
     """What decides the run for its coordinator; all companies of the roster take part.
@@ -29,7 +31,13 @@ def for_companies(settings: SimulationSettings, roster: Roster) -> RunSettings:
     Raises: InputError where the settings do not fit so many.
     """
     raw = TypeAdapter(RunSettings).dump_python(settings, warnings=False)
-    raw["companies"] = {"count": len(roster.members)}
+    per_round, members = settings.companies.per_round, len(roster.members)
+    if per_round is not None:
+        rule = "cohorts are drawn each round in simulations alone; of real companies all take part"
+        raise InputError("companies.per_round", per_round, rule)
+    if members > _MOST:
+        raise InputError("companies.count", members, f"at most {_MOST} real companies take part in a run")
+    raw["companies"] = {"count": members}
     if settings.privacy.epsilon is None:
         raise InputError("privacy.epsilon", None, "a run with real companies needs one")
     return validated(RunSettings, raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ...blocks import BlockObjective, Denoiser, Schedule, build_model, load_stat
 from ...blocks.examples import Examples
 from ...blocks.size import parameters_of
 from ...blocks.state import check_part
-from ...client.company import Company
+from ...client.company import COMPANIES, Company
 from ...client.data import load_examples
 from ...client.data.findings import Findings
 from ...client.held_out import HELD_OUT_FILE
@@ -40,6 +41,7 @@ from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, write_simulation
 from .machine import check_device, check_memory, check_writable
+from .partition import held_out_pool
 from .private_data import read_private
 
 PUBLIC_TEST_SHARE = 0.2
@@ -68,12 +70,19 @@ def read_inputs(settings: SimulationSettings) -> Inputs:
     public_train, public_test = read_public(settings, rng, findings["public"])
     private, parts = read_private(settings, findings)
     rows, heldout = {}, []
+    drawn = settings.companies.examples is not None
+    share = settings.companies.holdout
+    pool = held_out_pool(private, settings.model, share, settings.seed) if drawn else None
     for name, part in parts.items():
-        rows[name], out = _hold_out(part, settings.companies.holdout, rng, least=1)
+        if pool is None:
+            rows[name], out = _hold_out(part, share, rng, least=1)
+        else:
+            rows[name], out = part[~pool[part]], part[pool[part]]
         heldout.append(out)
     most = settings.data.test_examples
     own = {name: private[_spread(out, most)] for name, out in zip(parts, heldout, strict=True)}
-    out = _spread(np.concatenate(heldout), most)
+    every = np.concatenate(heldout) if pool is None else np.unique(np.concatenate(heldout))
+    out = _spread(every, most)
     companies = {name: private[kept] for name, kept in rows.items()}
     return Inputs(public_train, public_test, companies, rows, len(private), private[out], own, findings)
 
@@ -159,7 +168,7 @@ def affordable_noise(settings: RunSettings, size: int) -> float:
     def release_at(noise: float) -> Event:
         return event_of(t, p, noise, size, bits=bits)
 
-    account, wanted = in_a_fresh_ledger(p.delta), t.releases(settings.model.blocks)
+    account, wanted = in_a_fresh_ledger(p.delta), settings.most_releases
     judged = evaluation_epsilon(whole_evaluation(settings.evaluation, settings.model, p, t.rounds), p.delta)
     left = p.epsilon - judged
     if left <= 0 and settings.evaluation is not None:
@@ -201,7 +210,7 @@ def prepare(
     plan = make_plan(settings, model, folder.name)
 
     # Examples of companies lie in it.
-    with atomic_file.creating_folder(folder, mode=0o700) as draft:
+    with atomic_file.creating_folder(folder, mode=0o700, loose=(COMPANIES,)) as draft:
         run = RunFolder(draft)
         run.write_settings(settings, plan)
         write_simulation(draft, settings)
@@ -327,8 +336,18 @@ def introduce(run: RunFolder) -> None:
         identity = Identity.generate()
         save_identity(home / IDENTITY_FILE, identity)
         members[home.name] = identity.public
-    for folder in (*homes, run.path):
-        save_roster(folder / ROSTER_FILE, members)
+    save_roster(run.roster_file, members)
+    for home in homes:
+        _link(run.roster_file, home / ROSTER_FILE)
+
+
+def _link(file: Path, other: Path) -> None:
+    """The same file under another name, or a copy where there are no links: thousands of rosters of thousands take
+    gigabytes."""
+    try:
+        os.link(file, other)
+    except OSError:
+        private_file.write(other, file.read_bytes())
 
 
 def _made(folder: Path) -> Path:

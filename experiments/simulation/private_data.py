@@ -26,6 +26,12 @@ def read_private(settings: SimulationSettings, findings: dict[str, Findings]) ->
     source, where a company has too few examples or its classes are not the public ones.
     """
     source = settings.data.private
+    own = source.sources or (
+        isinstance(source.contract, TableContract) and source.contract.company is not None
+    )
+    if own and settings.companies.examples is not None:
+        rule = "each company has its own data already; leave it out"
+        raise InputError("companies.examples", settings.companies.examples, rule)
     if source.sources:
         return _own_sources(settings, findings)
     field, found = "data.private.source", Findings(source.source)

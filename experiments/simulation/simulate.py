@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...blocks.build import metric_of
@@ -17,7 +18,7 @@ from ...server.coordinator import coordinate
 from ...server.events import Subscriber
 from ...server.run_folder import RunFolder
 from ...server.run_lock import exclusive
-from ...settings import Engine, Transport, read_simulation
+from ...settings import Engine, Plan, Transport, read_simulation
 from .dropout import LossyGrid
 from .engines import check_engine, grid_of
 from .loopback import loopback_grid
@@ -57,12 +58,11 @@ def _simulate(
     if not heldout.is_file():
         raise RunError(f"{heldout} is missing; put it back from a copy")
     settings = read_simulation(run.path)
+    at_once, over_grpc = workers or settings.workers, transport == "grpc"
     if settings.protocol == "off":
-        with unprotected(run, workers or settings.workers, processes=engine == "processes") as sums:
+        with unprotected(run, at_once, processes=engine == "processes") as sums:
             coordinate(sums, run, subscribers)
     else:
-        at_once = workers or settings.workers
-        over_grpc = transport == "grpc"
         with loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once) as grid:
             dropout = settings.companies.dropout
             lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
@@ -95,12 +95,12 @@ def summary(run: RunFolder) -> dict[str, Any]:
         metric: last["heldout"][-1],
         f"{metric}_by_block": last["heldout"],
         f"{metric}_on_public_data": last["public"][-1],
-        **_guarantee(run),
+        **_guarantee(run, plan, rounds),
         "noise_multiplier": plan.noise_multiplier,
     }
 
 
-def _guarantee(run: RunFolder) -> dict[str, Any]:
+def _guarantee(run: RunFolder, plan: Plan, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the companies' own ledgers say; where there are none, that."""
     if read_simulation(run.path).protocol == "off":
         return {
@@ -110,27 +110,52 @@ def _guarantee(run: RunFolder) -> dict[str, Any]:
             "delta": None,
             "unit_of_privacy": "none",
         }
-    plan = run.plan()
+    spent = _spent(run)
     return {
-        "epsilon": epsilon_by_company(run),
-        **_against(run),
+        "epsilon": _finite(spent),
+        **_against(spent.values()),
+        **_shares(plan, rounds, spent),
         "delta": plan.delta,
         "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
     }
 
 
-def _against(run: RunFolder) -> dict[str, Any]:
+def _against(spent: Collection[Guarantee]) -> dict[str, Any]:
     """Whom the epsilons hold against; and what holds against a company that takes part, where that is more."""
-    spent = list(_spent(run).values())
     found: dict[str, Any] = {"epsilon_holds_against": " / ".join(sorted({each.against for each in spent}))}
     if any(each.epsilon_against_company > each.epsilon for each in spent):
         found["epsilon_against_a_company"] = finite(max(each.epsilon_against_company for each in spent))
     return found
 
 
+def _shares(plan: Plan, rounds: Sequence[dict[str, Any]], spent: Mapping[str, Guarantee]) -> dict[str, Any]:
+    """Where cohorts are drawn: how many rounds the companies were in, and what they have spent."""
+    if plan.drawn is None:
+        return {}
+    of = Counter(name for row in rounds for name in {*row["survivors"], *row["absent"]})
+    return {
+        "companies_per_round": plan.drawn.per_round,
+        "rounds_of_a_company": spread([of[name] for name in spent]),
+        "epsilon_of_a_company": spread([each.epsilon for each in spent.values()]),
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """The least, the middle and the largest."""
+    return {
+        "min": finite(min(values)),
+        "median": finite(statistics.median(values)),
+        "max": finite(max(values)),
+    }
+
+
 def epsilon_by_company(run: RunFolder) -> dict[str, float | None]:
     """What each simulated company's own ledger says it has spent; None after a release without noise."""
-    return {name: finite(spent.epsilon) for name, spent in _spent(run).items()}
+    return _finite(_spent(run))
+
+
+def _finite(spent: Mapping[str, Guarantee]) -> dict[str, float | None]:
+    return {name: finite(each.epsilon) for name, each in spent.items()}
 
 
 def _spent(run: RunFolder) -> dict[str, Guarantee]:

@@ -72,10 +72,13 @@ class Unprotected(PlainSums):
         self._path, self._pool, self._workers = str(run.path), pool, workers
         self.settings_digest = JoinRequest(run.plan(), _training_of(self._path).shared).digest()
         nodes = Nodes.of(run).names
-        self.companies = tuple(sorted(nodes.values()))
+        self._companies, self._drawn = tuple(sorted(nodes.values())), run.plan().drawn
         self._nodes = {name: node for node, name in nodes.items()}
         self._dropout = settings.companies.dropout
         self._losses = LossyGrid(self, self._dropout, settings.seed)
+
+    def cohort(self, round_: int) -> tuple[str, ...]:
+        return self._companies if self._drawn is None else self._drawn.cohort(round_, self._companies)
 
     def total(
         self, session: Session, block: int, states: dict[int, State], absences: Absences

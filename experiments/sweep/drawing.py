@@ -28,7 +28,7 @@ from ...threat_model.report.canvas import (
 )
 from ...threat_model.report.measures import Measure
 from .grid import shown
-from .points import WORDS, Point
+from .points import WORDS, Point, possible
 
 _COLOURS = (PRIVATE, REFERENCE, PUBLIC, ALERT, INK)
 _MARKERS = ("o", "s", "^", "D", "v")
@@ -101,13 +101,13 @@ def _against_epsilon(
             at = [places[p.epsilon] for p in own if p.epsilon is not None]
             ax.plot(at, [p.quality.value for p in own], color=colour, marker=marker, markersize=6)
             for x, p in zip(at, own, strict=True):
-                _bar(ax, x, p.quality, colour)
+                _bar(ax, x, possible(p.quality, measure), colour)
         for p in points:
             if p.kind == "without noise" and p.group_title == group:
                 ax.plot(
                     [none], [p.quality.value], color=colour, marker=marker, markersize=7, fillstyle="none"
                 )
-                _bar(ax, none, p.quality, colour)
+                _bar(ax, none, possible(p.quality, measure), colour)
     lines = [p for p in points if p.kind in _LINES]
     for p in lines:
         of_group = len(groups) > 1 and p.group_title in groups
@@ -156,7 +156,7 @@ def _against_attack(
         ax.plot(
             [x.value], [p.quality.value], color=colour, marker=_MARKERS[i % 5], markersize=6, fillstyle=open_
         )
-        _bar(ax, x.value, p.quality, colour)
+        _bar(ax, x.value, possible(p.quality, measure), colour)
         if math.isfinite(x.low) and math.isfinite(x.high):
             ax.plot([x.low, x.high], [p.quality.value] * 2, color=colour, linewidth=1.2, linestyle=SOLID)
         label = "no noise" if p.kind == "without noise" else f"ε {shown(p.epsilon)}"

@@ -1,4 +1,4 @@
-"""The frontier as the lines of a table, as a page of its own, and its figure as a file."""
+"""The frontier as the lines of a table, as a part of a report, and its figure as a file."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import math
 import re
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from ... import __version__, atomic_file
+from ...server.run_folder import RunFolder
 from ...threat_model.intervals import Estimate
+from ...threat_model.report import document
+from ...threat_model.report.frontier import Drawn
+from ...threat_model.report.judgement import number
 from ...threat_model.report.measures import three_digits
 from .frontier import Frontier
-from .points import Attacked, Point
+from .points import Attacked, Point, possible
+from .scheduler import ASKED
 from .strongest import STATEMENTS
 
 # The report's own (`threat_model/report/report.css`).
 _LIGHT = {
     "paper": "#ffffff", "line": "#d5dbe1", "grid": "#e3e8ec", "ink": "#17212b", "muted": "#55626f",
     "private": "#0b5fae", "public": "#7a4a9e", "reference": "#0d7566", "alert": "#b3361b",
-}  # fmt: skip
-_DARK = {
-    "paper": "#12181e", "line": "#364250", "grid": "#2a343f", "ink": "#e6ebf0", "muted": "#a3b0bd",
-    "private": "#6fb6f5", "public": "#c79be6", "reference": "#56c7b4", "alert": "#f58b6c",
 }  # fmt: skip
 _COLUMNS = ("setting", "epsilon spent", "quality", "seeds", "better than alone", *STATEMENTS)
 _ALWAYS = 4  # of them, attacked or not
@@ -38,32 +37,60 @@ def table_of(found: Frontier) -> tuple[list[str], list[list[str]]]:
     return [_COLUMNS[i] for i in kept], [[line[i] for i in kept] for line in lines]
 
 
-def write_page(found: Frontier, to: Path) -> None:
-    """One self-contained HTML file; an existing one is replaced."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["digits"] = three_digits
+def drawn(found: Frontier, *, figure: bool = True) -> Drawn:
+    """As the reports of the sweep and of its cells show it; `figure` takes most of the time."""
     columns, lines = table_of(found)
-    page = environment.get_template("frontier.html.j2").render(
-        asked=found.asked,
-        measure=found.measure,
-        figure=found.figure,
-        columns=columns,
-        lines=lines,
-        attacks=[(_title(point), each.worst) for point in found.rows for each in point.attacks],
-        failed=found.failed,
-        command=command_of(found.asked),
+    return Drawn(data_of(found), found.figure if figure else Markup(""), columns, lines)
+
+
+def frontier_beside(run: RunFolder, *, figure: bool = True) -> Drawn | None:
+    """Of the sweep that the run is a cell of; none where it is no cell.
+
+    Raises: InputError where the sweep's files cannot be read.
+    """
+    cells = run.path.parent
+    if cells.name != "cells" or not (cells.parent / ASKED).is_file():
+        return None
+    return drawn(Frontier.of(cells.parent), figure=figure)
+
+
+def data_of(found: Frontier) -> document.Frontier:
+    """The same as the reports' data have it."""
+    metric = found.measure.metric
+    return document.Frontier(
+        sweep=found.folder.resolve().name,
+        metric=metric.words,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
         cells=len(found.cells),
-        version=__version__,
-        light=_LIGHT,
-        dark=_DARK,
+        command=command_of(found.asked),
+        points=tuple(_data(point) for point in found.rows),
     )
-    atomic_file.write(to, page.encode())
+
+
+def _data(point: Point) -> document.FrontierPoint:
+    return document.FrontierPoint(
+        setting=_title(point), kind=point.kind, epsilon=point.epsilon, epsilon_spent=point.epsilon_spent,
+        quality=point.quality.value, low=_finite(point.quality.low), high=_finite(point.quality.high),
+        seeds=point.seeds, failed=point.failed, better_than_alone=point.better_than_alone,
+        attacks=tuple(_attack(each) for each in point.attacks),
+    )  # fmt: skip
+
+
+def _attack(each: Attacked) -> document.FrontierAttack:
+    named = {
+        name: each.worst[name]
+        for name in ("attack", "adversary", "view", "statistic", "unit", "n", "baseline", "of")
+    }
+    return document.FrontierAttack(
+        statement=each.statement, value=each.recovered.value, low=_finite(each.recovered.low),
+        high=_finite(each.recovered.high), audits=each.audits, worst=each.worst["value"],
+        worst_low=each.worst["low"], worst_high=each.worst["high"], **named,
+    )  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def figure_file(found: Frontier) -> str:
@@ -84,13 +111,20 @@ def command_of(asked: dict[str, Any]) -> str:
 
 
 def _line(found: Frontier, point: Point) -> list[str]:
-    spent = "" if point.epsilon_spent is None else f"{point.epsilon_spent:.3g}"
+    spent = "" if point.epsilon_spent is None else number(point.epsilon_spent)
     if point.kind == "without noise":
         spent = "unbounded"
     seeds = f"{len(point.seeds)}" + (f", {point.failed} failed" if point.failed else "")
     paid = "" if point.better_than_alone is None else "{} of {}".format(*point.better_than_alone)
     attacks = ["" if each is None else _attacked(each) for each in map(point.attacked, STATEMENTS)]
-    return [_title(point), spent, _interval(point.quality, found.measure.show), seeds, paid, *attacks]
+    return [
+        _title(point),
+        spent,
+        _interval(possible(point.quality, found.measure), found.measure.show),
+        seeds,
+        paid,
+        *attacks,
+    ]
 
 
 def _title(point: Point) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...threat_model.intervals import Estimate
+from ...threat_model.report.measures import Measure
 from .grid import shown
 
 PointKind = Literal["private", "without noise", "pooled", "alone", "public"]
@@ -68,3 +70,10 @@ class Point:
 
     def attacked(self, statement: str) -> Attacked | None:
         return next((each for each in self.attacks if each.statement == statement), None)
+
+
+def possible(value: Estimate, measure: Measure) -> Estimate:
+    """Of a share no interval leaves 0 to 1, however few the seeds."""
+    if not (measure.is_share and math.isfinite(value.low)):
+        return value
+    return value.model_copy(update={"low": max(value.low, 0.0), "high": min(value.high, 1.0)})

@@ -43,8 +43,10 @@ from .identity import Identity, Member, Roster
 from .keys import ChannelKey, ChannelKeys
 from .messages import Advert, Confirmation, Confirmations, Survivors, UnmaskShares
 from .session import Session, lowest_threshold
+from .wire import MAX_COHORT
 
 __all__ = [
+    "MAX_COHORT",
     "SMALLEST_COHORT",
     "Advert",
     "Aggregation",

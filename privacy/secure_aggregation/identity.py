@@ -64,8 +64,8 @@ class Roster:
     """
 
     def __init__(self, members: Mapping[str, bytes]) -> None:
-        if not 1 <= len(members) <= wire.MAX_COHORT:
-            raise ProtocolError("not_in_roster", f"a roster has 1 to {wire.MAX_COHORT} members")
+        if not 1 <= len(members) <= wire.MAX_ROSTER:
+            raise ProtocolError("not_in_roster", f"a roster has 1 to {wire.MAX_ROSTER} members")
         keys = {}
         for name, public in members.items():
             if not wire.is_name(name):
@@ -96,17 +96,12 @@ class Roster:
     def check(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
         """Check that `sender`, as pinned here, has signed exactly these parts for this purpose.
 
+        A process checks the same signature of the same bytes once: channel keys come again in every session of a
+        run, and where companies share a process, each of them is shown every advert.
+
         Raises:
             ProtocolError: "bad_signature", or "not_in_roster" for an unknown sender.
         """
-        self.require((sender,))
-        try:
-            self._keys[sender].verify(signature, self.statement(purpose, sender, *parts))
-        except InvalidSignature:
-            self._refuse(purpose, sender)
-
-    def check_lasting(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
-        """As `check`, with a cache: for statements that are checked again in every session of a run."""
         self.require((sender,))
         try:
             _verified(self.members[sender], signature, self.statement(purpose, sender, *parts))
@@ -118,8 +113,9 @@ class Roster:
         raise ProtocolError("bad_signature", text) from None
 
 
-# Only valid signatures are cached: an exception leaves no entry.
-@lru_cache(maxsize=4096)
+# A pure function of public values. Only valid signatures are kept: an exception leaves no entry. The room is for the
+# channel keys, adverts and confirmations of the largest cohort.
+@lru_cache(maxsize=4 * wire.MAX_COHORT)
 def _verified(public: bytes, signature: bytes, statement: bytes) -> None:
     Ed25519PublicKey.from_public_bytes(public).verify(signature, statement)
 

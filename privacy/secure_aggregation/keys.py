@@ -79,7 +79,7 @@ class ChannelKey:
 
     def check(self, roster: Roster, owner: str, run: str, settings_digest: bytes) -> None:
         """Check that `owner`, as pinned in `roster`, has signed this key for this run; raises as `Roster.check`."""
-        roster.check_lasting(self.signature, CHANNEL, owner, run.encode(), settings_digest, self.public)
+        roster.check(self.signature, CHANNEL, owner, run.encode(), settings_digest, self.public)
 
     def check_usable(self) -> None:
         """Raises ProtocolError for an unusable key, with which every peer would refuse its owner's sessions."""

@@ -25,6 +25,7 @@ DOMAIN = f"fedblocks secure aggregation v{VERSION}"
 MAX_MESSAGE = 1 << 24
 MAX_NAME = 128
 MAX_COHORT = 1000
+MAX_ROSTER = 10_000
 DIGEST_SIZE = 32
 
 # One byte for the kind of a message, so that no message can be read as one of another kind.

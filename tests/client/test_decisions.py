@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 import stat
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,20 @@ def test_a_crash_while_a_line_is_written_loses_no_line_and_stops_nobody(company:
     entries = check_chain(path, whole_lines(path))
     assert [entry.get("run") for entry in entries[-2:]] == ["unrecorded", "next"]
     assert verify(company.home).beyond == 0
+
+
+def test_a_crash_after_the_line_of_a_charge_does_not_write_it_again(company: Company) -> None:
+    """Would catch a row of the ledger that the record tells of twice, which nobody could mend afterwards."""
+    before = company.steps.seen_log()
+    charge(company, 3)
+    told = company.steps.seen_log().rows
+    with company.steps.log_head() as kept:  # killed before this was kept
+        for field in fields(before):
+            setattr(kept, field.name, getattr(before, field.name))
+    assert company.steps.seen_log().rows == told - 1
+    charge(company, 4)
+    found = verify(company.home)
+    assert (found.rows, found.unlogged, found.beyond) == (told + 1, 0, 0)
 
 
 def test_an_older_copy_of_the_steps_is_seen_by_the_lines_that_it_does_not_know(company: Company) -> None:

@@ -317,7 +317,7 @@ def test_it_comes_after_the_run_is_forgotten_and_another_one_was_joined(coordina
     """Would catch a copy that is lost with joined.json: at the run's end, in another process, after another join."""
     home = home_of(coordinator)
     assert refused(coordinator.ask(1, JOIN, joining(coordinator, run="another"))) is None
-    Company(home, load_policy(home / "policy.toml")).leave()
+    Company(home, load_policy(home / "policy.toml")).leave("another")
     again = Coordinator(coordinator.run)
     again.model = coordinator.model
     assert sent(again, requests_of(coordinator)) == "kept"

@@ -266,7 +266,7 @@ def test_what_is_kept_is_its_owners_alone_and_goes_when_the_run_is_over(
         loaded = company.joined.load(company.name, ledger)
     assert loaded is not None
     assert loaded.channel not in repr(loaded)
-    company.leave()
+    company.leave(run.plan().run)
     assert not any(path.exists() for path in files)
     again = companies.restarted()
     assert (
@@ -317,7 +317,7 @@ def test_the_steps_of_a_finished_runs_sessions_are_one_and_none_of_them_goes_on(
     own = {step for step in rows() if public.hex() in step}
     assert {step.partition("/")[0] for step in own} == {"begun", "trained", "confirmed"}
     others = rows() - own
-    company.leave(public)
+    company.leave(run.plan().run, public)
     assert rows() == others | {f"over/{public.hex()}"}
     companies.put_back(1, state)
     assert refused(companies.confirm(1, session.digest(), names[:4])) == "replay"

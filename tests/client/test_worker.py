@@ -75,7 +75,9 @@ def test_a_session_outlives_the_worker_that_began_it(run: RunFolder) -> None:
         with with_a_worker(run, worker, {KEYS, TRAIN}) as grid:
             coordinate(grid, run)
         assert (home / "joined.json").exists()
-        worker.leave()
+        worker.leave("an older run")
+        assert (home / "joined.json").exists()
+        worker.leave(run.plan().run)
         assert worker.pid is None
     assert not (home / "joined.json").exists()
     row = run.metrics()[1]
@@ -99,7 +101,7 @@ def test_what_stops_an_agent_is_said_by_its_worker_in_one_line(run: RunFolder) -
         os.kill(worker.pid or 0, signal.SIGSTOP)
         os.kill(worker.pid or 0, signal.SIGKILL)
         with pytest.raises(ProtocolError, match=r"internal: the agent's worker has ended"):
-            worker._ask({"do": "leave"})
+            worker._ask({"do": "leave", "run": ""})
 
 
 def test_an_agent_that_waits_holds_no_pytorch() -> None:

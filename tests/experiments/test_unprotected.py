@@ -29,6 +29,7 @@ MORE: dict[str, dict[str, Any]] = {
     "parallel": {"training": {"assignment": "parallel"}, "companies": {"count": 6}},
     "shares of one noise": {"privacy": {"mode": "secure_step", "dropouts": 1}},
     "lost in confirming": {"companies": {"dropout": {"rate": 0.3, "phase": "confirm"}}},
+    "cohorts drawn": {"companies": {"count": 8, "per_round": 4, "dropout": {"rate": 0.2, "phase": "keys"}}},
     "fewer threads": {"workers": 1},
 }
 

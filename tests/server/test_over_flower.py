@@ -82,7 +82,9 @@ def test_from_provision_to_a_finished_run_over_flower(
         federation.told("coordinator", "install", made["kits"]["coordinator"], plane, "--fingerprint", spoken)
         reached("kits installed")
         service = federation.start("coordinator", "up", plane, "--runs-dir", tmp_path / "runs", "--json")
-        sets = [word for value in (*SMALL, "training.rounds=5") for word in ("--set", value)]
+        sets = [
+            word for value in (*SMALL, "training.rounds=5", "evaluation.every=5") for word in ("--set", value)
+        ]
         planned = federation.told(
             "coordinator", "plan", "digits", "--folder", plane, "--runs-dir", tmp_path / "runs", *sets
         )
@@ -115,7 +117,9 @@ def test_from_provision_to_a_finished_run_over_flower(
         federation.stop()
     assert statuses(run) == ["done"] * 5
     assert run.metrics()[-1]["survivors"] == list(COMPANIES)
-    assert charged(federation) == dict.fromkeys(COMPANIES, 5)
+    assert charged(federation) == dict.fromkeys(COMPANIES, 6)  # five rounds and the evaluation
+    assert run.metrics()[-1]["evaluation"]["status"] == "done"
+    assert all((home / "models" / run.path.name / "model.json").is_file() for home in homes.values())
     assert standing_of(run)["state"] == "finished"
     with capsys.disabled():
         print(" ".join(f"{what}: {seconds:.0f} s;" for what, seconds in at.items()))

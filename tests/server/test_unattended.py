@@ -76,7 +76,8 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
     "mode",
     [
         pytest.param("local", marks=pytest.mark.fault(
-            "agent killed 8 times, at any time", ends="finished", in_vain=1, per="a kill")),
+            "agent killed 8 times, at any time, with `training.reserve`", ends="finished", in_vain=1,
+            per="a kill")),
         pytest.param("secure_step", marks=pytest.mark.fault(
             "agent killed 8 times, at any time, in secure-step mode with `training.reserve`", ends="finished",
             in_vain=1, per="a kill")),
@@ -85,10 +86,12 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
 def test_an_agent_that_is_killed_again_and_again_costs_a_round_at_most_each_time(
     small: SimulationSettings, tmp_path: Path, fault: Fault, mode: str
 ) -> None:
-    """Would catch a moment that is not survived, and what it costs: shares of one noise are not sent again."""
-    shared = small.model_copy(update={"privacy": small.privacy.model_copy(update={"mode": mode})})
-    reserve = {} if mode == "local" else {"training": small.training.model_copy(update={"reserve": 8})}
-    with federation(shared.model_copy(update=reserve), tmp_path, rounds=60) as made:
+    """Would catch a moment that is not survived, and what it costs: shares of one noise are not sent again, nor is
+    a release whose sum the others have helped to open. The reserve is for both."""
+    privacy = small.privacy.model_copy(update={"mode": mode})
+    training = small.training.model_copy(update={"reserve": 8})
+    settings = small.model_copy(update={"privacy": privacy, "training": training})
+    with federation(settings, tmp_path, rounds=60) as made:
         agents, serve = made.agents(), made.serve()
         kills = 0
         until(lambda: made.rounds() >= 1, "a round")

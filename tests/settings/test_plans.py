@@ -94,12 +94,13 @@ OTHERS: dict[str, Any] = {
     "company_clip": 3.0, "mode": "secure_step", "dropouts": 2, "colluders": 2,
     "secure_aggregation.minimum_cohort": 4, "secure_aggregation.threshold": 5, "secure_aggregation.bits": 30,
     "evaluation": {"evaluation": {"noise_multiplier": 30.0}},
+    "drawn": {"drawn": {"seed": 1, "companies": 9, "per_round": 5}},
 }  # fmt: skip
 BESIDE = {
     "run", "delta", "training.rounds", "training.assignment", "training.server_optimizer",
     "training.server_learning_rate", "training.server_betas", "training.evaluate_every",
     "training.message_timeout", "training.reserve", "secure_aggregation.minimum_cohort",
-    "secure_aggregation.threshold", "evaluation",
+    "secure_aggregation.threshold", "evaluation", "drawn",
 }  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def test_the_fields_of_a_plan_keep_their_order_since_its_digest_follows_it(small
         "run", "model", "noise", "training", "delta", "max_grad_norm", "clipping", "clip_quantile",
         "noise_multiplier", "company_clip", "mode", "dropouts", "colluders", "secure_aggregation",
     ]  # fmt: skip
-    assert list(Plan.model_fields) == [*told, "evaluation"]
+    assert list(Plan.model_fields) == [*told, "evaluation", "drawn"]
     assert list(make_plan(small, fresh_model(small), "run").model_dump()) == told  # none has none
 
 

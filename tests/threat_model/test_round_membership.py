@@ -56,8 +56,8 @@ def test_members_of_a_run_without_noise_are_told(
 ) -> None:
     """Would catch an attack that cannot say yes: a sum read in another order, with another round's state, its sign
     or scale lost."""
-    monkeypatch.setattr(round_membership, "_ROUNDS", 48)
-    found = result_of(run_of(small, tmp_path, None, rounds=96))
+    monkeypatch.setattr(round_membership, "_ROUNDS", 120)
+    found = result_of(run_of(small, tmp_path, None, rounds=240), 500.0)
     assert found.outcome == "found"
     assert found.control is not None
     assert found.control.low > 0.5

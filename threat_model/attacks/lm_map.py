@@ -33,8 +33,8 @@ from . import Attack
 
 _CASES = {"raw": 8, "release": 16, "sum": 5}
 _EASE = ((32, 3, 5), (64, 2, 3))
-"""Up to so many unknowns so many times the cases, and the starts of each: a control that succeeds in a third of them is
-told from none by their number, and a first start from closed forms decides most."""
+"""Up to so many unknowns so many times the cases, and the starts of each: a control that succeeds in a third of them
+is told from none by their number, and a first start from closed forms decides most."""
 _SUM = 2  # companies of which one example each is unknown in an opened sum
 _FEW = 4  # public examples of the predicted noise at which the attack wins
 _MOST_UNSTARTED = 128  # unknowns, where no closed form gives a start
@@ -64,15 +64,23 @@ class _Mounted:
         return cls(subject, block, layout, model, Library(model, subject.public, _BUDGET.library, generator))
 
     @property
-    def ease(self) -> tuple[int, int]:
-        """(times the cases, starts of each)."""
+    def more(self) -> int:
+        """Times the cases."""
+        return self._ease[0]
+
+    def attempts(self, examples: int) -> int:
+        """Starts of a case."""
+        return self._ease[1] if examples == 1 else _BUDGET.attempts
+
+    @property
+    def _ease(self) -> tuple[int, int]:
         return next((each[1:] for each in _EASE if self.layout.size <= each[0]), (1, _BUDGET.attempts))
 
     def attack(self, release: Release, *names: object) -> Reconstruction:
         """What the attack finds of one release, which is all it sees."""
         generator = self.subject.generator("lm-map", self.block, *names)
         budget = Budget(
-            attempts=self.ease[1] if release.examples == 1 else _BUDGET.attempts, iterations=_BUDGET.iterations, short=_BUDGET.short,
+            attempts=self.attempts(release.examples), iterations=_BUDGET.iterations, short=_BUDGET.short,
             finalists=_BUDGET.finalists, stop=lambda: self.subject.clock.over,
         )  # fmt: skip
         if release.noise and self.library is not None:
@@ -155,8 +163,7 @@ def _view(
     """All results of one view; the clock ends it early, and what is missing is said."""
     subject, block, layout = mounted.subject, mounted.block, mounted.layout
     started = time.monotonic()
-    more, attempts = mounted.ease
-    cases *= more
+    cases *= mounted.more
     pool = subject.victims(cases * k, "lm-map", block, view)
     cases = min(cases, len(pool) // k)
     originals: list[dict[str, Tensor]] = []
@@ -181,7 +188,7 @@ def _view(
         "cut_short": cut, "seconds": time.monotonic() - started,
         "ceilings": Ceilings.of(subject, block, 1 if k == 1 else len(subject.cohort(block))),
         "budget": {
-            "cases": len(originals), "unknowns": k * layout.size, "attempts": attempts if k == 1 else _BUDGET.attempts,
+            "cases": len(originals), "unknowns": k * layout.size, "attempts": mounted.attempts(k),
             "iterations": iterations, "candidates": _BUDGET.library if mounted.library else 0,
         },
     }  # fmt: skip

@@ -94,42 +94,40 @@ def _open(tests: int) -> str:
 
 
 def _words(result: Result, could: bool | None) -> str:
+    """A figure is never called no better than a guess where its own interval says otherwise."""
     if could is None:
         return f"Not known: {result.reason}."
-    value = result.value
+    value, unit = result.value, result.unit
     assert value is not None
     level = f"{100 * value.level:.4g}% confidence"
-    head = "Yes" if could else "No"
-    base = "" if result.baseline is None else figure(result.baseline.value, result.unit)
-    if result.unit == "auc":
+    limits = f"{figure(value.low, unit)} to {figure(value.high, unit)} at {level}"
+    base = None if result.baseline is None else result.baseline.value
+    guess = "" if not base else f"; a guess gets {figure(base, unit)}"
+    if unit == "auc":
+        above = value.low > 0.5
+        head = "Partly" if could else "Not established" if above else "No better than a coin"
         text = (
-            f"{'Partly' if could else 'No better than a coin'}: right {100 * value.value:.0f} times in 100, where "
-            f"guessing is 50 ({100 * value.low:.0f} to {100 * value.high:.0f} at {level}, {value.n} cases"
+            f"{head}: right {100 * value.value:.0f} times in 100, where guessing is 50 "
+            f"({100 * value.low:.0f} to {100 * value.high:.0f} at {level}, {value.n} cases"
         )
-        if result.ceiling is not None:
-            text += f"; this noise lets no attack pass {100 * result.ceiling:.0f}"
+        if not could and above:
+            text += "; the largest of several, not enough for the audit's test"
+        if (ceiling := result.ceiling) is not None:
+            within = ", which is in that range" if value.low <= ceiling < value.value else ""
+            text += f"; this noise lets no attack pass {100 * ceiling:.0f}{within}"
         return f"{text})."
-    if result.unit == "share":
+    head = "Yes" if could else "No"
+    if unit == "share" and value.method == "clopper-pearson":
         hits = round(value.value * value.n)
-        if value.method != "clopper-pearson":
-            limits = f"{figure(value.low, 'share')} to {figure(value.high, 'share')} at {level}"
-            return f"{head}: {figure(value.value, 'share')} ({limits}), {value.n} cases{_guess(base)}."
         if hits == 0:
-            return (
-                f"{head}: 0 of {value.n}, so at most {figure(value.high, 'share')} at {level}{_guess(base)}."
-            )
-        limits = f"{figure(value.low, 'share')} to {figure(value.high, 'share')} at {level}"
-        better = "" if could or not base else ", no better than a guess"
-        return f"{head}{better}: {hits} of {value.n} ({limits}{_guess(base)})."
-    if result.unit == "dB":
-        more = f"{figure(value.value, 'dB')} ({figure(value.low, 'dB')} to {figure(value.high, 'dB')} at {level})"
-        return f"{head}: {more}, {value.n} cases."
-    limits = f"{figure(value.low, result.unit)} to {figure(value.high, result.unit)} at {level}"
-    return f"{head}: {result.statistic} {figure(value.value, result.unit)} ({limits}), {value.n} cases."
-
-
-def _guess(base: str) -> str:
-    return f"; a guess gets {base}" if base and base != "0%" else ""
+            return f"{head}: 0 of {value.n}, so at most {figure(value.high, unit)} at {level}{guess}."
+        better = ", no better than a guess" if not could and base else ""
+        return f"{head}{better}: {hits} of {value.n} ({limits}{guess})."
+    what = "" if unit in ("share", "dB") else f"{result.statistic} "
+    found = f"{what}{figure(value.value, unit)} ({limits}; {value.n} cases{guess})"
+    if could or not guess:
+        return f"{head}: {found}."
+    return f"No better than a guess: {found}." if value.low <= (base or 0.0) else f"Not established: {found}."
 
 
 def _finite(value: float) -> float | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ... import __version__
 from ...privacy.accounting import Guarantee, finite
@@ -19,11 +19,10 @@ from .diagnosed import Diagnosed
 from .document import (
     Account,
     CrossCheck,
-    Ending,
+    Frontier,
     GroupOfExamples,
     Promise,
     Quality,
-    Reason,
     Report,
     Verdict,
 )
@@ -36,19 +35,44 @@ from .nist import questions
 from .provenance import commands, cross_checks, digests, versions
 from .spending import Spending
 from .subgroups import subgroups
+from .verdict import verdict_of
 
 GROUPS = (2, 5)  # examples of one person
-_DEFAULT_GATE = "nothing protected may be found"
 
 
-def assemble(run: RunFolder, facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None) -> Report:
+@dataclass(frozen=True)
+class Judged:
+    """What a verdict rests on, and the verdict."""
+
+    promise: Promise
+    accounts: tuple[Account, ...]
+    checks: tuple[CrossCheck, ...]
+    verdict: Verdict
+
+
+def judge(run: RunFolder, facts: Facts, audit: Audited | None) -> Judged:
     """Raises: RunError, LedgerError where a file of the run cannot be read."""
+    promise, accounts = _promise(facts, block_values(facts.plan)), accounts_of(facts.spending)
+    checks = cross_checks(run, facts, audit)
+    return Judged(promise, accounts, checks, verdict_of(facts, promise, accounts, audit, checks))
+
+
+def assemble(
+    run: RunFolder,
+    facts: Facts,
+    diagnosed: Diagnosed | None,
+    audit: Audited | None,
+    frontier: Frontier | None = None,
+) -> Report:
+    """`frontier`: of the sweep that the run is a cell of.
+
+    Raises: RunError, LedgerError where a file of the run cannot be read.
+    """
     size = block_values(facts.plan)
-    promise = _promise(facts, size)
-    accounts = accounts_of(facts.spending)
+    judged = judge(run, facts, audit)
+    promise, accounts, checks = judged.promise, judged.accounts, judged.checks
     attackers = answers(audit)
     quality = _quality(run, facts)
-    checks = cross_checks(run, facts, audit)
     rows = [row for row in run.metrics() if row["round"] > 0]
     spent = costs(facts.plan, rows, size, facts.seconds, audit.audit.seconds if audit else None)
     return Report(
@@ -61,7 +85,7 @@ def assemble(run: RunFolder, facts: Facts, diagnosed: Diagnosed | None, audit: A
         rounds_done=facts.rounds_done,
         companies=len(facts.took_part) or facts.settings.companies.count,
         left=_left(facts, rows, size, spent.bytes_up_a_company),
-        verdict=_verdict(facts, promise, accounts, audit, checks),
+        verdict=judged.verdict,
         promise=promise,
         accounts=accounts,
         audit=audit.ending if audit else "none",
@@ -69,6 +93,7 @@ def assemble(run: RunFolder, facts: Facts, diagnosed: Diagnosed | None, audit: A
         not_tested=not_tested(audit, real=facts.real, blocks=facts.plan.model.blocks),
         membership=tuple(curve.roc() for curve in audit.stored.curves) if audit else (),
         quality=quality,
+        frontier=frontier,
         costs=spent,
         checks=checks,
         digests=digests(run, facts),
@@ -233,79 +258,3 @@ def _quality(run: RunFolder, facts: Facts) -> Quality | None:
         by_block=tuple(zip(u.first.judged, u.last.judged, strict=True)),
         subgroups=() if facts.real else subgroups(run, m),
     )
-
-
-def _verdict(
-    facts: Facts,
-    promise: Promise,
-    accounts: tuple[Account, ...],
-    audit: Audited | None,
-    checks: tuple[CrossCheck, ...],
-) -> Verdict:
-    reasons = [*_of_promise(facts, promise, accounts), _of_audit(facts, audit)]
-    if not facts.finished:
-        done = f"{facts.rounds_done} of {facts.plan.training.rounds} rounds have run so far."
-        reasons.append(Reason(good=None, topic="the run is not finished", text=done))
-    wrong = [check.what for check in checks if not check.agrees]
-    text = f"{len(checks) - len(wrong)} of {len(checks)} comparisons between the run's own files agree."
-    if wrong:
-        text += f" Not: {'; '.join(wrong)}."
-    if checks:
-        topic = "numbers of the run contradict each other" if wrong else "the run's numbers agree"
-        reasons.append(Reason(good=not wrong, topic=topic, text=text))
-    ending: Ending = "passed"
-    if any(r.good is None for r in reasons):
-        ending = "open"
-    if any(r.good is False for r in reasons):
-        ending = "failed"
-    return Verdict(ending=ending, reasons=tuple(reasons))
-
-
-def _of_promise(facts: Facts, promise: Promise, accounts: tuple[Account, ...]) -> list[Reason]:
-    if not facts.private:
-        text = "No noise was added: nothing bounds what the sums, or the model, tell of one example."
-        return [Reason(good=False, topic="there is no differential privacy", text=text)]
-    judged = judge_epsilon(promise.epsilon)
-    e = promise.epsilon
-    topic = "no finite ε holds" if e is None else f"ε = {number(e)} is {judged.word}"
-    found = [Reason(good=judged.good, topic=topic, text=judged.text)]
-    most = promise.examples[1] if promise.examples else None
-    small = judge_delta(promise.delta, most)
-    found.append(
-        Reason(good=small.good, topic=f"δ is {small.word or 'for each company to judge'}", text=small.text)
-    )
-    if not accounts:
-        return found
-    over = [a for a in accounts if (math.inf if a.epsilon is None else a.epsilon) > a.ceiling]
-    names = [name for a in over for name in a.companies]
-    ceilings = " and ".join(f"{c:g}" for c in sorted({a.ceiling for a in accounts}))
-    if over:
-        text = f"Above what their policies allow: {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}."
-        found.append(Reason(good=False, topic="a ledger is above its ceiling", text=text))
-    else:
-        total = sum(len(a.companies) for a in accounts)
-        text = f"All {total} companies are within the ceiling of their policy (ε of at most {ceilings})."
-        found.append(Reason(good=True, topic="every ledger is within its policy", text=text))
-    return found
-
-
-def _of_audit(facts: Facts, audit: Audited | None) -> Reason:
-    if facts.real:
-        text = "A real run cannot be attacked: the examples stay with the companies. Audit a simulation of its plan."
-        return Reason(good=None, topic="no audit of this run", text=text)
-    if audit is None:
-        return Reason(good=None, topic="no audit of this run", text="Nobody has attacked it yet.")
-    gate = audit.audit.gate
-    limits = f"{len(gate.limit)} limit{'' if len(gate.limit) == 1 else 's'}" if gate.limit else _DEFAULT_GATE
-    text = (
-        f"Against the gate ({limits}; membership AUC at most {gate.membership:g}) the audit {audit.ending}: "
-        f"{audit.counts}."
-    )
-    good = {"passed": True, "failed": False, "inconclusive": None}[audit.ending]
-    return Reason(
-        good=good, topic=f"the audit {audit.ending}" if good else f"the audit {_ended(audit)}", text=text
-    )
-
-
-def _ended(audit: Audited) -> str:
-    return "failed" if audit.ending == "failed" else "left questions open"

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from ..results import Result
 from ..sentences import Group, figure
-from .canvas import ALERT, GRID, INK, MUTED, PAPER, PRIVATE, REFERENCE, axes, chart
+from .canvas import ALERT, GRID, INK, MUTED, PAPER, PRIVATE, REFERENCE, axes, chart, in_lines
 
-_ROW, _FOOT, _TOP = 38, 48, 4
+_ROW, _LINE, _FOOT, _TOP = 38, 16, 48, 4
 MOST = 12  # rows; the others are in the tables
 
 
@@ -26,7 +26,7 @@ def success_by_attack(groups: list[Group]) -> Markup:
     """Each group's worst block: the figure, its 95% interval, and what it is to be read beside."""
     rows = [group.worst for group in groups]
     label = "Dots with intervals, from 0 to 1. " + " ".join(_spoken(row) for row in rows)
-    height = _TOP + _ROW * len(rows) + _FOOT
+    tops = {wide: _tops(rows, wide) for wide in (True, False)}
 
     def draw(drawing: Figure, wide: bool) -> None:
         left, right = (12, 60) if wide else (8, 46)
@@ -34,13 +34,26 @@ def success_by_attack(groups: list[Group]) -> Markup:
         ax.grid(False)
         ax.grid(axis="x", color=GRID, linewidth=0.8)
         ax.set_xlim(-0.01, 1.01)
-        ax.set_ylim(_ROW * len(rows), 0)
+        ax.set_ylim(tops[wide][-1], 0)
         ax.set_yticks([])
-        for i, row in enumerate(rows):
-            _row(ax, row, _ROW * i, wide)
+        for row, top, bottom in zip(rows, tops[wide], tops[wide][1:], strict=False):
+            _row(ax, row, top, bottom - 12, wide)
         ax.set_xlabel("share of cases, or area under the curve")
 
-    return chart("success", label, draw, height)
+    height, narrow = (_TOP + tops[wide][-1] + _FOOT for wide in (True, False))
+    return chart("success", label, draw, height, narrow_height=narrow)
+
+
+def _named(row: Result, wide: bool) -> str:
+    return in_lines(f"{row.attack}: {row.statistic}, {row.view}", 92 if wide else 46)
+
+
+def _tops(rows: list[Result], wide: bool) -> list[int]:
+    """Where each row begins, and the last ends, in pixels."""
+    tops = [0]
+    for row in rows:
+        tops.append(tops[-1] + _ROW + _LINE * _named(row, wide).count("\n"))
+    return tops
 
 
 def _spoken(row: Result) -> str:
@@ -48,16 +61,12 @@ def _spoken(row: Result) -> str:
     return f"{row.attack}, {row.view}, {row.statistic}: {figure(row.value.value, row.unit)}."
 
 
-def _row(ax: Axes, row: Result, top: float, wide: bool) -> None:
+def _row(ax: Axes, row: Result, top: float, y: float, wide: bool) -> None:
     value = row.value
     assert value is not None
-    y = top + 26
-    text = f"{row.attack}: {row.statistic}, {row.view}"
-    most = 92 if wide else 46
     ax.annotate(
-        text if len(text) <= most else text[: most - 1] + "…",
-        (0, top + 10), (0, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-        va="center_baseline", fontsize=11, color=INK if wide else MUTED, annotation_clip=False,
+        _named(row, wide), (0, top + 3), (0, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        va="top", fontsize=11, color=INK if wide else MUTED, annotation_clip=False,
         bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
     )  # fmt: skip
     low, high = max(value.low, 0.0), min(value.high, 1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -207,3 +208,8 @@ def _tidy(root: ET.Element) -> None:
                 value = " ".join(value.split())
             if not (key == "transform" and value.startswith("rotate(-0 ")):
                 element.set(key.rpartition("}")[2], value)
+
+
+def in_lines(text: str, most: int) -> str:
+    """Broken between words, so that no line has more characters."""
+    return "\n".join(textwrap.wrap(text, most))

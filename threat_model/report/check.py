@@ -9,11 +9,15 @@ import difflib
 import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from pathlib import Path
 
 from ...errors import RunError
 from ...server.run_folder import RunFolder
+from .document import CrossCheck
+from .frontier import Drawn
 from .write import render
 
 _BLOCKS = frozenset(
@@ -38,25 +42,39 @@ class Checked:
         return not self.differences
 
 
-def check_report(run: RunFolder) -> Checked:
-    """Raises: RunError where no report was written, or a file of the run cannot be read."""
-    path = run.path / "report.html"
+def check_report(run: RunFolder, frontier: Drawn | None = None) -> Checked:
+    """`frontier`: of the sweep that the run is a cell of.
+
+    Raises: RunError where no report was written, or a file of the run cannot be read.
+    """
+    written = written_page(run.path)
+    now = render(run, drawn=False, frontier=frontier)
+    return check_page(written, now.page, now.report.checks, run.path)
+
+
+def written_page(folder: Path) -> str:
+    """Raises: RunError where there is none."""
+    path = folder / "report.html"
     if not path.is_file():
         raise RunError(f"{path}: no such file; write it first with `fedblocks report`")
-    now = render(run, drawn=False)
-    written, expected = _moved(lines_of(path.read_text("utf-8")), run), lines_of(now.page)
-    wrong = [check for check in now.report.checks if not check.agrees]
+    return path.read_text("utf-8")
+
+
+def check_page(page: str, now: str, checks: Sequence[CrossCheck], folder: Path) -> Checked:
+    """The page that was written beside the one that the folder's files give `now`, and these beside each other."""
+    written, expected = _moved(lines_of(page), folder), lines_of(now)
+    wrong = [check for check in checks if not check.agrees]
     found = [f"the run's files disagree on {c.what}: {c.one}; {c.other}" for c in wrong]
     found += _differences(written, expected)
     return Checked(tuple(found[:MOST]), len(expected))
 
 
-def _moved(lines: list[str], run: RunFolder) -> list[str]:
+def _moved(lines: list[str], folder: Path) -> list[str]:
     """The lines as they would be had the page been written where the folder is now."""
     footer = _FOOTER.search(lines[-1]) if lines else None
     if footer is None:
         return lines
-    old, new = footer[1], str(run.path)
+    old, new = footer[1], str(folder)
     return [line.replace(shlex.quote(old), shlex.quote(new)).replace(old, new) for line in lines]
 
 

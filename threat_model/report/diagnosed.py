@@ -20,7 +20,8 @@ class Diagnosed:
 
     Controls are single networks trained end to end under the run's own conditions: `end_to_end` with all
     `layers`, `shallow` with those of one block. `chain` is the quality after each block to compare them with, on
-    `judged` examples. `examples`: how many each block was asked about; none where the run did not say.
+    `judged` examples. `examples`: how many each block was asked about; none where the run did not say. `halves`: as
+    in `Utility`.
     """
 
     round: int
@@ -32,6 +33,7 @@ class Diagnosed:
     measure: Measure
     examples: int | None = None
     judged: int = 0
+    halves: tuple[float, ...] = ()
 
     @property
     def layers_each(self) -> int:
@@ -57,9 +59,11 @@ class Diagnosed:
         return any(block.inputs_shuffled is not None for block in self.blocks)
 
     def takes_away(self) -> list[int]:
-        """Blocks after which the chain is noticeably worse than before them."""
-        q = self.chain
-        return [b for b in range(1, len(q)) if self.measure.surely_worse(q[b - 1], q[b], self.judged)]
+        """Blocks after which the chain is worse than before them by more than chance."""
+        q, m = self.chain, self.measure
+        halves = self.halves or (None,) * (len(q) - 1)
+        changes = [m.change_interval(q[b - 1], q[b], self.judged, halves[b - 1]) for b in range(1, len(q))]
+        return [b for b, change in enumerate(changes, start=1) if m.worsens(change)]
 
     def controls(self) -> list[tuple[str, float]]:
         """(what, quality), the chain first."""
@@ -117,10 +121,12 @@ def read_diagnosed(run: RunFolder, facts: Facts) -> Diagnosed | None:
     blocks = tuple(_block(block) for block in raw["heldout"])
     chain = tuple(block.in_chain for block in blocks)
     examples = raw.get("examples")
-    judged = examples or 0
+    judged: int = examples or 0
+    halves: tuple[float, ...] = ()
     # Diagnoses may be computed on some of the held-out examples; controls and rounds are measured on all.
     if facts.utility is not None and facts.utility.last.round == raw["round"]:
-        chain, judged = facts.utility.last.judged, facts.utility.judged_examples
+        u = facts.utility
+        chain, judged, halves = u.last.judged, u.judged_examples, u.halves
     return Diagnosed(
         round=raw["round"],
         blocks=blocks,
@@ -131,6 +137,7 @@ def read_diagnosed(run: RunFolder, facts: Facts) -> Diagnosed | None:
         measure=facts.measure,
         examples=examples,
         judged=judged,
+        halves=halves,
     )
 
 

@@ -133,8 +133,9 @@ class Roc(Part):
 
 
 class SubgroupQuality(Part):
-    """Quality of one company's or class's examples before and after. `low`, `high`: at 95%, of shares alone.
-    `lost`: the interval of the change lies below zero."""
+    """Quality of one company's or class's examples before and after. `low`, `high`: of `after` at 95%, of shares
+    alone. `change_low`, `change_high`: of after - before at 95%; null where there are too few examples for one.
+    `lost`: the whole interval of the change is for the worse."""
 
     name: str
     examples: int
@@ -142,16 +143,20 @@ class SubgroupQuality(Part):
     after: float
     low: float | None
     high: float | None
+    change_low: float | None
+    change_high: float | None
     lost: bool
 
 
 class Subgroups(Part):
-    """`worst_decile`: the quality that nine in ten of the groups reach."""
+    """`worst_decile`: the quality that nine in ten of the groups reach; `worst_decile_before`: of the public model
+    there."""
 
     of: Literal["company", "class"]
     data: str
     groups: tuple[SubgroupQuality, ...]
     worst_decile: float
+    worst_decile_before: float
 
 
 class Quality(Part):
@@ -211,9 +216,60 @@ class Question(Part):
     section: str
 
 
-class Report(Part):
-    """The whole report of one run."""
+class FrontierAttack(Part):
+    """The strongest result of an audit, of one kind; `value`, `low`, `high`: over the seeds, `audits` of them."""
 
+    statement: str
+    attack: str
+    adversary: str
+    view: str
+    statistic: str
+    unit: str
+    value: float
+    low: float | None
+    high: float | None
+    audits: int
+    worst: float
+    worst_low: float
+    worst_high: float
+    n: int
+    baseline: float | None
+    of: int
+
+
+class FrontierPoint(Part):
+    """One setting over its seeds. `low`, `high`: of the mean at 95%; null for one seed. `better_than_alone`:
+    companies, over the seeds, that are better off than alone, and of how many."""
+
+    setting: str
+    kind: Literal["private", "without noise", "pooled", "alone", "public"]
+    epsilon: float | None
+    epsilon_spent: float | None
+    quality: float
+    low: float | None
+    high: float | None
+    seeds: tuple[int, ...]
+    failed: int
+    better_than_alone: tuple[int, int] | None
+    attacks: tuple[FrontierAttack, ...]
+
+
+class Frontier(Part):
+    """Utility against epsilon and against attacks, over the cells of a sweep that have ended."""
+
+    sweep: str
+    metric: str
+    unit: str
+    higher_is_better: bool
+    cells: int
+    command: str
+    points: tuple[FrontierPoint, ...]
+
+
+class Report(Part):
+    """The whole report of one run. `frontier`: of the sweep that it is a cell of."""
+
+    kind: Literal["run"] = "run"
     format: Literal[1] = 1
     version: str
     run: str
@@ -232,6 +288,7 @@ class Report(Part):
     not_tested: tuple[str, ...]
     membership: tuple[Roc, ...]
     quality: Quality | None
+    frontier: Frontier | None
     costs: Costs
     checks: tuple[CrossCheck, ...]
     digests: tuple[Digest, ...]
@@ -245,8 +302,3 @@ class Printed(Report):
     """As the command prints it: with the file that it has written."""
 
     report: str
-
-
-def schema() -> dict[str, Any]:
-    """The JSON schema of what `fedblocks report --json` prints."""
-    return Printed.model_json_schema(mode="serialization") | {"title": "fedblocks report --json"}

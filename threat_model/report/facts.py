@@ -6,13 +6,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from ...blocks import metric_of
+from ...blocks import build_model, merge, metric_of
 from ...blocks.examples import Examples
+from ...errors import FedblocksError
+from ...server.checkpoint import Checkpoint
 from ...server.own_account import OwnAccount, own_accounts
 from ...server.reasons import evaluation_in_words
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, read_simulation
 from .measures import Measure
+from .parted import step_half_widths
 from .spending import Spending, read_spending
 
 PHASES = {
@@ -50,7 +53,9 @@ class Absence:
 class Utility:
     """Quality over the rounds, in the family's metric.
 
-    `private`: judged by examples that simulated companies held out; a real run has public ones alone.
+    `private`: judged by examples that simulated companies held out; a real run has public ones alone. `halves`: of
+    the intervals around the last round's steps from block to block (see `parted`); of shares they follow from the
+    numbers.
     """
 
     private: bool
@@ -60,6 +65,7 @@ class Utility:
     non_private: float | None
     judged_examples: int
     public_examples: int
+    halves: tuple[float, ...] = ()
 
     @property
     def data(self) -> str:
@@ -80,8 +86,14 @@ class Utility:
         return [
             (b, m.gain(after[b], after[b - 1]))
             for b in range(1, len(after))
-            if m.surely_worse(after[b - 1], after[b], self.judged_examples)
+            if m.worsens(self.step_interval(b))
         ]
+
+    def step_interval(self, block: int) -> tuple[float, float] | None:
+        """Of what this block, not the first, changes in the last round, at 95%; none where that is not known."""
+        after = self.last.judged
+        half = self.halves[block - 1] if self.halves else None
+        return self.measure.change_interval(after[block - 1], after[block], self.judged_examples, half)
 
     @property
     def best_block(self) -> int:
@@ -198,7 +210,23 @@ def _utility(
         non_private=result.get(f"{measure.metric.name}_non_private"),
         judged_examples=_examples(run, "heldout" if simulated else "public"),
         public_examples=_examples(run, "public"),
+        halves=_halves(run, measure, points[-1], "heldout" if simulated else "public"),
     )
+
+
+def _halves(run: RunFolder, measure: Measure, last: Point, data: str) -> tuple[float, ...]:
+    """None where the metric needs no examples for that, or is of a whole set of samples, or files are missing."""
+    plan = run.plan()
+    if measure.is_share or (measure.metric.unit == "number" and plan.model.kind.input_classes is not None):
+        return ()
+    try:
+        model = build_model(plan.model, plan.noise)
+        saved = Checkpoint.load(run.checkpoints, last.round).model
+        merge(model, saved.shared, *saved.blocks)
+        judged = Examples.load(run.evaluation / f"{data}.npz").check(data, plan.model.kind)
+        return step_half_widths(model.eval(), judged, run.settings().seed)
+    except (FedblocksError, OSError):
+        return ()
 
 
 def _points(rows: list[dict[str, Any]]) -> tuple[Point, ...]:

@@ -77,7 +77,7 @@ def _utility(utility: Utility, facts: Facts) -> list[Finding]:
     if not utility.private:
         text += " What it does for one company's own data is known to that company alone."
         found = [Finding("Utility", text, chance or not m.noticeably_better(before, after))]
-    if last.public and m.forgotten(first.public[-1], last.public[-1]):
+    if last.public and _forgets(utility):
         text = (
             f"The model forgets public data: {m.words} there went from {m.show(first.public[-1])} to "
             f"{m.show(last.public[-1])}."
@@ -85,9 +85,11 @@ def _utility(utility: Utility, facts: Facts) -> list[Finding]:
         found.append(Finding("Forgetting", text, True))
     losing = utility.losing_blocks()
     if losing:
-        lost = "; ".join(f"block {b} loses {m.amount(share)}" for b, share in losing)
-        sure = "by more than chance" if m.is_share else "of this metric no interval is known"
-        text = f"Part of the chain takes quality away ({sure}): {lost}."
+        lost = "; ".join(
+            f"block {b} loses {m.amount(share)} (95% interval of the step {m.step(utility.step_interval(b))})"
+            for b, share in losing
+        )
+        text = f"Part of the chain takes quality away, by more than chance: {lost}."
         best = utility.best_block
         if m.noticeably_worse(last.judged[best], after):
             text += (
@@ -96,6 +98,13 @@ def _utility(utility: Utility, facts: Facts) -> list[Finding]:
             )
         found.append(Finding("A block that hurts", text, True))
     return found
+
+
+def _forgets(utility: Utility) -> bool:
+    """By much, and where an interval is known by more than chance."""
+    before, after, m = utility.first.public[-1], utility.last.public[-1], utility.measure
+    change = m.change_interval(before, after, utility.public_examples)
+    return m.forgotten(before, after) and (change is None or m.worsens(change))
 
 
 def _certainty(utility: Utility, after: float) -> str:

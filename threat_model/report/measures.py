@@ -52,6 +52,10 @@ class Measure:
         shown = f"{100 * step:.1f}" if self.is_share else self.show(step)
         return f"+{shown}" if step >= 0 else shown.replace("-", "−")
 
+    def step(self, interval: tuple[float, float] | None) -> str:
+        """The interval of a difference; a dash where none is known."""
+        return "–" if interval is None else f"{self.change(interval[0])} to {self.change(interval[1])}"
+
     def amount(self, size: float) -> str:
         """A difference without sign, with its unit."""
         if self.is_share:
@@ -77,6 +81,21 @@ class Measure:
         if not self.is_share or not examples:
             return self.noticeably_worse(before, after)
         return change_interval(before, after, examples)[1] < 0
+
+    def change_interval(
+        self, before: float, after: float, examples: int, half: float | None = None
+    ) -> tuple[float, float] | None:
+        """Of after - before, at 95%: of shares by their numbers of examples, of others by the `half` that was
+        measured (see `parted`); none where that was not."""
+        if self.is_share:
+            return change_interval(before, after, examples) if examples else None
+        return None if half is None else (after - before - half, after - before + half)
+
+    def worsens(self, change: tuple[float, float] | None) -> bool:
+        """Whether the whole interval of after - before is for the worse; not without an interval."""
+        if change is None:
+            return False
+        return change[1] < 0 if self.metric.higher_is_better else change[0] > 0
 
     def surely_better(self, before: float, after: float, examples: int) -> bool:
         """As `surely_worse`, the other way."""

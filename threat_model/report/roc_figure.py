@@ -23,6 +23,7 @@ from .canvas import (
     SOLID,
     axes,
     chart,
+    in_lines,
     legend_above,
     title_at_top,
 )
@@ -54,15 +55,14 @@ def membership_roc(curves: Sequence[Curve], mu: float | None) -> Markup:
     least = max(1e-4, min(1 / len(c.nulls) for c in shown))
 
     def draw(drawing: Figure, wide: bool) -> None:
-        rows = len(shown) + 1 + (mu is not None)
-        ax = axes(drawing, LEFT + 8, 18 * rows + 34, 20, 54)
+        lines = sum(_lines(curve, wide) for curve in shown) + 1 + (mu is not None)
+        ax = axes(drawing, LEFT + 8, 17 * lines + 38, 20, 54)
         names = []
         for curve, (colour, dash) in zip(shown, _STYLES, strict=False):
             alarms, hits = curve.points
-            ax.plot(
-                np.maximum(alarms, least / 10), np.maximum(hits, _LOWEST / 10), color=colour, linestyle=dash
-            )
-            names.append(_short(f"{curve.attack}, block {curve.block}: {curve.view}", wide))
+            seen = alarms >= 1 / len(curve.nulls) - 1e-12
+            ax.plot(alarms[seen], np.maximum(hits[seen], _LOWEST / 10), color=colour, linestyle=dash)
+            names.append(in_lines(f"{curve.attack}, block {curve.block}: {curve.view}", 92 if wide else 40))
         x = np.geomspace(least, 1, 200)
         if mu is not None:
             promised = GaussianTradeOff(mu)
@@ -74,12 +74,12 @@ def membership_roc(curves: Sequence[Curve], mu: float | None) -> Markup:
         legend_above(ax, names)
         title_at_top(drawing, "members found (rate of hits)")
 
-    return chart("roc", label, draw, 400, narrow_height=420)
+    narrow = sum(_lines(curve, False) - 1 for curve in shown)
+    return chart("roc", label, draw, 400, narrow_height=420 + 17 * narrow)
 
 
-def _short(text: str, wide: bool) -> str:
-    most = 92 if wide else 40
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _lines(curve: Curve, wide: bool) -> int:
+    return in_lines(f"{curve.attack}, block {curve.block}: {curve.view}", 92 if wide else 40).count("\n") + 1
 
 
 def _scales(ax: Axes, least: float) -> None:

@@ -33,11 +33,13 @@ from .diagnosed import Diagnosed, read_diagnosed
 from .document import Report
 from .facts import Facts, Point, read_facts
 from .findings import find
+from .frontier import Drawn
 from .judgement import plain
+from .labels import labelled
 from .leakage import by_adversary
 from .measures import Measure, model_words, share_interval, three_digits
 from .quality_figures import quality_by_block, quality_by_round
-from .roc_figure import membership_roc
+from .roc_figure import membership_roc, strongest
 
 _HERE = Path(__file__).parent
 _SECTIONS = (
@@ -55,6 +57,8 @@ _SECTIONS = (
 )
 _MOST_ROUNDS = 20  # of the table by round
 _SIGNED = 5
+_OVER = "--over privacy.epsilon=1,3,8,none --seeds 3 --audit"
+_MOST_GROUPS = 10  # companies or classes before the others are folded away
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,14 @@ def write_report(run: RunFolder) -> Path:
     return write_both(run)[0]
 
 
-def write_both(run: RunFolder) -> tuple[Path, Report]:
-    """As `write_report`; with the same as data."""
-    path, written = run.path / "report.html", render(run)
+def write_both(run: RunFolder, frontier: Drawn | None = None) -> tuple[Path, Report]:
+    """As `write_report`; with the same as data. `frontier`: of the sweep that the run is a cell of."""
+    path, written = run.path / "report.html", render(run, frontier=frontier)
     atomic_file.write(path, written.page.encode())
     return path, written.report
 
 
-def render(run: RunFolder, *, drawn: bool = True) -> Written:
+def render(run: RunFolder, *, drawn: bool = True, frontier: Drawn | None = None) -> Written:
     """Both forms, without writing either; `drawn`: with figures, which take most of the time.
 
     Raises: RunError, LedgerError where a file of the run cannot be read.
@@ -86,19 +90,25 @@ def render(run: RunFolder, *, drawn: bool = True) -> Written:
     # Both look at examples, which a real run does not have; such a file is of another folder.
     audit = None if facts.real else read_audit(run)
     diagnosed = None if facts.real else read_diagnosed(run, facts)
-    report = assemble(run, facts, diagnosed, audit)
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
+    report = assemble(run, facts, diagnosed, audit, frontier.data if frontier else None)
+    pages = environment(facts.measure)
+    pages.filters["by_answer"] = diagnosed.by_answer.show if diagnosed else facts.measure.show
+    context = _context(facts, diagnosed, audit, report, drawn) | {"frontier": frontier}
+    return Written(report, pages.get_template("report.html.j2").render(context))
+
+
+def environment(m: Measure, *more: Path) -> Environment:
+    """Of the templates here and in folders `more`, with everything that is shown by a filter."""
+    found = Environment(
+        loader=FileSystemLoader([_HERE, *more]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    m = facts.measure
-    environment.filters.update(
+    found.filters.update(
         quality=m.show,
         change=m.change,
-        by_answer=diagnosed.by_answer.show if diagnosed else m.show,
         percent=_percent,
         digits=three_digits,
         epsilon=_epsilon,
@@ -107,9 +117,14 @@ def render(run: RunFolder, *, drawn: bool = True) -> Written:
         bytes=megabytes,
         head=_head,
         interval=lambda value, n: _interval(m, value, n),
+        labelled=labelled,
     )
-    page = environment.get_template("report.html.j2").render(_context(facts, diagnosed, audit, report, drawn))
-    return Written(report, page)
+    return found
+
+
+def style() -> Markup:
+    """The sheet of every page."""
+    return Markup((_HERE / "report.css").read_text("utf-8"))
 
 
 def _context(
@@ -119,7 +134,7 @@ def _context(
     folder = shlex.quote(facts.folder)
     context: dict[str, Any] = {
         "version": __version__,
-        "css": Markup((_HERE / "report.css").read_text("utf-8")),
+        "css": style(),
         "r": report,
         "facts": facts,
         "measure": facts.measure,
@@ -142,17 +157,21 @@ def _context(
         "by_round": _spread(facts.utility.points) if facts.utility else (),
         "settings": list(_flat(report.settings)),
         "most_rows": figures.MOST_ROWS,
+        "most_groups": _MOST_GROUPS,
         "audit_command": f"fedblocks audit {folder}",
+        "sweep_command": f"fedblocks sweep {folder}/settings.toml {_OVER}",
         "report_command": f"fedblocks report {folder}",
         "leakage": (),
         "alarms": (),
         "rows": (),
         "repeated": 0,
         "statements": (),
+        "best_curves": (),
     }
     if audit is not None:
         rows, repeated = collapsed_rows(audit.audit.results)
         context |= {
+            "best_curves": [curve.roc() for curve in strongest(audit.stored.curves)],
             "leakage": by_adversary(audit.audit.results, audit.audit.blocks),
             "alarms": [each for each in audit.sentences()[1:] if each[2]],
             "rows": rows,

@@ -19,6 +19,7 @@ from .processes import process_grid
 from .threads import thread_grid
 
 MOST_WORKERS = 256
+_MOST_CONNECTIONS = 100
 
 
 def grid_of(run: RunFolder, engine: Engine, workers: int) -> AbstractContextManager[Grid]:
@@ -41,6 +42,10 @@ def check_engine(
         raise InputError("--workers", workers, f"expected 1 to {MOST_WORKERS}")
     if transport == "grpc" and engine != "threads":
         raise InputError("--engine", engine, "over gRPC companies are threads; leave out --transport grpc")
+    count = settings.companies.count
+    if transport == "grpc" and count > _MOST_CONNECTIONS:
+        rule = f"grpc connects every company, at most {_MOST_CONNECTIONS}; companies.count is {count}"
+        raise InputError("--transport", transport, rule)
     if settings.protocol == "off":
         if transport == "grpc":
             raise InputError("--transport", transport, "without the protocol there are no messages")
