@@ -64,7 +64,7 @@ class _Running:
         if self._baseline == "central":
             nothing: dict[int, dict[str, Tensor]] = {
                 b: {} for b in range(self._plan.model.blocks)
-            }  # of its optimisers: it does not go on
+            }  # does not go on
             Checkpoint(rounds, split(last.cpu()), nothing).save(run.checkpoints)
         self._tell(RunFinished(rounds))
         metric = metric_of(self._plan.model).name

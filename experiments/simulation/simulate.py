@@ -107,7 +107,6 @@ def _guarantee(run: RunFolder, plan: Plan, rounds: Sequence[dict[str, Any]]) -> 
             "protocol": "off",
             "guarantee": NO_GUARANTEE,
             "epsilon": {},
-            "delta": None,
             "unit_of_privacy": "none",
         }
     spent = _spent(run)

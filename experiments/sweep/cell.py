@@ -129,7 +129,7 @@ def row_of(row: Row, run: RunFolder, result: dict[str, Any], audit: Audit | None
         # None stands for a ledger with a release without noise.
         epsilon_spent=None if None in spent or not spent else max(spent),
         epsilon_against_company=result.get("epsilon_against_a_company"),
-        delta=result["delta"],
+        delta=result.get("delta"),
         noise_multiplier=result["noise_multiplier"],
         quality=result[metric],
         by_company=by_company(run),

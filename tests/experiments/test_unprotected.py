@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from fedblocks.blocks import digest
-from fedblocks.errors import InputError
+from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings, read_simulation, validated
+from fedblocks.threat_model.auditing import AuditDesign, audit_run
+from fedblocks.threat_model.report import write_report
 
 CASES: dict[str, dict[str, Any]] = {
     "all, no noise": {
@@ -77,7 +79,7 @@ def test_nothing_of_the_protocol_is_there_and_the_run_says_so(
     assert result["protocol"] == "off"
     assert result["guarantee"] == "without the protocol: no guarantee was accounted at companies"
     assert result["epsilon"] == {}
-    assert result["delta"] is None
+    assert "delta" not in result
     assert read_simulation(run.path).protocol == "off"
     found = {path.name for path in run.path.rglob("*") if path.is_file()}
     assert not found & {"ledger.sqlite", "steps.sqlite", "identity.key", "roster.toml", "company.log"}
@@ -124,3 +126,15 @@ def test_it_is_not_served_to_real_companies(small: SimulationSettings, tmp_path:
     run = prepare(changed(small, protocol="off"), tmp_path / "run")
     with pytest.raises(InputError, match="protocol"):
         RunFolder.deployable(run.path)
+
+
+def test_the_report_opens_with_that_and_an_audit_is_refused(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Would catch the plan's epsilon on the first page of a run that nobody has accounted."""
+    run = prepare(changed(small, protocol="off"), tmp_path / "run")
+    simulate(run)
+    page = write_report(run).read_text("utf-8")
+    assert "This run is without the protocol: no guarantee was accounted at companies." in page
+    with pytest.raises(RunError, match="without the protocol"):
+        audit_run(run, AuditDesign(minutes=0.1))
