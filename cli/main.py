@@ -13,16 +13,13 @@ import shlex
 import sys
 from io import TextIOWrapper
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from .. import __version__
-from ..errors import InputError, ProtocolError
 from ..glibc_malloc import keep_freed_memory
 from ..protocol.log_text import entry
 from . import agent_run, coordinator_run, coordinator_up, kits, unit  # noqa: F401  # they add their commands to those of agent, company and coordinator
@@ -36,17 +33,15 @@ from .failures import failure_of
 from .identity import identity
 from .ledger import account, ledger
 from .model import model
-from .options import Track
 from .predict import predict
 from .provision import provision
 from .report import report
-from .runs import RunsDir, shortest
+from .runs import RunsDir
+from .simulate import readable, simulate
 from .supernode import supernode
 from .sweep import sweep
 from .transport import transport
 from .trial import trial
-
-_FEW = 20  # companies whose figures a summary names one by one
 
 # Heavy imports (torch, flwr, settings) wait until a command needs them, so that --help and bad input answer at once.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -73,6 +68,7 @@ app.command("identity")(identity)
 app.command("predict")(predict)
 app.command("provision")(provision)
 app.command("report")(report)
+app.command("simulate")(simulate)
 app.command("trial")(trial)
 app.command("supernode", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
     supernode
@@ -153,97 +149,13 @@ def pretrain(
     if as_json:
         print(json.dumps(result))
         return
-    for key, value in _readable(result):
+    for key, value in readable(result):
         people.print(f"{key}: {escape(value)}")
     if not result["untrained"]:
         next_ = (
             f"fedblocks simulate {shlex.quote(preset)} --set {shlex.quote(f'pretraining.folder={folder}')}"
         )
         people.print(f"Next: {escape(next_)}")
-
-
-@app.command()
-def simulate(
-    preset: Annotated[str | None, typer.Argument(help="a preset's name or a TOML file")] = None,
-    overrides: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="go on with an interrupted run")] = None,
-    with_reference: Annotated[
-        bool, typer.Option("--with-reference", help="also run it without noise, to see what privacy costs")
-    ] = False,
-    with_controls: Annotated[
-        bool, typer.Option("--with-controls", help="also one network end to end, of L and of L/B layers")
-    ] = False,
-    over: Annotated[
-        Literal["grid", "grpc"],
-        typer.Option(
-            "--transport", help="how messages travel: function calls, or gRPC with mutual TLS on loopback"
-        ),
-    ] = "grid",
-    track: Track = None,
-    runs_dir: RunsDir = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Simulate a multi-company run on this machine."""
-    if (preset is None) == (resume is None):
-        raise InputError("preset", preset, "give either a preset or --resume RUN")
-    if resume is not None and overrides:
-        raise InputError("--set", overrides[0], "a resumed run keeps its own settings")
-    from ..experiments.presets import load_settings
-
-    settings = load_settings(preset, overrides or []) if preset is not None else None
-    from ..experiments.tracking import check_trackers
-    from ..server.run_folder import RunFolder
-    from .progress import continue_with_progress, prepare_with_progress
-
-    check_trackers(track or ())
-
-    if settings is not None:
-        run = prepare_with_progress(settings, runs_dir, people)
-    else:
-        run = RunFolder.existing(resume or Path())
-    result = continue_with_progress(
-        run,
-        people,
-        with_reference=with_reference,
-        with_controls=with_controls,
-        transport=over,
-        track=track or (),
-    )
-    if as_json:
-        print(json.dumps(result))
-    if result["rounds_done"] == 0:
-        raise ProtocolError("no_round_done", f"every round failed: {_readable(result['rounds_failed'])}")
-    if as_json:
-        return
-    table = Table(title=f"Run {run.path.name}", show_header=False)
-    for key, value in _readable(result):
-        table.add_row(key, value)
-    people.print(table)
-    people.print(f"Next: fedblocks audit {escape(shortest(run.path))}")
-
-
-def _readable(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Keys and values as text; of figures for more than a few companies, the least, the middle and the largest."""
-
-    def text(value: Any) -> str:
-        if value is None:
-            return "infinite"  # the one figure that JSON has no number for
-        if isinstance(value, float):
-            return f"{value:.4g}"
-        if isinstance(value, list):
-            return ", ".join(text(v) for v in value)
-        if (
-            isinstance(value, dict)
-            and len(value) > _FEW
-            and all(isinstance(v, float) for v in value.values())
-        ):
-            found = sorted(value.values())
-            return f"{text(found[0])} to {text(found[-1])}, median {text(median(found))}, of {len(found):,}"
-        if isinstance(value, dict):
-            return ", ".join(f"{k} {text(v)}" for k, v in value.items())
-        return str(value)
-
-    return [(key, text(value)) for key, value in result.items()]
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from ..blocks.build import metric_of
 from ..client.data.findings import Findings
 from ..errors import RunError
+from ..experiments.baselines.rules import Baseline
+from ..experiments.baselines.running import run_in_one_place
 from ..experiments.simulation.controls import CONTROLS, prepare_control
 from ..experiments.simulation.diagnosing import diagnose_run
 from ..experiments.simulation.preparation import new_run, prepare, read_inputs
@@ -35,7 +37,7 @@ from ..experiments.tracking import tracked
 from ..server.events import Event, RoundFinished, RunFinished, RunStarted, Subscriber
 from ..server.run_folder import RunFolder
 from ..server.run_lock import exclusive
-from ..settings import RunSettings, SimulationSettings, Transport
+from ..settings import Engine, RunSettings, SimulationSettings, Transport
 from .failures import is_full
 
 if TYPE_CHECKING:
@@ -114,6 +116,8 @@ def continue_with_progress(
     with_reference: bool,
     with_controls: bool,
     transport: Transport = "grid",
+    engine: Engine = "threads",
+    workers: int | None = None,
     track: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run to the end from wherever the run stands; with its noise-free twin and its controls if asked for.
@@ -124,7 +128,15 @@ def continue_with_progress(
     try:
         with exclusive(run.path), progress_on(console) as progress:
             with tracked(run, track) as subscribers:
-                result = _simulate(run, progress, "Private rounds", transport, subscribers)
+                result = _simulate(
+                    run,
+                    progress,
+                    "Private rounds",
+                    subscribers,
+                    transport=transport,
+                    engine=engine,
+                    workers=workers,
+                )
             if with_reference:
                 plain = _simulate(prepare_reference(run), progress, "Reference without noise")
                 result[f"{metric}_non_private"] = plain[metric]
@@ -152,9 +164,14 @@ def _simulate(
     run: RunFolder,
     progress: Progress,
     title: str,
-    transport: Transport = "grid",
     subscribers: Sequence[Subscriber] = (),
+    **where: Any,
 ) -> dict[str, Any]:
+    """`where`: transport, engine and workers, as `simulate` takes them."""
+    return simulate(run, [_shown(run, progress, title), *subscribers], **where)
+
+
+def _shown(run: RunFolder, progress: Progress, title: str) -> Subscriber:
     settings = run.settings()
     metric = metric_of(settings.model)
     task = progress.add_task(title, total=settings.training.rounds, note="")
@@ -169,7 +186,21 @@ def _simulate(
         if isinstance(event, RunFinished):
             progress.update(task, completed=event.rounds)
 
-    return simulate(run, [show, *subscribers], transport=transport)
+    return show
+
+
+@one_core()
+def baseline_with_progress(
+    run: RunFolder, console: Console, *, baseline: Baseline, track: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Train a prepared run in one place, all companies' examples together or each company's own."""
+    try:
+        with progress_on(console) as progress, tracked(run, track) as subscribers:
+            shown = _shown(run, progress, f"Baseline {baseline}")
+            return run_in_one_place(run, baseline, [shown, *subscribers])
+    except KeyboardInterrupt:
+        console.print("Interrupted; the same command begins anew.")
+        raise
 
 
 def audit_with_progress(run: RunFolder, design: AuditDesign, console: Console) -> Audit:

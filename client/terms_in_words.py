@@ -54,6 +54,8 @@ def described(company: Company, request: Request) -> list[str]:
         "all": "every company trains every block in every round",
     }[t.assignment]
     steps = f"each after {t.local_steps} local steps on {t.sampling_rate:.4g} of its examples"
+    if t.proximal > 0:
+        steps += f", pulled back to the round's start (mu {t.proximal:g})"
     opened = f"each is opened only if at least {_threshold(plan, n)} of {n} take part to its end"
     lines = [
         f"Run {request.run!r} (plan {request.digest[:12]}), asked for since {asked}:",

@@ -51,6 +51,7 @@ def dp_sgd(training: TrainingSettings, privacy: MechanismSettings, noise_multipl
         clipping=privacy.clipping,
         quantile_clip=quantile,
         noise_bands=training.noise_bands,
+        proximal=training.proximal,
     )
 
 

@@ -29,6 +29,7 @@ from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarte
 from .federated_evaluation import evaluate
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
+from .plain_sums import PlainSums
 from .release_log import OpenedSum, OpenedSums, ReleaseLog
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
@@ -52,7 +53,7 @@ def coordinate(
     RunFinished. Interrupting it anywhere loses at most the round in flight, which is then repeated; a subscriber that
     raises interrupts it between rounds. `wait`: seconds for the companies to come up. `patience`: for real companies,
     which come and go: `wait` is then not used, and a round that fails is begun anew; without it, it is noted and the
-    next one begins.
+    next one begins. `grid`: or sums without the protocol, of a simulation.
 
     Raises:
         RunError: another process is at it, or companies are missing.
@@ -74,7 +75,9 @@ def _coordinate(
     if len(checkpoint.model.blocks) != plan.model.blocks:
         raise RunError(f"{run.checkpoints}: not of a model of {plan.model.blocks} blocks, as the plan is")
     run.forget_metrics_after(checkpoint.round)
-    wanted = is_simulation(run.path) if settings.releases is None else settings.releases
+    wanted = settings.releases
+    if wanted is None:  # for an audit
+        wanted = is_simulation(run.path) and not isinstance(grid, PlainSums)
     log = ReleaseLog(run.releases)
     logged = log.begins(wanted=wanted, done=checkpoint.round)
     model = build_model(plan.model, plan.noise).to(settings.device)
@@ -116,7 +119,10 @@ def _coordinate(
     attendance: Attendance | None = None
     kept: OpenedSums | None = None
     drawing: DrawnCohort | None = None
-    if patience is None and plan.drawn is not None:
+    cohort: Cohort | PlainSums
+    if isinstance(grid, PlainSums):
+        cohort = grid
+    elif patience is None and plan.drawn is not None:
         drawing = DrawnCohort(grid, plan, plan.drawn, shared, run.roster())
     elif patience is None:
         cohort = join(grid, plan, shared, run.roster(), expected, wait=wait)
@@ -134,7 +140,10 @@ def _coordinate(
         moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
 
         def train(
-            task: Task, round_: int = round_, before: tuple[State, ...] = before, cohort: Cohort = cohort
+            task: Task,
+            round_: int = round_,
+            before: tuple[State, ...] = before,
+            cohort: Cohort | PlainSums = cohort,
         ) -> tuple[RoundResult, OpenedSum | None]:
             b = task.block
             states = {i: before[i] for i in blocks_read(plan, b)}
@@ -145,7 +154,9 @@ def _coordinate(
             blocks[b] = state
             return result, opened
 
-        tasks = assign(round_, cohort.companies, plan)
+        tasks = assign(
+            round_, cohort.cohort(round_) if isinstance(cohort, PlainSums) else cohort.companies, plan
+        )
         if (
             kept is not None
         ):  # what companies have paid for must find room, so nobody trains before there is some
@@ -175,7 +186,7 @@ def _coordinate(
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)
         evaluation = plan.evaluation
-        if evaluation is not None and evaluation.due(round_, rounds):
+        if evaluation is not None and evaluation.due(round_, rounds) and isinstance(cohort, Cohort):
             groups = list(dict.fromkeys(task.companies for task in tasks))
             attempt = "" if patience is None else secrets.token_hex(8)
             row["evaluation"] = evaluate(round_, groups, blocks, cohort, plan, attempt).to_json()
@@ -197,7 +208,7 @@ def _coordinate(
         if kept is not None:
             kept.forget()
         tell(RoundFinished(row))
-    if patience is not None:
+    if patience is not None and isinstance(cohort, Cohort):
         _deliver(grid, run, cohort, patience.linger, patience, tell)
     tell(RunFinished(rounds))
     return checkpoint

@@ -19,6 +19,7 @@ from .assignment import Task
 from .cohort import Cohort
 from .influence import largest_mean
 from .optimizer import BlockOptimizer
+from .plain_sums import PlainSums
 from .release_log import OpenedSum, OpenedSums
 from .secure_sum import Absences, SecureSum
 
@@ -41,7 +42,7 @@ def run_round(
     states: dict[int, State],
     names: list[str],
     optimizer: BlockOptimizer,
-    cohort: Cohort,
+    cohort: Cohort | PlainSums,
     plan: Plan,
     attempt: str = "",
     kept: OpenedSums | None = None,
@@ -74,11 +75,14 @@ def run_round(
     opened = None if kept is None else kept.find(round_, block, companies, session.model_digest)
     if opened is None:
         try:
-            secure_sum = SecureSum(session, cohort, f"round-{round_}-block-{block}", absences)
-            adverts = secure_sum.keys()
-            survivors = secure_sum.train(block, states, adverts)
-            confirmations = secure_sum.confirm(survivors)
-            residues, summed = secure_sum.unmask(confirmations)
+            if isinstance(cohort, PlainSums):
+                residues, summed = cohort.total(session, block, states, absences)
+            else:
+                secure_sum = SecureSum(session, cohort, f"round-{round_}-block-{block}", absences)
+                adverts = secure_sum.keys()
+                survivors = secure_sum.train(block, states, adverts)
+                confirmations = secure_sum.confirm(survivors)
+                residues, summed = secure_sum.unmask(confirmations)
         except ProtocolError as error:
             result.status = error.code
             return state, result, None

@@ -46,6 +46,7 @@ from .simulation import (
     CompanySettings,
     DataSettings,
     DropoutSettings,
+    Engine,
     SimulationSettings,
     Transport,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "DataSource",
     "DrawnCohorts",
     "DropoutSettings",
+    "Engine",
     "EvaluationSettings",
     "InfluenceSettings",
     "LEAST_NOISE",

@@ -73,10 +73,13 @@ def read_tables(field: str, path: Path) -> dict[str, Any]:
 def refuse_injected_failures(folder: Path) -> None:
     """For who runs `folder` with companies of their own, whose replies nobody is to lose on purpose.
 
-    Raises: InputError where a simulation's settings ask for that.
+    Raises: InputError where a simulation's settings ask for that, or for a run without the protocol.
     """
     if is_simulation(folder):
-        rate = read_simulation(folder).companies.dropout.rate
+        settings = read_simulation(folder)
+        if settings.protocol == "off":
+            raise InputError("protocol", "off", "only `fedblocks simulate` runs without the protocol")
+        rate = settings.companies.dropout.rate
         if rate > 0:
             raise InputError("companies.dropout.rate", rate, "only `fedblocks simulate` injects failures")
 

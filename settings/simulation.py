@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..blocks.settings import Part, require
 from .run import CohortSettings, DataSource, PublicDataSettings, RunSettings
 
-# How a simulation's messages travel; no part of the settings, since no result depends on it.
+# How a simulation's messages travel, and where its companies compute; no part of the settings, since no result
+# depends on it.
 Transport = Literal["grid", "grpc"]
+Engine = Literal["threads", "processes", "ray"]
 
 
 CompanyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -78,6 +80,11 @@ class SimulationSettings(RunSettings):
     data: DataSettings = DataSettings()
     companies: CompanySettings = CompanySettings()
     workers: int = Field(2, ge=1, le=256, description="companies simulated at once, a core each")
+    protocol: Literal["on", "off"] = Field(
+        "on",
+        description="off, for studies of utility alone: the same training without keys, masks, messages and ledgers; "
+        "no guarantee is accounted at companies",
+    )
     audit: AuditSettings = AuditSettings()
 
     @model_validator(mode="before")
@@ -100,3 +107,17 @@ class SimulationSettings(RunSettings):
         b, blocks = self.audit.block, self.model.blocks
         require(b is None or b < blocks, "audit.block", b, f"the model has {blocks} blocks")
         return self
+
+    @model_validator(mode="after")
+    def _asks_companies(self) -> Self:
+        rule = 'needs protocol = "on": what companies say of their held-out examples is paid for in their ledgers'
+        require(self.protocol == "on" or self.evaluation is None, "evaluation", "a table", rule)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings with the protocol keep the digests that they had before there were any without."""
+        found: dict[str, Any] = dump(self)
+        if self.protocol == "on":
+            found.pop("protocol", None)
+        return found

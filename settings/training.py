@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -59,6 +59,12 @@ class TrainingSettings(Part):
         description="epochs only: a step's noise is partly taken back over so many steps; 1 means never",
     )
     noise_draws: int = Field(2, ge=1, le=64)
+    proximal: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="FedProx's mu: local steps are pulled back to the block that the round began with",
+    )
     server_optimizer: Literal["fedavg", "fedadam"] = "fedadam"
     server_learning_rate: float = Field(0.01, gt=0, le=1e4)
     server_betas: tuple[_Decay, _Decay] = (0.9, 0.99)
@@ -95,6 +101,16 @@ class TrainingSettings(Part):
             require(self.noise_bands == 1, "noise_bands", self.noise_bands, 'needs batches = "epochs"')
         return self
 
+    @model_validator(mode="after")
+    def _pulls_something(self) -> Self:
+        if self.proximal > 0:
+            rule = "must be at least 2 with training.proximal: the first step starts where it is pulled to"
+            require(self.local_steps > 1, "local_steps", self.local_steps, rule)
+            require(
+                self.noise_bands == 1, "noise_bands", self.noise_bands, "must be 1 with training.proximal"
+            )
+        return self
+
     def releases(self, blocks: int, rounds: int | None = None) -> int:
         """Updates of one company over the run, its reserve included: one a round, or with "all" one a round and
         block. `rounds`: those that it takes part in, where these are not all."""
@@ -102,9 +118,10 @@ class TrainingSettings(Part):
         return taken * (blocks if self.assignment == "all" else 1)
 
     @model_serializer(mode="wrap")
-    def _without_no_reserve(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plans without a reserve keep the digest that they had before there were any."""
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans without a reserve, or a pull, keep the digest that they had before there were any."""
         found: dict[str, Any] = dump(self)
-        if not self.reserve:
-            found.pop("reserve", None)
+        for name in ("reserve", "proximal"):
+            if not getattr(self, name):
+                found.pop(name, None)
         return found

@@ -21,8 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from .. import __version__, atomic_file
 from ..blocks import digest
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..server.run_folder import RunFolder
+from ..settings import is_simulation, read_simulation
 from .adversaries import ADVERSARIES, adversary
 from .attacks import attacks
 from .audit_file import Audit, Verdict
@@ -73,6 +74,9 @@ def audit_run(
         InputError, RunError: something that was given cannot be used; a former audit is still there then.
     """
     started = time.monotonic()
+    if is_simulation(run.path) and read_simulation(run.path).protocol == "off":
+        rule = 'ran without the protocol (protocol = "off"): there are no releases to attack'
+        raise RunError(f"{run.path}: {rule}")
     subject = Subject.of(run, seed=design.seed, block=design.block)
     subject = replace(subject, workers=design.workers)
     blocks = subject.plan.model.blocks

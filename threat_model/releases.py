@@ -62,7 +62,7 @@ def deviation(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
     if mechanism.quantile_clip is not None:
         z = mechanism.quantile_clip.sum_noise_multiplier(z)
     banded = mechanism.banded() if z > 0 else None
-    parts = mechanism.steps if banded is None else banded.sum_variance
+    parts = float((mechanism.weights() ** 2).sum()) if banded is None else banded.sum_variance
     return float(z * mechanism.max_grad_norm * (parts * companies) ** 0.5)
 
 

@@ -117,11 +117,15 @@ class Subject:
         return tuple(self.private)
 
     def mechanism(self, block: int) -> DPSGD | SecureStep:
-        """What one company of the block's cohort does to its gradients before anyone sees them."""
+        """What one company of the block's cohort does to its gradients before anyone sees them.
+
+        Without FedProx's pull, a function of what has been noised: a sum in which all steps weigh the same tells most
+        of an example that is in each of them.
+        """
         if self.plan.secure_step:
             size = block_size(self.model, block, self.plan.training)
             return secure_step(self.plan, size, len(self.cohort(block)))
-        return mechanism(self.plan)
+        return replace(mechanism(self.plan), proximal=0.0)
 
     def problem(self, block: int) -> BlockProblem:
         """The reconstruction problem of a block, in the state that was released; made once."""

@@ -226,7 +226,8 @@ def prepare(
         )
         for name, data in inputs.companies.items():
             write_home(run.companies / name, name, settings, data)
-        introduce(run)
+        if settings.protocol == "on":
+            introduce(run)
     return RunFolder(folder.resolve())
 
 
@@ -293,7 +294,8 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
         data, out = hold_out(data, settings.companies.held_out, key)
         out.save(home / HELD_OUT_FILE)
     data.save(home / "data.npz")
-    save_policy(home, policy_of(settings, company))
+    ledger = not isinstance(settings, SimulationSettings) or settings.protocol == "on"
+    save_policy(home, policy_of(settings, company), ledger=ledger)
 
 
 def policy_of(settings: RunSettings, company: str) -> Policy:
@@ -315,11 +317,12 @@ def policy_of(settings: RunSettings, company: str) -> Policy:
     )
 
 
-def save_policy(home: Path, policy: Policy) -> None:
-    """A simulated company's rules, and the ledger that they are held against."""
+def save_policy(home: Path, policy: Policy, *, ledger: bool = True) -> None:
+    """A simulated company's rules, and the ledger that they are held against, if there is to be one."""
     rules = tomli_w.dumps(policy.model_dump(exclude_none=True))
     private_file.write(home / "policy.toml", rules.encode())
-    Company(home, policy).create_ledger()
+    if ledger:
+        Company(home, policy).create_ledger()
 
 
 def introduce(run: RunFolder) -> None:

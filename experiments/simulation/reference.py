@@ -28,14 +28,15 @@ def _fill(twin: RunFolder, run: RunFolder) -> None:
     shutil.copytree(run.evaluation, twin.evaluation)
     public = Checkpoint.load(run.checkpoints, 0)
     public.save(twin.checkpoints)
+    settings, plan = read_simulation(run.path), run.plan()
     for home in run.homes():
         own = twin.companies / home.name
         own.mkdir(mode=0o700)
         shutil.copy(home / "data.npz", own / "data.npz")
         policy = load_policy(home / "policy.toml").model_copy(update={"i_accept_no_dp": True})
-        save_policy(own, policy)
-    introduce(twin)
-    settings, plan = read_simulation(run.path), run.plan()
+        save_policy(own, policy, ledger=settings.protocol == "on")
+    if settings.protocol == "on":
+        introduce(twin)
     without = {"epsilon": None, "noise_multiplier": None, "i_accept_no_dp": True}
     raw = settings.model_dump() | {"privacy": settings.privacy.model_dump() | without}
     own_settings = validated(SimulationSettings, raw)

@@ -5,73 +5,73 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-
-from flwr.serverapp import Grid
 
 from ...blocks.build import metric_of
 from ...client.app import app as client_app
-from ...client.company import Company, simulated_home
+from ...client.company import Company
 from ...client.policy import load_policy
-from ...errors import InputError, RunError
+from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
 from ...server.coordinator import coordinate
 from ...server.events import Subscriber
-from ...server.grid import InProcessGrid
 from ...server.run_folder import RunFolder
 from ...server.run_lock import exclusive
-from ...settings import Plan, Transport, read_simulation
+from ...settings import Engine, Plan, Transport, read_simulation
 from .dropout import LossyGrid
+from .engines import check_engine, grid_of
 from .loopback import loopback_grid
-
-_MOST_CONNECTIONS = 100
+from .unprotected import NO_GUARANTEE, unprotected
 
 
 def simulate(
-    run: RunFolder, subscribers: Sequence[Subscriber] = (), *, transport: Transport = "grid"
+    run: RunFolder,
+    subscribers: Sequence[Subscriber] = (),
+    *,
+    transport: Transport = "grid",
+    engine: Engine = "threads",
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Run, or go on with, a prepared run in this process; returns and writes its summary.
 
-    `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback. The result is
-    the same. `subscribers`: as for `coordinate`.
+    `transport`: "grid", messages by function calls, or "grpc", over the data plane on loopback; `engine`: where
+    companies compute, `workers` of them at once (none: as the settings have it). The result is the same.
+    `subscribers`: as for `coordinate`.
+
+    Raises: InputError for an engine that the run cannot have.
     """
+    check_engine(read_simulation(run.path), engine, workers, transport)
     with exclusive(run.path):
-        return _simulate(run, subscribers, transport)
+        return _simulate(run, subscribers, transport, engine, workers)
 
 
-def _simulate(run: RunFolder, subscribers: Sequence[Subscriber], transport: Transport) -> dict[str, Any]:
+def _simulate(
+    run: RunFolder,
+    subscribers: Sequence[Subscriber],
+    transport: Transport,
+    engine: Engine,
+    workers: int | None,
+) -> dict[str, Any]:
     started = time.perf_counter()
     heldout = run.evaluation / "heldout.npz"
     if not heldout.is_file():
         raise RunError(f"{heldout} is missing; put it back from a copy")
-    count = run.settings().companies.count
-    if transport == "grpc" and count > _MOST_CONNECTIONS:
-        rule = f"grpc connects every company, at most {_MOST_CONNECTIONS}; companies.count is {count}"
-        raise InputError("--transport", transport, rule)
-    with loopback_grid(run, client_app) if transport == "grpc" else _in_process(run) as grid:
-        settings = read_simulation(run.path)
-        dropout = settings.companies.dropout
-        coordinate(LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid, run, subscribers)
+    settings = read_simulation(run.path)
+    at_once, over_grpc = workers or settings.workers, transport == "grpc"
+    if settings.protocol == "off":
+        with unprotected(run, at_once, processes=engine == "processes") as sums:
+            coordinate(sums, run, subscribers)
+    else:
+        with loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once) as grid:
+            dropout = settings.companies.dropout
+            lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
+            coordinate(lossy, run, subscribers)
     result = summary(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}
     run.write_json("result.json", earlier | result)
     return result
-
-
-@contextmanager
-def _in_process(run: RunFolder) -> Iterator[Grid]:
-    settings = read_simulation(run.path)
-    run_config: dict[str, str | int | float | bool] = {"run-dir": str(run.path)}
-    count = settings.companies.count
-    names = {partition + 1: simulated_home(run.companies, partition).name for partition in range(count)}
-    grid = InProcessGrid(client_app, count, run_config, settings.workers, names)
-    try:
-        yield grid
-    finally:
-        grid.close()
 
 
 def summary(run: RunFolder) -> dict[str, Any]:
@@ -81,7 +81,6 @@ def summary(run: RunFolder) -> dict[str, Any]:
     first, last = rows[0]["quality"], rows[-1]["quality"]
     plan = run.plan()
     metric = metric_of(plan.model).name
-    spent = _spent(run)
     return {
         "run": run.path.name,
         "folder": str(run.path),
@@ -96,11 +95,26 @@ def summary(run: RunFolder) -> dict[str, Any]:
         metric: last["heldout"][-1],
         f"{metric}_by_block": last["heldout"],
         f"{metric}_on_public_data": last["public"][-1],
+        **_guarantee(run, plan, rounds),
+        "noise_multiplier": plan.noise_multiplier,
+    }
+
+
+def _guarantee(run: RunFolder, plan: Plan, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the companies' own ledgers say; where there are none, that."""
+    if read_simulation(run.path).protocol == "off":
+        return {
+            "protocol": "off",
+            "guarantee": NO_GUARANTEE,
+            "epsilon": {},
+            "unit_of_privacy": "none",
+        }
+    spent = _spent(run)
+    return {
         "epsilon": _finite(spent),
         **_against(spent.values()),
         **_shares(plan, rounds, spent),
         "delta": plan.delta,
-        "noise_multiplier": plan.noise_multiplier,
         "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
     }
 

@@ -12,29 +12,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ... import __version__
-from ...blocks import Denoiser, digest
+from ...blocks import digest
 from ...blocks.build import metric_of
 from ...blocks.examples import Examples
-from ...blocks.model_file import model_of
 from ...errors import RunError
-from ...privacy.randomness import Randomness
 from ...server.checkpoint import Checkpoint
 from ...server.events import Event, RoundFinished, RunStarted
-from ...server.models import card_of
 from ...server.run_folder import RunFolder
 from ...settings import read_simulation
 from ...threat_model.audit_file import Audit, read_audit_file
 from ...threat_model.auditing import AuditDesign, audit_run
-from ..baselines.one_place import train_in_one_place
+from ..baselines.judged import by_company, fits_few, quality_of
+from ..baselines.one_place import Where, public_model, trained_in_one_place
 from ..simulation.preparation import make_plan
 from ..simulation.simulate import simulate
 from ..simulation.threads import one_core
 from ..tracking import tracked
 from .grid import Cell
-from .shared import prepare_from, public_model
+from .shared import prepare_from
 from .strongest import strongest
 from .table import Row
 
@@ -133,7 +129,7 @@ def row_of(row: Row, run: RunFolder, result: dict[str, Any], audit: Audit | None
         # None stands for a ledger with a release without noise.
         epsilon_spent=None if None in spent or not spent else max(spent),
         epsilon_against_company=result.get("epsilon_against_a_company"),
-        delta=result["delta"],
+        delta=result.get("delta"),
         noise_multiplier=result["noise_multiplier"],
         quality=result[metric],
         by_company=by_company(run),
@@ -158,60 +154,30 @@ def _audited(run: RunFolder, on_share: OnShare) -> Audit:
     return audit_run(run, design, on_progress=lambda share, note: on_share(share))
 
 
-def by_company(run: RunFolder, round_: int | None = None) -> dict[str, float]:
-    """The family's metric of a round's model (none: the last) on what each company held out, by its name; none where
-    the metric is of a whole set of samples, of which a company has too few."""
-    if not _fits_few(run):
-        return {}
-    checkpoint, card = card_of(run, round_)
-    model, seed = model_of(checkpoint.model, card), run.settings().seed
-    return {
-        file.stem: _quality(model, Examples.load(file), seed)
-        for file in sorted(run.own_heldout.glob("*.npz"))
-    }
-
-
-def _fits_few(run: RunFolder) -> bool:
-    model = run.plan().model
-    return metric_of(model).unit != "number" or model.label_side != "inputs"
-
-
 def _in_one_place(row: Row, cell: Cell, started: RunFolder, on_share: OnShare) -> Row:
     """All companies' examples together, or each company's own, without noise; judged as the run is.
 
     `by_company`: of the pooled model, or of each company's own, on what that company held out.
     """
-    own = {home.name: Examples.load(home / "data.npz") for home in started.homes()}
-    parts = own if cell.kind == "alone" else {"all": _together(list(own.values()))}
     heldout, seed = Examples.load(started.evaluation / "heldout.npz"), cell.settings.seed
+    device, names = cell.settings.device, [home.name for home in started.homes()]
     plan = make_plan(cell.settings, public_model(started), cell.name)
-    found: dict[str, float] = {}
+    where: Where = "pooled" if cell.kind == "pooled" else "alone"
+    parts = 1 if where == "pooled" else len(names)
+    found: list[float] = []
     by_name: dict[str, float] = {}
-    for done, (part, data) in enumerate(parts.items()):
-        on_share(done / len(parts))
-        model = public_model(started).to(cell.settings.device)
-        randomness = Randomness.from_seed(seed, "one place", part)
-        count = len(own) if cell.kind == "pooled" else 1
-        train_in_one_place(model, data, plan, companies=count, randomness=randomness)
-        found[part] = _quality(model, heldout, seed)
-        for name in own if cell.kind == "pooled" else (part,):
-            if _fits_few(started):
-                by_name[name] = _quality(model, Examples.load(started.own_heldout / f"{name}.npz"), seed)
+    on_share(0)
+    for trained in trained_in_one_place(started, plan, where, seed=seed, device=device):
+        found.append(quality_of(trained.model, heldout, seed))
+        for name in trained.companies if fits_few(started) else ():
+            own = Examples.load(started.own_heldout / f"{name}.npz")
+            by_name[name] = quality_of(trained.model, own, seed)
+        on_share(len(found) / parts)
     return replace(
         row,
-        quality=statistics.fmean(found.values()),
-        quality_public_model=_quality(public_model(started).to(cell.settings.device), heldout, seed),
+        quality=statistics.fmean(found),
+        quality_public_model=quality_of(public_model(started).to(device), heldout, seed),
         by_company=by_name,
         by_company_public=by_company(started, 0),
         rounds_done=plan.training.rounds,
     )
-
-
-def _quality(model: Denoiser, data: Examples, seed: int) -> float:
-    """As the run's own evaluation has it."""
-    data, generator = data.to(model.device), torch.Generator().manual_seed(seed)
-    return model.eval().chain_quality(data.inputs, data.targets, generator)[-1]
-
-
-def _together(parts: list[Examples]) -> Examples:
-    return Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from ...errors import InputError
 from ...settings import SimulationSettings
+from ..baselines.rules import without_privacy
 from ..presets import load_settings
 
 EPSILON = "privacy.epsilon"
@@ -157,9 +158,7 @@ class Grid:
 
 def baseline(kind: Kind, cell: Cell) -> Cell:
     """What a run is compared with: no secure sum, no noise, and so one for all of its epsilons."""
-    privacy = {"epsilon": None, "noise_multiplier": None, "i_accept_no_dp": True, "mode": "local"}
-    own = cell.settings.privacy.model_copy(update=privacy | {"dropouts": 0, "colluders": 0})
-    settings = cell.settings.model_copy(update={"privacy": own, "evaluation": None})  # which needs noise
+    settings = without_privacy(cell.settings)
     axes = {field: value for field, value in cell.axes.items() if not field.startswith("privacy.")}
     return Cell(kind, axes, settings)
 

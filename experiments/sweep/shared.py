@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ... import atomic_file
-from ...blocks import Denoiser, build_model, merge
 from ...blocks.examples import Examples
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import SimulationSettings, write_simulation
+from ..baselines.one_place import public_model
 from ..simulation.machine import check_writable
 from ..simulation.preparation import introduce, make_plan, prepare, write_home
 from .grid import Cell, baseline
@@ -25,6 +25,7 @@ from .grid import Cell, baseline
 _BESIDE: dict[str, Any] = {
     "name": True, "training": True, "privacy": True, "secure_aggregation": True, "influence": True,
     "failed_rounds": True, "releases": True, "workers": True, "audit": True, "evaluation": True,
+    "protocol": True,
     "companies": {"dropout", "held_out"},
 }  # fmt: skip
 
@@ -42,14 +43,6 @@ def start(folder: Path, cell: Cell, on_step: Callable[[int], None] = lambda step
     return prepare(baseline("pooled", cell).settings, folder, on_step=on_step)
 
 
-def public_model(started: RunFolder) -> Denoiser:
-    """The model before any training on private data, with the cut that pretraining has left."""
-    plan, public = started.plan(), Checkpoint.load(started.checkpoints, 0)
-    model = build_model(plan.model, plan.noise)
-    merge(model, public.model.shared, *public.model.blocks)
-    return model.requires_grad_(False).eval()
-
-
 def prepare_from(started: RunFolder, settings: SimulationSettings, folder: Path) -> RunFolder:
     """As `prepare`, with public model and data of a run that was prepared with the same of these settings."""
     check_writable(folder.parent)
@@ -64,5 +57,6 @@ def prepare_from(started: RunFolder, settings: SimulationSettings, folder: Path)
             shutil.copy2(started.path / name, draft / name)
         for home in started.homes():
             write_home(run.companies / home.name, home.name, settings, Examples.load(home / "data.npz"))
-        introduce(run)
+        if settings.protocol == "on":
+            introduce(run)
     return RunFolder(folder.resolve())

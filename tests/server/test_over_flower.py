@@ -82,7 +82,9 @@ def test_from_provision_to_a_finished_run_over_flower(
         federation.told("coordinator", "install", made["kits"]["coordinator"], plane, "--fingerprint", spoken)
         reached("kits installed")
         service = federation.start("coordinator", "up", plane, "--runs-dir", tmp_path / "runs", "--json")
-        sets = [word for value in (*SMALL, "training.rounds=5", "evaluation.every=5") for word in ("--set", value)]
+        sets = [
+            word for value in (*SMALL, "training.rounds=5", "evaluation.every=5") for word in ("--set", value)
+        ]
         planned = federation.told(
             "coordinator", "plan", "digits", "--folder", plane, "--runs-dir", tmp_path / "runs", *sets
         )

@@ -89,7 +89,7 @@ OTHERS: dict[str, Any] = {
     "training.batches": {"training": EPOCHS}, "training.noise_bands": {"training": EPOCHS | {"noise_bands": 2}},
     "training.noise_draws": 3, "training.server_optimizer": "fedavg", "training.server_learning_rate": 0.5,
     "training.server_betas": [0.5, 0.5], "training.evaluate_every": 3, "training.message_timeout": 5.0,
-    "training.reserve": 2,
+    "training.reserve": 2, "training.proximal": {"training": {"proximal": 0.1, "local_steps": 2}},
     "delta": 1e-6, "max_grad_norm": 2.0, "clipping": "per-layer", "clip_quantile": 0.7, "noise_multiplier": 40.0,
     "company_clip": 3.0, "mode": "secure_step", "dropouts": 2, "colluders": 2,
     "secure_aggregation.minimum_cohort": 4, "secure_aggregation.threshold": 5, "secure_aggregation.bits": 30,

@@ -39,6 +39,8 @@ def _applies(subject: Subject) -> str | None:
         return "the run kept no transcript: it had releases = false"
     if not any(header.block == block for header in subject.transcript.headers):
         return "no sum of this block was opened"
+    if subject.plan.training.proximal > 0:
+        return "local steps are pulled back to the start: a sum has not equal parts of all of them"
     return unsuited(subject)
 
 

@@ -31,7 +31,7 @@ from ...privacy.mechanisms.skellam import SkellamNoise
 from ...privacy.quantile_clip import QuantileClip
 from ...privacy.randomness import Randomness
 from ...privacy.sampling import EpochSampling, PoissonSampling
-from ...protocol.release import block_size
+from ...protocol.release import block_size, mechanism
 from ...settings import Plan
 from .neighbours import Neighbours, compare
 from .seams import replaced
@@ -79,9 +79,9 @@ class StepRecord:
 
 @dataclass
 class Recording:
-    """One round's training: its steps, their sums `clean` and `noisy` (P,) over all steps, and the residues (P,) that
-    it returned. `shared`: what noise was added to, where companies share it. `values`: of diffusion noise, drawn
-    from `bits` of randomness."""
+    """One round's training: its steps, their sums `clean` and `noisy` (P,) over all steps, as the update has them,
+    and the residues (P,) that it returned. `shared`: what noise was added to, where companies share it. `values`: of
+    diffusion noise, drawn from `bits` of randomness. `shrinkage`: a step's, of what the steps before it have made."""
 
     places: Places
     clean: Array
@@ -92,6 +92,7 @@ class Recording:
     neighbours: Neighbours | None = None
     values: int = 0
     bits: float = 0.0
+    shrinkage: float = 1.0
 
     def forget(self) -> None:
         """Free what has P values."""
@@ -124,7 +125,8 @@ def record(
         lambda: examples_at_once(own.model, own.block, own.plan, own.policy)
     )  # its passes are not recorded
     before = {name: p.detach().clone() for name, p in own.model.named_parameters()}
-    found = Recording(places, np.zeros(own.size), np.zeros(own.size))
+    shrinkage = 1.0 if own.plan.secure_step else mechanism(own.plan).shrinkage
+    found = Recording(places, np.zeros(own.size), np.zeros(own.size), shrinkage=shrinkage)
     tape, read = Tape(randomness), set[int]()
     try:
         with _watching(own.model, found, tape, read, probe):
@@ -158,7 +160,7 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
             with tape.kept():
                 result = original(clipping, losses, examples=examples, draws=draws)
                 clean = _array(result.vector)
-                found.clean += clean
+                found.clean = found.shrinkage * (found.clean + clean)
                 step = StepRecord(result.sensitivity, examples, clean[found.places].copy())
                 step.loaded, step.drawn = set(read), drawn[-1] if drawn else set()
                 found.steps.append(step)
@@ -172,7 +174,7 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
         def watched(*args: Any, **kwargs: Any) -> Tensor:
             result = original(*args, **kwargs)
             noisy = _array(result)
-            found.noisy += noisy
+            found.noisy = found.shrinkage * (found.noisy + noisy)
             found.steps[-1].noisy = noisy[found.places].copy()
             return result
 

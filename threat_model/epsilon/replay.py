@@ -91,7 +91,7 @@ def _deviation(plan: Plan, found: list[Recording], companies: int) -> float:
     own = mechanism(plan)
     if own.quantile_clip is None:
         return deviation(own, len(found))
-    clips = [step.sensitivity for each in found for step in each.steps]
+    clips = [w * s.sensitivity for each in found for w, s in zip(own.weights(), each.steps, strict=True)]
     return own.quantile_clip.sum_noise_multiplier(own.noise_multiplier) * float(np.linalg.norm(clips))
 
 

@@ -37,6 +37,7 @@ from .spending import Spending
 from .subgroups import subgroups
 from .verdict import verdict_of
 
+_UNPROTECTED = "Without the protocol: no guarantee was accounted at companies."
 GROUPS = (2, 5)  # examples of one person
 
 
@@ -154,13 +155,15 @@ def _promise(facts: Facts, size: int) -> Promise:
         judgement=judge_epsilon(epsilon if facts.private else None).text,
         delta_judgement=judge_delta(delta, most).text,
         mechanisms=mechanism_sentences(events or ([whole] if whole is not None else []))
-        or ("No noise was added.",),
+        or ((_UNPROTECTED if facts.unprotected else "No noise was added."),),
         trust=_trust(facts, against, epsilon, company),
     )
 
 
 def _trust(facts: Facts, against: str, epsilon: float | None, company: float | None) -> tuple[str, ...]:
     plan = facts.plan
+    if facts.unprotected:
+        return (_UNPROTECTED,)
     if not facts.private:
         least = plan.secure_aggregation.minimum_cohort
         return (f"Secure aggregation alone: sums of at least {least} companies are opened, without noise.",)
@@ -216,6 +219,8 @@ def _account(members: list[Spending]) -> Account:
 
 
 def _left(facts: Facts, rows: list[dict[str, object]], size: int, sent: int) -> tuple[str, ...]:
+    if facts.unprotected:
+        return ("Nothing by a protocol: companies were computed, and their updates summed, in one place.",)
     plan, cohort = facts.plan, facts.plan.secure_aggregation.minimum_cohort
     noised = "clipped and noised" if facts.private else "clipped, but not noised"
     if plan.secure_step and facts.private:

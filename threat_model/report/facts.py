@@ -126,7 +126,12 @@ class Facts:
 
     @property
     def private(self) -> bool:
-        return self.plan.private
+        return self.plan.private and not self.unprotected
+
+    @property
+    def unprotected(self) -> bool:
+        """Whether it is a study of utility, without the protocol: then nobody's ledger was charged."""
+        return self.simulation is not None and self.simulation.protocol == "off"
 
     @property
     def real(self) -> bool:
@@ -159,7 +164,8 @@ class Facts:
 def read_facts(run: RunFolder) -> Facts:
     """Read a run's files, as far as they exist: the run may be unfinished, its companies elsewhere."""
     settings, plan, rows, simulated = run.settings(), run.plan(), run.metrics(), run.simulated()
-    spending = read_spending(run, plan) if simulated else []
+    charged = simulated and read_simulation(run.path).protocol == "on"
+    spending = read_spending(run, plan) if charged else []
     accounts = [] if simulated else own_accounts(run)
     rounds = [row for row in rows if row["round"] > 0]
     seen = {name for row in rounds for name in (*row["survivors"], *row["absent"])}

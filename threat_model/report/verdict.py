@@ -39,6 +39,9 @@ def verdict_of(
 
 
 def _of_promise(facts: Facts, promise: Promise, accounts: tuple[Account, ...]) -> list[Reason]:
+    if facts.unprotected:
+        text = "No guarantee was accounted at companies: a study of utility, without keys, masks and ledgers."
+        return [Reason(good=False, topic="it ran without the protocol", text=text)]
     if not facts.private:
         text = "No noise was added: nothing bounds what the sums, or the model, tell of one example."
         return [Reason(good=False, topic="there is no differential privacy", text=text)]

@@ -134,7 +134,7 @@ class LocalRun:
             quantile = replace(quantile, count_noise=0.0)
         own_step = replace(
             mechanism, examples_at_once=size, quantile_clip=quantile,
-            noise_multiplier=mechanism.noise_multiplier if self._noisy else 0.0,
+            noise_multiplier=mechanism.noise_multiplier if self._noisy else 0.0, proximal=training.proximal,
         )  # fmt: skip
         return own_step.train(self._active, self._losses, examples=n, randomness=self._randomness)
 

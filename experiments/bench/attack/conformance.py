@@ -42,6 +42,10 @@ SOUND: dict[str, tuple[str, tuple[str, ...]]] = {
     "Poisson batches": ("digits", _TWO),
     "shares of noise": ("digits", (*_TWO, *_SHARED)),
     "local steps": ("digits", (*_TWO, "training.local_steps=3", "training.local_learning_rate=0.1")),
+    "pull to the start": (
+        "digits",
+        (*_TWO, "training.local_steps=3", "training.local_learning_rate=0.1", "training.proximal=3"),
+    ),
     "epochs": ("digits", (*_TWO, *_EPOCHS, "training.local_steps=4")),
     "correlated noise": ("digits", (*_TWO, *_EPOCHS, "training.local_steps=8", "training.noise_bands=3")),
     "moving clip": ("digits", (*_TWO, "training.local_steps=3", "privacy.clip_quantile=0.5")),
