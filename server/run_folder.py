@@ -41,10 +41,10 @@ from ..settings import (
     RunSettings,
     is_simulation,
     read_settings,
-    read_simulation,
     read_text,
     refuse_injected_failures,
     validated_json,
+    without_protocol,
     write_settings,
 )
 
@@ -139,7 +139,7 @@ class RunFolder:
         """
         if not is_simulation(self.path):
             return False
-        if read_simulation(self.path).protocol == "off":
+        if without_protocol(self.path):
             return True
         summed = {name for row in self.metrics() for name in row.get("survivors", ())}
         homes = [home for home in self.homes() if home.name in summed]

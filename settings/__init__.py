@@ -20,6 +20,7 @@ from .files import (
     read_simulation,
     read_tables,
     refuse_injected_failures,
+    without_protocol,
     write_settings,
     write_simulation,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "Transport",
     "groups_of",
     "is_simulation",
+    "without_protocol",
     "is_zone",
     "lay_over",
     "parsed_toml",

@@ -61,6 +61,11 @@ def is_simulation(folder: Path) -> bool:
     return (folder / SIMULATION).is_file()
 
 
+def without_protocol(folder: Path) -> bool:
+    """Whether the run in `folder` is a study of utility, in which no company has accounted anything."""
+    return is_simulation(folder) and read_simulation(folder).protocol == "off"
+
+
 def read_tables(field: str, path: Path) -> dict[str, Any]:
     """A TOML file of settings; a run's settings.toml together with the simulation.toml beside it."""
     raw = _read(field, path)
