@@ -157,5 +157,12 @@ def models(home: Home, as_json: AsJson = False) -> None:
         told = [f"[red]{escape(entry(each.problem))}[/]", ""] if each.problem else figures
         table.add_row(escape(each.run), str(each.round), f"{each.examples:,}", *told, escape(each.folder))
     people.print(table)
+    for each in found:
+        if each.by_class:
+            classes = Table(f"class, in {escape(each.run)}", "held out", "public model", "final model")
+            for name, own in each.by_class.items():
+                told = ["" if own[which] is None else f"{own[which]:.4g}" for which in ("public", "final")]
+                classes.add_row(escape(entry(name)), f"{own['examples']:,}", *told)
+            people.print(classes)
     if not found:
         say(f"No model has come to {home} yet; the coordinator sends it after a run's last round.")

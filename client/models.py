@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class KeptModel:
     """A model in the home. `problem`: why it, or the held-out examples, cannot be read.
 
     `public` and `final`: the family's `metric` on `examples` held-out examples; none where there are none.
+    `by_class`: of a classifier, the same of each class that there are examples of, by name.
     """
 
     run: str
@@ -49,6 +50,7 @@ class KeptModel:
     public: float | None = None
     final: float | None = None
     problem: str = ""
+    by_class: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def kept_models(company: Company) -> list[KeptModel]:
@@ -74,6 +76,7 @@ def _kept(company: Company, folder: Path) -> KeptModel:
     return KeptModel(
         card.run, str(folder), card.round, card.digest, card.guarantee, card.metric,
         figures["examples"], figures["public"], figures["final"], figures.get("problem", ""),
+        figures["by_class"],
     )  # fmt: skip
 
 
@@ -85,7 +88,7 @@ def _read(folder: Path, card: ModelCard, data: Examples | None) -> dict[str, Any
             card.digest,
             None if data is None else data.digest.hex(),
         )
-        return found if same and {"examples", "public", "final"} <= found.keys() else None
+        return found if same and {"examples", "public", "final", "by_class"} <= found.keys() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -103,18 +106,34 @@ def _measured(
         "examples": 0,
         "public": None,
         "final": None,
+        "by_class": {},
     }
     if data is not None and len(data):
         data.check("held_out.npz", card.model.kind)
         shown = _spread(data)
+        classes = _classes(card, shown)
+        figures["examples"] = len(shown)
+        figures["by_class"] = {name: {"examples": len(own)} for name, own in classes.items()}
         model = model.to(company.policy.device)
-        figures["examples"], figures["final"] = len(shown), _quality(model, shown)
-        merge(model, read_part(folder / PUBLIC_FILE))
-        figures["public"] = _quality(model, shown)
+        for which in ("final", "public"):
+            if which == "public":
+                merge(model, read_part(folder / PUBLIC_FILE))
+            figures[which] = _quality(model, shown)
+            for name, own in classes.items():
+                figures["by_class"][name][which] = _quality(model, own)
         if None in (figures["public"], figures["final"]):
             figures["problem"] = f"{metric.words} of {len(shown)} held-out examples is no number"
     private_file.write(folder / METRICS_FILE, json.dumps(figures, indent=2).encode())
     return figures
+
+
+def _classes(card: ModelCard, data: Examples) -> dict[str, Examples]:
+    """A classifier's examples by the name of their class; nothing for another model."""
+    kind = card.model.kind
+    if kind.target_classes is None or kind.targets != ():
+        return {}
+    parts = {card.name_of(c): data[data.targets == c] for c in range(kind.target_classes)}
+    return {name: part for name, part in parts.items() if len(part)}
 
 
 def _spread(data: Examples) -> Examples:

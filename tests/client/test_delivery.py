@@ -151,6 +151,14 @@ def test_predict_works_on_it_and_models_shows_what_it_is_worth(coordinator: Coor
     network.load_state_dict({n: t for part in (public.shared, *public.blocks) for n, t in part.items()})
     assert (found["final"], found["public"], found["examples"]) == (final, quality(), len(data))
     assert final != found["public"]
+    for label, own in found["by_class"].items():
+        part = data[data.targets == int(label)]
+        of_class = network.chain_quality(part.inputs, part.targets, torch.Generator().manual_seed(0))[-1]
+        assert (own["examples"], own["public"]) == (len(part), of_class)
+    assert sum(own["examples"] for own in found["by_class"].values()) == len(data)
+    assert any(own["final"] != own["public"] for own in found["by_class"].values())
+    for_people = CliRunner().invoke(app, ["company", "models", str(home)])
+    assert "class, in" in for_people.stderr
     told = json.loads((folder / "metrics.json").read_text())
     assert (told["final"], told["metric"]) == (final, "accuracy")
     assert stat.S_IMODE((folder / "metrics.json").stat().st_mode) == 0o600
