@@ -316,9 +316,7 @@ def test_an_exponent_is_the_slope_over_companies() -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_companies_cost_what_their_cohorts_cost() -> None:
-    """Would catch memory, or a round's time, that grows with companies which take no part."""
-    found = measure(rounds=10, drawn_rounds=20, all_of=(20, 60), drawn_of=(1000,))
+def test_a_thousand_companies_take_no_more_memory_than_their_cohorts() -> None:
+    """Would catch memory that grows with companies which take no part. Times are the bench's alone."""
+    found = measure(rounds=2, drawn_rounds=20, all_of=(5, 20), drawn_of=(1000,))
     assert found["peak_mib_1000"] < 2048
-    assert found["processor_ratio_1000_to_20"] < 1.5
-    assert found["processor_exponent"] < 1.1
