@@ -583,7 +583,7 @@ def _joined(context: Context, company: Company, *, charged: bool = True) -> tupl
     """
     plan, stored = _plan(context, company), _stored(context, "session", "session")
     party = CompanySession.from_bytes(stored, company.member(), company.policy.minimum_cohort)
-    if charged and not company.simulated:
+    if charged:
         with company.ledger() as ledger:  # opened to check whether the record of steps is an older copy
             company.decisions.check(len(ledger.rows()))  # which of few rows the decisions tell alone
     _check_cohort(company, plan, party.session)

@@ -65,8 +65,6 @@ LEAST_SESSIONS = 1000
 
 # The rules that each home's record of decisions was last told of, by this process.
 _policies: dict[Path, bytes] = {}
-# Homes of invented companies whose files this process has checked.
-_checked: set[Path] = set()
 # NumPy evaluates a file's header as Python, which is not safe in several threads in CPython 3.11.
 _reading = threading.Lock()
 
@@ -110,15 +108,8 @@ class Company:
         return self.policy.company
 
     def check_files(self) -> None:
-        """Check modes and owners of this home's files; PrivacyError if others have access.
-
-        Of an invented company once in a process: its data are the simulation's, which lie in the run's own folder.
-        """
-        if self.simulated and self.home in _checked:
-            return
+        """Check modes and owners of this home's files; PrivacyError if others have access."""
         private_file.check_home(self.home)
-        if self.simulated:
-            _checked.add(self.home)
 
     def member(self) -> Member:
         """Its identity and pinned roster, from its own files, never from a message; raises as `load_member`."""

@@ -23,6 +23,7 @@ from fedblocks.client.company import Company
 from fedblocks.client.decision_chain import GENESIS, check_chain, hash_of, line_of, whole_lines
 from fedblocks.client.decisions import Decisions, verify
 from fedblocks.client.policy import Policy
+from fedblocks.client.replay_guard import STEPS_FILE, Steps
 from fedblocks.errors import InputError, LedgerError
 from fedblocks.experiments.simulation.preparation import prepare, save_policy
 from fedblocks.privacy.composition import Terms
@@ -299,7 +300,7 @@ def test_after_a_loss_the_record_goes_on_and_says_what_is_lost(company: Company)
 
 
 def write_many(home: Path, number: int) -> None:
-    decisions = Decisions(home, Company(home, None).steps)  # type: ignore[arg-type]
+    decisions = Decisions(home, Steps(home / STEPS_FILE))
     for i in range(25):
         decisions.write("asked", run=f"{number}-{i}")
 

@@ -132,7 +132,7 @@ def test_a_broken_join_is_refused_alike_whether_its_budget_is_there_or_not(app: 
     assert codes == dict.fromkeys(codes, "privacy")
 
 
-@pytest.mark.parametrize("place", ["model_of", "rehearse", "check_part", "run_terms"])
+@pytest.mark.parametrize("place", ["model_of", "rehearse", "check_part", "own_terms"])
 @pytest.mark.parametrize("error", [MemoryError(), ProtocolError("late", "x"), RuntimeError("privacy")])
 def test_whatever_refuses_a_join_has_one_code(
     app: Coordinator, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
