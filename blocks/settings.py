@@ -43,6 +43,11 @@ class DataKind(Part):
     targets: tuple[int, ...]
     target_classes: int | None = None
 
+    @property
+    def labels(self) -> int | None:
+        """How many classes an example's one label has; none where its target is something else."""
+        return self.target_classes if self.targets == () else None
+
 
 class TransformerSettings(Part):
     """What all families share: `layers` layers cut into `blocks` blocks of `layers / blocks`.

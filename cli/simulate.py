@@ -84,17 +84,20 @@ def simulate(
                 raise InputError(
                     option, "given", f"has no meaning with --baseline {baseline}: nothing is federated"
                 )
-    settings = None if preset is None else _settings(preset, overrides or [], baseline, protocol)
     from ..experiments.simulation.engines import check_engine
     from ..experiments.tracking import check_trackers
     from ..server.run_folder import RunFolder
     from ..settings import read_simulation
     from .progress import baseline_with_progress, continue_with_progress, prepare_with_progress
 
-    check_trackers(track or ())
     found = None if resume is None else RunFolder.existing(resume)
-    check_engine(settings or read_simulation((found or RunFolder(Path())).path), engine, workers, over)
-    run = found or prepare_with_progress(_given(settings), runs_dir, people)
+    if found is None:
+        settings = _settings(str(preset), overrides or [], baseline, protocol)
+    else:
+        settings = read_simulation(found.path)
+    check_trackers(track or ())
+    check_engine(settings, engine, workers, over)
+    run = found or prepare_with_progress(settings, runs_dir, people)
     if baseline in ("central", "alone"):
         result = baseline_with_progress(run, people, baseline=baseline, track=track or ())
     else:
@@ -137,13 +140,7 @@ def _settings(
     return load_settings(preset, [*overrides, *more])
 
 
-def _given(settings: SimulationSettings | None) -> SimulationSettings:
-    assert settings is not None  # there is a preset where there is no run to go on with
-    return settings
-
-
 def readable(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """A summary's lines, as people read them."""
     """Keys and values as text; of figures for more than a few companies, the least, the middle and the largest."""
 
     def text(value: Any) -> str:

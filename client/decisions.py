@@ -80,6 +80,8 @@ _NOTED = re.compile(r"[0-9a-f]{16,64}")
 # Rows of the ledger that a crash leaves without a line: one release is charged at a time, and the next one's line
 # comes with those that are missing.
 _MOST_UNLOGGED = 1
+# Lines that tell of the ledger's rows, and the field that says up to which.
+_TELLS = {"begun": "rows", "charged": "row"}
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ class Decisions:
             entry = check_line(self.path, kept.lines + 1, line, kept.head)
             beyond.append(entry)
             kept.follow(line, hash_of(line))
-            kept.rows = _told_by(entry, kept.rows)
+            if entry["what"] in _TELLS and (told := _told_by(entry)) is not None:
+                kept.rows = told
         check_beyond(self.path, beyond)
         file.truncate(kept.bytes)
         file.seek(kept.bytes)
@@ -275,10 +278,10 @@ def _covered(path: Path, entries: Sequence[dict[str, Any]], rows: Sequence[Ledge
     covered = 0
     again = max((i for i, entry in enumerate(entries) if entry["what"] == "begun"), default=0)
     for number, entry in enumerate(entries[again:], start=again + 1):
-        if entry["what"] not in ("begun", "charged"):
+        if entry["what"] not in _TELLS:
             continue
-        row, head = entry.get("rows" if entry["what"] == "begun" else "row"), entry.get("head")
-        if not isinstance(row, int) or row < 0:
+        row, head = _told_by(entry), entry.get("head")
+        if row is None:
             raise wrong(path, number, "says no row of the ledger")
         if entry["what"] == "charged" and row != covered + 1:
             raise wrong(path, number, f"tells of row {row} of the ledger after row {covered}")
@@ -292,10 +295,10 @@ def _covered(path: Path, entries: Sequence[dict[str, Any]], rows: Sequence[Ledge
     return covered
 
 
-def _told_by(entry: Mapping[str, Any], rows: int) -> int:
-    """How many of the ledger's rows the record tells of after this line, where there were `rows` before it."""
-    told = entry.get({"begun": "rows", "charged": "row"}.get(entry["what"], ""), rows)
-    return told if isinstance(told, int) and told >= 0 else rows
+def _told_by(entry: Mapping[str, Any]) -> int | None:
+    """How many of the ledger's rows the record tells of after such a line; none where it does not say."""
+    told = entry.get(_TELLS[entry["what"]])
+    return told if isinstance(told, int) and told >= 0 else None
 
 
 def _of_row(row: LedgerRow) -> dict[str, Value]:

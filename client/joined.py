@@ -56,19 +56,24 @@ class JoinedFile:
 
     def load(self, company: str, ledger: Ledger) -> JoinedRun | None:
         """What was joined; none if nothing was, the file is damaged, or it is of another company or ledger."""
-        try:
-            found = JoinedRun.model_validate_json(self.path.read_bytes())
-        except (OSError, ValidationError):
+        found = self._read()
+        if found is None or found.company != company or not ledger.begins(found.rows, found.head):
             return None
-        return found if found.company == company and ledger.begins(found.rows, found.head) else None
+        return found
 
     def run(self) -> str:
         """The name of the joined run; empty if there is none, or the file is damaged."""
+        found = self._read()
         try:
-            found = JoinedRun.model_validate_json(self.path.read_bytes())
-            return str(json.loads(found.plan)["run"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return "" if found is None else str(json.loads(found.plan)["run"])
+        except (ValueError, KeyError, TypeError):
             return ""
+
+    def _read(self) -> JoinedRun | None:
+        try:
+            return JoinedRun.model_validate_json(self.path.read_bytes())
+        except (OSError, ValidationError):
+            return None
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

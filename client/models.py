@@ -113,14 +113,15 @@ def _measured(
         shown = _spread(data)
         classes = _classes(card, shown)
         figures["examples"] = len(shown)
-        figures["by_class"] = {name: {"examples": len(own)} for name, own in classes.items()}
         model = model.to(company.policy.device)
-        for which in ("final", "public"):
-            if which == "public":
-                merge(model, read_part(folder / PUBLIC_FILE))
-            figures[which] = _quality(model, shown)
-            for name, own in classes.items():
-                figures["by_class"][name][which] = _quality(model, own)
+        figures["final"] = _quality(model, shown)
+        final = {name: _quality(model, own) for name, own in classes.items()}
+        merge(model, read_part(folder / PUBLIC_FILE))
+        figures["public"] = _quality(model, shown)
+        figures["by_class"] = {
+            name: {"examples": len(own), "public": _quality(model, own), "final": final[name]}
+            for name, own in classes.items()
+        }
         if None in (figures["public"], figures["final"]):
             figures["problem"] = f"{metric.words} of {len(shown)} held-out examples is no number"
     private_file.write(folder / METRICS_FILE, json.dumps(figures, indent=2).encode())
@@ -129,10 +130,7 @@ def _measured(
 
 def _classes(card: ModelCard, data: Examples) -> dict[str, Examples]:
     """A classifier's examples by the name of their class; nothing for another model."""
-    kind = card.model.kind
-    if kind.target_classes is None or kind.targets != ():
-        return {}
-    parts = {card.name_of(c): data[data.targets == c] for c in range(kind.target_classes)}
+    parts = {card.name_of(c): data[data.targets == c] for c in range(card.model.kind.labels or 0)}
     return {name: part for name, part in parts.items() if len(part)}
 
 

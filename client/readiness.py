@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..blocks import block_parameters, build_model
+from ..blocks import build_model
 from ..blocks.examples import Examples
 from ..errors import InputError, ProtocolError, RunError
 from ..privacy.composition import Terms
 from ..privacy.ledger_file import read_ledger
 from ..protocol.evaluation import evaluation_run, evaluation_terms
-from ..protocol.release import run_terms
-from ..settings import ModelSettings, NoiseSettings, Plan
+from ..protocol.release import block_size, run_terms
+from ..settings import Plan
 from .ceilings import check_ceilings
 from .decisions import LEDGER_FILE
 from .held_out import fingerprint
@@ -87,16 +87,11 @@ def planned_terms(plan: Plan) -> Terms:
     return run_terms(plan, planned_size(plan))
 
 
+@lru_cache(maxsize=8)
 def planned_size(plan: Plan) -> int:
     """Values in an update of the plan; all blocks have one shape."""
-    return _size(plan.model, plan.noise, plan.training.interface)
-
-
-@lru_cache(maxsize=32)
-def _size(model: ModelSettings, noise: NoiseSettings, interface: bool) -> int:
     with torch.device("meta"):  # its shapes alone: no memory, however large the model is
-        shapes = build_model(model, noise, 0)
-    return sum(p.numel() for _, p in block_parameters(shapes.freeze_all_but(0, interface)))
+        return block_size(build_model(plan.model, plan.noise, 0), 0, plan.training)
 
 
 def own_terms(company: Company, plan: Plan, companies: int | None = None) -> Terms:

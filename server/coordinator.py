@@ -40,7 +40,7 @@ _SMALL_FILES = 1 << 20  # bytes
 
 
 def coordinate(
-    grid: Grid,
+    grid: Grid | PlainSums,
     run: RunFolder,
     subscribers: Sequence[Subscriber] = (),
     *,
@@ -64,7 +64,11 @@ def coordinate(
 
 
 def _coordinate(
-    grid: Grid, run: RunFolder, subscribers: Sequence[Subscriber], wait: float, patience: Patience | None
+    grid: Grid | PlainSums,
+    run: RunFolder,
+    subscribers: Sequence[Subscriber],
+    wait: float,
+    patience: Patience | None,
 ) -> Checkpoint:
     def tell(event: Event) -> None:
         for subscriber in subscribers:
@@ -109,10 +113,9 @@ def _coordinate(
         rule = "cohorts are drawn each round in `fedblocks simulate` alone"
         raise InputError("companies.per_round", plan.drawn.per_round, rule)
     if checkpoint.round == rounds:
-        if patience is not None:  # for companies that were missing when it ended
-            _deliver(
-                grid, run, Attendance.cohort_of(grid, run, plan, shared), patience.deliver, patience, tell
-            )
+        if patience is not None and not isinstance(grid, PlainSums):  # for who was missing when it ended
+            last = Attendance.cohort_of(grid, run, plan, shared)
+            _deliver(run, last, patience.deliver, patience, tell)
         tell(RunFinished(rounds))
         return checkpoint
 
@@ -209,19 +212,17 @@ def _coordinate(
             kept.forget()
         tell(RoundFinished(row))
     if patience is not None and isinstance(cohort, Cohort):
-        _deliver(grid, run, cohort, patience.linger, patience, tell)
+        _deliver(run, cohort, patience.linger, patience, tell)
     tell(RunFinished(rounds))
     return checkpoint
 
 
-def _deliver(
-    grid: Grid, run: RunFolder, cohort: Cohort, wait: float, patience: Patience, tell: Subscriber
-) -> None:
+def _deliver(run: RunFolder, cohort: Cohort, wait: float, patience: Patience, tell: Subscriber) -> None:
     """The run is done, whatever comes of this."""
     if not cohort.channels:
         return
     try:
-        found = deliver(grid, run, cohort, wait=wait, poll=patience.poll)
+        found = deliver(cohort.grid, run, cohort, wait=wait, poll=patience.poll)
     except (FedblocksError, OSError) as error:
         log.error("the final model was not delivered: %s", error)
         return

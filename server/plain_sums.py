@@ -7,19 +7,16 @@ sum comes from differs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message
 
 from ..blocks.state import State
 from ..privacy.secure_aggregation import Session
-from .grid import OwnGrid
 from .secure_sum import Absences
 
 
-class PlainSums(OwnGrid, ABC):
+class PlainSums(ABC):
     """A cohort that is asked for its sums, and never for a message."""
 
     settings_digest: bytes
@@ -37,17 +34,3 @@ class PlainSums(OwnGrid, ABC):
 
         Raises: ProtocolError("too_few") where fewer than the session's threshold are left.
         """
-
-    def get_node_ids(self) -> Iterable[int]:
-        return []
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError("without the protocol there are no messages")
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError("without the protocol there are no messages")
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        raise NotImplementedError("without the protocol there are no messages")

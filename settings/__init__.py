@@ -83,7 +83,6 @@ __all__ = [
     "Transport",
     "groups_of",
     "is_simulation",
-    "without_protocol",
     "is_zone",
     "lay_over",
     "parsed_toml",
@@ -94,6 +93,7 @@ __all__ = [
     "refuse_injected_failures",
     "validated",
     "validated_json",
+    "without_protocol",
     "write_settings",
     "write_simulation",
 ]

@@ -23,7 +23,7 @@ from .. import __version__, atomic_file
 from ..blocks import digest
 from ..errors import InputError, RunError
 from ..server.run_folder import RunFolder
-from ..settings import is_simulation, read_simulation
+from ..settings import without_protocol
 from .adversaries import ADVERSARIES, adversary
 from .attacks import attacks
 from .audit_file import Audit, Verdict
@@ -74,7 +74,7 @@ def audit_run(
         InputError, RunError: something that was given cannot be used; a former audit is still there then.
     """
     started = time.monotonic()
-    if is_simulation(run.path) and read_simulation(run.path).protocol == "off":
+    if without_protocol(run.path):
         rule = 'ran without the protocol (protocol = "off"): there are no releases to attack'
         raise RunError(f"{run.path}: {rule}")
     subject = Subject.of(run, seed=design.seed, block=design.block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...blocks import Denoiser
-from ...blocks.build import metric_of
+from ...blocks.build import network_of
 from ...blocks.examples import Examples
 from ...blocks.model_file import model_of
 from ...server.models import card_of
@@ -33,5 +33,4 @@ def by_company(run: RunFolder, round_: int | None = None) -> dict[str, float]:
 
 def fits_few(run: RunFolder) -> bool:
     """Whether the metric can be told of as few examples as a company holds out."""
-    model = run.plan().model
-    return metric_of(model).unit != "number" or model.label_side != "inputs"
+    return network_of(run.plan().model).metric_of_one

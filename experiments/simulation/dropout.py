@@ -19,11 +19,10 @@ from ...settings import DropoutSettings
 PHASES = {"keys": KEYS, "train": TRAIN, "confirm": CONFIRM, "unmask": UNMASK}
 
 
-class LossyGrid(GridOver):
-    """Passes everything to `grid`, but loses replies with probability `dropout.rate` in `dropout.phase`."""
+class Losses:
+    """Which replies are lost: with probability `dropout.rate` in `dropout.phase`."""
 
-    def __init__(self, grid: Grid, dropout: DropoutSettings, seed: int) -> None:
-        super().__init__(grid)
+    def __init__(self, dropout: DropoutSettings, seed: int) -> None:
         self._dropout = dropout
         self._seed = seed
 
@@ -34,6 +33,14 @@ class LossyGrid(GridOver):
         digest = hashlib.sha256(f"{self._seed}|{group}|{node}".encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64 < self._dropout.rate
 
+
+class LossyGrid(GridOver):
+    """Passes everything to `grid`, but loses these replies."""
+
+    def __init__(self, grid: Grid, dropout: DropoutSettings, seed: int) -> None:
+        super().__init__(grid)
+        self._losses = Losses(dropout, seed)
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
@@ -41,7 +48,7 @@ class LossyGrid(GridOver):
         return [
             reply
             for reply in replies
-            if not self.is_lost(
+            if not self._losses.is_lost(
                 reply.metadata.message_type, reply.metadata.group_id, reply.metadata.src_node_id
             )
         ]

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
 from ...client.agent import Agent, App
-from ...client.company import simulated_home
 from ...client.endpoint import Endpoint, EndpointSettings
 from ...errors import RunError
 from ...protocol.transport import OwnCertificate, PinnedCertificates
@@ -23,6 +22,7 @@ from ...protocol.transport.certificates import COORDINATOR
 from ...server.run_folder import RunFolder
 from ...server.stream import AggregationService, StreamGrid
 from ...settings import read_simulation
+from .engines.nodes import Nodes
 
 _GATHER = 60.0
 
@@ -31,8 +31,8 @@ _GATHER = 60.0
 def loopback_grid(run: RunFolder, app: App) -> Iterator[StreamGrid]:
     """The data plane of a prepared simulation, all its companies connected."""
     settings = read_simulation(run.path)
-    homes = run.companies
-    names = [simulated_home(homes, partition).name for partition in range(settings.companies.count)]
+    nodes = Nodes.of(run)
+    names = list(nodes.names.values())
     coordinator, companies = (
         OwnCertificate.create(COORDINATOR),
         {name: OwnCertificate.create(name) for name in names},
@@ -53,7 +53,7 @@ def loopback_grid(run: RunFolder, app: App) -> Iterator[StreamGrid]:
     endpoint = EndpointSettings(address=f"127.0.0.1:{service.start('127.0.0.1:0')}")
     agents = [
         Agent(Endpoint(endpoint, companies[own], coordinator.certificate), in_turn, context, name)
-        for own, context in zip(names, _contexts(run, len(names)), strict=True)
+        for own, context in zip(names, map(nodes.context, nodes.names), strict=True)
     ]
     threads = [threading.Thread(target=serve, args=(agent,), daemon=True) for agent in agents]
     try:
@@ -71,14 +71,3 @@ def loopback_grid(run: RunFolder, app: App) -> Iterator[StreamGrid]:
             agent.stop()
         for thread in threads:
             thread.join(timeout=5.0)
-
-
-def _contexts(run: RunFolder, companies: int) -> Iterator[Context]:
-    for i in range(companies):
-        yield Context(
-            run_id=1,
-            node_id=i + 1,
-            node_config={"partition-id": i, "num-partitions": companies},
-            state=RecordDict(),
-            run_config={"run-dir": str(run.path)},
-        )

@@ -18,7 +18,7 @@ from ...server.coordinator import coordinate
 from ...server.events import Subscriber
 from ...server.run_folder import RunFolder
 from ...server.run_lock import exclusive
-from ...settings import Engine, Plan, Transport, read_simulation
+from ...settings import Engine, Plan, Transport, read_simulation, without_protocol
 from .dropout import LossyGrid
 from .engines import check_engine, grid_of
 from .loopback import loopback_grid
@@ -102,7 +102,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
 
 def _guarantee(run: RunFolder, plan: Plan, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the companies' own ledgers say; where there are none, that."""
-    if read_simulation(run.path).protocol == "off":
+    if without_protocol(run.path):
         return {
             "protocol": "off",
             "guarantee": NO_GUARANTEE,

@@ -35,7 +35,7 @@ from ...server.plain_sums import PlainSums
 from ...server.run_folder import RunFolder
 from ...server.secure_sum import Absences
 from ...settings import Plan, read_simulation
-from .dropout import PHASES, LossyGrid
+from .dropout import PHASES, Losses
 from .engines.nodes import Nodes
 from .engines.processes import begin_worker
 
@@ -75,7 +75,7 @@ class Unprotected(PlainSums):
         self._companies, self._drawn = tuple(sorted(nodes.values())), run.plan().drawn
         self._nodes = {name: node for node, name in nodes.items()}
         self._dropout = settings.companies.dropout
-        self._losses = LossyGrid(self, self._dropout, settings.seed)
+        self._losses = Losses(self._dropout, settings.seed)
 
     def cohort(self, round_: int) -> tuple[str, ...]:
         return self._companies if self._drawn is None else self._drawn.cohort(round_, self._companies)

@@ -66,25 +66,23 @@ class Roster:
     def __init__(self, members: Mapping[str, bytes]) -> None:
         if not 1 <= len(members) <= wire.MAX_ROSTER:
             raise ProtocolError("not_in_roster", f"a roster has 1 to {wire.MAX_ROSTER} members")
-        keys = {}
         for name, public in members.items():
             if not wire.is_name(name):
                 raise ProtocolError("not_in_roster", f"expected a name of 1 to {wire.MAX_NAME} bytes")
             try:
-                keys[name] = Ed25519PublicKey.from_public_bytes(public)
+                Ed25519PublicKey.from_public_bytes(public)
             except (ValueError, TypeError):
                 raise ProtocolError("bad_key", f"the identity of {name!r} is no Ed25519 key") from None
         if len(set(members.values())) != len(members):
             raise ProtocolError("bad_key", "two members of the roster have the same identity")
         self.members: Mapping[str, bytes] = MappingProxyType(dict(members))
         self.digest = hashlib.sha256(wire.header(wire.ROSTER) + wire.table(members)).digest()
-        self._keys = keys
 
     def __repr__(self) -> str:
         return f"Roster({len(self.members)} members, digest={self.digest.hex()})"
 
     def require(self, names: tuple[str, ...]) -> None:
-        strangers = [name for name in names if name not in self._keys]
+        strangers = [name for name in names if name not in self.members]
         if strangers:
             raise ProtocolError("not_in_roster", f"{strangers[0]!r} is not in the pinned roster")
 
@@ -104,7 +102,7 @@ class Roster:
         """
         self.require((sender,))
         try:
-            _verified(self.members[sender], signature, self.statement(purpose, sender, *parts))
+            _verified(self.members[sender], signature, _Statement(self.statement(purpose, sender, *parts)))
         except InvalidSignature:
             self._refuse(purpose, sender)
 
@@ -113,11 +111,31 @@ class Roster:
         raise ProtocolError("bad_signature", text) from None
 
 
+class _Statement:
+    """Signed bytes, compared by their SHA-256 digest, and let go once they have been read: a confirmation holds the
+    names of a whole cohort, and thousands are kept."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content: bytes | None = content
+        self._digest = hashlib.sha256(content).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Statement) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def read(self) -> bytes:
+        content, self._content = self._content, None
+        assert content is not None
+        return content
+
+
 # A pure function of public values. Only valid signatures are kept: an exception leaves no entry. The room is for the
 # channel keys, adverts and confirmations of the largest cohort.
 @lru_cache(maxsize=4 * wire.MAX_COHORT)
-def _verified(public: bytes, signature: bytes, statement: bytes) -> None:
-    Ed25519PublicKey.from_public_bytes(public).verify(signature, statement)
+def _verified(public: bytes, signature: bytes, statement: _Statement) -> None:
+    Ed25519PublicKey.from_public_bytes(public).verify(signature, statement.read())
 
 
 class Member:

@@ -22,7 +22,7 @@ from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
 from fedblocks.client.training import train_block
 from fedblocks.errors import InputError, ProtocolError
-from fedblocks.experiments.simulation.dropout import LossyGrid
+from fedblocks.experiments.simulation.dropout import Losses
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.reference import prepare_reference
 from fedblocks.experiments.simulation.simulate import epsilon_by_company, simulate
@@ -253,8 +253,7 @@ def test_an_aborted_round_leaves_the_block_as_it_was(small: SimulationSettings, 
 
 
 def test_losses_depend_on_seed_round_and_node_alone() -> None:
-    grid = InProcessGrid(app, 3, {})
-    lossy = LossyGrid(grid, DropoutSettings(rate=0.3, phase="train"), seed=1)
+    lossy = Losses(DropoutSettings(rate=0.3, phase="train"), seed=1)
     draws = [lossy.is_lost("train.block", f"round-{r}", n) for r in range(200) for n in range(10)]
     assert np.mean(draws) == pytest.approx(0.3, abs=0.05)
     assert draws == [lossy.is_lost("train.block", f"round-{r}", n) for r in range(200) for n in range(10)]

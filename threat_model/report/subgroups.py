@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...blocks import Denoiser, build_model, merge
+from ...blocks.build import network_of
 from ...blocks.examples import Examples
 from ...errors import FedblocksError
 from ...server.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ TRAINED = (
 def subgroups(run: RunFolder, measure: Measure) -> tuple[Subgroups, ...]:
     """None where a simulation's files do not allow it, or where the metric is of a whole set of samples."""
     plan = run.plan()
-    if measure.metric.unit == "number" and plan.model.kind.input_classes is not None:
+    if not network_of(plan.model).metric_of_one:
         return ()  # a distance between sets of images says nothing of a few of one class
     try:
         first, last = Checkpoint.load(run.checkpoints, 0), Checkpoint.load(run.checkpoints)
@@ -47,7 +48,7 @@ def subgroups(run: RunFolder, measure: Measure) -> tuple[Subgroups, ...]:
         models = (_model(plan, first), _model(plan, last))
         judge = _Judge(*models, measure, run.settings().seed)
         found = []
-        if (classes := plan.model.kind.target_classes) is not None and plan.model.kind.targets == ():
+        if (classes := plan.model.kind.labels) is not None:
             parts = {f"class {c}": heldout[heldout.targets == c] for c in range(classes)}
             found.append(judge.of("class", "examples that companies held out", parts))
         own = bool(list(run.own_heldout.glob("*.npz")))

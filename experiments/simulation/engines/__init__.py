@@ -6,17 +6,18 @@ also spans machines. A preset names none of them: an engine is chosen by a flag.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from importlib.util import find_spec
 
 from flwr.serverapp import Grid
 
+from ....client.app import app
 from ....errors import InputError
+from ....server.grid import InProcessGrid
 from ....server.run_folder import RunFolder
 from ....settings import Engine, SimulationSettings, Transport
 from .nodes import Nodes
-from .processes import process_grid
-from .threads import thread_grid
+from .processes import ProcessGrid
 
 MOST_WORKERS = 256
 _MOST_CONNECTIONS = 100
@@ -26,12 +27,12 @@ def grid_of(run: RunFolder, engine: Engine, workers: int) -> AbstractContextMana
     """The companies of a prepared run, `workers` of them at once, a core each."""
     nodes = Nodes.of(run)
     if engine == "processes":
-        return process_grid(nodes, workers)
+        return closing(ProcessGrid(nodes, workers))
     if engine == "ray":
-        from .flower_ray import ray_grid
+        from .flower_ray import RayGrid
 
-        return ray_grid(nodes, workers)
-    return thread_grid(nodes, workers)
+        return closing(RayGrid(nodes, workers))
+    return closing(InProcessGrid(app, len(nodes.names), nodes.run_config, workers, nodes.names))
 
 
 def check_engine(

@@ -6,8 +6,7 @@ All machines of a cluster need the run's folder at one path. The state of a comp
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ class RayGrid(InProcessGrid):
     """Actors of one core each; a thread for each of them waits for its answer."""
 
     def __init__(self, nodes: Nodes, workers: int) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         own: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
         if "RAY_ADDRESS" not in os.environ:
             own |= {"num_cpus": workers}
@@ -54,13 +54,3 @@ class RayGrid(InProcessGrid):
         super().close()
         with suppress(Exception):  # actors that have ended already
             self._backend.terminate()
-
-
-@contextmanager
-def ray_grid(nodes: Nodes, workers: int) -> Iterator[RayGrid]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    grid = RayGrid(nodes, workers)
-    try:
-        yield grid
-    finally:
-        grid.close()

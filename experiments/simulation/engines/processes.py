@@ -10,9 +10,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import torch
@@ -77,15 +77,6 @@ class ProcessGrid(InProcessGrid):
         super().close()
         for worker in self._processes:
             worker.close()
-
-
-@contextmanager
-def process_grid(nodes: Nodes, workers: int) -> Iterator[ProcessGrid]:
-    grid = ProcessGrid(nodes, workers)
-    try:
-        yield grid
-    finally:
-        grid.close()
 
 
 def begin_worker() -> None:

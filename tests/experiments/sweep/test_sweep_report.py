@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pandas as pd
 import pytest
 from conftest import SMALL
 from jsonschema import Draft202012Validator
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
+from support.browsers import browser as browser
 from typer.testing import CliRunner
 
 from fedblocks import atomic_file
@@ -59,19 +58,6 @@ def swept(private_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(swept: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(swept, tmp_path / swept.name))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is missing, and CI must open the report")
-        pytest.skip("chromium is not installed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--headless", "--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def invoke(*words: str | Path) -> tuple[int, str]:
