@@ -92,6 +92,10 @@ class PretrainedDecoder(PretrainedDenoiser):
         """Of the targets but the first: z (N, T, D') -> (N, T - 1, V)."""
         return super().evidence(z[:, 1:], sigma)
 
+    def estimate(self, prediction: Tensor) -> Tensor:
+        """Of all targets; nothing is estimated of the first, which none of them reads."""
+        return F.pad(super().estimate(prediction), (0, 0, 1, 0))
+
     def read(self, block: int, out: Tensor, present: Tensor) -> Tensor:
         return self._logits(block, out[:, :-1])
 
