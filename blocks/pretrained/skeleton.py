@@ -32,7 +32,7 @@ _OLDER = {
     "rope_theta", "rope_scaling", "rope_local_base_freq", "global_rope_theta", "local_rope_theta",
     "sliding_window_pattern", "global_attn_every_n_layers",
 }  # fmt: skip
-_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Skeleton:
         self.class_name = class_name
         self.config = _config(raw, self.trunk_class)
         self.trunk_class.refuse(self.config)
-        self.config.dtype = _TORCH[dtype]
+        self.config.dtype = TORCH_DTYPES[dtype]
         self.model_class = getattr(_models(self.trunk_class), class_name)
         with torch.random.fork_rng(devices=[]), _without_tensors():
             self.model: Any = self.model_class(self.config)
@@ -100,6 +100,11 @@ class Skeleton:
         if own.partition(".")[0] in self.trunk_class.parts:
             return Place(TRUNK, own)
         return Place(REST, name)
+
+    @property
+    def has_transposed(self) -> bool:
+        """Whether weights lie the other way round in the checkpoint than in linear maps."""
+        return any(type(module).__name__ == "Conv1D" for module in self.model.modules())
 
     def _transposed(self, name: str) -> bool:
         """Whether it is the weight of a `Conv1D`, (d, p), that is a linear map's here, (p, d)."""
