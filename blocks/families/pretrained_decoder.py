@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..denoiser import Metric
+from ..pretrained.block import wide
 from ..pretrained.denoiser import PretrainedDenoiser
 from ..pretrained.settings import PretrainedSettings
 from ..pretrained.small import small_model
@@ -103,8 +104,8 @@ class PretrainedDecoder(PretrainedDenoiser):
         return self._logits(block, noisy.flatten(0, 1))
 
     def _logits(self, block: int, out: Tensor) -> Tensor:
-        out = out + self.own(block, "bridge", out.float()).to(out.dtype)
-        return self.trunk.logits(self.trunk.finish(out)).float()
+        out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
+        return wide(self.trunk.logits(self.trunk.finish(out)))
 
     def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
         """prediction (N, T - 1, V), targets (N, T) -> nats a token, (N,)."""

@@ -1,4 +1,4 @@
-"""A pretrained text encoder (BERT, MiniLM, DistilBERT, ModernBERT), adapted to tell texts of several classes apart."""
+"""A pretrained text encoder (BERT, MiniLM, ModernBERT) that learns to tell texts of several classes apart."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class PretrainedTextClassifierSettings(PretrainedSettings):
     @property
     def kind(self) -> DataKind:
         return DataKind(
-            inputs=(self.sequence_length,), input_classes=self.vocabulary, targets=(), target_classes=self.classes
+            inputs=(self.sequence_length,),
+            input_classes=self.vocabulary,
+            targets=(),
+            target_classes=self.classes,
         )
 
     @property

@@ -11,17 +11,15 @@ is a token and 0 where a short text is filled up.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..build import Absent
 from ..categorical_denoiser import EmbeddedDenoiser
 from ..denoiser import Draw
-from ..groups import Group
+from ..groups import Absent, Group
 from ..noise import Partition, Source
 from ..preconditioning import Preconditioning
 from . import places
@@ -167,7 +165,13 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return both[:, :t], both[:, t:].view(n, draws, k, size)
 
     def _layer(
-        self, part: PretrainedBlock, layer: nn.Module, x: Tensor, allowed: Tensor, positions: Tensor, index: int
+        self,
+        part: PretrainedBlock,
+        layer: nn.Module,
+        x: Tensor,
+        allowed: Tensor,
+        positions: Tensor,
+        index: int,
     ) -> Tensor:
         if part.checkpointing and torch.is_grad_enabled():
             kept: Tensor = checkpoint(
@@ -190,9 +194,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     ) -> Tensor:
         return self.read_noisy(block, clean, noisy, present) + self.evidence(z, level)
 
-    def block_loss(
-        self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor
-    ) -> Tensor:
+    def block_loss(self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         if self.settings.objective != "mixed":
             return self.loss(self.predict(block, z, level, context), targets)
         x, present = _parted(context)

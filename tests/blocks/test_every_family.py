@@ -20,8 +20,8 @@ from fedblocks.blocks import (
 )
 from fedblocks.blocks.denoiser import GaussianDenoiser
 from fedblocks.blocks.families import family_names
-from fedblocks.blocks.pretrained.settings import PretrainedSettings
 from fedblocks.blocks.noise import Seeded
+from fedblocks.blocks.pretrained.settings import PretrainedSettings
 from fedblocks.blocks.state_bytes import from_bytes, to_bytes
 from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
@@ -31,8 +31,9 @@ def test_every_family_is_looked_at() -> None:
     assert {v.settings.family for v in VARIANTS} == set(family_names())
     own = [name for name in family_names() if not name.startswith("pretrained-")]
     assert all(f"{name}-raw" in map(str, VARIANTS) for name in own)
-    ways = ("task", "denoise", "mixed")
-    assert {f"{n}-{w}" for n in set(family_names()) - {*own} for w in ways} <= set(map(str, VARIANTS))
+    pretrained = [v.settings for v in VARIANTS if isinstance(v.settings, PretrainedSettings)]
+    assert {s.objective for s in pretrained} == {"task", "denoise", "mixed"}
+    assert {s.trains for s in pretrained} == {"block", "lora", "bias"}
     assert {"vit-prefix", "ar-lm-prefix", "forecaster-prefix"} <= set(map(str, VARIANTS))
     assert {v.settings.family for v in VARIANTS if v.settings.blocks == 1} <= {"recurrent-lm"}
 
@@ -183,7 +184,9 @@ def test_split_covers_the_state_exactly_once_and_merges_back(variant: Variant) -
         state = split(net)
         assert len(state.blocks) == cut.settings.blocks
         names = [name for part in (state.shared, *state.blocks) for name in part]
-        pinned = {n for b in (None, *range(len(net.blocks))) for n, g in net.groups(b).items() if g == "pinned"}
+        pinned = {
+            n for b in (None, *range(len(net.blocks))) for n, g in net.groups(b).items() if g == "pinned"
+        }
         assert sorted(names) == sorted(set(net.state_dict()) - pinned)
         assert len(names) == len(set(names))
         assert digest(*split(other).blocks) != digest(*state.blocks)
