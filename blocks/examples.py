@@ -25,6 +25,9 @@ def _damaged(path: Path, error: Exception) -> DamagedFile:
     )
 
 
+Index = npt.NDArray[np.int64] | npt.NDArray[np.bool_] | Tensor | slice
+
+
 @dataclass(frozen=True)
 class Groups:
     """Which records belong together: `keys` (N, 4) int64, a digest of each record's value in `column`."""
@@ -36,7 +39,7 @@ class Groups:
         """How many groups there are."""
         return len(self.sizes)
 
-    def __getitem__(self, index: npt.NDArray[np.int64] | Tensor | slice) -> Groups:
+    def __getitem__(self, index: Index) -> Groups:
         return Groups(self.column, self.keys[index])
 
     @cached_property
@@ -73,7 +76,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | Tensor | slice) -> Examples:
+    def __getitem__(self, index: Index) -> Examples:
         groups = None if self.groups is None else self.groups[index]
         return Examples(self.inputs[index], self.targets[index], groups)
 

@@ -22,6 +22,7 @@ _EXAMPLES: dict[str, object] = {
     "epsilon_ceiling_year": 8.0,
     "plans": ["0123...  64 hexadecimal digits"],
     "shared_states": ["0123...  64 hexadecimal digits"],
+    "group": "patient",
     "largest_predicted_gain": 1.0,
     "most_rounds_a_day": 200,
     "hours": ["20:00", "06:00"],

@@ -99,3 +99,13 @@ class GroupKeys:
             )
         values = np.frombuffer(b"".join(self._digests), dtype=np.int64).reshape(-1, 4)
         return Groups(self.column, torch.from_numpy(values.copy()))
+
+
+def records_beside_groups(groups: Groups) -> str:
+    """A warning, where the unit of privacy is a record although the data say whose each is."""
+    most = int(groups.sizes.max()) if len(groups) else 0
+    return (
+        f"column {groups.column!r} names {counted(len(groups), 'group')} of up to {counted(most, 'record')}, but the "
+        f"unit of privacy is one record: epsilon is that of one record, not of all {most:,} of one group; "
+        f"training.group = {groups.column!r} makes the group the unit"
+    )

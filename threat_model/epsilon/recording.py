@@ -106,7 +106,7 @@ class _Watched(Examples):
     """Examples that tell which of them are read."""
 
     def __init__(self, own: Examples, read: set[int]) -> None:
-        super().__init__(own.inputs, own.targets)
+        super().__init__(own.inputs, own.targets, own.groups)
         self.__dict__["read"] = read  # the class is frozen
 
     def __getitem__(self, index: Any) -> Examples:
@@ -154,11 +154,11 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
 
     def summed(original: Callable[..., ClippedSum]) -> Callable[..., ClippedSum]:
         def watched(
-            clipping: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1
+            clipping: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1, records: int = 1
         ) -> ClippedSum:
             read.clear()
             with tape.kept():
-                result = original(clipping, losses, examples=examples, draws=draws)
+                result = original(clipping, losses, examples=examples, draws=draws, records=records)
                 clean = _array(result.vector)
                 found.clean = found.shrinkage * (found.clean + clean)
                 step = StepRecord(result.sensitivity, examples, clean[found.places].copy())

@@ -177,7 +177,8 @@ class _Reading:
                     row, f"field {self.keys.column!r} names no group: it holds a {error}"
                 ) from None
             if digest is None:
-                return self._missing(row, "group", self.keys.column)
+                self._missing(row, "group", self.keys.column)
+                return None
             self.keys.add(digest)
         return text, label
 
@@ -188,7 +189,8 @@ class _Reading:
             or (isinstance(found, float) and found != found)
             or (isinstance(found, str) and not found.strip())
         ):
-            return self._missing(row, "text", name)
+            self._missing(row, "text", name)
+            return None
         if not isinstance(found, str):
             raise self._wrong(row, f"field {name!r} is no text")
         if "\0" in found:
@@ -202,7 +204,8 @@ class _Reading:
     def _label(self, row: Row) -> int | None:
         written = _as_text(row.label)
         if not written:
-            return self._missing(row, "label", self.contract.label)
+            self._missing(row, "label", self.contract.label)
+            return None
         if self.names is not None:
             if written not in self._index:
                 raise self._wrong(

@@ -71,7 +71,8 @@ def _of_table(
     if not is_database(source) and inner_suffix(path) in CSV:
         _say_what_is_there(field, source, names, names_of_csv(field, path, contract), findings)
         types = dict.fromkeys(names, pa.string())
-        columns = (batch.to_pydict() for batch in batches_of_csv(field, path, contract, types, empty=("",)))
+        batches = batches_of_csv(field, path, contract, types, empty=("",))
+        columns: Iterator[dict[str, Any]] = (batch.to_pydict() for batch in batches)
     else:
         frame = read_frame(field, source, contract)
         _say_what_is_there(field, source, names, list(frame.columns), findings)

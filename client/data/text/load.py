@@ -103,8 +103,8 @@ def load_documents(
     if contract is not None and units < contract.least_examples:
         what = f"{counted(units, 'window')} of {length} tokens" if groups is None else counted(units, "group")
         raise InputError(field, source.source, f"{what}, contract.least_examples={contract.least_examples}")
-    windows = torch.from_numpy(found)
-    return Examples(windows, windows, groups)
+    tensor = torch.from_numpy(found)
+    return Examples(tensor, tensor, groups)
 
 
 def _encoder(model: TextSettings) -> _Encoder:

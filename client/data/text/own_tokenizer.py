@@ -5,6 +5,7 @@ The file may say how its author padded and truncated; what counts here is the mo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 _AT_ONCE = 1024  # texts
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Tokens = npt.NDArray[np.int64]
 
@@ -112,4 +114,9 @@ class OwnTokenizer:
 
 def folder_of(pretrained: str) -> Path:
     """Where the converted model of this digest lies on this machine; a folder as it is."""
-    return Path(pretrained)
+    if not _DIGEST.fullmatch(pretrained):
+        return Path(pretrained)
+    from ....blocks.pretrained.places import converted
+
+    folder, _ = converted(pretrained)
+    return folder
