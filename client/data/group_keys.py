@@ -20,20 +20,30 @@ from ...blocks.examples import Groups
 from .findings import Findings, counted
 
 _SPACES = ("Zs", "Zl", "Zp")
+_BLANKS = "\t\n\r\v\f"
 _INVISIBLE = ("Cc", "Cf")
 _FEW = 5
 
 
 def folded(value: str) -> str:
     """The name under which a value is compared with others; empty where it is none."""
+    found, before = _once_folded(value), value
+    for _ in range(_FEW):  # what folding a letter makes may itself be folded
+        if found == before:
+            break
+        found, before = _once_folded(found), found
+    return found
+
+
+def _once_folded(value: str) -> str:
     composed = unicodedata.normalize("NFKC", value).casefold()
-    seen = "".join(
-        " " if unicodedata.category(c) in _SPACES or c in "\t\n\r\v\f" else c
+    seen = (
+        " " if c in _BLANKS or unicodedata.category(c) in _SPACES else c
         for c in composed
-        if c in "\t\n\r\v\f" or unicodedata.category(c) not in _INVISIBLE
+        if c in _BLANKS or unicodedata.category(c) not in _INVISIBLE
     )
-    # A second time, since what was taken out may have stood between a letter and its accent.
-    return unicodedata.normalize("NFKC", " ".join(seen.split()))
+    # Again, since what was taken out may have stood between a letter and its accent.
+    return unicodedata.normalize("NFKC", " ".join("".join(seen).split()))
 
 
 def name_of(value: object) -> str | None:

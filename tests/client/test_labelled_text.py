@@ -10,6 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.labelled_texts import (
+    CLS,
+    PAD,
+    SEP,
+    UNK,
+    LabelledSettings,
+    json_lines,
+    token,
+    tokenizer_folder,
+)
 
 from fedblocks.blocks.examples import Examples
 from fedblocks.client.data import load_examples
@@ -22,16 +32,6 @@ from fedblocks.client.data.text.own_tokenizer import OwnTokenizer
 from fedblocks.errors import InputError
 from fedblocks.settings import DataSource
 from fedblocks.settings.contract import LabelledTextContract, settle
-from tests.support.labelled_texts import (
-    CLS,
-    PAD,
-    SEP,
-    UNK,
-    LabelledSettings,
-    json_lines,
-    token,
-    tokenizer_folder,
-)
 
 NAMES = ("no", "yes")
 ROWS: list[dict[str, object]] = [
