@@ -30,7 +30,7 @@ from dp_accounting import dp_event
 from ..errors import InputError
 
 UNIT = "one example of one company"
-_OF_GROUPS = "one group of one company, as one example: "
+_OF_GROUPS = "one group of one company, as one example "
 ADD_REMOVE = "add or remove one example"
 REPLACE_ONE = "replace one example"
 ADJACENCIES = (ADD_REMOVE, REPLACE_ONE)

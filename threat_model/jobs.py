@@ -37,7 +37,7 @@ _BREAKDOWNS = (
     torch.OutOfMemoryError,
 )
 _OF_EXAMPLES = ("reconstruction", "membership")
-_OF_ANY_UNIT = ("released-sums",)  # makes the run's own releases again, whatever their unit
+_OF_ANY_UNIT = ("conformance", "released-sums")  # of the company's own step and sums, whatever their unit
 _WORTH_IT = 1.5  # times the share that was too short
 _HALF = 0.5  # done, of a job that is run again
 
