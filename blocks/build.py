@@ -26,6 +26,8 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
     options = model.network_options() | network.noise_options(noise)
     with torch.device("cpu"):  # numbers, whatever device the network is laid out on
         partition = partition_of(model, noise)
+    if not network.blocks_alike:
+        return network(partition=partition, only=only, **options)
     if only is None:
         return network(partition=partition, **options)
     options["layers"] = model.layers // model.blocks

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from .. import atomic_file
 from ..errors import InputError, RunError
-from .build import build_model
+from .build import build_model, network_of
 from .denoiser import Denoiser
 from .families import ModelSettings
 from .settings import NoiseSettings, Part, require
@@ -129,7 +129,12 @@ def load_model(path: str | Path) -> tuple[Denoiser, ModelCard]:
 
 
 def _check_size(card: ModelCard, file: Path, beside: Path) -> None:
-    """Refuse a card whose model is larger than its file, before memory is taken for it."""
+    """Refuse a card whose model is larger than its file, before memory is taken for it.
+
+    A pretrained model lies elsewhere, and is as large as that.
+    """
+    if not network_of(card.model).blocks_alike:
+        return
     try:
         values = parameters_of(card.model)
     except (TypeError, ValueError, RuntimeError):  # PyTorch counts up to 2^63

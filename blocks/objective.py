@@ -27,7 +27,7 @@ class BlockObjective:
     def at(self, model: Denoiser, block: int, context: Tensor, targets: Tensor, draw: Draw) -> Tensor:
         """Loss of each target (n m,) at a given draw; `context` (n, Tc, D) of n examples with m each."""
         z = model.corrupt(model.clean(targets), draw)
-        loss = model.loss(model.predict(block, z, draw.level, context), targets)
+        loss = model.block_loss(block, z, draw.level, context, targets)
         return model.weight(draw.level, self.weight) * loss
 
     def __call__(

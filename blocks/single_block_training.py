@@ -32,7 +32,7 @@ from .denoiser import Denoiser
 from .families import ModelSettings
 from .objective import BlockObjective
 from .settings import NoiseSettings
-from .state import check_part, merge
+from .state import check_part, merge, split
 from .training import BlockTrainer, OnStep, Schedule
 from .transformer import Block
 
@@ -195,7 +195,8 @@ def _load(model: Denoiser, path: Path, block: int | None) -> None:
 
 def _own(model: Denoiser) -> dict[str, Tensor]:
     """The tensors of the one block that is in memory."""
-    return {name: t for name, t in model.state_dict().items() if name.startswith("blocks.")}
+    block = next(b for b, part in enumerate(model.blocks) if not isinstance(part, Absent))
+    return split(model).blocks[block]
 
 
 def _resume(path: Path, model: Denoiser, trainer: BlockTrainer, generator: torch.Generator, job: Job) -> None:

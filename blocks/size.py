@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from .build import build_model
+from .build import build_model, network_of
 from .families import ModelSettings
 from .settings import NoiseSettings
 
@@ -21,6 +21,9 @@ def parameters_of(model: ModelSettings) -> int:
     Built without memory (PyTorch's device "meta"), and no deeper than two periods of layers, of which deeper blocks
     have more: it takes some milliseconds for whatever settings.
     """
+    if not network_of(model).blocks_alike:
+        with torch.device("meta"):
+            return sum(tensor.numel() for tensor in build_model(model, NoiseSettings()).state_dict().values())
     each = model.layers // model.blocks
     built = each if each < 2 * _PERIOD else _PERIOD + each % _PERIOD
     shared, block = _sizes(model, built)

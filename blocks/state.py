@@ -1,7 +1,8 @@
 """Block state: which tensors belong to block b, which are shared, and how they are kept on disk.
 
 The block is the unit of transfer: a company receives the shared state once and afterwards only the
-state of the block it trains. Personal tensors (`groups`) are in no state: they do not leave their company.
+state of the block it trains. Personal and pinned tensors (`groups`) are in no state: the first do not leave their
+company, the second every party has.
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ from .denoiser import Denoiser
 
 State = dict[str, Tensor]
 
+_OUTSIDE = ("personal", "pinned")
 _SHARED = "shared.safetensors"
 _BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)
 class ModelState:
-    """A model's state dict, but for personal tensors, cut into the shared part and one part per block; names as in
-    the model."""
+    """A model's state dict, but for personal and pinned tensors, cut into the shared part and one part per block;
+    names as in the model."""
 
     shared: State
     blocks: tuple[State, ...]
 
 
 def split(model: Denoiser) -> ModelState:
-    """Cut a model's state: every tensor but personal ones is in exactly one part. Tensors are copies on the CPU."""
+    """Cut a model's state: every tensor but personal and pinned ones is in exactly one part. Tensors are copies on
+    the CPU."""
     parts = _parts(model)
     shared, *blocks = ({name: t.detach().cpu().clone() for name, t in part.items()} for part in parts)
     return ModelState(shared, tuple(blocks))
@@ -46,7 +49,7 @@ def _parts(model: Denoiser) -> list[State]:
     """The model's own tensors: the shared part, then one part a block."""
     own = model.state_dict()
     return [
-        {name: own[name] for name, group in model.groups(block).items() if group != "personal"}
+        {name: own[name] for name, group in model.groups(block).items() if group not in _OUTSIDE}
         for block in (None, *range(len(model.blocks)))
     ]
 

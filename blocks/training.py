@@ -6,7 +6,7 @@ trained together, in random order, one after another, or in separate processes (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,10 +16,10 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 from .denoiser import Denoiser
+from .groups import GroupedModule
 from .information import LossCurve
 from .noise import Partition, Seeded
 from .objective import BlockObjective
-from .transformer import Block
 
 OnStep = Callable[[int], None]
 
@@ -72,14 +72,16 @@ class BlockTrainer:
     def __init__(self, model: Denoiser, block: int, schedule: Schedule) -> None:
         self.model, self.block, self.schedule = model, block, schedule
         part = model.blocks[block]
-        assert isinstance(part, Block)
+        assert isinstance(part, GroupedModule)
         part.checkpointing = schedule.gradient_checkpointing
         self.part: nn.Module = part
         if schedule.compile:
             part.compile(dynamic=False)
-        self.optimizer, self.rate = optimizer_of(part.parameters(), schedule)
+        trained = set(model.trainable(block, interface=True))
+        self.parameters = {name: p for name, p in part.named_parameters() if name in trained}
+        self.optimizer, self.rate = optimizer_of(self.parameters.values(), schedule)
         self.average = (
-            {name: p.detach().clone() for name, p in part.named_parameters()} if schedule.ema else None
+            {name: p.detach().clone() for name, p in self.parameters.items()} if schedule.ema else None
         )
         self.taken = 0
 
@@ -103,20 +105,20 @@ class BlockTrainer:
             losses = objective.at(model, self.block, context, targets, draw)
         self.optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
-        nn.utils.clip_grad_norm_(self.part.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
         if self.taken < s.steps:
             self.rate.step()
         self.taken += 1
         if self.average is not None:
-            follow(self.average, self.part, s.ema, self.taken)
+            follow(self.average, self.parameters, s.ema, self.taken)
         return draw.level, losses.detach() / model.weight(draw.level, objective.weight)
 
     def finish(self) -> None:
         """Replace the block's weights by their moving average, if there is one."""
         if self.average is not None:
             with torch.no_grad():
-                for name, p in self.part.named_parameters():
+                for name, p in self.parameters.items():
                     p.copy_(self.average[name])
 
     def state(self) -> dict[str, Any]:
@@ -131,11 +133,13 @@ class BlockTrainer:
         self.average, self.taken = state["average"], state["taken"]
 
 
-def follow(average: dict[str, Tensor], network: nn.Module, ema: float, taken: int) -> None:
-    """Update the moving average of a network's weights after its `taken`-th step."""
+def follow(
+    average: dict[str, Tensor], parameters: Mapping[str, nn.Parameter], ema: float, taken: int
+) -> None:
+    """Update the moving average of these weights after their `taken`-th step."""
     # Less decay at first, so that a short run forgets its initial weights.
     decay = min(ema, (1 + taken) / (10 + taken))
-    for name, p in network.named_parameters():
+    for name, p in parameters.items():
         average[name].lerp_(p.detach(), 1 - decay)
 
 

@@ -215,7 +215,6 @@ class Block(GroupedModule):
         super().__init__()
         self.interface = interface
         self.layers = nn.ModuleList(Layer(shape) for _ in range(layers))
-        self.checkpointing = False
 
     def interface_modules(self) -> Sequence[nn.Module]:
         return (self.interface,)

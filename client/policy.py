@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..blocks.pretrained import places
+from ..blocks.pretrained.settings import PretrainedSettings
 from ..blocks.settings import require
 from ..blocks.size import parameters_of
 from ..errors import InputError, PolicyRefusal
@@ -100,6 +102,11 @@ class Policy(BaseModel):
         None,
         description="the only shared states (the model's fixed tables) that are accepted, by the digest that "
         "company.log names where one is refused",
+    )
+    pretrained: tuple[str, ...] = Field(
+        (),
+        description="folders of the converted models that this company lets a plan adapt, as `fedblocks convert` "
+        "makes them; a plan names one by the digest of its card, and nothing of it is ever sent",
     )
     largest_model: int = Field(
         LARGEST_MODEL,
@@ -189,6 +196,14 @@ class Policy(BaseModel):
                 "simulation_seed", text + "would differ, and their difference isolate a company"
             )
             return
+        if isinstance(plan.model, PretrainedSettings):
+            try:
+                self._check_pretrained(plan.model)
+            except InputError as error:
+                yield PolicyRefusal(
+                    "pretrained", f"{error}; this company's policy names folders in `pretrained`"
+                )
+                return  # without it nothing is known of the model
         if not plan.private and not self.i_accept_no_dp:
             text = "the plan adds no noise and this company's policy does not accept that"
             yield PolicyRefusal("i_accept_no_dp", text)
@@ -240,6 +255,16 @@ class Policy(BaseModel):
         if self.plans is not None and plan.terms_digest().hex() not in self.plans:
             text = f"the plan {plan.terms_digest().hex()} is not one of this company's plans"
             yield PolicyRefusal("plans", text)
+
+    def _check_pretrained(self, model: PretrainedSettings) -> None:
+        """Raises: InputError unless the model is one of `pretrained`, with the sizes of its card."""
+        accepted = [places.register(Path(folder)) for folder in self.pretrained]
+        if model.pretrained not in accepted:
+            rule = (
+                f"the plan adapts the converted model {model.pretrained}, which is not one of this company's"
+            )
+            raise InputError("model.pretrained", model.pretrained, rule)
+        model.check_sizes()
 
     def check_shared(self, digest: bytes) -> None:
         """Check the shared state of a join; PolicyRefusal unless the company accepts it."""

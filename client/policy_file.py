@@ -23,6 +23,7 @@ _EXAMPLES: dict[str, object] = {
     "plans": ["0123...  64 hexadecimal digits"],
     "shared_states": ["0123...  64 hexadecimal digits"],
     "group": "patient",
+    "pretrained": ["/srv/models/minilm-3"],
     "largest_predicted_gain": 1.0,
     "most_rounds_a_day": 200,
     "hours": ["20:00", "06:00"],

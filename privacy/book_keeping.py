@@ -333,10 +333,21 @@ LAYERS: dict[type[nn.Module], Callable[[nn.Module, Sequence[Use], int], Sequence
 }
 
 
+def gradients_of(layer: nn.Module, uses: Sequence[Use], examples: int) -> list[Gradients | _Rows]:
+    """The gradients of a layer's trainable parameters, from all its calls in one pass."""
+    return list(LAYERS[_kind(layer)](layer, uses, examples))
+
+
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    """Its class, or the one that the class names as `per_example_like`: of the same parameters and gradients."""
+    kind: type[nn.Module] = getattr(type(layer), "per_example_like", type(layer))
+    return kind
+
+
 def check_supported(layer: nn.Module, where: str) -> None:
     """Raises UnsupportedLayer for a layer whose per-example gradients are not implemented."""
     reason = None
-    if type(layer) not in LAYERS:
+    if _kind(layer) not in LAYERS:
         reason = f"parameters of {type(layer).__name__}"
     elif isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.scale_grad_by_freq):
         reason = "an Embedding with max_norm or scale_grad_by_freq"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.hooks import RemovableHandle
 
-from .book_keeping import LAYERS, Norms, Use, gram_ahead
+from .book_keeping import Norms, Use, gradients_of, gram_ahead
 from .grouping import Grouping, grouping
 
 
@@ -82,7 +82,7 @@ class Pass:
         self.edges.clear()
 
     def close(self, layer: nn.Module) -> None:
-        parts: list[Part] = list(LAYERS[type(layer)](layer, self.uses.pop(layer), self.examples))
+        parts: list[Part] = list(gradients_of(layer, self.uses.pop(layer), self.examples))
         norms = [part.norms() for part in parts]
         squared = norms[0].squared.double()
         for found in norms[1:]:

@@ -4,6 +4,7 @@ runs/<id>/
     settings.toml      the resolved settings of the coordinator
     simulation.toml    in a simulation, the rest of its settings
     plan.json          what was offered to the companies
+    pretrained.json    where the converted model lies that they name by its digest, if they do
     roster.toml        whose signatures the coordinator takes
     data.json          in a simulation, what was found in the data, and done to them
     evaluation/        public and, in a simulation, held-out private examples, in companies/ of it by company
@@ -33,6 +34,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .. import atomic_file
+from ..blocks.pretrained.listed import register_listed
 from ..errors import RunError
 from ..privacy.secure_aggregation import ChannelKey, Roster
 from ..protocol.identity import ROSTER_FILE, load_roster
@@ -92,6 +94,7 @@ class RunFolder:
         """An already prepared run."""
         if not (path / "settings.toml").is_file() or not (path / "plan.json").is_file():
             raise RunError(f"{path}: not a run folder (settings.toml or plan.json is missing)")
+        register_listed(path)
         return cls(path.resolve())
 
     @classmethod

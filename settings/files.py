@@ -12,6 +12,8 @@ import tomli_w
 from pydantic import TypeAdapter
 
 from .. import atomic_file
+from ..blocks.pretrained.listed import register_listed, write_listed
+from ..blocks.pretrained.settings import PretrainedSettings
 from ..errors import InputError, RunError
 from .load import parsed_toml, read_text, validated
 from .run import RunSettings
@@ -22,7 +24,10 @@ _Tables = dict[str, Any]
 
 
 def write_settings(folder: Path, settings: RunSettings) -> None:
-    """Write settings.toml; of a simulation's settings what its coordinator has."""
+    """Write settings.toml; of a simulation's settings what its coordinator has. Beside it, where a pretrained model
+    lies that these settings name by its digest."""
+    if isinstance(settings.model, PretrainedSettings):
+        write_listed(folder, settings.model.pretrained)
     atomic_file.write(folder / SETTINGS, tomli_w.dumps(_tables(RunSettings, settings)).encode())
 
 
@@ -99,6 +104,7 @@ def _tables(kind: type[RunSettings], settings: RunSettings) -> _Tables:
 
 
 def _read(field: str, path: Path) -> _Tables:
+    register_listed(path.parent)
     return parsed_toml(field, path, read_text(field, path))
 
 

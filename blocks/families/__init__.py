@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..denoiser import Denoiser
 
 
-_SMALL: dict[str, object] = {"layers": 2, "blocks": 1, "heads": 2, "hidden_size": 10}
+_SMALL: dict[str, object] = {"heads": 2, "hidden_size": 10}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +34,24 @@ class Family:
 
     `settings` say which data the family reads (see `ImageSettings`, `TextSettings`, `SeriesSettings`), `network` how
     it is judged; a family of several networks has a function of its settings there. `small` are settings of a model
-    that is built in milliseconds, for the checks of per-example clipping.
+    that is built in milliseconds, for the checks of per-example clipping; a function of its numbers of layers and
+    blocks where these make another model.
     """
 
     title: str
     settings: type[TransformerSettings]
     network: type[Denoiser] | Callable[[Any], type[Denoiser]]
-    small: Mapping[str, object] = field(default_factory=dict)
+    small: Mapping[str, object] | Callable[[int, int], Mapping[str, object]] = field(default_factory=dict)
 
     def network_of(self, model: TransformerSettings) -> type[Denoiser]:
         """The class of the network that these settings of the family ask for."""
         return self.network if isinstance(self.network, type) else self.network(model)
 
-    def small_settings(self) -> TransformerSettings:
-        """One block of two layers; widths that no vector length divides."""
-        return self.settings.model_validate(_SMALL | dict(self.small))
+    def small_settings(self, layers: int = 2, blocks: int = 1) -> TransformerSettings:
+        """A model of few layers; widths that no vector length divides."""
+        if callable(self.small):
+            return self.settings.model_validate(dict(self.small(layers, blocks)))
+        return self.settings.model_validate(_SMALL | {"layers": layers, "blocks": blocks} | dict(self.small))
 
 
 def family_names() -> tuple[str, ...]:

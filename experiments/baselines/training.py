@@ -83,7 +83,7 @@ def fit(
         else:
             memory = training_memory(network.parameters(), optimizer, partial(step, *batch))
         if average:
-            follow(average, network, schedule.ema, taken)
+            follow(average, dict(network.named_parameters()), schedule.ema, taken)
     if average:
         network.load_state_dict(average, strict=False)
     network.eval()

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from ... import atomic_file
 from ...blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
 from ...blocks.examples import Examples, Groups
+from ...blocks.pretrained import places
+from ...blocks.pretrained.settings import PretrainedSettings
 from ...blocks.size import parameters_of
 from ...blocks.state import check_part
 from ...client.company import COMPANIES, Company
@@ -311,6 +313,9 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
 
 def policy_of(settings: RunSettings, company: str) -> Policy:
     """The rules that a willing company would write."""
+    pretrained: tuple[str, ...] = ()
+    if isinstance(settings.model, PretrainedSettings):
+        pretrained = (str(places.converted(settings.model.pretrained)[0]),)
     return Policy(
         company=company,
         epsilon_ceiling=settings.privacy.epsilon or 0.0,
@@ -318,6 +323,7 @@ def policy_of(settings: RunSettings, company: str) -> Policy:
         data=settings.model.kind,
         allow_interface=settings.training.interface,
         minimum_cohort=settings.secure_aggregation.minimum_cohort,
+        pretrained=pretrained,
         largest_model=max(LARGEST_MODEL, parameters_of(settings.model)),
         i_accept_no_dp=settings.privacy.i_accept_no_dp,
         allow_shared_noise=settings.privacy.mode == "secure_step",

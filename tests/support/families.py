@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedblocks.blocks import BlockObjective, Denoiser, Draw, build_model
 from fedblocks.blocks.families import family, family_names
 from fedblocks.blocks.noise import Seeded
+from fedblocks.blocks.pretrained.settings import PretrainedSettings
 from fedblocks.blocks.settings import NoiseSettings, TransformerSettings
 from fedblocks.errors import InputError
 from fedblocks.experiments.bench.sensitivity.families import values_of
@@ -28,7 +29,8 @@ class Variant:
     settings: TransformerSettings
 
     def __str__(self) -> str:
-        return f"{self.settings.family}-{self.settings.features}"
+        read = self.settings.features
+        return f"{self.settings.family}-{getattr(self.settings, 'objective', read)}"
 
     def model(self, seed: int = 0) -> Denoiser:
         torch.manual_seed(seed)
@@ -40,8 +42,8 @@ class Variant:
 
     def cuts(self) -> list[Variant]:
         """The same layers in other numbers of blocks too."""
-        if self.settings.blocks == 1:
-            return [self]
+        if self.settings.blocks == 1 or isinstance(self.settings, PretrainedSettings):
+            return [self]  # a pretrained model is cut when it is converted
         return [Variant(self.settings.model_copy(update={"blocks": blocks})) for blocks in (1, 2, 3, 6)]
 
     def examples(self, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -93,6 +95,9 @@ def gradient_reaches(net: nn.Module) -> set[str]:
 def _variants() -> list[Variant]:
     found = []
     for name in family_names():
+        if name.startswith("pretrained-"):
+            found += [Variant(settings) for settings in pretrained_settings(name)]
+            continue
         small = family(name).small_settings()
         for features in ("raw", "prefix"):
             for cut in ({"layers": 6, "blocks": 3}, {"layers": 4, "blocks": 1}):
@@ -104,6 +109,17 @@ def _variants() -> list[Variant]:
                 found.append(Variant(settings))
                 break
     return found
+
+
+def pretrained_settings(name: str) -> list[TransformerSettings]:
+    """A family's small model with each objective, and each of what may train."""
+    small = family(name).small_settings(layers=3, blocks=3)
+    ways = (
+        {"objective": "task", "trains": "bias"},
+        {"objective": "denoise", "trains": "block"},
+        {"objective": "mixed", "trains": "lora"},
+    )
+    return [type(small).model_validate(small.model_dump() | way) for way in ways]
 
 
 VARIANTS = _variants()

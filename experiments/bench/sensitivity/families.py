@@ -59,7 +59,7 @@ def _noise_shape(model: Denoiser, target: Tensor) -> torch.Size:
 
 def _same(kind: DataKind) -> bool:
     """Text: the targets are what is read."""
-    return kind.input_classes is not None and len(kind.inputs) > 0
+    return kind.input_classes is not None and len(kind.inputs) > 0 and kind.inputs == kind.targets
 
 
 def _values(count: int, shape: tuple[int, ...], classes: int | None, g: torch.Generator) -> Tensor:

@@ -1,0 +1,127 @@
+"""A pretrained decoder (GPT-2, Llama, Qwen, Mistral), adapted to the text of several companies."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ..denoiser import Metric
+from ..pretrained.denoiser import PretrainedDenoiser
+from ..pretrained.settings import PretrainedSettings
+from ..pretrained.small import small_model
+from ..pretrained.trunk import Trunk
+from ..settings import DataKind, require
+from . import Family
+
+
+class PretrainedDecoderSettings(PretrainedSettings):
+    """`sequence_length`: tokens of an example."""
+
+    connector: ClassVar[str] = "text"
+    kind_of_model = "decoder"
+
+    family: Literal["pretrained-decoder"] = "pretrained-decoder"
+    tokenizer: Literal["pretrained"] = "pretrained"
+    vocabulary: int = Field(ge=2, le=1_000_000)
+    longest: int = Field(ge=2)
+    sequence_length: int = Field(64, ge=2, le=65536)
+
+    @classmethod
+    def sizes(cls) -> tuple[str, ...]:
+        return (*super().sizes(), "vocabulary", "longest")
+
+    @model_validator(mode="after")
+    def _short_enough(self) -> Self:
+        rule = f"the model takes at most {self.longest} tokens"
+        require(self.sequence_length <= self.longest, "sequence_length", self.sequence_length, rule)
+        return self
+
+    @property
+    def kind(self) -> DataKind:
+        tokens = (self.sequence_length,)
+        return DataKind(
+            inputs=tokens, input_classes=self.vocabulary, targets=tokens, target_classes=self.vocabulary
+        )
+
+    @property
+    def data_words(self) -> str:
+        return f"sequences of {self.sequence_length} tokens out of {self.vocabulary}"
+
+    @property
+    def unit_words(self) -> str:
+        return f"one window of {self.sequence_length} tokens, of which a document may have many"
+
+
+class PretrainedDecoder(PretrainedDenoiser):
+    """Tokens (N, T), both as inputs and as targets; the first has no prediction and no loss.
+
+    A block's own predictions are the original head's, after a map of its own that is zero at first (`bridge`): the
+    head was made for what the last block hands on.
+    """
+
+    metric = Metric("bits_per_token", False, "bits")
+
+    @staticmethod
+    def target_table(settings: PretrainedSettings, trunk: Trunk) -> Tensor:
+        return trunk.token_table().detach().float()
+
+    @staticmethod
+    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
+        bridge = nn.Linear(settings.hidden_size, settings.hidden_size)
+        nn.init.zeros_(bridge.weight)
+        nn.init.zeros_(bridge.bias)
+        return nn.ModuleDict({"bridge": bridge})
+
+    def present(self, inputs: Tensor, tokens: int) -> Tensor:
+        return torch.ones_like(inputs, dtype=torch.bool)
+
+    def attends(self, present: Tensor) -> Tensor:
+        t = present.shape[1]
+        return torch.ones(1, 1, t, t, dtype=torch.bool, device=present.device).tril()
+
+    def copied(self, tokens: int) -> Tensor:
+        """The noisy token of target t + 1 stands beside the token t, from which the original predicts it."""
+        return torch.arange(tokens - 1)
+
+    def evidence(self, z: Tensor, sigma: Tensor) -> Tensor:
+        """Of the targets but the first: z (N, T, D') -> (N, T - 1, V)."""
+        return super().evidence(z[:, 1:], sigma)
+
+    def estimate(self, prediction: Tensor) -> Tensor:
+        """Of all targets; nothing is estimated of the first, which none of them reads."""
+        return F.pad(super().estimate(prediction), (0, 0, 1, 0))
+
+    def read(self, block: int, out: Tensor, present: Tensor) -> Tensor:
+        return self._logits(block, out[:, :-1])
+
+    def read_noisy(self, block: int, out: Tensor, noisy: Tensor, present: Tensor) -> Tensor:
+        return self._logits(block, noisy.flatten(0, 1))
+
+    def _logits(self, block: int, out: Tensor) -> Tensor:
+        out = out + self.own(block, "bridge", out.float()).to(out.dtype)
+        return self.trunk.logits(self.trunk.finish(out)).float()
+
+    def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        """prediction (N, T - 1, V), targets (N, T) -> nats a token, (N,)."""
+        each = F.cross_entropy(prediction.flatten(0, 1), targets[:, 1:].flatten(), reduction="none")
+        return each.view(len(targets), -1).mean(dim=1)
+
+    def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
+        return self.loss(prediction, targets) / math.log(2)
+
+
+def _small(layers: int, blocks: int) -> dict[str, object]:
+    return {"pretrained": str(small_model("decoder", layers, blocks)), "sequence_length": 5}
+
+
+FAMILY = Family(
+    title="pretrained decoder (language model)",
+    settings=PretrainedDecoderSettings,
+    network=PretrainedDecoder,
+    small=_small,
+)

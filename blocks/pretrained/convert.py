@@ -1,0 +1,157 @@
+"""Cut a checkpoint into a trunk and blocks, a file each, so that a company loads what it trains and no more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...atomic_file import creating_folder
+from ...errors import InputError
+from .card import CARD, TRUNK, ConvertedCard, check_file, read_card, sha256_of
+from .checkpoint import Checkpoint
+from .checks import check_blocks, check_finite, check_head, check_size, normalisation, pad_token
+from .skeleton import Place, Skeleton, import_transformers
+from .trunk import tensors_of
+
+
+def convert(model_dir: Path, blocks: int, to: Path) -> ConvertedCard:
+    """Write the checkpoint of a folder, cut into so many blocks, to the new folder `to`.
+
+    Where `to` already holds this very conversion, it is left as it is.
+    Raises: InputError for a checkpoint that cannot be used or a `to` that holds something else; nothing is written.
+    """
+    import_transformers()
+    checkpoint = Checkpoint(model_dir)
+    skeleton = Skeleton(checkpoint.raw, checkpoint.model_type, checkpoint.class_name, checkpoint.dtype)
+    sizes = skeleton.trunk_class.sizes(skeleton.config)
+    layers = int(sizes["layers"] or 0)
+    check_blocks(blocks, layers)
+    check_head(skeleton)
+    check_size(skeleton, checkpoint)
+    pad = pad_token(checkpoint, skeleton)
+    images = normalisation(checkpoint, skeleton)
+    check_finite(checkpoint)
+    content: dict[str, Any] = {
+        "architecture": checkpoint.model_type,
+        "model_class": checkpoint.class_name,
+        "kind": skeleton.trunk_class.kind,
+        "blocks": blocks,
+        "pad": pad,
+        "dtype": checkpoint.dtype,
+        "source": _digest_of(checkpoint),
+        **sizes,
+        **images,
+    }
+    if os.path.lexists(to):
+        return _existing(to, content)
+    model = _loaded(checkpoint, skeleton)
+    try:
+        with creating_folder(to) as draft:
+            _write_tensors(model, skeleton, layers // blocks, draft)
+            for path in (model_dir / "config.json", *checkpoint.companions):
+                shutil.copyfile(path, draft / path.name)
+            files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
+            name = model_dir.resolve().name[:200]
+            card = ConvertedCard.model_validate({"name": name, **content, "files": files})
+            (draft / CARD).write_text(card.model_dump_json(indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise InputError("to", str(to), f"cannot be written: {error.strerror or error}") from error
+    return card
+
+
+def _digest_of(checkpoint: Checkpoint) -> str:
+    """SHA-256 over names and content of all files that the conversion is made from."""
+    tensors = {each.file for each in checkpoint.tensors.values()}
+    paths = {checkpoint.folder / "config.json", *tensors, *checkpoint.companions}
+    named = {path.name: sha256_of(path) for path in paths}
+    return hashlib.sha256(json.dumps(named, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _existing(to: Path, content: dict[str, Any]) -> ConvertedCard:
+    """The card of a folder that holds this conversion already."""
+    rule = "holds something else already; name a new folder"
+    try:
+        card = read_card(to)
+    except InputError as error:
+        raise InputError("to", str(to), rule) from error
+    if ConvertedCard.model_validate({"name": card.name, **content, "files": card.files}) != card:
+        raise InputError("to", str(to), rule)
+    for name in card.files:
+        check_file(to, card, name)
+    return card
+
+
+def _loaded(checkpoint: Checkpoint, skeleton: Skeleton) -> Any:
+    """The model with its tensors, by transformers' own translation of their names. Raises: InputError by name."""
+    tensors: dict[str, Tensor] = {}
+    for path in {each.file for each in checkpoint.tensors.values()}:
+        tensors |= tensors_of(path)
+    with quiet():
+        model, info = skeleton.model_class.from_pretrained(
+            None,
+            config=skeleton.config,
+            state_dict=tensors,
+            dtype=skeleton.config.dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    for name, found, wanted in sorted(info["mismatched_keys"])[:1]:
+        raise InputError(name, tuple(found), f"must have the shape {tuple(wanted)}")
+    for kind, rule in (("missing_keys", "is missing"), ("unexpected_keys", "does not belong to it")):
+        for name in sorted(info[kind])[:1]:
+            raise InputError(name, skeleton.class_name, f"this tensor {rule}")
+    _check_ties(model, skeleton)
+    return model
+
+
+def _check_ties(model: Any, skeleton: Skeleton) -> None:
+    """Where a file has other values for a tensor that the configuration ties, transformers would untie the two."""
+    tensors = model.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    for name, tensor in skeleton.model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if tensors[other] is not tensors[name]:
+            rule = f"config.json ties this tensor to {other}, whose values differ"
+            raise InputError(name, skeleton.class_name, rule)
+
+
+def _write_tensors(model: Any, skeleton: Skeleton, per_block: int, draft: Path) -> None:
+    """A file for the trunk, one for each block, and one for what neither needs."""
+    places = {name: skeleton.place(name, per_block) for name in skeleton.names}
+    state = model.state_dict()
+    for file in sorted({TRUNK, *(place.file for place in places.values())}):
+        save_file(dict(_gathered(file, places, state)), draft / file, metadata={"format": "pt"})
+
+
+def _gathered(file: str, places: dict[str, Place], state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    for name, place in places.items():
+        if place.file == file:
+            yield place.name, (state[name].T if place.transposed else state[name]).contiguous()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and reports that transformers prints: what is wrong is raised."""
+    logging: Any = import_module("transformers.utils.logging")
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(50)  # nothing but what is critical
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
