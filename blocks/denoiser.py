@@ -76,7 +76,9 @@ class Denoiser(nn.Module, ABC):
     metric: ClassVar[Metric]
     metric_by_example: ClassVar[bool] = True  # the mean of `score`; else `chain_quality` is the family's own
     metric_of_one: ClassVar[bool] = True  # whether `chain_quality` of a single example says anything
-    blocks_alike: ClassVar[bool] = True  # a block is built alone in the place of any; else the network takes `only`
+    blocks_alike: ClassVar[bool] = (
+        True  # a block is built alone in the place of any; else the network takes `only`
+    )
     steps_per_block: int = 1  # of the sampler
 
     def __init__(self, partition: Partition, features: Features = "raw") -> None:
@@ -146,9 +148,7 @@ class Denoiser(nn.Module, ABC):
     ) -> Tensor:
         """One step of the sampler from one level to a lower one."""
 
-    def block_loss(
-        self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor
-    ) -> Tensor:
+    def block_loss(self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         """What a block minimises, unweighted: arguments as of `predict`, targets (n m, ...) -> (n m,)."""
         return self.loss(self.predict(block, z, level, context), targets)
 

@@ -195,7 +195,9 @@ class Policy(BaseModel):
             try:
                 self._check_pretrained(plan.model)
             except InputError as error:
-                yield PolicyRefusal("pretrained", f"{error}; this company's policy names folders in `pretrained`")
+                yield PolicyRefusal(
+                    "pretrained", f"{error}; this company's policy names folders in `pretrained`"
+                )
                 return  # without it nothing is known of the model
         if not plan.private and not self.i_accept_no_dp:
             text = "the plan adds no noise and this company's policy does not accept that"
@@ -248,7 +250,9 @@ class Policy(BaseModel):
         """Raises: InputError unless the model is one of `pretrained`, with the sizes of its card."""
         accepted = [places.register(Path(folder)) for folder in self.pretrained]
         if model.pretrained not in accepted:
-            rule = f"the plan adapts the converted model {model.pretrained}, which is not one of this company's"
+            rule = (
+                f"the plan adapts the converted model {model.pretrained}, which is not one of this company's"
+            )
             raise InputError("model.pretrained", model.pretrained, rule)
         model.check_sizes()
 

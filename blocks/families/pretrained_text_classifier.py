@@ -47,7 +47,10 @@ class PretrainedTextClassifierSettings(PretrainedSettings):
     @property
     def kind(self) -> DataKind:
         return DataKind(
-            inputs=(self.sequence_length,), input_classes=self.vocabulary, targets=(), target_classes=self.classes
+            inputs=(self.sequence_length,),
+            input_classes=self.vocabulary,
+            targets=(),
+            target_classes=self.classes,
         )
 
     @property

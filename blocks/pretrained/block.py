@@ -63,7 +63,9 @@ class PretrainedBlock(GroupedModule):
 def _queries_and_values(layers: nn.ModuleList) -> list[str]:
     """Names of the maps of attention's queries and values, by those of transformers' architectures."""
     known = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "c_attn", "Wqkv")
-    there = {name.rpartition(".")[2] for name, module in layers.named_modules() if isinstance(module, nn.Linear)}
+    there = {
+        name.rpartition(".")[2] for name, module in layers.named_modules() if isinstance(module, nn.Linear)
+    }
     return [name for name in known if name in there]
 
 

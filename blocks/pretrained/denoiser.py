@@ -11,7 +11,6 @@ is a token and 0 where a short text is filled up.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -167,7 +166,13 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return both[:, :t], both[:, t:].view(n, draws, k, size)
 
     def _layer(
-        self, part: PretrainedBlock, layer: nn.Module, x: Tensor, allowed: Tensor, positions: Tensor, index: int
+        self,
+        part: PretrainedBlock,
+        layer: nn.Module,
+        x: Tensor,
+        allowed: Tensor,
+        positions: Tensor,
+        index: int,
     ) -> Tensor:
         if part.checkpointing and torch.is_grad_enabled():
             kept: Tensor = checkpoint(
@@ -190,9 +195,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     ) -> Tensor:
         return self.read_noisy(block, clean, noisy, present) + self.evidence(z, level)
 
-    def block_loss(
-        self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor
-    ) -> Tensor:
+    def block_loss(self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         if self.settings.objective != "mixed":
             return self.loss(self.predict(block, z, level, context), targets)
         x, present = _parted(context)

@@ -61,10 +61,14 @@ class PretrainedSettings(TransformerSettings):
     @classmethod
     def _check(cls, card: ConvertedCard, given: Mapping[str, Any]) -> None:
         kind = cls.kind_of_model
-        require(card.kind == kind, "pretrained", card.name, f"is of kind {card.kind}, this family takes {kind}")
+        require(
+            card.kind == kind, "pretrained", card.name, f"is of kind {card.kind}, this family takes {kind}"
+        )
         for name in cls.sizes():
             value = getattr(card, name)
-            require(given.get(name, value) == value, name, given.get(name), f"the converted model has {value}")
+            require(
+                given.get(name, value) == value, name, given.get(name), f"the converted model has {value}"
+            )
 
     def check_sizes(self) -> None:
         """Raises: InputError unless these settings have the sizes of the card that they name, or it is not known."""

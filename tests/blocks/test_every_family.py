@@ -20,8 +20,8 @@ from fedblocks.blocks import (
 )
 from fedblocks.blocks.denoiser import GaussianDenoiser
 from fedblocks.blocks.families import family_names
-from fedblocks.blocks.pretrained.settings import PretrainedSettings
 from fedblocks.blocks.noise import Seeded
+from fedblocks.blocks.pretrained.settings import PretrainedSettings
 from fedblocks.blocks.state_bytes import from_bytes, to_bytes
 from fedblocks.privacy.clipping import PerExampleClipping, lowered
 
@@ -183,7 +183,9 @@ def test_split_covers_the_state_exactly_once_and_merges_back(variant: Variant) -
         state = split(net)
         assert len(state.blocks) == cut.settings.blocks
         names = [name for part in (state.shared, *state.blocks) for name in part]
-        pinned = {n for b in (None, *range(len(net.blocks))) for n, g in net.groups(b).items() if g == "pinned"}
+        pinned = {
+            n for b in (None, *range(len(net.blocks))) for n, g in net.groups(b).items() if g == "pinned"
+        }
         assert sorted(names) == sorted(set(net.state_dict()) - pinned)
         assert len(names) == len(set(names))
         assert digest(*split(other).blocks) != digest(*state.blocks)
