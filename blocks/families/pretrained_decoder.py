@@ -62,7 +62,7 @@ class PretrainedDecoder(PretrainedDenoiser):
     """Tokens (N, T), both as inputs and as targets; the first has no prediction and no loss.
 
     A block's own predictions are the original head's, after a map of its own that is zero at first (`bridge`): the
-    head was made for what the last block hands on.
+    head was made for what the last block hands on, so that block has none.
     """
 
     metric = Metric("bits_per_token", False, "bits")
@@ -72,7 +72,9 @@ class PretrainedDecoder(PretrainedDenoiser):
         return trunk.token_table().detach().float()
 
     @staticmethod
-    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
+    def new_interface(settings: PretrainedSettings, block: int) -> nn.ModuleDict:
+        if block + 1 == settings.blocks:
+            return nn.ModuleDict()
         bridge = nn.Linear(settings.hidden_size, settings.hidden_size)
         nn.init.zeros_(bridge.weight)
         nn.init.zeros_(bridge.bias)
@@ -96,7 +98,8 @@ class PretrainedDecoder(PretrainedDenoiser):
         return self._logits(block, noisy.flatten(0, 1))
 
     def _logits(self, block: int, out: Tensor) -> Tensor:
-        out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
+        if block + 1 < len(self.blocks):
+            out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
         logits = wide(self.trunk.logits(self.trunk.finish(out)))
         return F.pad(logits, (0, 0, 1, 0))  # all alike of the first token, which nothing predicts
 

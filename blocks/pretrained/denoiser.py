@@ -51,7 +51,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         self.trunk = trunk
         self.each = settings.layers // settings.blocks
         self.blocks = nn.ModuleList(
-            PretrainedBlock(own, self.new_interface(settings), settings, table.shape[1])
+            PretrainedBlock(own, self.new_interface(settings, b), settings, table.shape[1])
             if only in (None, b)
             else Absent()
             for b, own in enumerate(layers)
@@ -66,8 +66,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
 
     @staticmethod
     @abstractmethod
-    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
-        """The modules of a block that `read` uses."""
+    def new_interface(settings: PretrainedSettings, block: int) -> nn.ModuleDict:
+        """The modules of a block that `read` uses.
+
+        The last block's are such that what it predicts can be handed back in the format of transformers.
+        """
 
     @abstractmethod
     def present(self, inputs: Tensor, tokens: int) -> Tensor:
