@@ -16,7 +16,7 @@ from ...atomic_file import creating_folder
 from ...errors import InputError
 from .card import REST, TRUNK, ConvertedCard, block_file, check_file
 from .checkpoint import COMPANIONS
-from .lora import LoRALinear
+from .lora import effective
 from .skeleton import TORCH_DTYPES, Skeleton, quiet
 from .trunk import Trunk, tensors_of
 
@@ -42,9 +42,10 @@ def export(
 ) -> None:
     """Write the model to the new folder `to`: its tensors, configuration and tokenizer, and these `files`.
 
-    With a `head` the model is written as its class; else as that of the checkpoint. `blocks` are lists of layers, as `build` gives them; one that is empty is taken from the converted `folder`, as
-    are the tensors that neither trunk nor blocks have. Low-rank adapters are added to the weights beside them. What
-    was trained in float32 is rounded to the precision of the checkpoint.
+    With a `head` the model is written as its class; else as that of the checkpoint. `blocks` are lists of layers, as
+    `build` gives them; one that is empty is taken from the converted `folder`, as are the tensors that neither trunk
+    nor blocks have. Low-rank adapters are added to the weights beside them. What was trained in float32 is rounded to
+    the precision of the checkpoint.
     Raises: InputError where `to` exists or cannot be written.
     """
     if os.path.lexists(to):
@@ -79,19 +80,6 @@ def export(
         raise InputError("to", str(to), f"cannot be written: {error.strerror or error}") from error
 
 
-def effective(module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors by name, each adapter merged into the linear map that it adds to."""
-    adapted = {name: each for name, each in module.named_modules() if isinstance(each, LoRALinear)}
-    found = {}
-    for name, tensor in module.state_dict().items():
-        inside = next((each for each in adapted if name.startswith(f"{each}.")), None)
-        if inside is None:
-            found[name] = tensor
-        elif name == f"{inside}.base.bias":
-            found[f"{inside}.bias"] = tensor
-    return found | {f"{name}.weight": each.merged() for name, each in adapted.items()}
-
-
 def _fill(skeleton: Skeleton, parts: dict[str, dict[str, Tensor]], card: ConvertedCard) -> None:
     """Give the skeleton its tensors."""
     state = {}
@@ -99,7 +87,7 @@ def _fill(skeleton: Skeleton, parts: dict[str, dict[str, Tensor]], card: Convert
         place = skeleton.place(name, card.per_block)
         tensor = parts.get(place.file, {}).get(place.name)
         if tensor is None:
-            raise InputError("model", place.name, f"has no such tensor, which the exported class needs")
+            raise InputError("model", place.name, "has no such tensor, which the exported class needs")
         tensor = (tensor.T if place.transposed else tensor).detach().to("cpu", TORCH_DTYPES[card.dtype])
         if tensor.shape != wanted.shape:
             raise InputError(

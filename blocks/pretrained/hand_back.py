@@ -7,13 +7,12 @@ linear map after the pooled tokens, are in head.safetensors, which README.md has
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from safetensors.torch import save
 from torch import Tensor
 
 from ...errors import InputError
-from ..model_file import ModelCard
 from . import places
 from .adapters import save_adapter
 from .architectures import architecture
@@ -21,6 +20,9 @@ from .card import ConvertedCard
 from .denoiser import PretrainedDenoiser
 from .export import ClassHead, export
 from .model_card import model_card
+
+if TYPE_CHECKING:
+    from ..model_file import ModelCard
 
 Form = Literal["checkpoint", "adapter"]
 HEAD_FILE = "head.safetensors"
@@ -56,7 +58,7 @@ def class_head(model: PretrainedDenoiser, card: ConvertedCard, about: ModelCard)
 
 
 def head_tensors(model: PretrainedDenoiser) -> dict[str, Tensor]:
-    """What the last block reads a class with: a linear map "head", before it in most a "norm"; nothing of a decoder."""
+    """What the last block reads a class with: a linear map "head", mostly after a "norm"; a decoder has none."""
     own = model.block(len(model.blocks) - 1).interface.state_dict()
     return {
         name: tensor.detach().cpu().contiguous()

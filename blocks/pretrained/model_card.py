@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from ..model_file import ModelCard
 from .card import ConvertedCard
 from .denoiser import PretrainedDenoiser
 from .lora import LoRALinear
 from .settings import PretrainedSettings
+
+if TYPE_CHECKING:
+    from ..model_file import ModelCard
 
 _TRAINED = {"block": "all weights of the blocks", "bias": "biases and norms"}
 
@@ -18,7 +21,9 @@ def model_card(
 ) -> str:
     """`as_class`: the head is that of the class of transformers that the model is written as."""
     settings = model.settings
-    quality = "not measured" if about.quality is None else f"{about.metric} {about.quality:.4g} on public data"
+    quality = (
+        "not measured" if about.quality is None else f"{about.metric} {about.quality:.4g} on public data"
+    )
     rows = {
         "Run": f"{about.run}, round {about.round} of {about.rounds}",
         "Guarantee": about.guarantee,
@@ -94,12 +99,11 @@ def _code(model: PretrainedDenoiser, card: ConvertedCard, form: str, as_class: b
         given, read = ["import torch", *_images(card)], "body(pixel_values=images).last_hidden_state"
     else:
         length = getattr(model.settings, "sequence_length")  # noqa: B009
+        where = "." if form == "checkpoint" else "ORIGINAL"
+        cut = f"truncation=True, max_length={length}, padding=True, return_tensors='pt'"
         given = [
-            "tokenizer = transformers.AutoTokenizer.from_pretrained('.')"
-            if form == "checkpoint"
-            else "tokenizer = transformers.AutoTokenizer.from_pretrained('ORIGINAL')",
-            f"texts = tokenizer(['a text'], truncation=True, max_length={length}, padding=True, "
-            "return_tensors='pt')",
+            f"tokenizer = transformers.AutoTokenizer.from_pretrained('{where}')",
+            f"texts = tokenizer(['a text'], {cut})",
         ]
         read = "body(**texts).last_hidden_state"
     mask = [] if first or labels == "images" else ["mask = texts['attention_mask'][:, :, None]"]
