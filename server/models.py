@@ -207,7 +207,7 @@ def export(
 ) -> tuple[ModelCard, tuple[Path, Path]]:
     """Write the model of a round (none: the last); its card, and the paths of the model and of what says what it is.
 
-    "safetensors": see `blocks.model_file.save_model`; "checkpoint" and "adapter": see `blocks.pretrained.hand_back`.
+    "safetensors": see `blocks.model_file.save_model`; "checkpoint" and "adapter": see `blocks.hand_back`.
     Raises: InputError for a `to` that exists, or for the adapter of a model without one.
     """
     if os.path.lexists(to):
@@ -215,8 +215,8 @@ def export(
     checkpoint, card = card_of(run, round_)
     if format_of(run, format_) == "safetensors":
         return card, save_model(checkpoint.model, card, to)
+    from ..blocks.hand_back import hand_back
     from ..blocks.pretrained.denoiser import PretrainedDenoiser
-    from ..blocks.pretrained.hand_back import hand_back
 
     model = model_of(checkpoint.model, card)
     assert isinstance(model, PretrainedDenoiser)

@@ -7,22 +7,20 @@ linear map after the pooled tokens, are in head.safetensors, which README.md has
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import InputError
-from . import places
-from .adapters import save_adapter
-from .architectures import architecture
-from .card import ConvertedCard
-from .denoiser import PretrainedDenoiser
-from .export import ClassHead, export
-from .model_card import model_card
-
-if TYPE_CHECKING:
-    from ..model_file import ModelCard
+from ..errors import InputError
+from .model_file import ModelCard
+from .model_readme import model_readme
+from .pretrained import places
+from .pretrained.adapters import save_adapter
+from .pretrained.architectures import architecture
+from .pretrained.card import ConvertedCard
+from .pretrained.denoiser import PretrainedDenoiser
+from .pretrained.export import ClassHead, export
 
 Form = Literal["checkpoint", "adapter"]
 HEAD_FILE = "head.safetensors"
@@ -41,7 +39,7 @@ def hand_back(model: PretrainedDenoiser, about: ModelCard, to: Path, form: Form)
     head = None if form == "adapter" else class_head(model, card, about)
     beside = {} if head is not None else head_tensors(model)
     files = {HEAD_FILE: save(beside, {"format": "pt"})} if beside else {}
-    files["README.md"] = model_card(model, card, about, form, head is not None).encode()
+    files["README.md"] = model_readme(model, card, about, form, head is not None).encode()
     if form == "adapter":
         save_adapter(layers, card, folder, to, files)
     else:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-from .card import ConvertedCard
-from .denoiser import PretrainedDenoiser
-from .lora import LoRALinear
-from .settings import PretrainedSettings
-
-if TYPE_CHECKING:
-    from ..model_file import ModelCard
+from .model_file import ModelCard
+from .pretrained.card import ConvertedCard
+from .pretrained.denoiser import PretrainedDenoiser
+from .pretrained.lora import LoRALinear
+from .pretrained.settings import PretrainedSettings
 
 _TRAINED = {"block": "all weights of the blocks", "bias": "biases and norms"}
 
 
-def model_card(
+def model_readme(
     model: PretrainedDenoiser, card: ConvertedCard, about: ModelCard, form: str, as_class: bool
 ) -> str:
     """`as_class`: the head is that of the class of transformers that the model is written as."""
@@ -125,7 +122,7 @@ def _code(model: PretrainedDenoiser, card: ConvertedCard, form: str, as_class: b
 
 def model_class(card: ConvertedCard) -> str:
     """The class of transformers that a vision transformer with its head is written as."""
-    from .architectures import architecture
+    from .pretrained.architectures import architecture
 
     name = architecture(card.architecture).image_classifier
     assert name is not None

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fedblocks.blocks import Denoiser, ModelCard, build_model, digest, metric_of, sample_chain, split
 from fedblocks.blocks.families import family
+from fedblocks.blocks.hand_back import Form, hand_back
 from fedblocks.blocks.pretrained import adapters
 from fedblocks.blocks.pretrained.convert import convert
 from fedblocks.blocks.pretrained.denoiser import PretrainedDenoiser
-from fedblocks.blocks.pretrained.hand_back import Form, hand_back
 from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.errors import InputError
 
