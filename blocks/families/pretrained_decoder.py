@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..denoiser import Metric
 from ..pretrained.block import wide
-from ..pretrained.denoiser import PretrainedDenoiser
+from ..pretrained.denoiser import PretrainedDenoiser, parted
 from ..pretrained.settings import PretrainedSettings
 from ..pretrained.small import small_model
 from ..pretrained.trunk import Trunk
+from ..sampler import sample_chain
 from ..settings import DataKind, require
 from . import Family
 
@@ -103,6 +104,16 @@ class PretrainedDecoder(PretrainedDenoiser):
         logits = wide(self.trunk.logits(self.trunk.finish(out)))
         return F.pad(logits, (0, 0, 1, 0))  # all alike of the first token, which nothing predicts
 
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Of the token after tokens (N, T), T at least 1: (N, V)."""
+        if self.settings.objective == "denoise":
+            one_more = torch.cat([tokens, tokens[:, :1]], dim=1)  # whatever it is, it is not read
+            return sample_chain(self, one_more, one_more, generator)[-1][:, -1]
+        last = len(self.blocks) - 1
+        x, present = parted(self.features_before(last, tokens))
+        return self._logits(last, self.clean_stream(last, x, present)[:, -1:])[:, -1]
+
     def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
         """Nats a token, but for the first: prediction (N, T, V), targets (N, T) -> (N,)."""
         each = F.cross_entropy(prediction[:, 1:].flatten(0, 1), targets[:, 1:].flatten(), reduction="none")
@@ -110,6 +121,22 @@ class PretrainedDecoder(PretrainedDenoiser):
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return self.loss(prediction, targets) / math.log(2)
+
+
+def go_on(
+    model: PretrainedDecoder,
+    prompt: Tensor,
+    length: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+) -> Tensor:
+    """prompt (N, T), T at least 1, and `length` tokens that the model goes on with: (N, T + length)."""
+    found = prompt
+    for _ in range(length):
+        likely = (model.next_logits(found, generator).cpu() / temperature).softmax(dim=-1)
+        token = torch.multinomial(likely, 1, generator=generator)  # (N, 1)
+        found = torch.cat([found, token.to(found.device)], dim=1)
+    return found
 
 
 def _small(layers: int, blocks: int) -> dict[str, object]:

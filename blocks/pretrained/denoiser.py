@@ -130,7 +130,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
     def _passed_on(self, block: int, context: Tensor) -> Tensor:
-        x, present = _parted(context)
+        x, present = parted(context)
         out = self.clean_stream(block, x, present)
         return torch.cat([out, context[:, :, -1:].to(out.dtype)], dim=2)
 
@@ -186,7 +186,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     # Predictions and losses.
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        x, present = _parted(context)
+        x, present = parted(context)
         if self.settings.objective == "denoise":
             return self._denoised(block, z, level, *self.both_streams(block, x, present, z, level), present)
         read = self.read(block, self.clean_stream(block, x, present), present)
@@ -200,7 +200,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def block_loss(self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         if self.settings.objective != "mixed":
             return self.loss(self.predict(block, z, level, context), targets)
-        x, present = _parted(context)
+        x, present = parted(context)
         clean, noisy = self.both_streams(block, x, present, z, level)
         denoising = self.loss(self._denoised(block, z, level, clean, noisy, present), targets)
         draws = len(z) // len(x)
@@ -240,7 +240,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
 
-def _parted(context: Tensor) -> tuple[Tensor, Tensor]:
+def parted(context: Tensor) -> tuple[Tensor, Tensor]:
     """A context's activations (n, T, D), and where there are tokens, bool (n, T)."""
     return context[:, :, :-1], context[:, :, -1] > 0.5
 
