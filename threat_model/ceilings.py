@@ -69,7 +69,7 @@ def event_of_release(subject: Subject, block: int) -> Event:
 
 def releases_of(subject: Subject, block: int | None) -> int:
     """How many releases of one block, or of all, a company makes in the whole run at most."""
-    whole, blocks = subject.plan.most_releases, subject.plan.model.blocks
+    whole, blocks = subject.plan.most_releases, len(subject.plan.trained_blocks)
     # By turns over the blocks, so that the first ones may get one more.
     return whole if block is None else -(-whole // blocks)
 

@@ -75,7 +75,7 @@ class Subject:
             public=Examples.load(run.path / "public_train.npz"),
             seed=seed,
             clock=clock or Clock(float("inf")),
-            blocks=tuple(range(plan.model.blocks)) if block is None else (block,),
+            blocks=plan.trained_blocks if block is None else (block,),
         )
 
     def within(self, clock: Clock) -> Subject:

@@ -359,7 +359,7 @@ def test_progress_rises_to_the_whole(run: RunFolder, monkeypatch: pytest.MonkeyP
         ({"minutes": float("nan")}, "minutes=nan"),
         ({"adversaries": ("nobody",)}, "adversary='nobody': expected one of insider"),
         ({"workers": 0}, "workers=0"),
-        ({"block": 7}, "block=7: expected 0 to 1"),
+        ({"block": 7}, "block=7: expected one of those that the run trains: 0, 1"),
         ({"block": -1}, "block=-1"),
     ],
 )

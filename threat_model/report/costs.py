@@ -35,7 +35,7 @@ def costs(
     times = [row["seconds"] for row in rounds if isinstance(row.get("seconds"), int | float)]
     if plan.training.assignment == "parallel":
         # A company trains one of the blocks of a round.
-        up, down = up // max(1, plan.model.blocks), down // max(1, plan.model.blocks)
+        up, down = up // len(plan.trained_blocks), down // len(plan.trained_blocks)
     return Costs(
         rounds=len(rounds),
         seconds=seconds,
