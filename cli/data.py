@@ -19,6 +19,7 @@ class DataKindName(StrEnum):
     TABLE = "table"
     IMAGES = "images"
     TEXT = "text"
+    LABELLED_TEXT = "labelled-text"
     SERIES = "series"
 
 

@@ -499,7 +499,7 @@ _POLICY_BESIDE = {
     "epsilon_ceiling", "delta", "minimum_cohort", "minimum_noise_multiplier", "largest_model", "most_steps",
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
     "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
-    "most_rounds_a_day", "most_attempts", "hours", "zone", "approval", "largest_predicted_gain",
+    "most_rounds_a_day", "most_attempts", "hours", "zone", "approval", "largest_predicted_gain", "group",
 }  # fmt: skip
 
 

@@ -36,7 +36,8 @@ def examples_at_once(model: Denoiser, block: int, plan: Plan, policy: Policy) ->
     # All blocks have equal shapes; with prefix features a block also runs those before it.
     reads = block if plan.model.features == "prefix" else 0
     key = (
-        plan.model, plan.noise.weight, t.interface, t.noise_draws, t.expected_batch_size, plan.clipping,
+        plan.model, plan.noise.weight, t.interface, t.noise_draws, t.records_per_group, t.expected_batch_size,
+        plan.clipping,
         reads, policy.data, policy.memory_mb, str(model.device), torch.get_num_threads(),
     )  # fmt: skip
     with _checking:
@@ -56,23 +57,26 @@ def _found(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
         with PerExampleClipping(
             active, max_grad_norm=plan.max_grad_norm, clipping=plan.clipping, examples_at_once=size
         ) as clipping:
-            check_batch_invariance(clipping, losses, draws=draws)
+            records = plan.training.records_per_group
+            check_batch_invariance(clipping, losses, draws=draws, records=records)
     return size
 
 
 def fixed_losses(
     model: Denoiser, block: int, plan: Plan, kind: DataKind, count: int, source: CryptographicSource
 ) -> Callable[[Tensor], Tensor]:
-    """The losses of `count` random examples by their places, with noise that stays the same from call to call."""
-    draws = plan.training.noise_draws
-    examples = random_examples(kind, count, source).to(model.device)
+    """The losses of `count` random examples, or groups of as many records as a release shows, by their places, with
+    noise that stays the same from call to call."""
+    draws, records = plan.training.noise_draws, plan.training.records_per_group
+    examples = random_examples(kind, count * records, source).to(model.device)
     repeated = examples.targets.repeat_interleave(draws, dim=0)
     draw = model.draw(block, repeated, source).to(model.device)
     objective = BlockObjective(weight=plan.noise.weight)
 
     def losses(places: Tensor) -> Tensor:
-        rows = (places[:, None] * draws + torch.arange(draws)).flatten().to(model.device)
-        context = model.context(block, examples.inputs[places.to(model.device)])
+        of = (places[:, None] * records + torch.arange(records)).flatten()
+        rows = (of[:, None] * draws + torch.arange(draws)).flatten().to(model.device)
+        context = model.context(block, examples.inputs[of.to(model.device)])
         return objective.at(model, block, context, repeated[rows], draw[rows])
 
     return losses

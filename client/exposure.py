@@ -71,7 +71,8 @@ def owned_rows(
     active = model.freeze_all_but(block, plan.training.interface)
     places, held = torch.arange(examples), len(data)
     if held == 0:
-        data = Examples(*(each.new_zeros(1, *each.shape[1:]) for each in (data.inputs, data.targets)))
+        inputs, targets = (each.new_zeros(1, *each.shape[1:]) for each in (data.inputs, data.targets))
+        data = Examples(inputs, targets)
     batch = data[torch.argsort(source.normal(len(data)))[places % len(data)]].to(model.device)
     rows = _rows(model, active, block, batch, plan, source)
     squared = sum((norms.square().sum(1) for _, norms in _each(rows, examples)), torch.zeros(()))

@@ -7,7 +7,8 @@ HOME/
 An example is held out if HMAC-SHA256 of its values under the home's key, as a number in [0, 1), lies below the share.
 So it depends on that example alone: one more or one less moves no other between the parts, which adjacency of data
 sets demands of whatever is computed on either. Examples of equal values are on one side. Who has no key cannot choose
-an example that is, or is not, held out.
+an example that is, or is not, held out. Of records that have groups it is the group's value instead, so that a group
+is on one side as a whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..blocks.examples import Examples
+from ..blocks.examples import Examples, Groups
 from ..errors import InputError
 from ..protocol import private_file
 
@@ -60,12 +61,25 @@ def split(examples: Examples, share: float, key: bytes) -> tuple[Examples, Examp
 def held_out_places(examples: Examples, share: float, key: bytes) -> npt.NDArray[np.bool_]:
     """Which examples are held out at this share, (N,) bool."""
     limit = int(share * 2**64)
+    if examples.groups is not None:
+        return _grouped_places(examples.groups, limit, key)
     rows = [_bytes_of(examples.inputs), _bytes_of(examples.targets)]
     out = np.zeros(len(examples), bool)
     for i, (inputs, targets) in enumerate(zip(*rows, strict=True)):
         found = hmac.digest(key, _PURPOSE + inputs.tobytes() + targets.tobytes(), "sha256")
         out[i] = int.from_bytes(found[:8], "big") < limit
     return out
+
+
+def _grouped_places(groups: Groups, limit: int, key: bytes) -> npt.NDArray[np.bool_]:
+    """By the digest of each group's value."""
+    out = np.zeros(len(groups), bool)
+    some = np.empty(len(groups), np.int64)
+    some[groups.numbers] = np.arange(len(groups.numbers))  # a record of each group
+    for number, own in enumerate(groups.keys[torch.from_numpy(some)].numpy()):
+        found = hmac.digest(key, _PURPOSE + own.tobytes(), "sha256")
+        out[number] = int.from_bytes(found[:8], "big") < limit
+    return out[groups.numbers]
 
 
 def fingerprint(data: Examples, held_out: Examples | None) -> bytes:

@@ -31,7 +31,7 @@ from .data.memory import within_memory
 from .data.tables.database import check_url, is_database
 from .held_out import HELD_OUT_FILE, MOST_SHARE, fingerprint, keep_key, own_key, split
 from .policy import load_policy
-from .policy_file import POLICY_FILE, declare_data, refuse_other_data
+from .policy_file import POLICY_FILE, declare_data, know_pretrained, refuse_other_data
 from .replay_guard import STEPS_FILE
 
 DATA_FILE, FOUND_FILE = "data.npz", "data.json"
@@ -83,6 +83,7 @@ def import_data(
         rule = "is there already; --replace puts the new data in its place, and ends runs that joined with the old"
         raise InputError("data", str(home / DATA_FILE), rule)
     refuse_other_data(home, model.kind)
+    know_pretrained(home)
     if is_database(source.source):
         check_url("SOURCE", source.source)
     _check_model(source, model)

@@ -87,6 +87,11 @@ class Policy(BaseModel):
     allow_shared_noise: bool = Field(
         False, description="let a plan count on other companies' shares of noise, and on secure aggregation"
     )
+    group: str | None = Field(
+        None,
+        description="the only unit of privacy that plans may have: all records with one value in this column of the "
+        "data, as a person's; not set: any unit, also a single record",
+    )
     allow_interface: bool = Field(False, description="let a plan train the input side, which leaks most")
     plans: tuple[_Digest, ...] | None = Field(
         None,
@@ -233,6 +238,11 @@ class Policy(BaseModel):
         # Compared with the policy's declaration, never with the data: an answer must not reveal the data.
         if plan.model.kind != self.data:
             yield PolicyRefusal("data", f"the plan is for other data: {plan.model.kind}")
+        if self.group is not None and plan.training.group != self.group:
+            text = (
+                f"the plan protects {plan.unit_words}, this company asks for groups by column {self.group!r}"
+            )
+            yield PolicyRefusal("group", text)
         if plan.training.interface and not self.allow_interface:
             text = "the plan trains input embeddings, which this company's policy does not allow"
             yield PolicyRefusal("allow_interface", text)

@@ -10,6 +10,7 @@ from typing import Any
 
 import tomli_w
 
+from ..blocks.pretrained import places
 from ..errors import InputError
 from ..protocol import private_file
 from ..settings import DataKind, parsed_toml, read_text, validated
@@ -22,6 +23,7 @@ _EXAMPLES: dict[str, object] = {
     "epsilon_ceiling_year": 8.0,
     "plans": ["0123...  64 hexadecimal digits"],
     "shared_states": ["0123...  64 hexadecimal digits"],
+    "group": "patient",
     "pretrained": ["/srv/models/minilm-3"],
     "largest_predicted_gain": 1.0,
     "most_rounds_a_day": 200,
@@ -52,6 +54,16 @@ def declared(home: Path) -> DataKind | None:
     raw = _raw(home)
     policy = validated(Policy, raw if "data" in raw else raw | {"data": _ANYTHING})
     return policy.data if "data" in raw else None
+
+
+def know_pretrained(home: Path) -> None:
+    """Let this process know the converted models that the home's policy names, whose tokenizers read its texts.
+
+    Raises: InputError where one of them is none.
+    """
+    named = _raw(home).get("pretrained", ())
+    for folder in named if isinstance(named, list) else ():
+        places.register(Path(str(folder)))
 
 
 def refuse_other_data(home: Path, kind: DataKind) -> bool:

@@ -46,6 +46,10 @@ def predictor() -> Predictor:
 def check(limit: float, model: Denoiser, block: int, data: Examples, plan: Plan) -> None:
     """Raises: PrivacyError where more than `limit` dB is predicted, or nothing can be."""
     try:
+        if plan.training.group is not None:
+            raise InputError(
+                "training.group", plan.training.group, "a gain is predicted for single examples alone"
+            )
         with _predicting:
             gain = predictor()(model, block, data, plan)
     except InputError as error:

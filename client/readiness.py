@@ -32,6 +32,7 @@ from ..settings import Plan
 from .ceilings import check_ceilings
 from .decisions import LEDGER_FILE
 from .held_out import fingerprint
+from .units import groups_of
 
 if TYPE_CHECKING:
     from .company import Company
@@ -60,6 +61,9 @@ def ready(company: Company, plan: Plan, *, joining: bool = False) -> Examples:
         check_ceilings(company.policy, ledger, planned_parts(plan), company.clock())
     company.decisions.check()  # after a charge it would be too late
     data = readable_data(company)
+    groups_of(plan, data)
+    if plan.evaluation is not None and (out := readable_held_out(company)) is not None:
+        groups_of(plan, out)
     # A run that this company has joined has its data; another one gets them now.
     company.steps.take("data", plan.run.encode(), value=data_fingerprint(company), code="data_changed")
     return data

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from ..blocks.examples import Examples
+from ..blocks.examples import Examples, Groups
 from ..privacy.randomness import Randomness
 from ..settings import DataKind, Plan
 from .evaluating import evaluated
@@ -53,7 +53,8 @@ def _rehearsed(
         largest_max_grad_norm=largest_max_grad_norm,
     )  # fmt: skip
     model = model_of(plan, device, block)
-    train_block(model, block, zeros(kind), plan, companies, Randomness.from_entropy(), policy)
+    data = zeros(kind, plan.training.group)
+    train_block(model, block, data, plan, companies, Randomness.from_entropy(), policy)
 
 
 def rehearse_evaluation(plan: Plan, companies: int, policy: Policy) -> None:
@@ -64,14 +65,15 @@ def rehearse_evaluation(plan: Plan, companies: int, policy: Policy) -> None:
 @lru_cache(maxsize=64)
 def _evaluation_rehearsed(plan: Plan, companies: int, kind: DataKind, device: str) -> None:
     model = whole_model_of(plan, device)
-    evaluated(model, zeros(kind), plan, companies, Randomness.from_entropy())
+    evaluated(model, zeros(kind, plan.training.group), plan, companies, Randomness.from_entropy())
 
 
-def zeros(kind: DataKind) -> Examples:
-    """Examples of this kind, all zero."""
+def zeros(kind: DataKind, group: str | None = None) -> Examples:
+    """Examples of this kind, all zero, each a group of its own by column `group`."""
     parts = ((kind.inputs, kind.input_classes), (kind.targets, kind.target_classes))
     inputs, targets = (
         torch.zeros(_EXAMPLES, *shape, dtype=torch.float32 if classes is None else torch.int64)
         for shape, classes in parts
     )
-    return Examples(inputs, targets)
+    keys = torch.arange(_EXAMPLES)[:, None].repeat(1, 4)
+    return Examples(inputs, targets, None if group is None else Groups(group, keys))

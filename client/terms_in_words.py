@@ -54,6 +54,9 @@ def described(company: Company, request: Request) -> list[str]:
         "all": "every company trains every block in every round",
     }[t.assignment]
     steps = f"each after {t.local_steps} local steps on {t.sampling_rate:.4g} of its examples"
+    if t.group is not None:
+        steps = f"each after {t.local_steps} local steps on {t.sampling_rate:.4g} of its groups, "
+        steps += f"{t.records_per_group} records of each"
     if t.proximal > 0:
         steps += f", pulled back to the round's start (mu {t.proximal:g})"
     opened = f"each is opened only if at least {_threshold(plan, n)} of {n} take part to its end"
@@ -62,6 +65,7 @@ def described(company: Company, request: Request) -> list[str]:
         f"  trains     {plan.model.family}, {plan.model.blocks} blocks, {t.rounds} rounds; {assignment}",
         f"  releases   {costs['releases']} of this company, {steps}",
         f"  privacy    {_privacy(plan)}",
+        f"  of         {plan.unit_words}",
         f"  sums       of {n} companies or more; {opened}",
         "  leaves     a masked, clipped update of a block for each release, readable only in a sum; signed keys and",
         "             shares; no example, no count, no metric" + (" but these:" if plan.evaluation else ""),
@@ -78,7 +82,7 @@ def described(company: Company, request: Request) -> list[str]:
         spent, after = _epsilon(costs["epsilon_spent"]), _epsilon(costs["epsilon_after"])
         lines.append(
             f"  epsilon    {spent} spent now, {after} after this run, of {costs['ceiling']:g} (delta "
-            f"{costs['delta']:g}; adding or removing one example of {company.name})"
+            f"{costs['delta']:g}; adding or removing {plan.training.unit or 'one example'} of {company.name})"
         )
     # By its digest: the name is the coordinator's, and a shell may take it for more than a name.
     meant = f"{shlex.quote(str(company.home))} {request.digest[:12]}"
@@ -90,7 +94,8 @@ def described(company: Company, request: Request) -> list[str]:
 def _privacy(plan: Plan) -> str:
     if not plan.private:
         return "NONE: no noise is added"
-    clip = f"clipped to {plan.max_grad_norm:g} an example, noise multiplier {plan.noise_multiplier:g}"
+    of = "an example" if plan.training.group is None else "a group"
+    clip = f"clipped to {plan.max_grad_norm:g} {of}, noise multiplier {plan.noise_multiplier:g}"
     if plan.secure_step:
         return (
             f"{clip}; companies SHARE one noise: it protects while at most {plan.dropouts} are missing and "

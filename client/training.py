@@ -19,6 +19,7 @@ from ..protocol.release import block_size, codec, mechanism, secure_step
 from ..settings import Plan
 from .batches import examples_at_once
 from .policy import Policy
+from .units import drawn_records, groups_of
 
 _models = threading.local()
 
@@ -56,15 +57,22 @@ def train_block(
 ) -> npt.NDArray[np.uint32]:
     """The company's input to the secure sum, (P,) residues: its block's update, or its noisy sum of gradients.
 
+    Where the plan's unit is a group of records, the mechanism's examples are the data's groups (see `units`).
+
     Raises:
+        ProtocolError: "no_data", where the data do not name the plan's groups.
         PrivacyError: the machine does not meet the proof's assumptions (see `batches`, `privacy.denormals`).
         UnsupportedLayer: a layer of the block has no per-example gradients.
     """
     active = model.freeze_all_but(block, plan.training.interface).train()
     objective = BlockObjective(weight=plan.noise.weight)
     device, source = model.device, CryptographicSource(randomness)
+    groups, records = groups_of(plan, data), plan.training.records_per_group
+    examples = len(data) if groups is None else len(groups)
 
     def losses(indices: Tensor, draws: int) -> Tensor:
+        if groups is not None:
+            indices = drawn_records(groups, indices, records, randomness)
         batch = data[indices].to(device)
         return objective(
             model, block=block, inputs=batch.inputs, targets=batch.targets, source=source, draws=draws
@@ -77,7 +85,7 @@ def train_block(
         def shared_noise() -> npt.NDArray[np.uint32]:
             at_once = examples_at_once(model, block, plan, policy)
             sized = replace(step, examples_at_once=at_once)
-            return sized.encode(active, losses, examples=len(data), randomness=randomness)
+            return sized.encode(active, losses, examples=examples, randomness=randomness)
 
         return flushed(shared_noise)
     training = mechanism(plan)
@@ -88,7 +96,7 @@ def train_block(
     def own_noise() -> Tensor:
         at_once = examples_at_once(model, block, plan, policy)
         sized = replace(training, examples_at_once=at_once)
-        return sized.train(active, losses, examples=len(data), randomness=randomness)
+        return sized.train(active, losses, examples=examples, randomness=randomness)
 
     update = flushed(own_noise)
     return codec(plan, companies).encode(clip_to_norm(update, plan.company_clip).cpu().numpy())

@@ -183,12 +183,15 @@ class PerExampleClipping:
         for hook in self._hooks:
             hook.remove()
 
-    def sum(self, losses: Callable[[Tensor], Tensor], *, examples: int, draws: int = 1) -> ClippedSum:
+    def sum(
+        self, losses: Callable[[Tensor], Tensor], *, examples: int, draws: int = 1, records: int = 1
+    ) -> ClippedSum:
         """Sum of the clipped per-example gradients. Examples must be in random order (`Randomness.permutation`).
 
         `losses(places)` returns the losses of the examples at these places (n,), the draws of one example side by
-        side: (n * draws,). To fill up the last pass it is called for some examples again. The sum of no examples
-        is zero.
+        side: (n * draws,). Where an example is a group of which `records` are shown, its records stand side by side,
+        each with its draws: (n * records * draws,); the group's gradient is their mean. To fill up the last pass it
+        is called for some examples again. The sum of no examples is zero.
         """
         n = self.examples_at_once
         vector = torch.empty(self.size, dtype=torch.float64, device=self.parameters[0].device)
@@ -196,7 +199,7 @@ class PerExampleClipping:
         for start in range(0, examples, n):
             places = torch.arange(start, start + n)
             filling = places >= examples
-            layers = self._layers_of(losses, places.masked_fill_(filling, start), draws)
+            layers = self._layers_of(losses, places.masked_fill_(filling, start), draws, records)
             factors, unclipped = self._factors(layers, filling.to(vector.device))
             within += int(unclipped.sum())
             self._add(vector, layers, factors, fresh)
@@ -205,12 +208,12 @@ class PerExampleClipping:
         return ClippedSum(vector, self.max_grad_norm, examples, within)
 
     def gradients(
-        self, losses: Callable[[Tensor], Tensor], places: Tensor, *, draws: int = 1
+        self, losses: Callable[[Tensor], Tensor], places: Tensor, *, draws: int = 1, records: int = 1
     ) -> dict[str, Tensor]:
         """All per-example tensors that `sum` uses of the examples at `places` (n,), by name: (n, ...) each."""
         names = {module: name for name, module in self._block.named_modules()}
         found: dict[str, Tensor] = {}
-        for layer in self._layers_of(losses, places, draws):
+        for layer in self._layers_of(losses, places, draws, records):
             name = names[layer.module]
             found[f"{name}.squared_norm"] = layer.squared_norms
             for size, cost in layer.costs.items():
@@ -240,20 +243,23 @@ class PerExampleClipping:
                 part.add_weighted_sum(factors[layer.module], sums, group.size)
 
     def _layers_of(
-        self, losses: Callable[[Tensor], Tensor], places: Tensor, draws: int
+        self, losses: Callable[[Tensor], Tensor], places: Tensor, draws: int, records: int
     ) -> list[LayerGradients]:
         """Every layer with the per-example gradients at these places, from one forward and one backward pass."""
         n = len(places)
         self._pass = current = Pass(n)
         try:
             with torch.enable_grad():
-                loss = losses(places).sum() / draws
+                loss = losses(places).sum() / (records * draws)
             for layer, rows in zip(current.called, current.rows, strict=True):
-                if rows not in (n, n * draws):
+                if rows not in (n * records, n * records * draws):
                     name = type(layer).__name__
-                    raise UnsupportedLayer(
-                        f"{name}: its input has {rows} rows, expected {n} examples of {draws} draws"
+                    of = (
+                        f"{n} examples of {draws} draws"
+                        if records == 1
+                        else f"{n} groups of {records} records"
                     )
+                    raise UnsupportedLayer(f"{name}: its input has {rows} rows, expected {of}")
             if current.called != self._called:
                 check_every_use_is_seen(loss, self._names, current.called)
                 self._called, self._deepest = current.called, deepest(loss, current.edges)

@@ -46,7 +46,16 @@ from typing import NamedTuple, Protocol
 
 from ..errors import InputError
 from .accounting import Account, accountant_of, epsilon, releases_within, round_up
-from .events import Event, GaussianEvent, SkellamSteps, TruncatedGaussianSteps, check_event, count
+from .events import (
+    UNIT,
+    Event,
+    GaussianEvent,
+    SkellamSteps,
+    TruncatedGaussianSteps,
+    check_event,
+    count,
+    is_unit,
+)
 from .rdp import ORDERS, epsilon_at, rdp_of
 from .rounding import RESERVE, on_machine, slack
 
@@ -68,17 +77,21 @@ _USUAL_CEILING = 8.0
 
 @dataclass(frozen=True)
 class Terms:
-    """What a run is pinned to: at most `releases` releases, each of them an `event`.
+    """What a run is pinned to: at most `releases` releases, each of them an `event`, which bounds what is told of one
+    `unit`.
 
     Raises:
-        InputError: `event` is of no known kind, or `releases` is not from 1 to MAX_STEPS.
+        InputError: `event` is of no known kind, `unit` is none, or `releases` is not from 1 to MAX_STEPS.
     """
 
     event: Event
     releases: int
+    unit: str = UNIT
 
     def __post_init__(self) -> None:
         check_event(self.event)
+        if not is_unit(self.unit):
+            raise InputError("unit", self.unit, f"expected {UNIT!r}, or a group's")
         object.__setattr__(self, "releases", count("releases", self.releases))
 
     @property
@@ -87,7 +100,8 @@ class Terms:
         return self.event.times(self.releases)
 
     def __str__(self) -> str:
-        return f"{self.releases} releases of {self.event.to_json()}"
+        of = "" if self.unit == UNIT else f", of {self.unit}"
+        return f"{self.releases} releases of {self.event.to_json()}{of}"
 
 
 class Run(NamedTuple):

@@ -52,6 +52,7 @@ class DPSGD:
     quantile_clip: QuantileClip | None = None
     noise_bands: int = 1
     examples_at_once: int = 128
+    records: int = 1
     proximal: float = 0.0
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class DPSGD:
         """Take the steps on `block`, in place, and return its update (P,) in float64.
 
         `losses(indices, draws)` returns the losses of the named examples, the draws of one example side by
-        side: (len(indices) * draws,).
+        side: (len(indices) * draws,), or of groups (len(indices) * records * draws,).
         """
         noise_multiplier = self.noise_multiplier
         if self.quantile_clip is not None:
@@ -131,7 +132,9 @@ class DPSGD:
                 def of_places(places: Tensor, batch: Tensor = batch) -> Tensor:
                     return losses(batch[places], self.noise_draws)
 
-                clipped = clipping.sum(of_places, examples=len(batch), draws=self.noise_draws)
+                clipped = clipping.sum(
+                    of_places, examples=len(batch), draws=self.noise_draws, records=self.records
+                )
                 if stream is not None:
                     noisy = stream.release(clipped)
                 else:

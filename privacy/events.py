@@ -30,6 +30,7 @@ from dp_accounting import dp_event
 from ..errors import InputError
 
 UNIT = "one example of one company"
+_OF_GROUPS = "one group of one company, as one example "
 ADD_REMOVE = "add or remove one example"
 REPLACE_ONE = "replace one example"
 ADJACENCIES = (ADD_REMOVE, REPLACE_ONE)
@@ -353,6 +354,16 @@ EVENTS: tuple[type[Event], ...] = (
     SharedSkellamSteps,
     NoNoise,
 )
+
+
+def group_unit(words: str) -> str:
+    """The unit of a ledger whose examples are groups of records; `words` say which."""
+    return _OF_GROUPS + words
+
+
+def is_unit(text: object) -> bool:
+    """Whether a row may name this as its unit."""
+    return isinstance(text, str) and (text == UNIT or text.startswith(_OF_GROUPS))
 
 
 def check_event(value: object) -> Event:

@@ -24,7 +24,7 @@ from .clipping import PerExampleClipping
 
 
 def check_batch_invariance(
-    clipping: PerExampleClipping, losses: Callable[[Tensor], Tensor], *, draws: int = 1
+    clipping: PerExampleClipping, losses: Callable[[Tensor], Tensor], *, draws: int = 1, records: int = 1
 ) -> None:
     """Refuse a machine on which an example's gradient depends on its place, the rest of its batch, or the time.
 
@@ -43,10 +43,10 @@ def check_batch_invariance(
             "gradients are rounded by more than the clip allows for"
         )
     with _NoRemainders(n):
-        clipping.gradients(losses, first, draws=draws)
-    expected = clipping.gradients(losses, first, draws=draws)
+        clipping.gradients(losses, first, draws=draws, records=records)
+    expected = clipping.gradients(losses, first, draws=draws, records=records)
     for what, order in _orders(n):
-        found = clipping.gradients(losses, order, draws=draws)
+        found = clipping.gradients(losses, order, draws=draws, records=records)
         known = (order < n).nonzero()[:, 0]  # places of the examples that `expected` has
         for name, values in found.items():
             if not torch.equal(values[known], expected[name][order[known]]):

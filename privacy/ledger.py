@@ -15,6 +15,10 @@ release, at the order for a ceiling of 8: had it been used from the beginning, i
 hold, so it holds for them. That is true of noise in real numbers: their rows do not say how many values got noise,
 so what floating point may leak is charged for later rows only.
 
+All runs of a ledger have one unit of privacy. A run whose unit is a group of records moves its sums by at most the
+clip when a whole group comes or goes, but by up to twice that when one record of a group does; a run whose unit is a
+record, by many clips when a whole group does. So the two kinds of epsilon do not add up to anything.
+
 A Renyi filter proves a ceiling that was fixed beforehand. If a policy's ceiling is raised after seeing releases, what
 holds is the highest ceiling to which the company would have raised it, whatever it had seen.
 """
@@ -30,7 +34,7 @@ from types import TracebackType
 from ..errors import BudgetExceeded, InputError, LedgerError
 from .accounting import ACCOUNT, Guarantee, round_up
 from .composition import MAX_KINDS, RENYI, RUNS, Run, Terms, composition, order_for
-from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, NoNoise
+from .events import ADD_REMOVE, ADJACENCIES, Event, NoNoise
 from .ledger_file import LedgerHeader, LedgerRow, Runs, runs_of, spent
 from .ledger_room import check_composes
 from .ledger_store import LedgerStore, Witness
@@ -143,7 +147,7 @@ class Ledger:
                 block=block,
                 release_id=release_id,
                 event=event,
-                unit=UNIT,
+                unit=terms.unit,
                 adjacency=event.adjacency,
                 delta=self._delta,
                 epsilon_before=before,
@@ -202,6 +206,12 @@ class Ledger:
         """The epsilon after `made` further releases of the run, where `runs` have cost `before`; raises if its terms
         or the ceiling forbid them."""
         begun, others = runs.get(run), [each for name, each in runs.items() if name != run]
+        if other := next((each.terms.unit for each in others if each.terms.unit != terms.unit), None):
+            raise LedgerError(
+                f"company={self._company!r}: the ledger's unit of privacy is {other!r}, that of run={run!r} is "
+                f"{terms.unit!r}: their epsilons do not add up; it needs a ledger of its own, whose guarantee is "
+                "then a separate one"
+            )
         if begun is not None and begun.terms != terms:
             raise LedgerError(
                 f"company={self._company!r}: run={run!r} is pinned to {begun.terms}; now it comes with {terms}: "

@@ -24,7 +24,7 @@ from ..errors import InputError, LedgerError
 from .accounting import Guarantee
 from .adversaries import against, seen_by_company
 from .composition import COMPOSITIONS, RENYI, Composition, Run, Terms, composition, order_for
-from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, SharedSkellamSteps
+from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, SharedSkellamSteps, is_unit
 
 APPLICATION_ID = 0x66624C67
 # Version 1 had no adjacency of its own: all its ledgers are for adding or removing an example. Versions 1 and 2
@@ -137,7 +137,7 @@ def runs_of(rows: Iterable[LedgerRow]) -> Runs:
 def add_row(runs: Runs, row: LedgerRow) -> None:
     """`runs` after one more row, in place."""
     key = row.run if row.planned else row.seq
-    begun = runs.get(key) or Run(Terms(row.event, row.planned or 1), 0)
+    begun = runs.get(key) or Run(Terms(row.event, row.planned or 1, row.unit), 0)
     runs[key] = begun._replace(made=begun.made + 1)
 
 
@@ -149,6 +149,7 @@ def spent(header: LedgerHeader, rows: Sequence[LedgerRow]) -> Guarantee:
         rule.epsilon(runs),
         header.delta,
         " + ".join(dict.fromkeys(row.event.mechanism for row in rows)) or "no release",
+        unit=rows[0].unit if rows else UNIT,
         adjacency=header.adjacency,
         accountant=rule.accountants(runs),
         composition=str(rule),
@@ -286,7 +287,9 @@ def read_rows(connection: sqlite3.Connection, path: Path, header: LedgerHeader) 
         except InputError as error:
             raise LedgerError(f"ledger {path} row {number}: {error}") from error
         row = LedgerRow(**dict(zip((*names, "hash"), (*values, hash_), strict=True)))
-        own = (header.company, header.delta, header.adjacency, header.adjacency, UNIT)
+        # All of one unit: epsilons for an example and for a group of them do not add up (see `ledger`).
+        unit = rows[0].unit if rows else row.unit if is_unit(row.unit) else UNIT
+        own = (header.company, header.delta, header.adjacency, header.adjacency, unit)
         if (row.company, row.delta, row.adjacency, row.event.adjacency, row.unit) != own:
             raise LedgerError(f"ledger {path} row {number} is not of this ledger {own}")
         rows.append(row)

@@ -26,7 +26,7 @@ from .sampling import PoissonSampling
 @dataclass(frozen=True, kw_only=True)
 class SecureStep:
     """`noise` says how many companies share it and how many it tolerates: `colluders`, the others as dropouts.
-    `largest_sum` bounds the norm of one company's sum.
+    `largest_sum` bounds the norm of one company's sum. `records`: as in `DPSGD`.
 
     Projection on a ball increases no distance, so this bound costs no privacy.
     """
@@ -38,6 +38,7 @@ class SecureStep:
     noise_draws: int
     clipping: Clipping = "flat"
     examples_at_once: int = 128
+    records: int = 1
 
     @property
     def event(self) -> SharedSkellamSteps:
@@ -60,6 +61,7 @@ class SecureStep:
                 lambda places: losses(batch[places], self.noise_draws),
                 examples=len(batch),
                 draws=self.noise_draws,
+                records=self.records,
             )
         bounded = clip_to_norm(clipped.vector, self.largest_sum)
         return self.noise.encode(bounded.cpu().numpy(), randomness)

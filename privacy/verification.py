@@ -87,7 +87,9 @@ def verify_rows(path: Path, header: LedgerHeader, rows: Sequence[LedgerRow]) -> 
         except InputError as error:
             raise LedgerError(f"ledger {path} row {row.seq}: {error}") from error
         begun = runs[row.run] if row.planned else None
-        if begun is not None and (begun.terms != Terms(row.event, row.planned) or begun.made > row.planned):
+        if begun is not None and (
+            begun.terms != Terms(row.event, row.planned, row.unit) or begun.made > row.planned
+        ):
             raise LedgerError(
                 f"ledger {path} row {row.seq}: release {begun.made} of run={row.run!r} is not of the terms that its "
                 "first row pinned: restore the ledger from a backup"

@@ -12,6 +12,7 @@ In a ledger evaluations are a run of their own, beside the training: their epsil
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from ..privacy.secure_aggregation import Session
 from ..privacy.secure_step import step_event
 from ..settings import EvaluationSettings, MechanismSettings, ModelSettings, Plan
 from ..settings.evaluation import EVALUATIONS
-from .release import block_label
+from .release import block_label, unit_of
 
 EVALUATION = "evaluation"
 BITS = 32
@@ -105,6 +106,16 @@ def contribution(plan: Plan, value: float, label: int) -> Vector:
     return found
 
 
+def mean_contribution(contributions: Sequence[Vector]) -> Vector:
+    """What a group of records, each with a contribution, adds to the sum: their mean, rounded down to 2^-20.
+
+    No longer than the longest of them; computed in whole numbers, so that their order does not matter.
+    """
+    levels = np.rint(np.stack(contributions) * _LEVELS).astype(np.int64).sum(axis=0)
+    found: Vector = (levels // len(contributions)).astype(np.float64) / _LEVELS
+    return found
+
+
 def encoded(plan: Plan, companies: int, total: Vector, randomness: Randomness) -> npt.NDArray[np.uint32]:
     """A company's sum (length,) with its noise, or its share of it, as residues for a sum of `companies`."""
     if plan.secure_step:
@@ -162,7 +173,8 @@ def evaluation_epsilon(whole: Event | None, delta: float) -> float:
 
 def evaluation_terms(plan: Plan, companies: int | None = None) -> Terms:
     """The terms to which a ledger pins the evaluations of a run."""
-    return Terms(evaluation_event(plan, companies), settings_of(plan).rounds(plan.training.rounds))
+    rounds = settings_of(plan).rounds(plan.training.rounds)
+    return Terms(evaluation_event(plan, companies), rounds, unit_of(plan))
 
 
 def _shared_noise(plan: Plan, companies: int) -> SkellamNoise:

@@ -16,7 +16,7 @@ from ..blocks import Denoiser, block_parameters
 from ..errors import InputError, ProtocolError
 from ..privacy.composition import Terms
 from ..privacy.dp_sgd import DPSGD
-from ..privacy.events import Event, NoNoise
+from ..privacy.events import UNIT, Event, NoNoise, group_unit
 from ..privacy.mechanisms.skellam import SkellamNoise, default_scale
 from ..privacy.quantile_clip import QuantileClip
 from ..privacy.quantisation import FixedPoint
@@ -52,6 +52,7 @@ def dp_sgd(training: TrainingSettings, privacy: MechanismSettings, noise_multipl
         quantile_clip=quantile,
         noise_bands=training.noise_bands,
         proximal=training.proximal,
+        records=training.records_per_group,
     )
 
 
@@ -78,6 +79,7 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
         largest_sum=largest,
         noise_draws=t.noise_draws,
         clipping=plan.clipping,
+        records=t.records_per_group,
     )
 
 
@@ -166,7 +168,13 @@ def run_terms(plan: Plan, size: int, companies: int | None = None, releases: int
 
     `releases`: those that the company makes; none: the most that any one makes.
     """
-    return Terms(release_event(plan, size, companies), plan.most_releases if releases is None else releases)
+    made = plan.most_releases if releases is None else releases
+    return Terms(release_event(plan, size, companies), made, unit_of(plan))
+
+
+def unit_of(plan: Plan) -> str:
+    """The unit of privacy, as a ledger names it."""
+    return UNIT if plan.training.unit is None else group_unit(plan.training.unit.removeprefix("one group "))
 
 
 def block_size(model: Denoiser, block: int, training: TrainingSettings) -> int:

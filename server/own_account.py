@@ -128,8 +128,9 @@ def guarantee_sentence(plan: Plan, companies: int, simulated: bool) -> str:
     if found.epsilon_against_company > found.epsilon:
         company = f" (against a company that takes part: epsilon = {shown(found.epsilon_against_company)})"
     promise = (
-        f"epsilon = {shown(found.epsilon)} at delta = {found.delta:g} for one example of one company (add or remove "
-        f"one example; {found.mechanism}) against {found.against}{company}"
+        f"epsilon = {shown(found.epsilon)} at delta = {found.delta:g} for {plan.training.unit or 'one example'} of "
+        f"one company (add or remove one {'group' if plan.training.group else 'example'}; {found.mechanism}) against "
+        f"{found.against}{company}"
     )
     if simulated:
         return (

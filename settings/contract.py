@@ -12,6 +12,7 @@ column may take are those of the field it comes from, so that no example changes
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -160,6 +161,38 @@ class ImageContract(FileContract):
         return {} if self.labels is None else {"classes": len(self.labels)}
 
 
+class LabelledTextContract(FileContract):
+    """Texts with a class each: JSON lines, Parquet, CSV and the other tables.
+
+    `text`, `label`: fields of a line of JSON, by their paths ("body.text"), or columns. `labels`: the classes in
+    order, as the data call them; none: whole numbers from 0. `group`: the field that says whose a text is, a person
+    or a document; see `client/data/group_keys.py` for which values count as one. `missing`: a line or row without
+    text, label or group is refused, or dropped.
+    """
+
+    kind: Literal["labelled-text"] = "labelled-text"
+    text: str = "text"
+    label: str = "label"
+    labels: Values | None = None
+    group: str | None = None
+    missing: Literal["refuse", "drop"] = "refuse"
+
+    @model_validator(mode="after")
+    def _told_once(self) -> Self:
+        named = [self.text, self.label, *([] if self.group is None else [self.group])]
+        for name in named:
+            require(named.count(name) == 1, "label", name, "is named for two purposes")
+        if self.labels is not None:
+            require(len(self.labels) > 1, "labels", self.labels, "expected two or more")
+            cleaned = [unicodedata.normalize("NFC", label.strip()) for label in self.labels]
+            require("" not in cleaned, "labels", self.labels, "has a class without a name")
+            require(len(cleaned) == len(set(cleaned)), "labels", self.labels, "names a class twice")
+        return self
+
+    def model_fields_told(self) -> dict[str, object]:
+        return {} if self.labels is None else {"classes": len(self.labels)}
+
+
 class TextContract(_Contract):
     """Documents: a text file or a folder of them, JSON lines, Parquet, a .zip of these, or a table of a database.
 
@@ -167,21 +200,36 @@ class TextContract(_Contract):
     none: UTF-8; a file that begins with a byte order mark is read by that. `missing`: a line or row without text is
     refused, or dropped.
 
+    `packing`: "windows", a document is cut into windows of tokens that do not overlap, each an example; "cut", its
+    first window is its one example, and the rest is left out.
+
     `across_documents`: whether a window of tokens may hold the end of one document and the start of the next; if
     not, a document's last tokens that fill no window are dropped.
+
+    `group`: the field of a line of JSON, or the column, that says whose a document is, as in `LabelledTextContract`.
     """
 
     kind: Literal["text"] = "text"
     field: str = "text"
     encoding: str | None = None
     missing: Literal["refuse", "drop"] = "refuse"
+    packing: Literal["windows", "cut"] = "windows"
     across_documents: bool = False
+    group: str | None = None
     table: str | None = None
     query: str | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         _not_both(self.table, self.query)
+        return self
+
+    @model_validator(mode="after")
+    def _one_document(self) -> Self:
+        across = self.across_documents
+        require(not across or self.packing == "windows", "packing", self.packing, "needs documents apart")
+        require(not across or self.group is None, "group", self.group, "needs documents apart")
+        require(self.group != self.field, "group", self.group, "is named for two purposes")
         return self
 
 
@@ -290,7 +338,8 @@ def _settle_model(model: dict[str, Any], raw: object, place: str) -> None:
 
 
 DataContract = Annotated[
-    TableContract | ImageContract | TextContract | SeriesContract, Field(discriminator="kind")
+    TableContract | ImageContract | TextContract | LabelledTextContract | SeriesContract,
+    Field(discriminator="kind"),
 ]
 """A contract of any kind."""
 _CONTRACT: TypeAdapter[DataContract] = TypeAdapter(DataContract)

@@ -119,6 +119,11 @@ class Plan(MechanismSettings, _Job):
         return self.training.releases(self.model.blocks, self.drawn.rounds_of(company, names, rounds))
 
     @property
+    def unit_words(self) -> str:
+        """The unit of privacy, in the words of a report."""
+        return self.training.unit or self.model.unit_words
+
+    @property
     def private(self) -> bool:
         return self.noise_multiplier > 0
 

@@ -59,6 +59,20 @@ class TrainingSettings(Part):
         description="epochs only: a step's noise is partly taken back over so many steps; 1 means never",
     )
     noise_draws: int = Field(2, ge=1, le=64)
+    group: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        pattern=r"^( |[^\p{C}\p{Z}])+$",
+        description="the unit of privacy is all records with one value in this column, as a person's or document's; "
+        "none: each example is one",
+    )
+    records_per_group: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="with a group: a release shows so many of a group's records, drawn anew, and clips their mean",
+    )
     proximal: float = Field(
         0.0,
         ge=0,
@@ -102,6 +116,20 @@ class TrainingSettings(Part):
         return self
 
     @model_validator(mode="after")
+    def _of_a_group(self) -> Self:
+        records = self.records_per_group
+        rule = "needs training.group, the column that says whose a record is"
+        require(records == 1 or self.group is not None, "records_per_group", records, rule)
+        return self
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of privacy in words, where it is a group."""
+        if self.group is None:
+            return None
+        return f"one group (all records with the same value in column {self.group!r})"
+
+    @model_validator(mode="after")
     def _pulls_something(self) -> Self:
         if self.proximal > 0:
             rule = "must be at least 2 with training.proximal: the first step starts where it is pulled to"
@@ -119,9 +147,11 @@ class TrainingSettings(Part):
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plans without a reserve, or a pull, keep the digest that they had before there were any."""
+        """Plans without a reserve, a pull or groups keep the digest that they had before there were any."""
         found: dict[str, Any] = dump(self)
-        for name in ("reserve", "proximal"):
+        for name in ("reserve", "proximal", "group"):
             if not getattr(self, name):
                 found.pop(name, None)
+        if self.group is None:
+            found.pop("records_per_group", None)
         return found

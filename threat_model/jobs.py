@@ -37,6 +37,7 @@ _BREAKDOWNS = (
     torch.OutOfMemoryError,
 )
 _OF_EXAMPLES = ("reconstruction", "membership")
+_OF_ANY_UNIT = ("conformance", "released-sums")  # of the company's own step and sums, whatever their unit
 _WORTH_IT = 1.5  # times the share that was too short
 _HALF = 0.5  # done, of a job that is run again
 
@@ -67,12 +68,21 @@ def jobs_of(subject: Subject, adversaries: Sequence[Adversary]) -> tuple[list[Jo
         if not able:
             continue
         for block in subject.blocks if each.by_block else (None,):
-            why = each.applies(subject if block is None else replace(subject, blocks=(block,)))
+            why = _of_groups(each, subject) or each.applies(
+                subject if block is None else replace(subject, blocks=(block,))
+            )
             if why is None:
                 jobs.append(Job(each.name, block))
             else:
                 refused.append(_not_applicable(each, able[0], block, why))
     return jobs, refused
+
+
+def _of_groups(each: Attack, subject: Subject) -> str | None:
+    """Attacks, and most checks, mount releases of single examples; those of groups are others."""
+    if subject.plan.training.unit is None or each.name in _OF_ANY_UNIT:
+        return None
+    return f"the plan's unit of privacy is {subject.plan.training.unit}; attacks are mounted on single examples alone"
 
 
 def _not_applicable(each: Attack, adversary: str, block: int | None, why: str) -> Result:

@@ -14,15 +14,22 @@ from ...blocks.families import ModelSettings
 from ...blocks.settings import ImageSettings, SeriesSettings, TextSettings, TransformerSettings
 from ...errors import InputError
 from ...settings import DataSource
-from ...settings.contract import ImageContract, SeriesContract, TableContract, TextContract
+from ...settings.contract import (
+    ImageContract,
+    LabelledTextContract,
+    SeriesContract,
+    TableContract,
+    TextContract,
+)
 from .findings import Findings
 from .images.load import load_images
+from .labelled_text.load import load_labelled_text
 from .one_line import told_in_one_line
 from .series.load import load_series
 from .tables.load import load_table
-from .text.load import load_text
+from .text.load import load_documents
 
-C = TypeVar("C", TableContract, ImageContract, TextContract, SeriesContract)
+C = TypeVar("C", TableContract, ImageContract, TextContract, LabelledTextContract, SeriesContract)
 
 __all__ = ["CONNECTORS", "Examples", "load_examples"]
 
@@ -66,8 +73,14 @@ def _images(
 def _text(
     field: str, source: DataSource, model: TextSettings, match_contrast: bool, findings: Findings
 ) -> Examples:
-    tokens = load_text(field, source, model, contract_of(field, source, TextContract), findings)
-    return Examples(tokens, tokens)
+    return load_documents(field, source, model, contract_of(field, source, TextContract), findings)
+
+
+def _labelled_text(
+    field: str, source: DataSource, model: Any, match_contrast: bool, findings: Findings
+) -> Examples:
+    contract = contract_of(field, source, LabelledTextContract)
+    return load_labelled_text(field, source, model, contract, findings)
 
 
 def _series(
@@ -91,6 +104,7 @@ def _tables(
 CONNECTORS: dict[str, Callable[[str, DataSource, Any, bool, Findings], Examples]] = {
     "images": _images,
     "text": _text,
+    "labelled-text": _labelled_text,
     "series": _series,
     "tables": _tables,
 }

@@ -13,6 +13,8 @@ from .images.folders import is_picture
 from .images.inspect import inspect_images
 from .images.known_files import is_image_file, training_files
 from .images.load import BUILT_IN as BUILT_IN_IMAGES
+from .labelled_text.built_in import BUILT_IN as BUILT_IN_LABELLED
+from .labelled_text.inspect import inspect_labelled_text, is_labelled
 from .memory import within_memory
 from .one_line import told_in_one_line
 from .series.built_in import BUILT_IN as BUILT_IN_SERIES
@@ -30,17 +32,19 @@ from .text.inspect import inspect_text
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["table", "images", "text", "series"]
+Kind = Literal["table", "images", "text", "labelled-text", "series"]
 KINDS: dict[str, Callable[[str], Inspection]] = {
     "table": inspect_table,
     "images": inspect_images,
     "text": inspect_text,
+    "labelled-text": inspect_labelled_text,
     "series": inspect_series,
 }
 _BUILT_IN: dict[Kind, object] = {
     "table": BUILT_IN_TABLES,
     "images": BUILT_IN_IMAGES,
     "text": BUILT_IN_TEXTS,
+    "labelled-text": BUILT_IN_LABELLED,
     "series": BUILT_IN_SERIES,
 }
 _LONG_CELL = 200  # characters, on average, of a column that is text rather than a name
@@ -84,7 +88,7 @@ def likely_kind(source: str, table: str | None = None) -> Kind:
     if is_table(path):
         return _of_table(source, table)
     if path.suffix.lower() in TEXTS or inner_suffix(path) in TEXTS:
-        return "text"
+        return "labelled-text" if is_labelled(source) else "text"
     raise InputError(
         "source", source, f"of no kind that is known by its name; say --kind {' or '.join(KINDS)}"
     )
@@ -96,7 +100,7 @@ def _of_table(source: str, table: str | None) -> Kind:
     frame = read_frame("source", source, how_it_is_written(source, table, Findings(source)))
     texts = [name for name in frame.columns if frame[name].map(type).eq(str).all() and len(frame)]
     if any(frame[name].head(100).str.len().mean() > _LONG_CELL for name in texts):
-        return "text"
+        return "labelled-text" if is_labelled(source) else "text"
     if any(frame[name].map(type).eq(bytes).any() for name in frame.columns):
         return "images"
     return "series" if any(_tell_apart(frame, names) for names in columns_of_times(frame)) else "table"

@@ -34,9 +34,17 @@ def check_data(company: Company, findings: Findings) -> Examples | None:
     out = company.held_out()
     whole = fingerprint(data, out).hex()
     apart = f", {len(out):,} held out" if out is not None else ""
+    if data.groups is not None:
+        apart += f", {len(data.groups):,} groups by column {data.groups.column!r}"
     findings.note("data", path, f"{len(data):,} examples{apart}, fingerprint {whole}")
     _as_imported(company, whole, findings)
-    if out is not None and (twice := _in_both(data, out)):
+    if out is not None and out.groups is not None and (parted := _groups_in_both(data, out)):
+        what = f"{parted:,} groups have records on both sides, so what is held out says little of a model"
+        findings.error(
+            "held_out", company.home / HELD_OUT_FILE, what, "import the data again, with --replace"
+        )
+    # What two groups have alike is on the side of each.
+    if out is not None and out.groups is None and (twice := _in_both(data, out)):
         what = (
             f"{twice:,} of the examples held out are trained on too, so what they say of a model is worthless"
         )
@@ -57,6 +65,14 @@ def _in_both(data: Examples, out: Examples) -> int:
     """How many held-out examples are among those trained on."""
     trained = set(_values(data))
     return sum(values in trained for values in _values(out))
+
+
+def _groups_in_both(data: Examples, out: Examples) -> int:
+    """How many held-out groups have records among those trained on."""
+    trained, kept = (
+        set() if each.groups is None else set(map(bytes, each.groups.keys.numpy())) for each in (data, out)
+    )
+    return len(trained & kept)
 
 
 def _values(data: Examples) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...blocks.examples import Examples
 from ...blocks.size import parameters_of
-from ...errors import FedblocksError, InputError
+from ...errors import FedblocksError, InputError, ProtocolError
 from ...privacy.composition import Terms
 from ...privacy.ledger_file import LedgerCopy, runs_of
 from ...privacy.ledger_room import remaining
@@ -12,7 +12,9 @@ from ...privacy.secure_aggregation import Roster
 from ...settings import Plan
 from ..ceilings import check_ceilings, growth
 from ..company import Company
+from ..data.group_keys import records_beside_groups
 from ..readiness import planned_parts, planned_terms
+from ..units import units
 from .data import classes_missing
 from .findings import Findings
 from .machine import available_memory
@@ -61,12 +63,25 @@ def _data(plan: Plan, data: Examples, findings: Findings) -> None:
                 "classes", "data.npz", what, "check labels in the contract, unless you have none of these"
             )
     t = plan.training
-    batch = t.sampling_rate * len(data)
+    try:
+        count = units(plan, data)
+    except ProtocolError as error:
+        how = "fedblocks company import SOURCE HOME --model FILE --contract FILE --replace"
+        mend = f"import your data by a contract with group = {t.group!r}: {how}"
+        findings.error("groups", "data.npz", str(error), mend)
+        return
+    if data.groups is not None and t.group is None:
+        mend = f"ask for a plan with training.group = {data.groups.column!r}, or accept it"
+        findings.warn("groups", "plan", records_beside_groups(data.groups), mend)
+    named = "examples" if t.group is None else "groups"
+    batch = t.sampling_rate * count
     if batch < 1:
-        what = f"sampling_rate={t.sampling_rate:g} of {len(data):,} examples is {batch:.2g} a batch: most are empty"
-        findings.warn("sampling", "plan", what, "ask for a higher sampling rate, or bring more examples")
+        what = (
+            f"sampling_rate={t.sampling_rate:g} of {count:,} {named} is {batch:.2g} a batch: most are empty"
+        )
+        findings.warn("sampling", "plan", what, "ask for a higher sampling rate, or bring more data")
     elif batch < _NOISY * t.expected_batch_size:
-        what = f"a batch has {batch:.3g} of your examples, its sum is divided by {t.expected_batch_size:g}"
+        what = f"a batch has {batch:.3g} of your {named}, its sum is divided by {t.expected_batch_size:g}"
         findings.warn(
             "sampling", "plan", what, "your part drowns in noise; ask for a smaller expected_batch_size"
         )

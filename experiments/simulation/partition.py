@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ...blocks.examples import Examples
+from ...blocks.examples import Examples, Groups
 from ...blocks.families import ModelSettings
 from ...errors import InputError
 from ...settings import CompanySettings
@@ -20,8 +20,11 @@ def deal(
     """Index arrays, one a company: disjoint, and together all examples, unless each draws `companies.examples`.
 
     Where examples have a class, each class is shared out by a Dirichlet(alpha) draw: small alpha, much skew.
-    Texts and series are cut into stretches, so that companies differ as their documents and times do.
+    Texts and series are cut into stretches, so that companies differ as their documents and times do. A group of
+    records goes to one company as a whole, by the label that most of its records have.
     """
+    if private.groups is not None:
+        return _by_group(private, private.groups, model, companies, seed)
     if companies.examples is not None:
         return _by_draw(private, model, companies, companies.examples, seed)
     if len(private) < companies.count * SMALLEST_PART:
@@ -32,6 +35,29 @@ def deal(
         labels = private.targets if model.label_side == "targets" else private.inputs
         return _by_label(labels.numpy(), companies.count, companies.alpha, seed)
     return list(np.array_split(np.arange(len(private), dtype=np.int64), companies.count))
+
+
+def _by_group(
+    private: Examples, groups: Groups, model: ModelSettings, companies: CompanySettings, seed: int
+) -> list[npt.NDArray[np.int64]]:
+    if companies.examples is not None:
+        rule = "groups of records are dealt out, and not drawn anew by each company; leave it out"
+        raise InputError("companies.examples", companies.examples, rule)
+    if len(groups) < companies.count * SMALLEST_PART:
+        rule = f"{len(groups)} groups are too few to deal out: enough for {len(groups) // SMALLEST_PART}"
+        raise InputError("companies.count", companies.count, rule)
+    order = np.argsort(groups.numbers, kind="stable")
+    members = np.split(order, np.cumsum(groups.sizes)[:-1])  # a group's records, by its number
+    first = np.argsort(
+        [own[0] for own in members], kind="stable"
+    )  # groups in the order of their first record
+    if model.label_side is None:
+        parts = list(np.array_split(np.arange(len(first), dtype=np.int64), companies.count))
+    else:
+        labels = (private.targets if model.label_side == "targets" else private.inputs).numpy()
+        most = np.array([np.bincount(labels[members[g]]).argmax() for g in first], dtype=np.int64)
+        parts = _by_label(most, companies.count, companies.alpha, seed)
+    return [np.concatenate([members[first[g]] for g in part]) for part in parts]
 
 
 def held_out_pool(private: Examples, model: ModelSettings, share: float, seed: int) -> npt.NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from ... import atomic_file
 from ...blocks import BlockObjective, Denoiser, Schedule, build_model, load_state, merge, split, train
-from ...blocks.examples import Examples
+from ...blocks.examples import Examples, Groups
 from ...blocks.pretrained import places
 from ...blocks.pretrained.settings import PretrainedSettings
 from ...blocks.size import parameters_of
@@ -77,7 +77,7 @@ def read_inputs(settings: SimulationSettings) -> Inputs:
     pool = held_out_pool(private, settings.model, share, settings.seed) if drawn else None
     for name, part in parts.items():
         if pool is None:
-            rows[name], out = _hold_out(part, share, rng, least=1)
+            rows[name], out = _hold_out(part, share, rng, private[part].groups, least=1)
         else:
             rows[name], out = part[~pool[part]], part[pool[part]]
         heldout.append(out)
@@ -98,7 +98,7 @@ def read_public(
     contrast = settings.data.match_contrast
     public = load_examples("data.public.source", settings.data.public, settings.model, contrast, findings)
     rng = rng or _holding_out(settings)
-    train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, rng)
+    train, test = _hold_out(np.arange(len(public)), PUBLIC_TEST_SHARE, rng, public.groups)
     if len(test) == 0:
         raise InputError(
             "data.public.source", settings.data.public.source, "too few examples to hold some out"
@@ -124,9 +124,20 @@ def _spread(index: npt.NDArray[np.int64], at_most: int) -> npt.NDArray[np.int64]
 
 
 def _hold_out(
-    index: npt.NDArray[np.int64], share: float, rng: np.random.Generator | None, least: int = 0
+    index: npt.NDArray[np.int64],
+    share: float,
+    rng: np.random.Generator | None,
+    groups: Groups | None,
+    least: int = 0,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(kept, held out): the last share in order, or of a shuffle."""
+    """(kept, held out): the last share in order, or of a shuffle; with `groups`, that of each entry, the share of
+    the groups, each as a whole."""
+    if groups is not None:
+        _, first = np.unique(groups.numbers, return_index=True)
+        by_order = np.argsort(first, kind="stable").astype(np.int64)
+        _, chosen = _hold_out(by_order, share, rng, None, least)
+        out = np.isin(groups.numbers, chosen)
+        return index[~out], index[out]
     order = index if rng is None else rng.permutation(index)
     cut = len(order) - max(least, int(len(order) * share))
     return order[:cut], order[cut:]

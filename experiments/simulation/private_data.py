@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...blocks.examples import Examples
+from ...blocks.examples import Examples, Groups
 from ...client.data import load_examples
 from ...client.data.findings import Findings
+from ...client.data.group_keys import records_beside_groups
 from ...client.data.images.class_labels import check_same
 from ...client.data.tables.load import load_by_company
 from ...errors import InputError
@@ -23,8 +24,27 @@ def read_private(settings: SimulationSettings, findings: dict[str, Findings]) ->
     """All private examples, and by each company's name which of them are its own.
 
     `findings` has those of the public data, and gets those of every private source. Raises: InputError naming the
-    source, where a company has too few examples or its classes are not the public ones.
+    source, where a company has too few examples, its classes are not the public ones, or it does not say the groups
+    that are the unit of privacy.
     """
+    private, parts = _read_private(settings, findings)
+    wanted, there = settings.training.group, None if private.groups is None else private.groups.column
+    if wanted is not None and there != wanted:
+        found = "name no groups" if there is None else f"name groups by column {there!r}"
+        rule = f"the private data {found}; say group = {wanted!r} in their contract"
+        raise InputError("training.group", wanted, rule)
+    if wanted is None and private.groups is not None:
+        for name, part in parts.items():
+            _note_persons(findings.get(name, findings.get("private")), private[part])
+    return private, parts
+
+
+def _note_persons(found: Findings | None, own: Examples) -> None:
+    if found is not None and own.groups is not None:
+        found.note(records_beside_groups(own.groups))
+
+
+def _read_private(settings: SimulationSettings, findings: dict[str, Findings]) -> tuple[Examples, Parts]:
     source = settings.data.private
     own = source.sources or (
         isinstance(source.contract, TableContract) and source.contract.company is not None
@@ -62,7 +82,9 @@ def _own_sources(settings: SimulationSettings, findings: dict[str, Findings]) ->
         every.append(own)
         at += len(own)
     inputs, targets = (torch.cat([getattr(own, side) for own in every]) for side in ("inputs", "targets"))
-    return Examples(inputs, targets), parts
+    keys = [own.groups for own in every if own.groups is not None]  # one contract: all have them, or none
+    groups = Groups(keys[0].column, torch.cat([each.keys for each in keys])) if keys else None
+    return Examples(inputs, targets, groups), parts
 
 
 def _by_column(

@@ -115,7 +115,9 @@ def _guarantee(run: RunFolder, plan: Plan, rounds: Sequence[dict[str, Any]]) -> 
         **_against(spent.values()),
         **_shares(plan, rounds, spent),
         "delta": plan.delta,
-        "unit_of_privacy": "one example of one company, add or remove" if plan.private else "none",
+        "unit_of_privacy": f"{plan.training.unit or 'one example'} of one company, add or remove"
+        if plan.private
+        else "none",
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from ...blocks.examples import Examples
 from ...client.company import Company
 from ...client.policy import load_policy
+from ...client.units import units
 from ...errors import InputError, PrivacyError
 from ...privacy.randomness import Randomness
 from ..epsilon import checks
@@ -95,7 +96,7 @@ def _company(subject: Subject, block: int, name: str, level: float) -> StepAudit
     return audit_step(
         own,
         randomness,
-        examples=len(subject.private[name]),
+        examples=units(subject.plan, subject.private[name]),
         level=level,
         proceed=lambda: not subject.clock.over,
     )

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...client.units import units
 from ...errors import InputError
 from ...privacy.grouping import slack
 from ...privacy.randomness import Randomness
@@ -111,7 +112,9 @@ def audit_step(
     if counts:
         found.append(checks.variance(np.array(counts), level, "count noise variance / promised"))
     draws = sampler(own.plan, own.size, own.companies)
-    found += batch_checks(draws, recorded, promise, examples or len(own.data), steps, randomness(-1), level)
+    found += batch_checks(
+        draws, recorded, promise, examples or units(own.plan, own.data), steps, randomness(-1), level
+    )
     if neighbours is not None:
         return StepAudit(found + _sensitivity(neighbours), {}, rounds[0].noise[0], len(rounds))
     why = f"no example was in any batch of {len(rounds)} rounds"

@@ -43,9 +43,11 @@ def compare(
     found: ClippedSum,
     examples: int,
     draws: int,
+    records: int,
     tape: Tape,
 ) -> Neighbours:
-    """The step of `found` and its neighbours, by the function `sum_of` that made it.
+    """The step of `found` and its neighbours, by the function `sum_of` that made it; where the unit of privacy is a
+    group of records, each example here is one.
 
     The example as it is: in the whole batch. In all other cases the batch is as much of its end as fits in a pass.
     """
@@ -61,11 +63,12 @@ def compare(
             places = places + first
             values = losses(places.masked_fill(places == last, first) if duplicate else places)
             # The loss of an example that is left out must not count even where it is not finite.
-            weights = torch.where(places == last, scale, others).repeat_interleave(draws)
+            weights = torch.where(places == last, scale, others).repeat_interleave(records * draws)
             return values * weights.to(values)
 
         tape.rewind()
-        return sum_of(clipping, changed, examples=count - missing, draws=draws).vector.clone()
+        summed = sum_of(clipping, changed, examples=count - missing, draws=draws, records=records)
+        return summed.vector.clone()
 
     def apart(a: Tensor, b: Tensor | float) -> float:
         norm = float((a - b).norm()) / clip

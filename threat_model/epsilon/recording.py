@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ...blocks import Denoiser, block_parameters
 from ...blocks.denoiser import Draw
-from ...blocks.examples import Examples
+from ...blocks.examples import Examples, Groups
 from ...client import training
 from ...client.batches import examples_at_once
 from ...client.policy import Policy
+from ...client.units import groups_of
 from ...privacy import dp_sgd
 from ...privacy.clipping import ClippedSum, PerExampleClipping
 from ...privacy.denormals import flushed
@@ -103,14 +104,16 @@ class Recording:
 
 
 class _Watched(Examples):
-    """Examples that tell which of them are read."""
+    """Examples that tell which units of privacy are read: which of them, or whose groups."""
 
-    def __init__(self, own: Examples, read: set[int]) -> None:
-        super().__init__(own.inputs, own.targets)
-        self.__dict__["read"] = read  # the class is frozen
+    def __init__(self, own: Examples, read: set[int], groups: Groups | None) -> None:
+        super().__init__(own.inputs, own.targets, own.groups)
+        # The class is frozen.
+        self.__dict__["read"] = read
+        self.__dict__["units"] = np.arange(len(own)) if groups is None else groups.numbers
 
     def __getitem__(self, index: Any) -> Examples:
-        self.__dict__["read"].update(np.arange(len(self))[index].tolist())
+        self.__dict__["read"].update(self.__dict__["units"][index].tolist())
         return super().__getitem__(index)
 
 
@@ -131,7 +134,13 @@ def record(
     try:
         with _watching(own.model, found, tape, read, probe):
             found.residues = training.train_block(
-                own.model, own.block, _Watched(own.data, read), own.plan, own.companies, tape, own.policy
+                own.model,
+                own.block,
+                _Watched(own.data, read, groups_of(own.plan, own.data)),
+                own.plan,
+                own.companies,
+                tape,
+                own.policy,
             )
     finally:
         with torch.no_grad():
@@ -154,18 +163,20 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
 
     def summed(original: Callable[..., ClippedSum]) -> Callable[..., ClippedSum]:
         def watched(
-            clipping: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1
+            clipping: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1, records: int = 1
         ) -> ClippedSum:
             read.clear()
             with tape.kept():
-                result = original(clipping, losses, examples=examples, draws=draws)
+                result = original(clipping, losses, examples=examples, draws=draws, records=records)
                 clean = _array(result.vector)
                 found.clean = found.shrinkage * (found.clean + clean)
                 step = StepRecord(result.sensitivity, examples, clean[found.places].copy())
                 step.loaded, step.drawn = set(read), drawn[-1] if drawn else set()
                 found.steps.append(step)
                 if probe and examples and found.neighbours is None:
-                    found.neighbours = compare(original, clipping, losses, result, examples, draws, tape)
+                    found.neighbours = compare(
+                        original, clipping, losses, result, examples, draws, records, tape
+                    )
             return result
 
         return watched

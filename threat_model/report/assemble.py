@@ -145,7 +145,7 @@ def _promise(facts: Facts, size: int) -> Promise:
         epsilon=epsilon if facts.private else None,
         epsilon_against_company=company if facts.private else None,
         delta=delta,
-        unit=plan.model.unit_words,
+        unit=plan.unit_words,
         adjacency="add or remove one example" if found is None else found.adjacency,
         against=against,
         certainty=None if epsilon is None else certainty(epsilon, delta),

@@ -62,9 +62,15 @@ def read_csv(field: str, path: Path, contract: FileContract, columns: list[str] 
 
 
 def batches_of_csv(
-    field: str, path: Path, contract: FileContract, types: dict[str, pa.DataType]
+    field: str,
+    path: Path,
+    contract: FileContract,
+    types: dict[str, pa.DataType],
+    empty: tuple[str, ...] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The columns of these names and types, some rows at a time, so that never all of the text is in memory."""
+    """The columns of these names and types, some rows at a time, so that never all of the text is in memory.
+
+    `empty`: cells that hold nothing; none: those of `EMPTY`."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -87,7 +93,7 @@ def batches_of_csv(
                 parse_options=csv.ParseOptions(delimiter=contract.separator, newlines_in_values=True),
                 convert_options=csv.ConvertOptions(
                     decimal_point=contract.decimal, column_types=types, include_columns=list(types),
-                    strings_can_be_null=True, null_values=list(EMPTY),
+                    strings_can_be_null=True, null_values=list(EMPTY if empty is None else empty),
                 ),
             )  # fmt: skip
 

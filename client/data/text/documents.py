@@ -10,7 +10,7 @@ import codecs
 import io
 import json
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ....errors import InputError
 from ....settings.contract import FileContract, TextContract
@@ -30,13 +30,30 @@ _MARKS = {
 Pieces = Iterator[str]
 
 
+class Document(NamedTuple):
+    """`group`: what the contract's group column says of it, `place`: where, in an error."""
+
+    pieces: Pieces
+    group: object = None
+    place: str = ""
+
+
 def documents(field: str, source: str, contract: TextContract, findings: Findings) -> Iterator[Pieces]:
     """Each to be read before the next one is asked for; it ends with a newline.
 
     Raises: InputError naming the file, and the line or the byte, of what cannot be read.
     """
+    return (document.pieces for document in grouped_documents(field, source, contract, findings))
+
+
+def grouped_documents(
+    field: str, source: str, contract: TextContract, findings: Findings
+) -> Iterator[Document]:
+    """As `documents`, with whose each is."""
     if source in BUILT_IN:
-        yield iter((BUILT_IN[source](),))
+        if contract.group is not None:
+            raise InputError("contract.group", contract.group, f"{source} does not say whose its texts are")
+        yield Document(iter((BUILT_IN[source](),)))
         return
     if is_database(source):
         yield from _of_database(field, source, contract, findings)
@@ -47,14 +64,15 @@ def documents(field: str, source: str, contract: TextContract, findings: Finding
         raise InputError("contract.encoding", contract.encoding, "no such encoding of text") from None
     files = files_of(field, source, list(BUILT_IN), findings)
     findings.fact("files", f"{len(files):,}")
-    readers = [_Reader(field, file, contract, findings) for file in files]
+    readers = [Reader(field, file, contract, findings) for file in files]
     at = 0
     while at < len(files):
         shards = at
         while shards < len(files) and files[shards].is_shard:
             shards += 1
         if shards > at:
-            yield (piece for reader in readers[at:shards] for piece in reader.plain())
+            readers[at].refuse_group()
+            yield Document(piece for reader in readers[at:shards] for piece in reader.plain())
             at = shards
         else:
             yield from readers[at].documents()
@@ -64,17 +82,19 @@ def documents(field: str, source: str, contract: TextContract, findings: Finding
         findings.note(f"{counted(empty, 'document')} without text left out")
 
 
-def _of_database(field: str, source: str, contract: TextContract, findings: Findings) -> Iterator[Pieces]:
+def _of_database(field: str, source: str, contract: TextContract, findings: Findings) -> Iterator[Document]:
     """A row a document; `contract.field` is the column."""
     rows = read_frame(field, source, FileContract(table=contract.table, query=contract.query))
-    if contract.field not in rows.columns:
-        rule = f"column {contract.field!r} is missing; name the field in a contract: {some(rows.columns)}"
-        raise InputError(field, source, rule)
+    for name in (contract.field, contract.group):
+        if name is not None and name not in rows.columns:
+            rule = f"column {name!r} is missing; name the field in a contract: {some(rows.columns)}"
+            raise InputError(field, source, rule)
     findings.fact("rows", f"{len(rows):,}")
     empty = 0
-    for number, text in enumerate(rows[contract.field], start=1):
+    groups = [None] * len(rows) if contract.group is None else rows[contract.group].tolist()
+    for number, (text, group) in enumerate(zip(rows[contract.field], groups, strict=True), start=1):
         if isinstance(text, str) and "\0" not in text:
-            yield iter((f"{text}\n",))
+            yield Document(iter((f"{text}\n",)), group, f"row {number}")
         elif text is None or text != text:
             if contract.missing == "refuse":
                 rule = 'no text; fill it, or say missing = "drop" in a contract'
@@ -86,20 +106,34 @@ def _of_database(field: str, source: str, contract: TextContract, findings: Find
         findings.note(f"{counted(empty, 'document')} without text left out")
 
 
-class _Reader:
+class Reader:
     """One file. `empty`: how many of its lines or rows have no text."""
 
     def __init__(self, field: str, file: File, contract: TextContract, findings: Findings) -> None:
         self.field, self.file, self.contract, self.findings = field, file, contract, findings
         self.empty = 0
 
-    def documents(self) -> Iterator[Pieces]:
-        if self.file.suffix == ".parquet":
-            yield from self._rows()
-        elif self.file.suffix in LINES:
-            yield from self._json_lines()
-        else:
-            yield self.plain()
+    def documents(self) -> Iterator[Document]:
+        if self.file.suffix not in (".parquet", *LINES):
+            self.refuse_group()
+            yield Document(self.plain())
+            return
+        group = self.contract.group
+        for place, record in self.records(self.contract.field, *([] if group is None else [group])):
+            text = self.text(place, record)
+            if text is not None:
+                told = None if group is None else by_path(record, group)
+                yield Document(iter((f"{text}\n",)), told, f"{self.file.within}{place}")
+
+    def refuse_group(self) -> None:
+        """Of plain text, which has no fields."""
+        if self.contract.group is not None:
+            rule = f"is plain text, which has no field {self.contract.group!r} to say whose it is"
+            raise self.wrong(f"{rule}; give JSON lines or a table, or a contract without group")
+
+    def records(self, *paths: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Lines of JSON, or rows of a table with the fields of these paths, each with its place."""
+        return self._rows(*paths) if self.file.suffix == ".parquet" else self._json_lines()
 
     def wrong(self, rule: str) -> InputError:
         return InputError(self.field, self.file.shown, f"{self.file.within}{rule}")
@@ -121,13 +155,11 @@ class _Reader:
         if piece and not piece.endswith("\n"):
             yield "\n"
 
-    def _json_lines(self) -> Iterator[Pieces]:
+    def _json_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         with _Opened(self) as (raw, encoding):
             for number, line in enumerate(io.TextIOWrapper(raw, encoding=encoding), start=1):
                 if line.strip():
-                    text = self._text(f"line {number}", self._object(number, line.lstrip(_MARK)))
-                    if text is not None:
-                        yield iter((f"{text}\n",))
+                    yield f"line {number}", self._object(number, line.lstrip(_MARK))
 
     def _object(self, number: int, line: str) -> dict[str, Any]:
         try:
@@ -143,29 +175,28 @@ class _Reader:
             raise self.wrong(f"line {number} is no JSON object; expected one a line")
         return found
 
-    def _rows(self) -> Iterator[Pieces]:
+    def _rows(self, *paths: str) -> Iterator[tuple[str, dict[str, Any]]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
 
-        path, row = self.contract.field, 0
+        row = 0
         try:
             with self.file.open() as raw, ParquetFile(raw) as table:
                 names = table.schema_arrow.names
-                column = path if path in names else path.split(".")[0]
-                if column not in names:
-                    there = ", ".join(names[:12])
-                    raise self.wrong(f"column {column!r} is missing; name the field in a contract: {there}")
-                for batch in table.iter_batches(columns=[column]):
-                    for found in batch.column(0).to_pylist():
+                columns = [path if path in names else path.split(".")[0] for path in paths]
+                for column in columns:
+                    if column not in names:
+                        rule = "is missing; name the field in a contract"
+                        raise self.wrong(f"column {column!r} {rule}: {', '.join(names[:12])}")
+                for batch in table.iter_batches(columns=list(dict.fromkeys(columns))):
+                    for record in batch.to_pylist():
                         row += 1
-                        text = self._text(f"row {row}", {column: found})
-                        if text is not None:
-                            yield iter((f"{text}\n",))
+                        yield f"row {row}", record
         except (ArrowException, OSError, ValueError) as error:
             rule = f"not a readable .parquet file ({type(error).__name__})"
             raise self.wrong(rule) from None
 
-    def _text(self, place: str, record: dict[str, Any]) -> str | None:
+    def text(self, place: str, record: dict[str, Any]) -> str | None:
         """The text of a line or row; none where there is none and the contract drops it."""
         field = self.contract.field
         found = by_path(record, field)
@@ -189,7 +220,7 @@ class _Reader:
 class _Opened:
     """A file's bytes and its encoding, by its byte order mark if it has one; errors of reading become ours."""
 
-    def __init__(self, reader: _Reader) -> None:
+    def __init__(self, reader: Reader) -> None:
         self._reader, self._file = reader, reader.file
         self._encoding = reader.contract.encoding or "utf-8"
         self._raw: IO[bytes] | None = None
