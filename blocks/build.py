@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .denoiser import Denoiser, Metric
 from .families import ModelSettings, family
+from .groups import Absent
 from .noise import Partition
 from .settings import NoiseSettings
-
-
-class Absent(nn.Module):
-    """Stands in the place of a block that is not in memory."""
 
 
 def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = None) -> Denoiser:
@@ -27,7 +26,8 @@ def build_model(model: ModelSettings, noise: NoiseSettings, only: int | None = N
     with torch.device("cpu"):  # numbers, whatever device the network is laid out on
         partition = partition_of(model, noise)
     if not network.blocks_alike:
-        return network(partition=partition, only=only, **options)
+        own: dict[str, Any] = {} if only is None else {"only": only}
+        return network(partition=partition, **options, **own)
     if only is None:
         return network(partition=partition, **options)
     options["layers"] = model.layers // model.blocks

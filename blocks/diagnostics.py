@@ -170,7 +170,7 @@ def _loss_and_gradient(
     with torch.enable_grad():
         context = model.context(block, inputs)
         z = model.corrupt(model.clean(targets), draw)
-        loss = model.loss(model.predict(block, z, draw.level, context), targets).mean()
+        loss = model.block_loss(block, z, draw.level, context, targets).mean()
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     squares = sum(float(g.double().square().sum()) for g in gradients if g is not None)
     return float(loss), squares**0.5
@@ -178,10 +178,10 @@ def _loss_and_gradient(
 
 @contextmanager
 def _training(model: Denoiser, block: int) -> Iterator[list[Tensor]]:
-    """The block's parameters, which require gradients meanwhile; all others do not."""
+    """What trains of the block, which require gradients meanwhile; all others do not."""
     before = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        yield list(model.freeze_all_but(block).parameters())
+        yield [p for p in model.freeze_all_but(block).parameters() if p.requires_grad]
     finally:
         for p, wanted in before:
             p.requires_grad_(wanted)

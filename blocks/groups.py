@@ -41,6 +41,10 @@ class GroupedModule(nn.Module):
         return ()
 
 
+class Absent(nn.Module):
+    """Stands in the place of a block that is not in memory."""
+
+
 def groups_of(block: nn.Module, interface: bool) -> dict[str, Group]:
     """The group of each tensor in a block's state, by its name there; `interface`: whether that is trained too.
 

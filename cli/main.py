@@ -27,6 +27,7 @@ from .agent import agent
 from .audit import audit
 from .bench import bench
 from .company import company
+from .convert import convert
 from .coordinator import coordinator
 from .data import data
 from .failures import failure_of
@@ -64,6 +65,7 @@ app.add_typer(sweep, name="sweep")
 app.add_typer(transport, name="transport")
 app.command("account")(account)
 app.command("audit")(audit)
+app.command("convert")(convert)
 app.command("identity")(identity)
 app.command("predict")(predict)
 app.command("provision")(provision)

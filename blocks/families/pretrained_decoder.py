@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..denoiser import Metric
+from ..pretrained.block import wide
 from ..pretrained.denoiser import PretrainedDenoiser
 from ..pretrained.settings import PretrainedSettings
 from ..pretrained.small import small_model
@@ -88,14 +89,6 @@ class PretrainedDecoder(PretrainedDenoiser):
         """The noisy token of target t + 1 stands beside the token t, from which the original predicts it."""
         return torch.arange(tokens - 1)
 
-    def evidence(self, z: Tensor, sigma: Tensor) -> Tensor:
-        """Of the targets but the first: z (N, T, D') -> (N, T - 1, V)."""
-        return super().evidence(z[:, 1:], sigma)
-
-    def estimate(self, prediction: Tensor) -> Tensor:
-        """Of all targets; nothing is estimated of the first, which none of them reads."""
-        return F.pad(super().estimate(prediction), (0, 0, 1, 0))
-
     def read(self, block: int, out: Tensor, present: Tensor) -> Tensor:
         return self._logits(block, out[:, :-1])
 
@@ -103,12 +96,13 @@ class PretrainedDecoder(PretrainedDenoiser):
         return self._logits(block, noisy.flatten(0, 1))
 
     def _logits(self, block: int, out: Tensor) -> Tensor:
-        out = out + self.own(block, "bridge", out.float()).to(out.dtype)
-        return self.trunk.logits(self.trunk.finish(out)).float()
+        out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
+        logits = wide(self.trunk.logits(self.trunk.finish(out)))
+        return F.pad(logits, (0, 0, 1, 0))  # all alike of the first token, which nothing predicts
 
     def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
-        """prediction (N, T - 1, V), targets (N, T) -> nats a token, (N,)."""
-        each = F.cross_entropy(prediction.flatten(0, 1), targets[:, 1:].flatten(), reduction="none")
+        """Nats a token, but for the first: prediction (N, T, V), targets (N, T) -> (N,)."""
+        each = F.cross_entropy(prediction[:, 1:].flatten(0, 1), targets[:, 1:].flatten(), reduction="none")
         return each.view(len(targets), -1).mean(dim=1)
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:

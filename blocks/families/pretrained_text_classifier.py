@@ -1,4 +1,4 @@
-"""A pretrained text encoder (BERT, MiniLM, DistilBERT, ModernBERT), adapted to tell texts of several classes apart."""
+"""A pretrained text encoder (BERT, MiniLM, ModernBERT) that learns to tell texts of several classes apart."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..groups import GroupedModule
@@ -34,7 +35,6 @@ class PretrainedBlock(GroupedModule):
         size = settings.hidden_size
         if settings.trains != "lora":
             layers.float()  # what trains is kept in single precision
-        self.dtype = next(layers.parameters()).dtype  # of the activations
         if settings.trains == "lora":
             targets = settings.lora_targets or _queries_and_values(layers)
             add_lora(layers, targets, settings.lora_rank, settings.lora_alpha)
@@ -51,6 +51,11 @@ class PretrainedBlock(GroupedModule):
         trained = _trained(layers, settings.trains)
         self._pinned = frozenset(layers.state_dict()) - trained
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations in the layers."""
+        return next(self.layers.parameters()).dtype
+
     def interface_modules(self) -> Sequence[nn.Module]:
         return (self.interface,)
 
@@ -58,6 +63,11 @@ class PretrainedBlock(GroupedModule):
         """All tensors of the layers but those that train."""
         own = self.layers.state_dict(keep_vars=True)
         return [tensor for name, tensor in own.items() if name in self._pinned]
+
+
+def wide(x: Tensor) -> Tensor:
+    """In single precision at the least, as what trains is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _queries_and_values(layers: nn.ModuleList) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Metric
+from .block import wide
 from .denoiser import PretrainedDenoiser
 from .settings import PretrainedSettings
 from .trunk import Trunk
@@ -54,7 +55,7 @@ class PretrainedClassifier(PretrainedDenoiser):
     def _finished(self, block: int, out: Tensor) -> Tensor:
         """The original's final norm after the last block; before it, layers hand on what they have."""
         done = self.trunk.finish(out) if block + 1 == len(self.blocks) else out
-        return done.float()
+        return wide(done)
 
     def _head(self, block: int, pooled: Tensor) -> Tensor:
         return self.own(block, "head", self.own(block, "norm", pooled))

@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from ...atomic_file import creating_folder
 from ...errors import InputError
 from .card import CARD, TRUNK, ConvertedCard, check_file, read_card, sha256_of
 from .checkpoint import Checkpoint
-from .checks import check_blocks, check_finite, check_head, check_size, normalisation, pad_token
-from .skeleton import Place, Skeleton, import_transformers
+from .checks import check_blocks, check_finite, check_head, most_values, normalisation, pad_token
+from .skeleton import Place, Skeleton, import_transformers, quiet
 from .trunk import tensors_of
 
 
@@ -32,12 +30,17 @@ def convert(model_dir: Path, blocks: int, to: Path) -> ConvertedCard:
     """
     import_transformers()
     checkpoint = Checkpoint(model_dir)
-    skeleton = Skeleton(checkpoint.raw, checkpoint.model_type, checkpoint.class_name, checkpoint.dtype)
+    skeleton = Skeleton(
+        checkpoint.raw,
+        checkpoint.model_type,
+        checkpoint.class_name,
+        checkpoint.dtype,
+        most_values=most_values(checkpoint),
+    )
     sizes = skeleton.trunk_class.sizes(skeleton.config)
     layers = int(sizes["layers"] or 0)
     check_blocks(blocks, layers)
     check_head(skeleton)
-    check_size(skeleton, checkpoint)
     pad = pad_token(checkpoint, skeleton)
     images = normalisation(checkpoint, skeleton)
     check_finite(checkpoint)
@@ -84,7 +87,8 @@ def _existing(to: Path, content: dict[str, Any]) -> ConvertedCard:
         card = read_card(to)
     except InputError as error:
         raise InputError("to", str(to), rule) from error
-    if ConvertedCard.model_validate({"name": card.name, **content, "files": card.files}) != card:
+    wanted = ConvertedCard.model_construct(name=card.name, **content, files=card.files)
+    if wanted.model_dump() != card.model_dump():
         raise InputError("to", str(to), rule)
     for name in card.files:
         check_file(to, card, name)
@@ -140,18 +144,3 @@ def _gathered(file: str, places: dict[str, Place], state: dict[str, Tensor]) -> 
     for name, place in places.items():
         if place.file == file:
             yield place.name, (state[name].T if place.transposed else state[name]).contiguous()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars and reports that transformers prints: what is wrong is raised."""
-    logging: Any = import_module("transformers.utils.logging")
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(50)  # nothing but what is critical
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..build import Absent
 from ..categorical_denoiser import EmbeddedDenoiser
 from ..denoiser import Draw
-from ..groups import Group
+from ..groups import Absent, Group
 from ..noise import Partition, Source
 from ..preconditioning import Preconditioning
 from . import places
@@ -80,7 +79,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
 
     @abstractmethod
     def copied(self, tokens: int) -> Tensor:
-        """The places, of T, of the tokens that noisy tokens are copies of."""
+        """The places (k,), of T, of the tokens that noisy tokens are copies of: of the last k targets."""
 
     @abstractmethod
     def read(self, block: int, out: Tensor, present: Tensor) -> Tensor:
@@ -149,7 +148,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         places = self.copied(t).to(x.device)  # (k,)
         draws, k = len(z) // n, len(places)
         target = self.posterior_mean(self.evidence(z, level))  # (n m, D') or (n m, T, D')
-        target = target.view(n, draws, -1, target.shape[-1])[:, :, :k]  # (n, m, k, D')
+        target = target.view(n, draws, -1, target.shape[-1])[:, :, -k:]  # (n, m, k, D')
         x = x.to(part.dtype)
         noisy = x[:, None, places] + self.own(block, "noisy", target).to(x.dtype)  # (n, m, k, D)
         condition = self.condition(block, level)  # (n m, D)

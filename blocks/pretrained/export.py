@@ -14,9 +14,8 @@ from ...atomic_file import creating_folder
 from ...errors import InputError
 from .card import REST, TRUNK, ConvertedCard, block_file, check_file
 from .checkpoint import COMPANIONS
-from .convert import quiet
 from .lora import LoRALinear
-from .skeleton import TORCH_DTYPES, Skeleton
+from .skeleton import TORCH_DTYPES, Skeleton, quiet
 from .trunk import Trunk, tensors_of
 
 
@@ -31,8 +30,8 @@ def export(
     """Write the model to the new folder `to`: its tensors, configuration, tokenizer and README.md.
 
     `blocks` are lists of layers, as `build` gives them; one that is empty is taken from the converted `folder`, as
-    are the tensors that neither trunk nor blocks have. Low-rank adapters are added to the weights beside them. What was
-    trained in float32 is rounded to the precision of the checkpoint.
+    are the tensors that neither trunk nor blocks have. Low-rank adapters are added to the weights beside them. What
+    was trained in float32 is rounded to the precision of the checkpoint.
     Raises: InputError where `to` exists or cannot be written.
     """
     if os.path.lexists(to):

@@ -42,7 +42,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d) -> (..., p)"""
         out = self.base(x)
-        added = self.B(self.A(x.float())) * self.scale
+        added = self.B(self.A(x.to(self.A.weight.dtype))) * self.scale
         return cast(Tensor, out + added.to(out.dtype))
 
     def merged(self) -> Tensor:

@@ -28,10 +28,10 @@ class PretrainedRMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)"""
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.offset:
-            return (normalised * (1.0 + self.weight.float())).type_as(x)
+            return (normalised * (1.0 + self.weight.to(wide.dtype))).type_as(x)
         return self.weight * normalised.to(x.dtype)
 
     def extra_repr(self) -> str:

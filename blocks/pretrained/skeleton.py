@@ -47,7 +47,18 @@ class Place:
 class Skeleton:
     """The model that a configuration describes, its parameters on torch's "meta" device, buffers as they are."""
 
-    def __init__(self, raw: Mapping[str, Any], model_type: str, class_name: str, dtype: str) -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        model_type: str,
+        class_name: str,
+        dtype: str,
+        most_values: int | None = None,
+    ) -> None:
+        """`most_values`: the largest model that is accepted; asked before any of it takes memory.
+
+        Raises: InputError for a configuration that transformers refuses, or that of a larger model.
+        """
         import_transformers()
         self.trunk_class = architecture(model_type)
         self.class_name = class_name
@@ -55,9 +66,23 @@ class Skeleton:
         self.trunk_class.refuse(self.config)
         self.config.dtype = TORCH_DTYPES[dtype]
         self.model_class = getattr(_models(self.trunk_class), class_name)
-        with torch.random.fork_rng(devices=[]), _without_tensors():
-            self.model: Any = self.model_class(self.config)
+        if most_values is not None:
+            with torch.device("meta"):
+                values = sum(parameter.numel() for parameter in self._new().parameters())
+            if values > most_values:
+                rule = f"describes a model of {values:,} values, far more than the checkpoint has"
+                raise InputError("config.json", class_name, rule)
+        with _without_tensors():
+            self.model = self._new()
         self.model.eval()
+
+    def _new(self) -> Any:
+        """The model as its class makes it."""
+        try:
+            with torch.random.fork_rng(devices=[]), quiet():
+                return self.model_class(self.config)
+        except Exception as error:  # whatever a stranger's values make of it
+            raise _refused(self.class_name, error) from error
 
     @classmethod
     def of_folder(cls, folder: Path, model_type: str, class_name: str, dtype: str) -> Skeleton:
@@ -124,13 +149,8 @@ class Skeleton:
 
 
 def import_transformers() -> Any:
-    """The library, imported when it is first needed. Raises: InputError saying how to install it."""
-    try:
-        return import_module("transformers")
-    except ImportError as error:
-        raise InputError(
-            "transformers", None, 'not installed; run pip install "fedblocks[pretrained]"'
-        ) from error
+    """The library, imported when it is first needed. Raises: ModuleNotFoundError where it is not installed."""
+    return import_module("transformers")
 
 
 def _models(trunk: type[Trunk]) -> Any:
@@ -145,10 +165,10 @@ def _config(raw: Mapping[str, Any], trunk: type[Trunk]) -> Any:
     own = {field.name for field in dataclasses.fields(kind)} - inherited
     known = own | set(kind.attribute_map) | _SHARED | _OLDER
     try:
-        config = kind(**{key: value for key, value in raw.items() if key in known})
+        with quiet():
+            config = kind(**{key: value for key, value in raw.items() if key in known})
     except Exception as error:  # whatever a stranger's values make of it
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise InputError("config.json", trunk.config_class, f"transformers refuses it: {text}") from error
+        raise _refused(trunk.config_class, error) from error
     for field in dataclasses.fields(kind):
         if field.name.endswith(("dropout", "dropout_prob", "_pdrop", "probs_dropout_prob", "drop_path_rate")):
             setattr(config, field.name, 0.0)
@@ -156,6 +176,26 @@ def _config(raw: Mapping[str, Any], trunk: type[Trunk]) -> Any:
         config.chunk_size_feed_forward = 0
     config._attn_implementation = "sdpa"
     return config
+
+
+def _refused(class_name: str, error: Exception) -> InputError:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return InputError("config.json", class_name, f"transformers refuses it: {type(error).__name__}: {text}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and reports that transformers prints: what is wrong is raised."""
+    logging: Any = import_module("transformers.utils.logging")
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(50)  # nothing but what is critical
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

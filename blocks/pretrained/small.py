@@ -38,10 +38,11 @@ def _save(kind: str, layers: int, to: Path) -> None:
     texts: dict[str, Any] = {"vocab_size": _TOKENS, "max_position_embeddings": 16, "pad_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        model: Any
         if kind == "encoder":
             model = transformers.BertModel(transformers.BertConfig(**sizes, **texts))
         elif kind == "vision":
-            images = {"image_size": _IMAGE, "patch_size": 3, "num_channels": 1}
+            images: dict[str, Any] = {"image_size": _IMAGE, "patch_size": 3, "num_channels": 1}
             model = transformers.ViTModel(transformers.ViTConfig(**sizes, **images))
         else:
             model = transformers.LlamaForCausalLM(
@@ -49,7 +50,7 @@ def _save(kind: str, layers: int, to: Path) -> None:
             )
     model.save_pretrained(to)
     if kind != "vision":
-        tokenizer = {
+        tokenizer: dict[str, Any] = {
             "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
             "post_processor": None, "decoder": None, "truncation": None, "padding": None,
             "model": {

@@ -31,8 +31,9 @@ def test_every_family_is_looked_at() -> None:
     assert {v.settings.family for v in VARIANTS} == set(family_names())
     own = [name for name in family_names() if not name.startswith("pretrained-")]
     assert all(f"{name}-raw" in map(str, VARIANTS) for name in own)
-    ways = ("task", "denoise", "mixed")
-    assert {f"{n}-{w}" for n in set(family_names()) - {*own} for w in ways} <= set(map(str, VARIANTS))
+    pretrained = [v.settings for v in VARIANTS if isinstance(v.settings, PretrainedSettings)]
+    assert {s.objective for s in pretrained} == {"task", "denoise", "mixed"}
+    assert {s.trains for s in pretrained} == {"block", "lora", "bias"}
     assert {"vit-prefix", "ar-lm-prefix", "forecaster-prefix"} <= set(map(str, VARIANTS))
     assert {v.settings.family for v in VARIANTS if v.settings.blocks == 1} <= {"recurrent-lm"}
 

@@ -19,8 +19,8 @@ from fedblocks.blocks import (
     save_state,
     split,
 )
-from fedblocks.blocks.build import Absent
 from fedblocks.blocks.families.vit import ViTSettings
+from fedblocks.blocks.groups import Absent
 from fedblocks.blocks.noise import Seeded
 from fedblocks.blocks.single_block_training import Job, train_in_processes, train_single_block
 from fedblocks.blocks.training import BlockTrainer

@@ -112,14 +112,19 @@ def _variants() -> list[Variant]:
 
 
 def pretrained_settings(name: str) -> list[TransformerSettings]:
-    """A family's small model with each objective, and each of what may train."""
+    """A family's small model; over the families each objective, with each of what may train."""
     small = family(name).small_settings(layers=3, blocks=3)
-    ways = (
-        {"objective": "task", "trains": "bias"},
-        {"objective": "denoise", "trains": "block"},
-        {"objective": "mixed", "trains": "lora"},
-    )
-    return [type(small).model_validate(small.model_dump() | way) for way in ways]
+    ways = {
+        "pretrained-decoder": ("task-bias", "denoise-block", "mixed-lora"),
+        "pretrained-text-classifier": ("task-block", "mixed-bias"),
+        "pretrained-image-classifier": ("denoise-lora",),
+    }
+    found = []
+    for way in ways[name]:
+        objective, trains = way.split("-")
+        changes = {"objective": objective, "trains": trains}
+        found.append(type(small).model_validate(small.model_dump() | changes))
+    return found
 
 
 VARIANTS = _variants()
