@@ -12,6 +12,7 @@ from ...privacy.group_privacy import group_epsilon
 from ...protocol.release import run_terms
 from ...server.own_account import planned
 from ...server.run_folder import RunFolder
+from ...settings import Plan
 from .answers import answers, not_tested
 from .audited import Audited
 from .costs import block_values, costs, megabytes
@@ -137,7 +138,7 @@ def _promise(facts: Facts, size: int) -> Promise:
     groups = tuple(
         GroupOfExamples(examples=k, epsilon=finite(group_epsilon(whole, k, delta)))
         for k in GROUPS
-        if whole is not None
+        if whole is not None and plan.training.group is None  # else a person's examples are one group
     )
     against = top.against if top is not None and top.against else found.against if found else ""
     return Promise(
@@ -146,7 +147,7 @@ def _promise(facts: Facts, size: int) -> Promise:
         epsilon_against_company=company if facts.private else None,
         delta=delta,
         unit=plan.unit_words,
-        adjacency="add or remove one example" if found is None else found.adjacency,
+        adjacency=_adjacency(plan, found),
         against=against,
         certainty=None if epsilon is None else certainty(epsilon, delta),
         examples=(min(counts), max(counts)) if counts else None,
@@ -158,6 +159,11 @@ def _promise(facts: Facts, size: int) -> Promise:
         or ((_UNPROTECTED if facts.unprotected else "No noise was added."),),
         trust=_trust(facts, against, epsilon, company),
     )
+
+
+def _adjacency(plan: Plan, found: Guarantee | None) -> str:
+    said = "add or remove one example" if found is None else found.adjacency
+    return said if plan.training.group is None else said.replace("example", "group")
 
 
 def _trust(facts: Facts, against: str, epsilon: float | None, company: float | None) -> tuple[str, ...]:

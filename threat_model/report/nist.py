@@ -30,6 +30,9 @@ def questions(
         wrong = sum(not account.agrees for account in second)
         agreed = "a second accountant disagrees" if wrong else "a second accountant agrees with every ledger"
     worst = [a.question for a in attackers if a.could]
+    beyond = (
+        "a person with several" if promise.adjacency.endswith("example") else "one whom several values name"
+    )
     return (
         q("Privacy parameters", "How large are ε and δ, and what do they allow at worst?",
           f"ε = {epsilon}, δ = {plain(promise.delta)}. {promise.judgement}", "promise"),
@@ -37,7 +40,7 @@ def questions(
           f"Approximate (ε, δ), {promise.adjacency}; accounted by privacy loss distributions or Rényi divergences, "
           "shown as (ε, δ).", "account"),
         q("Unit of privacy", "What is protected: a person, a record, an event?",
-          f"{promise.unit[:1].upper()}{promise.unit[1:]}, of one company; not a person with several, nor a company.",
+          f"{promise.unit[:1].upper()}{promise.unit[1:]}, of one company; not {beyond}, nor a company.",
           "promise"),
         q("Comparing guarantees", "With what may this ε be compared?",
           "With an ε of the same unit, adjacency and δ alone; all releases of the run are in it, and those of other "
