@@ -139,7 +139,10 @@ def _attacked(statement: str, rows: Sequence[Row]) -> Attacked | None:
         )
     else:
         recovered = _mean([each["value"] for each in found])
-    return Attacked(statement=statement, recovered=recovered, worst=worst, audits=len(found))
+    unfinished = sum(each["outcome"] == "inconclusive" for each in found)
+    return Attacked(
+        statement=statement, recovered=recovered, worst=worst, audits=len(found), unfinished=unfinished
+    )  # fmt: skip
 
 
 def _mean(values: list[float]) -> Estimate:

@@ -123,7 +123,7 @@ def _words(result: Result, could: bool | None) -> str:
             return f"{head}: 0 of {value.n}, so at most {figure(value.high, unit)} at {level}{guess}."
         better = ", no better than a guess" if not could and base else ""
         return f"{head}{better}: {hits} of {value.n} ({limits}{guess})."
-    what = "" if unit in ("share", "dB") else f"{result.statistic} "
+    what = {"share": "", "dB": "the error falls by "}.get(unit, f"{result.statistic} ")
     found = f"{what}{figure(value.value, unit)} ({limits}; {value.n} cases{guess})"
     if could or not guess:
         return f"{head}: {found}."
@@ -154,7 +154,7 @@ def not_tested(audit: Audited | None, *, real: bool, blocks: int) -> tuple[str, 
             found.append(f"Attacks that ended without an answer: {', '.join(open_)}.")
         never = sorted({each.name for each in attacks()} - {r.attack for r in results})
         if never:
-            found.append(f"Attacks that were not asked for: {', '.join(never)}.")
+            found.append(f"Attacks that were not made: {', '.join(never)}.")
         absent = [a for a in ADVERSARIES if a not in audit.audit.adversaries]
         if absent:
             found.append(f"Adversaries that were not asked for: {', '.join(absent)}.")

@@ -150,6 +150,13 @@ def test_the_strongest_attack_is_of_a_protected_view_and_no_lucky_case() -> None
         ("reconstruction", "reconstruction-0.4"), ("membership", "membership-0.6"),
     ]  # fmt: skip
     assert found[0]["of"] == 3
+    # Two cases before the time ran out say nothing beside forty that did not; alone they are all that there is.
+    cut = result("reconstruction", 1.0, 2, base=0.1).model_copy(
+        update={"outcome": "inconclusive", "reason": "x"}
+    )
+    whole = result("reconstruction", 0.0, 40, base=0.0).model_copy(update={"outcome": "not found"})
+    assert [each["value"] for each in strongest([cut, whole])] == [0.0]
+    assert [each["value"] for each in strongest([cut])] == [1.0]
     assert strongest([]) == []
 
 
