@@ -14,7 +14,7 @@ from .points import Point, possible
 from .report_data import Candidate, CellVerdict, Choice, Standing
 from .table import Row
 
-_SHOWN = ("membership", "reconstruction")
+_SHOWN = ("reconstruction", "membership")
 
 
 def choice_of(

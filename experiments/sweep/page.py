@@ -16,6 +16,7 @@ from ...threat_model.report import document
 from ...threat_model.report.frontier import Drawn
 from ...threat_model.report.judgement import number
 from ...threat_model.report.measures import three_digits
+from ...threat_model.sentences import figure
 from .frontier import Frontier
 from .points import Attacked, Point, possible
 from .scheduler import ASKED
@@ -135,7 +136,12 @@ def attacked_words(each: Attacked) -> str:
     value: Estimate = each.recovered
     bounded = value.model_copy(update={"low": max(value.low, 0.0), "high": min(value.high, 1.0)})
     form = bounded if math.isfinite(value.low) else value
-    unit = "AUC " if each.worst["unit"] == "auc" else ""
+    auc = each.worst["unit"] == "auc"
+    text = (
+        f"AUC {_interval(form, three_digits)}"
+        if auc
+        else _interval(form, lambda share: figure(share, "share"))
+    )
     cut = ""
     if each.unfinished:
         cut = (
@@ -143,7 +149,7 @@ def attacked_words(each: Attacked) -> str:
             if each.unfinished == each.audits
             else f", {each.unfinished} of {each.audits} cut short"
         )
-    return f"{unit}{_interval(form, three_digits)}, {each.worst['attack']}{cut}"
+    return f"{text}, {each.worst['attack']}{cut}"
 
 
 def _interval(value: Estimate, show: Callable[[float], str]) -> str:

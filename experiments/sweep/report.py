@@ -159,7 +159,7 @@ def _sections(r: SweepReport, measure: Measure) -> dict[str, Section]:
     }
 
 
-_ENDINGS = (("passed", "passed"), ("open", "are open"), ("failed", "failed"), (None, "have no result"))
+_ENDINGS = (("passed", "passed"), ("open", "open"), ("failed", "failed"), (None, "without a result"))
 
 
 def _seen(row: Row, folder: Path) -> _Seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..adversaries import ADVERSARIES
+from .answers import MEMBER, REBUILD
 from .audit_rows import statement_rows
 from .audited import Audited
 from .costs import megabytes
@@ -55,9 +56,9 @@ def sections(
 def _threat(r: Report, audit: Audited | None) -> Finding:
     reasons = r.verdict.reasons
     counts = [(sum(x.good is good for x in reasons), word) for good, word in _ANSWERED]
-    text = f"{len(reasons)} questions of the gate: " + ", ".join(f"{n} {word}" for n, word in counts if n)
+    text = f"{len(reasons)} limits of the gate: " + ", ".join(f"{n} {word}" for n, word in counts if n)
     asked = 0 if audit is None else len(audit.audit.adversaries)
-    return f"{text}. {asked} of {len(ADVERSARIES)} adversaries set on the run.", r.verdict.ending == "failed"
+    return f"{text}. {asked} of {len(ADVERSARIES)} adversaries set on the run.", False
 
 
 _ANSWERED = ((True, "kept"), (None, "open"), (False, "not kept"))
@@ -102,13 +103,13 @@ def _frontier(r: Report, m: Measure) -> Finding:
 def _leakage(r: Report, audit: Audited | None) -> Finding:
     if audit is None:
         return "No attack was made on this run.", r.simulated
-    rebuilt = [a for a in r.attackers if a.question.startswith("Rebuild")]
+    rebuilt = [a for a in r.attackers if a.question == REBUILD]
     exact = f" Rebuilt exactly? {rebuilt[0].answer}" if rebuilt else ""
     return f"Audit {audit.ending}: {audit.counts}.{exact}", audit.ending != "passed"
 
 
 def _membership(r: Report) -> Finding:
-    found = [a for a in r.attackers if a.question.startswith("Tell whether")]
+    found = [a for a in r.attackers if a.question == MEMBER]
     if not found:
         return "No membership test was made.", False
     return found[0].answer, bool(found[0].could)

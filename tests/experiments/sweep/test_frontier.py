@@ -160,6 +160,16 @@ def test_the_strongest_attack_is_of_a_protected_view_and_no_lucky_case() -> None
     assert strongest([]) == []
 
 
+def test_audits_that_found_nothing_keep_their_upper_limit() -> None:
+    """Would catch "0 (0 to 0)" of three audits that tried 40 cases each, as if nothing could be recovered."""
+    [nothing] = strongest([result("reconstruction", 0.0, 40, base=0.0)])
+    cells = [replace(row, attacks=[nothing]) for row in rows() if row.epsilon == 1.0]
+    [point] = [p for p in points_of(cells) if p.kind == "private"]
+    found = point.attacks[0].recovered
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 40))  # Clopper and Pearson's of none
+
+
 def test_the_table_holds_the_figures_of_the_points_and_the_data_too() -> None:
     """Would catch a table whose numbers are not those of the points, an epsilon that is printed below the one spent,
     and an interval of a share beyond all or nothing."""

@@ -120,8 +120,9 @@ def test_what_may_be_chosen_follows_from_gates_and_says_how_to_go_on(audited: Pa
     assert "the one setting of which every run passes its gate, ε 3" in report.choice.sentence
     assert "Ruled out by their own gates: no noise." in report.choice.sentence
     assert any("its gate allows what it found" in each for each in found["ε 3"].against)
-    assert found["ε 8"].attacks[0].startswith("membership AUC 0.8")
-    assert found["ε 8"].attacks[0].endswith("membership-attack, cut short")
+    assert found["ε 8"].attacks[0] == "reconstruction 0% (0% to 8.81%), reconstruction-attack"
+    assert found["ε 8"].attacks[1].startswith("membership AUC 0.8")
+    assert found["ε 8"].attacks[1].endswith("membership-attack, cut short")
     assert "there is no differential privacy" in found["no noise"].against
     texts = " ".join(lines_of(page))
     assert "In 1 of the audits behind it the strongest attack’s time ran out" in page.replace("\n", " ")
