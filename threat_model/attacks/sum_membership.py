@@ -56,6 +56,14 @@ class Cases:
             return ""
         return f"the time ran out after {len(self.member)} of {self.asked} cases"
 
+    @property
+    def too_few(self) -> str:
+        """Why they cannot be told apart at all; empty where there are two members and two others, as `auc` needs."""
+        members = int(self.member.sum())
+        if min(members, len(self.member) - members) >= 2:
+            return ""
+        return self.cut_short or f"too few cases to tell: {len(self.member)}"
+
     def split(self, scores: Array) -> tuple[Array, Array]:
         """Scores of members and of others."""
         member = self.member[: len(scores)]
@@ -119,10 +127,10 @@ def _run(subject: Subject) -> Iterator[Result | Scores]:
     (block,) = subject.blocks
     started = time.monotonic()
     cases = draw_cases(subject, block)
-    if len(set(cases.member)) < 2:
+    if cases.too_few:
         yield Result(
             attack=ATTACK.name, adversary="colluding-coordinator", view=_RELEASE, statement="membership",
-            statistic=_AREA, unit="auc", outcome="inconclusive", reason=cases.cut_short, block=block,
+            statistic=_AREA, unit="auc", outcome="inconclusive", reason=cases.too_few, block=block,
         )  # fmt: skip
         return
     yield from _results(subject, block, cases, time.monotonic() - started)
