@@ -12,7 +12,6 @@ import torch
 
 from ...privacy.dp_sgd import DPSGD
 from ...privacy.secure_step import SecureStep
-from ...server.assignment import assign
 from ..exhibits import Scores
 from ..intervals import Array, Estimate, proportion
 from ..membership.simulation import Candidates
@@ -112,9 +111,8 @@ def strength(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
 
 
 def rounds_of(subject: Subject, block: int) -> int:
-    """In how many rounds of the run so far this block was trained."""
-    companies, rounds = tuple(subject.private), range(1, subject.checkpoint.round + 1)
-    return sum(any(t.block == block for t in assign(r, companies, subject.plan)) for r in rounds)
+    """In how many rounds of the run so far a company has trained this block, at most."""
+    return subject.trainings(block, subject.checkpoint.round)
 
 
 def _applies(subject: Subject) -> str | None:

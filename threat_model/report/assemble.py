@@ -116,9 +116,12 @@ def _planned(facts: Facts) -> Guarantee:
 
 
 def _whole(facts: Facts, size: int) -> Event:
-    """The whole run as one event: as the ledgers are pinned to it, else as the plan has it."""
+    """The whole run as one event: as the ledgers are pinned to it, else as the plan has it.
+
+    Where cohorts are drawn, ledgers are pinned to their companies' own rounds, the plan to the most of any company.
+    """
     pinned = {s.planned for s in facts.spending if s.planned is not None}
-    if len(pinned) == 1:
+    if len(pinned) == 1 and facts.plan.drawn is None:
         return pinned.pop()
     return run_terms(facts.plan, size, facts.settings.smallest_group).whole
 
@@ -198,10 +201,20 @@ def _trust(
             f"{it} holds against {against}: each company adds all of the noise itself, before anything leaves it, so "
             "secure aggregation adds to it and is not needed for it."
         )
+    if (drawn := plan.drawn) is not None:
+        told += (
+            f" Each round's {drawn.per_round} companies were drawn from {drawn.companies:,}: the account is of the "
+            f"company that is drawn most often, with {number_of(plan.most_releases, 'release')}; others spend less. "
+            "Everybody can know the draw, so no privacy is gained by it."
+        )
     return (
         told,
         "Each company has to trust its own machine, the reviewed package on it, and its random numbers.",
     )
+
+
+def number_of(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def accounts_of(spending: Sequence[Spending]) -> tuple[Account, ...]:
@@ -245,9 +258,13 @@ def _left(facts: Facts, rows: list[dict[str, object]], size: int, sent: int) -> 
         "parallel": "one update of one block a round",
         "all": "one update of every block a round",
     }[plan.training.assignment]
-    rounds = f"{len(rows):,} round{'' if len(rows) == 1 else 's'}"
+    rounds = number_of(len(rows), "round")
+    who, when = "Each company sent", rounds
+    if plan.drawn is not None:
+        who = f"Each of the {plan.drawn.per_round} companies drawn for a round sent"
+        when = f"{rounds} by the company drawn most often"
     return (
-        f"Each company sent {often}: {size:,} numbers, {noised}, then masked; {megabytes(sent)} in {rounds}.",
+        f"{who} {often}: {size:,} numbers, {noised}, then masked; {megabytes(sent)} in {when}.",
         f"Only sums of at least {cohort} companies were opened: {summed:,} sums.",
         "Never sent: examples, labels, their number, losses. Seen by the coordinator: who took part, and when.",
     )
