@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import RunError
+from ..glibc_malloc import keep_freed_memory
 from ..server.run_folder import RunFolder
 from .adversaries import Adversary
 from .attacks import Attack, attack, attacks
@@ -153,10 +154,11 @@ def run_jobs(
     seconds: float,
     on_progress: Callable[[float, str], None],
 ) -> Iterator[tuple[Job, Found]]:
-    """Each job's findings as soon as it has ended, the heaviest jobs first.
+    """Each job's findings as soon as it has ended: those that are sure to end first, of these the heaviest first.
 
-    `seconds`: for all jobs together; what the early ones leave over goes to the later ones. A job whose share was too
-    short is run again at the end, and its findings come again, if more is left for it then.
+    `seconds`: for all jobs together; what the early ones leave over goes to the later ones, which so need not be cut
+    short. A job whose share was too short is run again at the end, and its findings come again, if more is left for
+    it then.
     """
     queue = _Queue(jobs, Clock(seconds), subject.workers if len(jobs) > 1 else 1)
     progress = Progress(jobs, on_progress)
@@ -177,7 +179,7 @@ class _Queue:
 
     def __init__(self, jobs: Sequence[Job], whole: Clock, workers: int) -> None:
         self.workers, self._whole = min(workers, max(len(jobs), 1)), whole
-        self._waiting = sorted(jobs, key=lambda job: (-job.weight, job))
+        self._waiting = sorted(jobs, key=lambda job: (attack(job.attack).open_ended, -job.weight, job))
         self._short: dict[Job, float] = {}  # and the share that was too short
         self._again: list[Job] = []
 
@@ -244,6 +246,7 @@ _stop: Any = None
 def _prepare(run: Path, seed: int, blocks: tuple[int, ...], news: Any, stop: Any) -> None:
     global _subject, _news, _stop
     torch.set_num_threads(1)  # one core each: the matrices are small
+    keep_freed_memory()
     _news, _stop = news, stop
     _subject = replace(Subject.of(RunFolder.existing(run), seed=seed), blocks=blocks, workers=1)
 

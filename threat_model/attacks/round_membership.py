@@ -147,4 +147,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=0.7,
+    open_ended=True,
 )

@@ -56,6 +56,12 @@ class Cases:
             return ""
         return f"the time ran out after {len(self.member)} of {self.asked} cases"
 
+    @property
+    def too_few(self) -> bool:
+        """Whether no area can be told, of all cases or of those without noise."""
+        controls = self.member[: len(self.without_noise)]
+        return min(np.bincount(controls, minlength=2)) < 2
+
     def split(self, scores: Array) -> tuple[Array, Array]:
         """Scores of members and of others."""
         member = self.member[: len(scores)]
@@ -119,7 +125,7 @@ def _run(subject: Subject) -> Iterator[Result | Scores]:
     (block,) = subject.blocks
     started = time.monotonic()
     cases = draw_cases(subject, block)
-    if len(set(cases.member)) < 2:
+    if cases.too_few:
         yield Result(
             attack=ATTACK.name, adversary="colluding-coordinator", view=_RELEASE, statement="membership",
             statistic=_AREA, unit="auc", outcome="inconclusive", reason=cases.cut_short, block=block,
@@ -251,4 +257,5 @@ ATTACK = Attack(
     cost="some 10 ms a case; 400 cases",
     applies=_applies,
     run=_run,
+    open_ended=True,
 )
