@@ -55,4 +55,5 @@ class LevelCurve:
 
 def directed(vectors: Tensor) -> Tensor:
     """(G, D) of length 1 each."""
-    return vectors / vectors.norm(dim=1, keepdim=True)
+    found: Tensor = vectors / vectors.norm(dim=1, keepdim=True)
+    return found

@@ -60,7 +60,7 @@ class Cases:
     def too_few(self) -> bool:
         """Whether no area can be told, of all cases or of those without noise."""
         controls = self.member[: len(self.without_noise)]
-        return min(np.bincount(controls, minlength=2)) < 2
+        return bool(np.bincount(controls, minlength=2).min() < 2)
 
     def split(self, scores: Array) -> tuple[Array, Array]:
         """Scores of members and of others."""
