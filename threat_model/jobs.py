@@ -169,7 +169,7 @@ def run_jobs(
         job, share = given
         clock = Clock(share, lambda s, note, name=job.name: progress.update(name, s, note))  # type: ignore[misc]
         found = run_job(job, subject.within(clock), names)
-        again = queue.ended(job, share, cut_short=clock.over)
+        again = queue.ended(job, share, cut_short=clock.cut_short)
         yield job, found
         progress.update(job.name, _HALF if again else 1.0, job.name)
 
@@ -260,4 +260,4 @@ def _run(job: Job, names: tuple[str, ...], seconds: float) -> tuple[Found, bool]
         _news.put((job.name, share, note))
 
     clock = Clock(seconds, tell)
-    return run_job(job, _subject.within(clock), names), clock.over
+    return run_job(job, _subject.within(clock), names), clock.cut_short
