@@ -18,6 +18,8 @@ from fedblocks.privacy.mechanisms.skellam import SkellamNoise
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.settings import SimulationSettings
 from fedblocks.settings.load import validated
+from fedblocks.threat_model.attacks import Attack
+from fedblocks.threat_model.attacks import cohort_differencing as differencing
 from fedblocks.threat_model.attacks.sum_membership import ATTACK, Cases, draw_cases
 from fedblocks.threat_model.clock import Clock
 from fedblocks.threat_model.membership.simulation import Candidates
@@ -41,6 +43,26 @@ def subject(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory)
     settings = small.model_copy(update={"privacy": privacy})
     run = prepare(settings, tmp_path_factory.mktemp("membership") / "run")
     return Subject.of(run, block=0)
+
+
+@pytest.mark.parametrize("attack", [ATTACK, differencing.ATTACK], ids=lambda each: each.name)
+@pytest.mark.parametrize("cases", [0, 1, 3])
+def test_a_clock_that_ends_after_a_few_cases_fails_no_audit(
+    subject: Subject, attack: Attack, cases: int
+) -> None:
+    """Would catch an audit, and with it the cell of a sweep, that fails on a slow machine: of one member or one other
+    there is no area."""
+
+    class Ending(Clock):
+        looked = 0
+
+        @property
+        def spent(self) -> float:
+            self.looked += 1
+            return 0.0 if self.looked <= cases else 2 * self.seconds
+
+    found = [each for each in attack.run(subject.within(Ending(60.0))) if isinstance(each, Result)]
+    assert [each.outcome for each in found if each.statement == "membership"] == ["inconclusive"]
 
 
 def test_ratio_is_that_of_the_densities() -> None:

@@ -129,4 +129,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=0.5,
+    open_ended=True,
 )

@@ -137,4 +137,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=2.0,
+    open_ended=True,
 )

@@ -151,4 +151,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=0.7,
+    open_ended=True,
 )

@@ -57,9 +57,9 @@ class Cases:
 
     @property
     def too_few(self) -> str:
-        """Why they cannot be told apart at all; empty where there are two members and two others, as `auc` needs."""
-        members = int(self.member.sum())
-        if min(members, len(self.member) - members) >= 2:
+        """Why no area can be told of all cases, or of those without noise: `auc` needs two members and two others."""
+        controls = self.member[: len(self.without_noise)]
+        if np.bincount(controls, minlength=2).min() >= 2:
             return ""
         return self.cut_short or f"too few cases to tell: {len(self.member)}"
 
@@ -257,4 +257,5 @@ ATTACK = Attack(
     cost="some 10 ms a case; 400 cases",
     applies=_applies,
     run=_run,
+    open_ended=True,
 )
