@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import resource
 import signal
@@ -13,12 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-_PRELOADED = [
-    "fedblocks.cli.main",
-    "fedblocks.cli.progress",
-    "fedblocks.threat_model.auditing",
-    "support.commands",
-]
+from support.fork_server import fork_server
+
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _OVERRIDES = 0b1110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
@@ -44,8 +39,7 @@ class Machine:
 
 def run_command(words: list[str], folder: Path, machine: Machine, timeout: float = 120) -> Done:
     """Exit code, stdout and stderr of `fedblocks WORDS`, run in `folder`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context = fork_server()
     ends = [context.Pipe(duplex=False) for _ in range(2)]
     process = context.Process(target=_child, args=(words, folder, [write for _, write in ends], machine))
     process.start()
