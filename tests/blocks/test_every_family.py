@@ -84,7 +84,7 @@ def test_clipped_sums_equal_a_loop_over_examples(
         )  # a text none of whose tokens is masked has no gradient
         bounds = (least / 10, (norms[2] + norms[3]) / 2, 1e3 * norms[-1])
         for clipping, rule in RULES.items():
-            for bound in bounds:
+            for bound in bounds if clipping != "automatic" else bounds[1:2]:  # there it is a factor, no more
                 with PerExampleClipping(
                     active,
                     max_grad_norm=bound,
