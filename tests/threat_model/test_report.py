@@ -168,6 +168,17 @@ def audited(finished: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return run
 
 
+@pytest.fixture(scope="module")
+def finished_page(finished: RunFolder) -> Path:
+    """The report of the run as it is, for tests that only read it: its figures take a second to draw."""
+    return write_report(finished)
+
+
+@pytest.fixture(scope="module")
+def audited_page(audited: RunFolder) -> Path:
+    return write_report(audited)
+
+
 @dataclass
 class Opened:
     """A page, with what it asked of the network and what it complained about."""
@@ -203,8 +214,10 @@ def copy_of(run: RunFolder, folder: Path) -> RunFolder:
     return RunFolder(Path(shutil.copytree(run.path, folder / "copy")))
 
 
-def test_the_page_is_whole_and_asks_nothing_of_the_network(finished: RunFolder, browser: Browser) -> None:
-    report = write_report(finished)
+def test_the_page_is_whole_and_asks_nothing_of_the_network(
+    finished: RunFolder, finished_page: Path, browser: Browser
+) -> None:
+    report = finished_page
     assert report == finished.path / "report.html"
     seen = opened(browser, report)
     assert [url for url in seen.requests if not url.startswith("data:")] == [report.as_uri()]
@@ -219,9 +232,9 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(finished: RunFolder, 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (390, "light")])
 def test_it_fits_the_screen_and_speaks_to_screen_readers(
-    finished: RunFolder, browser: Browser, width: int, scheme: str
+    finished_page: Path, browser: Browser, width: int, scheme: str
 ) -> None:
-    page = opened(browser, write_report(finished), width, scheme).page
+    page = opened(browser, finished_page, width, scheme).page
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     nameless = page.evaluate(
@@ -288,9 +301,11 @@ CONTRAST = """(() => {
 })()"""
 
 
-def test_figures_agree_with_the_ledgers_and_the_metrics(finished: RunFolder, browser: Browser) -> None:
+def test_figures_agree_with_the_ledgers_and_the_metrics(
+    finished: RunFolder, finished_page: Path, browser: Browser
+) -> None:
     """Would catch a number that is not the ledger's or the metrics', read here without the report's code."""
-    text = " ".join(opened(browser, write_report(finished)).text().split())
+    text = " ".join(opened(browser, finished_page).text().split())
     lines = [json.loads(line) for line in finished.metrics_file.read_text("utf-8").splitlines()]
     last = [line["quality"]["heldout"][-1] for line in lines if "heldout" in line.get("quality", {})]
     interval = re.search(r"([\d,]+) examples, 95% interval ([\d.]+)% to ([\d.]+)%", text)
@@ -540,8 +555,10 @@ def test_every_metric_has_words_digits_and_a_direction(
     assert m.noticeably_worse(value, value + step) == (judged == "worse")
 
 
-def test_an_unaudited_run_says_how_to_audit_it(finished: RunFolder, browser: Browser) -> None:
-    text = opened(browser, write_report(finished)).text()
+def test_an_unaudited_run_says_how_to_audit_it(
+    finished: RunFolder, finished_page: Path, browser: Browser
+) -> None:
+    text = opened(browser, finished_page).text()
     assert f"fedblocks audit {shlex.quote(str(finished.path))}" in text
     assert "not been audited" in text
     assert "Not to be decided without a person: no audit of this run." in text
@@ -559,9 +576,9 @@ PIXELS = """e => {
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_originals_and_reconstructions_stand_side_by_side(
-    audited: RunFolder, browser: Browser, width: int
+    audited: RunFolder, audited_page: Path, browser: Browser, width: int
 ) -> None:
-    seen = opened(browser, write_report(audited), width)
+    seen = opened(browser, audited_page, width)
     assert seen.complaints == []
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
     text = " ".join(seen.text().split())
@@ -621,11 +638,11 @@ def test_a_leak_a_refuted_claim_and_an_open_question_are_pointed_out(
 
 @pytest.mark.parametrize("changed", [{"format": 1}, {"views": []}, {"run": None}, {"plan": "1" * 64}])
 def test_another_audit_is_refused_by_name(
-    audited: RunFolder, tmp_path: Path, changed: dict[str, Any]
+    audited: RunFolder, audited_page: Path, tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     """Would catch a traceback, and another run's results in this one's report (`test_audit_file` bends the rest)."""
     run = copy_of(audited, tmp_path)
-    write_report(run)
+    assert (run.path / audited_page.name).is_file()
     run.write_json("audit.json", (run.read_json("audit.json") or {}) | changed)
     with pytest.raises(RunError, match=r"audit\.json is of (another version|a run of another plan)"):
         write_report(run)
@@ -689,8 +706,8 @@ def test_metrics_that_no_run_appends_are_refused_by_line(
     assert run.metrics_file.read_bytes() == b"".join(lines)
 
 
-def test_the_same_run_gives_the_same_page(audited: RunFolder) -> None:
-    first = write_report(audited).read_bytes()
+def test_the_same_run_gives_the_same_page(audited: RunFolder, audited_page: Path) -> None:
+    first = audited_page.read_bytes()
     assert write_report(audited).read_bytes() == first
 
 
@@ -706,22 +723,21 @@ def test_a_run_that_has_only_been_prepared_has_a_report(small: SimulationSetting
 
 
 def test_the_first_page_is_one_screen_at_a_desk_and_three_on_a_phone(
-    audited: RunFolder, finished: RunFolder, browser: Browser
+    audited_page: Path, finished_page: Path, browser: Browser
 ) -> None:
     """Would catch a first page that grows past what an officer reads at a glance."""
-    for run in (audited, finished):
-        report = write_report(run)
+    for report in (audited_page, finished_page):
         assert cover(opened(browser, report, 1280).page) <= 900
         assert cover(opened(browser, report, 390).page) <= 3 * 844
 
 
 def test_sections_are_found_by_their_findings_and_open_where_they_are_wanted(
-    audited: RunFolder, browser: Browser
+    audited: RunFolder, audited_page: Path, browser: Browser
 ) -> None:
     """Would catch a page that must be scrolled for its answers, a section without a finding, and one that neither a
     link nor a keyboard opens; scripts are not needed for any of it."""
     written = render(audited, drawn=False).report
-    seen = opened(browser, write_report(audited))
+    seen = opened(browser, audited_page)
     page = seen.page
     assert page.evaluate("document.documentElement.scrollHeight") <= 6000
     found = page.locator("details.part > summary .finding").all_inner_texts()
@@ -765,9 +781,9 @@ def test_of_many_pictures_a_strip_is_shown_and_the_others_are_folded_away(
     assert page.locator(".pixels:visible").count() == 2 * 9
 
 
-def test_every_figure_has_a_text_and_a_table(audited: RunFolder, browser: Browser) -> None:
+def test_every_figure_has_a_text_and_a_table(audited_page: Path, browser: Browser) -> None:
     """Would catch a figure whose content nobody can read who cannot see it, and a table cut off without a cue."""
-    page = opened(browser, write_report(audited), 390).page
+    page = opened(browser, audited_page, 390).page
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     lacking = page.evaluate("""[...document.querySelectorAll('figure')].filter(f => {
       const after = [...f.closest('section').querySelectorAll('table')].filter(
@@ -1000,12 +1016,14 @@ def test_files_of_a_run_that_contradict_each_other_fail_the_gate(finished: RunFo
     assert render(run, drawn=False).report.verdict.ending == "failed"
 
 
-def test_the_page_and_the_data_have_the_same_numbers(audited: RunFolder, browser: Browser) -> None:
+def test_the_page_and_the_data_have_the_same_numbers(
+    audited: RunFolder, audited_page: Path, browser: Browser
+) -> None:
     """Would catch a number of the page that the published form has otherwise."""
     written = render(audited, drawn=False)
     data = json.loads(written.report.model_dump_json())
     assert Report.model_validate(data) == written.report
-    text = opened(browser, write_report(audited)).text()
+    text = opened(browser, audited_page).text()
     audit = audited.read_json("audit.json")
     assert audit is not None
     assert data["audit"] == audit["verdict"]["ending"]
@@ -1096,7 +1114,7 @@ def test_stored_scores_are_drawn_as_curves(audited: RunFolder, tmp_path: Path, b
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_axe_core_finds_no_serious_fault(
-    audited: RunFolder, browser: Browser, width: int, scheme: str
+    audited_page: Path, browser: Browser, width: int, scheme: str
 ) -> None:
     """Would catch what makes the page hard to read with a screen reader, a keyboard or weak eyes."""
     axe = importlib.util.find_spec("axe_playwright_python")
@@ -1105,7 +1123,7 @@ def test_axe_core_finds_no_serious_fault(
             pytest.fail("axe-playwright-python is missing, and CI must judge the report")
         pytest.skip("axe-playwright-python is not installed")
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)  # type: ignore[arg-type]
-    page.goto(write_report(audited).as_uri())
+    page.goto(audited_page.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     page.add_script_tag(path=Path(axe.origin).parent / "axe.min.js")
     found = page.evaluate("axe.run(document)")
@@ -1124,11 +1142,11 @@ CUT = """[...document.querySelectorAll('.scroll')].filter(e => !e.querySelector(
 
 
 def test_a_phone_sees_every_column_and_questions_lead_to_their_sections(
-    audited: RunFolder, browser: Browser
+    audited: RunFolder, audited_page: Path, browser: Browser
 ) -> None:
     """Would catch columns that are cut, cells without the head of their column, a link of the questions that lands
     nowhere or in what is folded, and questions out of their order."""
-    seen = opened(browser, write_report(audited), 390)
+    seen = opened(browser, audited_page, 390)
     page = seen.page
     links = page.locator("#questions ~ .scroll a")
     targets = [links.nth(i).get_attribute("href") or "" for i in range(links.count())]
@@ -1151,9 +1169,9 @@ def test_a_phone_sees_every_column_and_questions_lead_to_their_sections(
     assert page.evaluate(bare) == 0
 
 
-def test_what_is_folded_on_a_screen_is_printed(audited: RunFolder, browser: Browser) -> None:
+def test_what_is_folded_on_a_screen_is_printed(audited_page: Path, browser: Browser) -> None:
     """Would catch a printed page without its tables."""
-    page = opened(browser, write_report(audited)).page
+    page = opened(browser, audited_page).page
     folded = "document.querySelectorAll('main details table')"
     hidden = f"[...{folded}].filter(e => !e.checkVisibility()).length"
     assert page.evaluate(hidden) > 0
@@ -1178,8 +1196,8 @@ def test_no_answer_contradicts_its_own_interval(value: float, n: int, outcome: s
     assert _words(found, outcome == "found").startswith(begins)
 
 
-def test_the_page_is_small(audited: RunFolder) -> None:
-    assert write_report(audited).stat().st_size < 5_000_000
+def test_the_page_is_small(audited_page: Path) -> None:
+    assert audited_page.stat().st_size < 5_000_000
 
 
 def test_the_command_writes_checks_and_refuses(audited: RunFolder, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 @pytest.fixture(scope="module")
 def swept(private_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two private runs, one without noise, a baseline, and a cell that failed."""
-    overrides = [*SMALL, f"data.private.source={private_file}"]
+    overrides = [*SMALL, "training.rounds=2", f"data.private.source={private_file}"]
     grid = Grid.of("digits", ["privacy.epsilon=3,8,none"], overrides=overrides)
     sweep = Sweep.of(grid, tmp_path_factory.mktemp("runs"))
     cells = [cell for cell in grid.cells if cell.kind != "alone"]
