@@ -116,17 +116,18 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
         made = self.embed(0, inputs)
         for b in range(block):
-            made = self._passed_on(b, made)
+            made = self.passed_on(b, made)
         return made
 
     @torch.no_grad()
     def contexts(self, inputs: Tensor) -> list[Tensor]:
         found = [self.embed(0, inputs)]
         for b in range(len(self.blocks) - 1):
-            found.append(self._passed_on(b, found[-1]))
+            found.append(self.passed_on(b, found[-1]))
         return found
 
-    def _passed_on(self, block: int, context: Tensor) -> Tensor:
+    def passed_on(self, block: int, context: Tensor) -> Tensor:
+        """The context of the next block."""
         x, present = _parted(context)
         out = self.clean_stream(block, x, present)
         return torch.cat([out, context[:, :, -1:].to(out.dtype)], dim=2)
