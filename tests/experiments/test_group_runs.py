@@ -40,7 +40,8 @@ def test_a_pretrained_classifier_is_adapted_group_by_group(tmp_path: Path) -> No
         "tabular-cancer",
         [
             'model={family="pretrained-text-classifier"}',
-            f'model.pretrained="{small_model("encoder", 2, 2)}"', "model.sequence_length=8", "model.trains=lora",
+            f'model.pretrained="{small_model("encoder", 2, 2)}"', "model.sequence_length=8",
+            "model.objective=denoise",
             f'data.public.source="{labelled(tmp_path / "public.jsonl", 30)}"',
             f'data.private.source="{labelled(tmp_path / "private.jsonl", 120)}"', f"data.contract={contract}",
             "pretraining.steps=2", "companies.count=3", "training.rounds=2", "training.expected_batch_size=8",
