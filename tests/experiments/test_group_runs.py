@@ -13,7 +13,7 @@ from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.threat_model.auditing import AuditDesign, audit_run
-from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.write import write_both
 
 CLASSES = ("even", "odd")
 
@@ -59,8 +59,7 @@ def test_a_pretrained_classifier_is_adapted_group_by_group(tmp_path: Path) -> No
     others = [r for r in found.results if r.attack not in by]
     assert {r.outcome for r in others} == {"not applicable"}
     assert all("unit of privacy is one group" in (r.reason or "") for r in others)
-    write_report(run)
-    report = json.loads((run.path / "report.json").read_text())
+    _, report = write_both(run)
     words = "one group (all records with the same value in column 'author')"
-    assert report["promise"]["unit"] == words
-    assert report["promise"]["adjacency"] == "add or remove one group"
+    assert report.promise.unit == words
+    assert report.promise.adjacency == "add or remove one group"
