@@ -50,7 +50,7 @@ def test_a_pretrained_classifier_is_adapted_group_by_group(tmp_path: Path) -> No
     )  # fmt: skip
     run = prepare(settings, tmp_path / "run")
     simulate(run)
-    found = audit_run(run, AuditDesign(minutes=1.0))
+    found = audit_run(run, AuditDesign(minutes=0.5))
     by = {name: [r for r in found.results if r.attack == name] for name in ("conformance", "released-sums")}
     for results in by.values():
         assert results
