@@ -43,6 +43,9 @@ def test_a_folder_holds_a_file_a_block(original: Path, tmp_path: Path) -> None:
     there = {path.name for path in (tmp_path / "converted").iterdir()}
     assert there == {CARD, *card.files}
     assert {"trunk.safetensors", "block-0.safetensors", "block-1.safetensors", "config.json"} <= there
+    assert (
+        len({path.stat().st_mode for path in (tmp_path / "converted").iterdir()}) == 1
+    )  # readable to the same
     last, before = (
         load_file(tmp_path / "converted/block-1.safetensors"),
         load_file(original / "model.safetensors"),
@@ -95,7 +98,7 @@ def test_a_killed_conversion_leaves_no_folder_and_the_next_one_succeeds(
         os.kill(os.getpid(), signal.SIGKILL)
 
     def child() -> None:
-        converting.shutil.copyfile = killed  # type: ignore[assignment]  # in the child alone
+        converting.same_mode = killed  # in the child alone
         convert(original, 2, to)
 
     process = multiprocessing.get_context("fork").Process(target=child)
