@@ -103,6 +103,7 @@ class RunSettings(Part):
         from ..privacy.secure_aggregation import MAX_COHORT, lowest_threshold
 
         check_mechanism(self.training, self.privacy, "privacy.")
+        self.training.check_blocks(self.model.blocks)
         if self.evaluation is not None:
             epsilon = self.privacy.epsilon
             require(
@@ -147,7 +148,11 @@ class RunSettings(Part):
     def _groups(self) -> int:
         if self.training.assignment != "parallel":
             return 1
-        return groups_of(self.companies.cohort, self.model.blocks, self.secure_aggregation.minimum_cohort)
+        return groups_of(
+            self.companies.cohort,
+            len(self.training.trained(self.model.blocks)),
+            self.secure_aggregation.minimum_cohort,
+        )
 
     @property
     def drawn(self) -> DrawnCohorts | None:
