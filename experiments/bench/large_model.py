@@ -1,8 +1,8 @@
 """A decoder of 1.2 billion parameters: converted, and one of its blocks trained privately, on a small machine.
 
-Each stage is a process of its own, whose largest resident memory is what the system says of it. Weights are random and
-in bfloat16, shapes those of a small Llama. End to end, Adam in single precision holds weights, gradients and two moments
-of every parameter: those bytes are counted, since they do not fit here.
+Each stage is a process of its own, whose largest resident memory is what the system says of it. Weights are random
+and in bfloat16, shapes those of a small Llama. End to end, Adam in single precision holds weights, gradients and two
+moments of every parameter: those bytes are counted, since they do not fit here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def measure(
     block: int | None = None,
     on_progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """`convert_peak_gib`, `lora_peak_gib` and `whole_block_peak_gib`: of converting, and of private steps on one block.
+    """`convert_peak_gib`, `lora_peak_gib`, `whole_block_peak_gib`: of converting, and of private steps on a block.
 
     `end_to_end_gib`: weights, gradients and Adam's moments of the whole model, without any activations.
     `lora_round_share`: bytes of an update of low-rank adapters of all blocks, of the model's bytes.
@@ -161,13 +161,6 @@ def _train(folder: Path, block: int, trains: str) -> dict[str, Any]:
 def _settings(folder: Path, trains: str) -> Any:
     from ...blocks.families import family
 
-    settings = family("pretrained-decoder").settings
-    return settings.model_validate(
-        {
-            "pretrained": str(folder / "converted"),
-            "sequence_length": _TOKENS,
-            "trains": trains,
-            "lora_rank": RANK,
-            "objective": "task",
-        }  # fmt: skip
-    )
+    kind = family("pretrained-decoder").settings
+    set_ = {"sequence_length": _TOKENS, "trains": trains, "lora_rank": RANK, "objective": "task"}
+    return kind.model_validate(set_ | {"pretrained": str(folder / "converted")})
