@@ -86,9 +86,10 @@ def _make(folder: Path, sizes: dict[str, int]) -> dict[str, Any]:
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**sizes, tie_word_embeddings=False, dtype=torch.bfloat16)
+    wanted: dict[str, Any] = {**sizes}
+    config = transformers.LlamaConfig(**wanted, tie_word_embeddings=False, dtype=torch.bfloat16)
     with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
+        model: Any = transformers.LlamaForCausalLM(config)
     model = model.to(torch.bfloat16).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -115,7 +116,7 @@ def _prefix(folder: Path, block: int) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    from ...blocks.pretrained.prefix import streamed_context
+    from ...blocks.streamed_prefix import streamed_context
 
     settings = _settings(folder, "lora")
     generator = torch.Generator().manual_seed(0)

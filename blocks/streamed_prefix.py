@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..build import build_model
-from ..settings import NoiseSettings
-from ..state import State, merge
-from .denoiser import PretrainedDenoiser
-from .settings import PretrainedSettings
+from .build import build_model
+from .pretrained.denoiser import PretrainedDenoiser
+from .pretrained.settings import PretrainedSettings
+from .settings import NoiseSettings
+from .state import State, merge
 
 _AT_ONCE = 64
 
