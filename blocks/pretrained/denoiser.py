@@ -109,10 +109,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def context(self, block: int, inputs: Tensor, before: Tensor | None = None) -> Tensor:
         if before is not None:
             return before
+        if block == 0:
+            return self.embed(0, inputs)  # nothing of it trains, and an attacker derives by the input
         with torch.no_grad():
             return self.features_before(block, inputs)
 
-    @torch.no_grad()
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
         made = self.embed(0, inputs)
         for b in range(block):
