@@ -127,6 +127,13 @@ class PretrainedDenoiser(EmbeddedDenoiser):
             found.append(self._passed_on(b, found[-1]))
         return found
 
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What each block makes of the input, (N, T, D) a block, and where there are tokens, bool (N, T)."""
+        made = self.contexts(inputs)
+        made.append(self._passed_on(len(self.blocks) - 1, made[-1]))
+        return [_parted(context)[0] for context in made[1:]], _parted(made[0])[1]
+
     def _passed_on(self, block: int, context: Tensor) -> Tensor:
         x, present = _parted(context)
         out = self.clean_stream(block, x, present)
