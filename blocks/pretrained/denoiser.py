@@ -109,10 +109,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def context(self, block: int, inputs: Tensor, before: Tensor | None = None) -> Tensor:
         if before is not None:
             return before
+        if block == 0:
+            return self.embed(0, inputs)  # nothing of it trains, and an attacker derives by the input
         with torch.no_grad():
             return self.features_before(block, inputs)
 
-    @torch.no_grad()
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
         made = self.embed(0, inputs)
         for b in range(block):
@@ -125,6 +126,13 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         for b in range(len(self.blocks) - 1):
             found.append(self.passed_on(b, found[-1]))
         return found
+
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What each block makes of the input, (N, T, D) a block, and where there are tokens, bool (N, T)."""
+        made = self.contexts(inputs)
+        made.append(self.passed_on(len(self.blocks) - 1, made[-1]))
+        return [_parted(context)[0] for context in made[1:]], _parted(made[0])[1]
 
     def passed_on(self, block: int, context: Tensor) -> Tensor:
         """The context of the next block."""

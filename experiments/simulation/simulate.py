@@ -92,6 +92,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "rounds_done": sum(row["status"] == "done" for row in rounds),
         "rounds_failed": dict(Counter(row["status"] for row in rounds if row["status"] != "done")),
         "groups_flagged": sum(effect["flagged"] for row in rounds for effect in row.get("influence", ())),
+        "rounds_past_the_guard": sum(row.get("guard", {}).get("flagged", False) for row in rounds),
         "refusals": dict(Counter(code for row in rounds for _, code in row["absent"].values())),
         f"{metric}_public_model": first["heldout"][-1],
         metric: last["heldout"][-1],
