@@ -51,7 +51,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         self.trunk = trunk
         self.each = settings.layers // settings.blocks
         self.blocks = nn.ModuleList(
-            PretrainedBlock(own, self.new_interface(settings), settings, table.shape[1])
+            PretrainedBlock(own, self.new_interface(settings, b), settings, table.shape[1])
             if only in (None, b)
             else Absent()
             for b, own in enumerate(layers)
@@ -66,8 +66,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
 
     @staticmethod
     @abstractmethod
-    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
-        """The modules of a block that `read` uses."""
+    def new_interface(settings: PretrainedSettings, block: int) -> nn.ModuleDict:
+        """The modules of a block that `read` uses.
+
+        The last block's are such that what it predicts can be handed back in the format of transformers.
+        """
 
     @abstractmethod
     def present(self, inputs: Tensor, tokens: int) -> Tensor:
@@ -132,11 +135,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         """What each block makes of the input, (N, T, D) a block, and where there are tokens, bool (N, T)."""
         made = self.contexts(inputs)
         made.append(self.passed_on(len(self.blocks) - 1, made[-1]))
-        return [_parted(context)[0] for context in made[1:]], _parted(made[0])[1]
+        return [parted(context)[0] for context in made[1:]], parted(made[0])[1]
 
     def passed_on(self, block: int, context: Tensor) -> Tensor:
         """The context of the next block."""
-        x, present = _parted(context)
+        x, present = parted(context)
         out = self.clean_stream(block, x, present)
         return torch.cat([out, context[:, :, -1:].to(out.dtype)], dim=2)
 
@@ -196,7 +199,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     # Predictions and losses.
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        x, present = _parted(context)
+        x, present = parted(context)
         if self.settings.objective == "denoise":
             return self._denoised(block, z, level, *self.both_streams(block, x, present, z, level), present)
         read = self.read(block, self.clean_stream(block, x, present), present)
@@ -210,7 +213,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def block_loss(self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         if self.settings.objective != "mixed":
             return self.loss(self.predict(block, z, level, context), targets)
-        x, present = _parted(context)
+        x, present = parted(context)
         clean, noisy = self.both_streams(block, x, present, z, level)
         denoising = self.loss(self._denoised(block, z, level, clean, noisy, present), targets)
         draws = len(z) // len(x)
@@ -249,7 +252,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
 
-def _parted(context: Tensor) -> tuple[Tensor, Tensor]:
+def parted(context: Tensor) -> tuple[Tensor, Tensor]:
     """A context's activations (n, T, D), and where there are tokens, bool (n, T)."""
     return context[:, :, :-1], context[:, :, -1] > 0.5
 
