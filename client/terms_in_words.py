@@ -43,6 +43,12 @@ def projected(company: Company, plan: Plan) -> dict[str, Any]:
     return found
 
 
+def _blocks(plan: Plan) -> str:
+    if plan.training.blocks is not None:
+        return f"block {', '.join(map(str, plan.trained_blocks))} of {plan.model.blocks} (from 0)"
+    return f"{plan.model.blocks} blocks"
+
+
 def described(company: Company, request: Request) -> list[str]:
     """What a coordinator asks for, a line a fact."""
     plan, costs = request.offered, projected(company, request.offered)
@@ -62,7 +68,7 @@ def described(company: Company, request: Request) -> list[str]:
     opened = f"each is opened only if at least {_threshold(plan, n)} of {n} take part to its end"
     lines = [
         f"Run {request.run!r} (plan {request.digest[:12]}), asked for since {asked}:",
-        f"  trains     {plan.model.family}, {plan.model.blocks} blocks, {t.rounds} rounds; {assignment}",
+        f"  trains     {plan.model.family}, {_blocks(plan)}, {t.rounds} rounds; {assignment}",
         f"  releases   {costs['releases']} of this company, {steps}",
         f"  privacy    {_privacy(plan)}",
         f"  of         {plan.unit_words}",

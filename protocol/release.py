@@ -199,7 +199,7 @@ def block_of(plan: Plan, session: Session) -> int:
     name, _, number = block_label(session.label).partition("-")
     if name != "block" or not number.isdecimal() or not (block := int(number)) < plan.model.blocks:
         raise ProtocolError("bad_session", "the session is for no block of the plan")
-    if sum_label(block) != f"block-{number}":
+    if sum_label(block) != f"block-{number}" or block not in plan.trained_blocks:
         raise ProtocolError("bad_session", "the session is for no block of the plan")
     return block
 

@@ -28,14 +28,14 @@ def assign(round_: int, companies: tuple[str, ...], plan: Plan) -> list[Task]:
     Raises:
         InputError: the cohort is below the plan's minimum.
     """
-    blocks = plan.model.blocks
+    blocks = plan.trained_blocks
     if plan.training.assignment == "all":
-        return [Task(b, companies) for b in range(blocks)]
+        return [Task(b, companies) for b in blocks]
     if plan.training.assignment == "sequential":
-        return [Task((round_ - 1) % blocks, companies)]
-    count = groups(len(companies), blocks, plan.secure_aggregation.minimum_cohort)
+        return [Task(blocks[(round_ - 1) % len(blocks)], companies)]
+    count = groups(len(companies), len(blocks), plan.secure_aggregation.minimum_cohort)
     # Groups are fixed as the cohort is: the difference of two cohorts' sums could isolate one company.
-    return [Task((round_ - 1 + g) % blocks, companies[g::count]) for g in range(count)]
+    return [Task(blocks[(round_ - 1 + g) % len(blocks)], companies[g::count]) for g in range(count)]
 
 
 def groups(companies: int, blocks: int, minimum_cohort: int) -> int:

@@ -27,6 +27,7 @@ from .drawn_cohort import DrawnCohort
 from .evaluation import Evaluator
 from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarted, Subscriber
 from .federated_evaluation import evaluate
+from .guard import STOPPED, Guard, Look, first_loss
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .plain_sums import PlainSums
@@ -57,7 +58,8 @@ def coordinate(
 
     Raises:
         RunError: another process is at it, or companies are missing.
-        ProtocolError: "rounds_failed", too many in a row; or the code with which a company refuses the plan.
+        ProtocolError: "rounds_failed", too many in a row; "public_loss_rose", past the guard's limit; or the code
+            with which a company refuses the plan.
     """
     with exclusive(run.path):
         return _coordinate(grid, run, subscribers, wait, patience)
@@ -102,12 +104,16 @@ def _coordinate(
     ]
     for b, optimizer in enumerate(optimizers):
         optimizer.load(checkpoint.optimizers.get(b, {}))
+    guard = Guard.of(settings, plan, evaluator)
     rounds = plan.training.rounds
     tell(RunStarted(rounds, done=checkpoint.round))
     if checkpoint.round == 0 and not run.metrics():
         row: dict[str, Any] = {"round": 0, "quality": evaluator.quality(model)}
+        if guard is not None:
+            row["public_loss"] = guard.loss(model)
         run.append_metrics(row)
         tell(RoundFinished(row))
+    first = first_loss(run)
     shared, expected = checkpoint.model.shared, settings.companies.count
     if plan.drawn is not None and patience is not None:
         rule = "cohorts are drawn each round in `fedblocks simulate` alone"
@@ -134,13 +140,14 @@ def _coordinate(
         attendance.gather()
         cohort = attendance.cohort
         kept = OpenedSums(ReleaseLog(run.opened), plan)
+    keeps_moments = settings.influence.discards or settings.guard.stops
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
         if drawing is not None:
             cohort = drawing.of(round_)
         # All blocks of a round start from the state that the round began with.
         before = tuple(blocks)
-        moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
+        moments = [optimizer.state() for optimizer in optimizers] if keeps_moments else []
 
         def train(
             task: Task,
@@ -185,10 +192,23 @@ def _coordinate(
                     discarded.add(effect.block)
                     blocks[effect.block] = before[effect.block]
                     optimizers[effect.block].load(moments[effect.block])
-        if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
+        evaluated = round_ % plan.training.evaluate_every == 0 or round_ == rounds
+        look: Look | None = None
+        if guard is not None and first is not None and guard.due(evaluated=evaluated):
+            merge(model, *blocks)
+            look = guard.look(round_, model, first)
+            row["guard"] = look.to_json()
+        stopped = look is not None and look.ends_the_run
+        if stopped:
+            row["status"] = STOPPED
+            discarded |= {task.block for task in tasks}
+            for b in discarded:
+                blocks[b] = before[b]
+                optimizers[b].load(moments[b])
+        if evaluated or stopped:
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)
-        evaluation = plan.evaluation
+        evaluation = None if stopped else plan.evaluation
         if evaluation is not None and evaluation.due(round_, rounds) and isinstance(cohort, Cohort):
             groups = list(dict.fromkeys(task.companies for task in tasks))
             attempt = "" if patience is None else secrets.token_hex(8)
@@ -211,6 +231,8 @@ def _coordinate(
         if kept is not None:
             kept.forget()
         tell(RoundFinished(row))
+        if look is not None and look.ends_the_run:
+            raise look.error()
     if patience is not None and isinstance(cohort, Cohort):
         _deliver(run, cohort, patience.linger, patience, tell)
     tell(RunFinished(rounds))

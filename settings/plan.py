@@ -86,6 +86,7 @@ class Plan(MechanismSettings, _Job):
         )
         require(z == 0 or z >= LEAST_NOISE, "noise_multiplier", z, f"expected 0 or at least {LEAST_NOISE}")
         check_mechanism(self.training, self)
+        self.training.check_blocks(self.model.blocks)
         if self.evaluation is not None:
             require(
                 z > 0,
@@ -122,6 +123,11 @@ class Plan(MechanismSettings, _Job):
     def unit_words(self) -> str:
         """The unit of privacy, in the words of a report."""
         return self.training.unit or self.model.unit_words
+
+    @property
+    def trained_blocks(self) -> tuple[int, ...]:
+        """The blocks that rounds train, in order."""
+        return self.training.trained(self.model.blocks)
 
     @property
     def private(self) -> bool:

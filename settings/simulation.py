@@ -104,8 +104,9 @@ class SimulationSettings(RunSettings):
 
     @model_validator(mode="after")
     def _audits(self) -> Self:
-        b, blocks = self.audit.block, self.model.blocks
-        require(b is None or b < blocks, "audit.block", b, f"the model has {blocks} blocks")
+        b, trained = self.audit.block, self.training.trained(self.model.blocks)
+        blocks = ", ".join(map(str, trained))
+        require(b is None or b in trained, "audit.block", b, f"the run trains the blocks {blocks}")
         return self
 
     @model_validator(mode="after")

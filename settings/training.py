@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ..blocks.settings import Part, require
+from ..blocks.settings import MOST_BLOCKS, Part, require
 
 
 class PretrainingSettings(Part):
@@ -37,6 +37,10 @@ class TrainingSettings(Part):
 
     rounds: int = Field(60, ge=1, le=1_000_000)
     assignment: Literal["sequential", "parallel", "all"] = "sequential"
+    blocks: tuple[Annotated[int, Field(ge=0, lt=MOST_BLOCKS)], ...] | None = Field(
+        None,
+        description="the blocks that rounds train; none: all. The others stay as the public model has them",
+    )
     interface: bool = Field(False, description="also train the blocks' embeddings and readouts")
     local_steps: int = Field(1, ge=1, le=10_000)
     local_learning_rate: float = Field(1.0, ge=1e-6, le=1e4)
@@ -130,6 +134,22 @@ class TrainingSettings(Part):
         return f"one group (all records with the same value in column {self.group!r})"
 
     @model_validator(mode="after")
+    def _blocks_once(self) -> Self:
+        if self.blocks is not None:
+            rule, chosen = "expected at least one block, each once and in order", self.blocks
+            require(bool(chosen) and [*chosen] == sorted({*chosen}), "blocks", chosen, rule)
+        return self
+
+    def trained(self, blocks: int) -> tuple[int, ...]:
+        """The blocks that rounds train, of a model of so many."""
+        return tuple(range(blocks)) if self.blocks is None else self.blocks
+
+    def check_blocks(self, blocks: int) -> None:
+        """Refuse settings that train a block which a model of so many has not."""
+        last = self.trained(blocks)[-1]
+        require(last < blocks, "training.blocks", self.blocks, f"the model has the blocks 0 to {blocks - 1}")
+
+    @model_validator(mode="after")
     def _pulls_something(self) -> Self:
         if self.proximal > 0:
             rule = "must be at least 2 with training.proximal: the first step starts where it is pulled to"
@@ -143,13 +163,13 @@ class TrainingSettings(Part):
         """Updates of one company over the run, its reserve included: one a round, or with "all" one a round and
         block. `rounds`: those that it takes part in, where these are not all."""
         taken = self.rounds + self.reserve if rounds is None else rounds
-        return taken * (blocks if self.assignment == "all" else 1)
+        return taken * (len(self.trained(blocks)) if self.assignment == "all" else 1)
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plans without a reserve, a pull or groups keep the digest that they had before there were any."""
+        """A plan with nothing of these is the plan that it was before there were any, by its digest too."""
         found: dict[str, Any] = dump(self)
-        for name in ("reserve", "proximal", "group"):
+        for name in ("reserve", "proximal", "group", "blocks"):
             if not getattr(self, name):
                 found.pop(name, None)
         if self.group is None:

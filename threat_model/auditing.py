@@ -79,9 +79,10 @@ def audit_run(
         raise RunError(f"{run.path}: {rule}")
     subject = Subject.of(run, seed=design.seed, block=design.block)
     subject = replace(subject, workers=design.workers)
-    blocks = subject.plan.model.blocks
-    if design.block is not None and not 0 <= design.block < blocks:
-        raise InputError("block", design.block, f"expected 0 to {blocks - 1}: the model has {blocks} blocks")
+    trained = subject.plan.trained_blocks
+    if design.block is not None and design.block not in trained:
+        blocks = ", ".join(map(str, trained))
+        raise InputError("block", design.block, f"expected one of those that the run trains: {blocks}")
     jobs, results = jobs_of(subject, [adversary(name) for name in design.names])
     kept = _Kept.of(run, subject, design)
     found = {job: read for job in jobs if (read := kept.read(job)) is not None}

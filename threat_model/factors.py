@@ -115,7 +115,7 @@ class _Traced:
         self.called: list[str] = []
         self._shapes: list[torch.Size] = []
         self._tape: _Tape | None = None
-        block = model.part(problem.block)
+        block = model.blocks[problem.block]
         self._own = {name: p.detach() for name, p in block.named_parameters() if name in set(dense)}
         self._dtype = next(model.parameters()).dtype
         for name in linear:

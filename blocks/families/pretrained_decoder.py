@@ -105,7 +105,7 @@ class PretrainedDecoder(PretrainedDenoiser):
     def _logits(self, block: int, out: Tensor) -> Tensor:
         if block + 1 < len(self.blocks):
             out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
-        logits = wide(self.trunk.logits(self.trunk.finish(out)))
+        logits = wide(self.trunk.logits(self.finished(out)))
         return F.pad(logits, (0, 0, 1, 0))  # all alike of the first token, which nothing predicts
 
     @torch.no_grad()

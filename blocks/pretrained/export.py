@@ -16,6 +16,7 @@ from ...atomic_file import creating_folder
 from ...errors import InputError
 from .card import REST, TRUNK, ConvertedCard, block_file, check_file
 from .checkpoint import COMPANIONS
+from .convert import same_mode
 from .lora import effective
 from .skeleton import TORCH_DTYPES, Skeleton, quiet
 from .trunk import Trunk, tensors_of
@@ -76,6 +77,7 @@ def export(
                 (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
             for name, content in files.items():
                 (draft / name).write_bytes(content)
+            same_mode(draft)
     except OSError as error:
         raise InputError("to", str(to), f"cannot be written: {error.strerror or error}") from error
 

@@ -51,7 +51,7 @@ def _save(kind: str, layers: int, to: Path) -> None:
     model.save_pretrained(to)
     if kind != "vision":
         tokenizer: dict[str, Any] = {
-            "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+            "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": {"type": "Whitespace"},
             "post_processor": None, "decoder": None, "truncation": None, "padding": None,
             "model": {
                 "type": "WordLevel", "vocab": {f"w{i}": i for i in range(_TOKENS)}, "unk_token": "w1",

@@ -95,10 +95,10 @@ def train_in_one_place(
     )
     objective, source = BlockObjective(weight=plan.noise.weight), CryptographicSource(randomness)
     optimizers: dict[int, BlockOptimizer] = {}
+    trained = plan.trained_blocks
     for round_ in range(training.rounds):
-        for b in (
-            [round_ % plan.model.blocks] if training.assignment == "sequential" else range(plan.model.blocks)
-        ):
+        turn = trained[round_ % len(trained)]
+        for b in [turn] if training.assignment == "sequential" else trained:
             block = model.freeze_all_but(b, training.interface).train()
 
             def losses(indices: Tensor, draws: int, b: int = b) -> Tensor:

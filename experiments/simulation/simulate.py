@@ -14,6 +14,7 @@ from ...client.company import Company
 from ...client.policy import load_policy
 from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
+from ...privacy.secure_aggregation import computed_once
 from ...server.coordinator import coordinate
 from ...server.events import Subscriber
 from ...server.run_folder import RunFolder
@@ -64,7 +65,8 @@ def _simulate(
         with unprotected(run, at_once, processes=engine == "processes") as sums:
             coordinate(sums, run, subscribers)
     else:
-        with loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once) as grid:
+        companies = loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once)
+        with computed_once(), companies as grid:
             dropout = settings.companies.dropout
             lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
             coordinate(lossy, run, subscribers)
@@ -91,6 +93,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "rounds_done": sum(row["status"] == "done" for row in rounds),
         "rounds_failed": dict(Counter(row["status"] for row in rounds if row["status"] != "done")),
         "groups_flagged": sum(effect["flagged"] for row in rounds for effect in row.get("influence", ())),
+        "rounds_past_the_guard": sum(row.get("guard", {}).get("flagged", False) for row in rounds),
         "refusals": dict(Counter(code for row in rounds for _, code in row["absent"].values())),
         f"{metric}_public_model": first["heldout"][-1],
         metric: last["heldout"][-1],

@@ -18,10 +18,12 @@ from fedblocks.blocks.state import digest
 from fedblocks.client.app import app as client_app
 from fedblocks.client.company import Company
 from fedblocks.client.policy import load_policy
-from fedblocks.errors import InputError
+from fedblocks.errors import InputError, ProtocolError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.ledger_file import LedgerRow
+from fedblocks.privacy.secure_aggregation import Session
+from fedblocks.protocol.release import block_of, sum_label
 from fedblocks.server.assignment import assign, groups
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.coordinator import coordinate
@@ -163,3 +165,29 @@ def test_the_interface_is_trained_only_where_plan_and_policy_say_so(
         }
         assert any(".layers." in name for name in moved)
         assert any(".interface." in name for name in moved) == interface
+
+
+def test_only_the_chosen_blocks_are_assigned_and_accepted(small: SimulationSettings) -> None:
+    """Would catch a round on a block that the plan leaves alone, a charge for it, and a company that takes part."""
+    names = tuple(f"company-{i}" for i in range(6))
+    for assignment, releases in (("sequential", 6), ("parallel", 6), ("all", 12)):
+        whole = plan_of(small, assignment, 3)
+        training = whole.training.model_dump() | {"blocks": (0, 2), "rounds": 6}
+        chosen = whole.changed(training=training)
+        assert chosen.most_releases == releases
+        tasks = [task for round_ in range(1, 7) for task in assign(round_, names, chosen)]
+        assert {task.block for task in tasks} == {0, 2}
+        assert block_of(chosen, session(sum_label(2), names)) == 2
+        with pytest.raises(ProtocolError):
+            block_of(chosen, session(sum_label(1), names))
+        for blocks in ((3,), (), (1, 0)):
+            with pytest.raises(InputError, match=r"training\.blocks"):
+                whole.changed(training=training | {"blocks": blocks})
+        assert whole.changed(training=whole.training.model_dump()).digest() == whole.digest()
+
+
+def session(label: str, names: tuple[str, ...]) -> Session:
+    return Session(
+        run="r", round=1, label=label, model_digest=bytes(32), settings_digest=bytes(32), cohort=names,
+        threshold=len(names), length=8,
+    )  # fmt: skip

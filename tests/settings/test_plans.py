@@ -89,6 +89,7 @@ OTHERS: dict[str, Any] = {
     "training.batches": {"training": EPOCHS}, "training.noise_bands": {"training": EPOCHS | {"noise_bands": 2}},
     "training.noise_draws": 3, "training.server_optimizer": "fedavg", "training.server_learning_rate": 0.5,
     "training.server_betas": [0.5, 0.5], "training.evaluate_every": 3, "training.message_timeout": 5.0,
+    "training.blocks": [0],
     "training.group": "author",
     "training.records_per_group": {"training": {"group": "author", "records_per_group": 2}},
     "training.reserve": 2, "training.proximal": {"training": {"proximal": 0.1, "local_steps": 2}},
@@ -179,7 +180,7 @@ def test_a_policys_fields_that_are_no_part_of_the_noise_change_no_bit(raw: dict[
         "most_new_plans": 2, "answer_seconds": 9.0, "epsilon_ceiling_run": 1.0, "epsilon_ceiling_year": 1.0,
         "plans": ("0" * 64,), "shared_states": ("0" * 64,), "most_rounds_a_day": 1, "most_attempts": 3,
         "hours": ("08:00", "09:00"), "zone": "Europe/Berlin", "approval": "always", "largest_predicted_gain": 1.0,
-        "group": "author",
+        "group": "author", "pretrained": ("models",),
     }  # fmt: skip
     plan = validated(Plan, changed(raw, MODES[mode]))
     free = {n for n, v in others.items() if labels(plan, POLICY.model_copy(update={n: v})) == labels(plan)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ...privacy.accounting import Guarantee
 from ...server.own_account import planned
@@ -22,19 +23,27 @@ class Finding:
 
 
 def largest_epsilon(facts: Facts) -> float:
-    """The largest of the ledgers' epsilons; the plan's, if the ledgers are elsewhere."""
+    """The largest of the ledgers' epsilons; the plan's, if the ledgers are elsewhere.
+
+    Where cohorts are drawn, no less than the plan's in any case: the company that is drawn most often, of which that
+    is, may come late.
+    """
     if not facts.private:
         return math.inf
-    return max((s.spent for s in facts.spending), default=0.0) or _planned(facts).epsilon
+    found = max((s.spent for s in facts.spending), default=0.0)
+    if facts.plan.drawn is not None:
+        return max(found, _planned(facts).epsilon)
+    return found or _planned(facts).epsilon
 
 
 def largest_against_company(facts: Facts) -> float:
     """As `largest_epsilon`, against a company that takes part: larger where shared noise tolerates no colluder."""
     if not facts.private:
         return math.inf
-    return (
-        max((s.spent_company for s in facts.spending), default=0.0) or _planned(facts).epsilon_against_company
-    )
+    found = max((s.spent_company for s in facts.spending), default=0.0)
+    if facts.plan.drawn is not None:
+        return max(found, _planned(facts).epsilon_against_company)
+    return found or _planned(facts).epsilon_against_company
 
 
 def _planned(facts: Facts) -> Guarantee:
@@ -59,7 +68,21 @@ def find(facts: Facts, diagnosed: Diagnosed | None) -> list[Finding]:
             "of companies: a sign of poisoned updates, or of private data unlike the public ones."
         )
         found.append(Finding("Influence", text, True))
+    if facts.guarded:
+        found.append(Finding("Guard", _guarded(facts.guarded), True))
     return found
+
+
+def _guarded(looks: tuple[dict[str, Any], ...]) -> str:
+    last = looks[-1]
+    times = "not finite" if last["times"] is None else f"{last['times']:.3g} times the public model's"
+    text = (
+        f"In {_many(len(looks), 'round', 'rounds')} the public loss rose past the coordinator's limit of "
+        f"{last['limit']:g} times the public model's; in round {last['round']} it was {times}"
+    )
+    if last["stopped"]:
+        return f"{text}. That round was discarded and ended the run: the model is the one before it."
+    return f"{text}. The guard marks such rounds and stops nothing (guard.public_loss)."
 
 
 def _utility(utility: Utility, facts: Facts) -> list[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...blocks.examples import Examples
 from ...client.policy import load_policy
+from ...client.units import units
 from ...errors import LedgerError
 from ...privacy.accounting import epsilon
 from ...privacy.events import Event
@@ -44,7 +45,8 @@ class Spending:
 
     `spent_company`: as `spent`, against a company that takes part and so knows its own share of the noise. `events`:
     of this run's releases. `planned`: the run as the ledger is pinned to it, as one event; none where it is not.
-    `head`: the hash of the ledger's last row. `examples`: the company's, which a simulation alone can tell.
+    `head`: the hash of the ledger's last row. `examples`: the company's, or its groups where these are the unit, as a
+    simulation alone can tell.
     """
 
     company: str
@@ -113,7 +115,7 @@ def _spending(home: Path, plan: Plan, seconds: dict[tuple[object, ...], Second])
         events=tuple(row.event for row in own),
         planned=_whole(training),
         head=copy.head if copy else "",
-        examples=_examples(home / "data.npz"),
+        examples=_examples(home / "data.npz", plan),
         second=_second(copy, seconds) if copy and rows else None,
         trained=tuple(row.round for row in training),
     )
@@ -124,8 +126,8 @@ def _whole(training: Sequence[LedgerRow]) -> Event | None:
     return training[0].event.times(training[0].planned) if training and training[0].planned else None
 
 
-def _examples(path: Path) -> int | None:
-    return len(Examples.load(path)) if path.is_file() else None
+def _examples(path: Path, plan: Plan) -> int | None:
+    return units(plan, Examples.load(path)) if path.is_file() else None
 
 
 def _second(copy: LedgerCopy, seconds: dict[tuple[object, ...], Second]) -> Second:
