@@ -59,11 +59,16 @@ def predict(
         list[Path] | None,
         typer.Option(help="a converted model that the model was adapted from; repeatable"),
     ] = None,
+    personal: Annotated[
+        Path | None,
+        typer.Option(help="a company's own parts, laid over the model; those in its folder always are"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of whatever is drawn")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Predict with a run's model or an exported one: classes, numbers, futures, texts or images."""
     from ..client.data.findings import Findings
+    from ..client.personal import PERSONAL_FILE, lay_over_file
     from ..client.prediction import Wanted
     from ..client.prediction import predict as predicted
     from ..settings.contract import contract_file
@@ -84,6 +89,10 @@ def predict(
         labels=tuple(label or ()),
     )
     network, card = _loaded(model, round_, pretrained or [])
+    own = personal or model / PERSONAL_FILE
+    if personal is not None or own.is_file():
+        lay_over_file(network, card, own)
+        people.print(f"With the company's own parts: {own}", markup=False, highlight=False, soft_wrap=True)
     findings = Findings(source or "")
     with progress_on(people) as progress:
         task = progress.add_task("Predictions", total=None, note="")

@@ -41,6 +41,10 @@ class PretrainedDecoderSettings(PretrainedSettings):
     def _short_enough(self) -> Self:
         rule = f"the model takes at most {self.longest} tokens"
         require(self.sequence_length <= self.longest, "sequence_length", self.sequence_length, rule)
+        rule = (
+            "the last block reads with the original head, which stays as it is; expected nothing or adapter"
+        )
+        require(self.personal != "head", "personal", self.personal, rule)
         return self
 
     @property

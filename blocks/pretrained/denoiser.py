@@ -100,7 +100,8 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
     def own(self, block: int, name: str, x: Tensor) -> Tensor:
-        out: Tensor = self.block(block).interface[name](x)
+        part = self.block(block)
+        out: Tensor = (part.personal if name in part.personal else part.interface)[name](x)
         return out
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
@@ -244,6 +245,13 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         if self.settings.objective != "denoise":
             return z
         return super().advance(z, prediction, level, to, generator)
+
+    def freeze_all_but(self, block: int, interface: bool = True) -> nn.Module:
+        """As of any model; and what a round trains, and so what leaves, has no company's own parts over it."""
+        for part in self.blocks:
+            if isinstance(part, PretrainedBlock):
+                part.lift()
+        return super().freeze_all_but(block, interface)
 
     def groups(self, block: int | None, interface: bool = True) -> dict[str, Group]:
         found = super().groups(block, interface)
