@@ -32,6 +32,7 @@ from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .plain_sums import PlainSums
 from .release_log import OpenedSum, OpenedSums, ReleaseLog
+from .representation import Representation, measure
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
@@ -109,8 +110,8 @@ def _coordinate(
     tell(RunStarted(rounds, done=checkpoint.round))
     if checkpoint.round == 0 and not run.metrics():
         row: dict[str, Any] = {"round": 0, "quality": evaluator.quality(model)}
-        if guard is not None:
-            row["public_loss"] = guard.loss(model)
+        if guard.on:
+            row["public_loss"] = guard.finite_loss(model)
         run.append_metrics(row)
         tell(RoundFinished(row))
     first = first_loss(run)
@@ -118,7 +119,10 @@ def _coordinate(
     if plan.drawn is not None and patience is not None:
         rule = "cohorts are drawn each round in `fedblocks simulate` alone"
         raise InputError("companies.per_round", plan.drawn.per_round, rule)
+    public = evaluator.sets["public"]
     if checkpoint.round == rounds:
+        if Representation.read(run) is None:  # its end was cut short
+            measure(run, plan, model, checkpoint, public, guard, settings.seed)
         if patience is not None and not isinstance(grid, PlainSums):  # for who was missing when it ended
             last = Attendance.cohort_of(grid, run, plan, shared)
             _deliver(run, last, patience.deliver, patience, tell)
@@ -184,8 +188,8 @@ def _coordinate(
         discarded = set()
         if settings.influence.leave_group_out != "off":
             summed = [(r.block, r.survivors) for r in results if r.status == "done"]
-            public = partial(evaluator.public, model)
-            effects = leave_group_out(model, before, blocks, summed, public, settings.influence)
+            quality = partial(evaluator.public, model)
+            effects = leave_group_out(model, before, blocks, summed, quality, settings.influence)
             row["influence"] = [asdict(effect) for effect in effects]
             for effect in effects:
                 if effect.discarded:
@@ -194,7 +198,7 @@ def _coordinate(
                     optimizers[effect.block].load(moments[effect.block])
         evaluated = round_ % plan.training.evaluate_every == 0 or round_ == rounds
         look: Look | None = None
-        if guard is not None and first is not None and guard.due(evaluated=evaluated):
+        if first is not None and guard.due(evaluated=evaluated):
             merge(model, *blocks)
             look = guard.look(round_, model, first)
             row["guard"] = look.to_json()
@@ -231,6 +235,8 @@ def _coordinate(
         if kept is not None:
             kept.forget()
         tell(RoundFinished(row))
+        if round_ == rounds or stopped:
+            measure(run, plan, model, checkpoint, public, guard, settings.seed)
         if look is not None and look.ends_the_run:
             raise look.error()
     if patience is not None and isinstance(cohort, Cohort):

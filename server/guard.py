@@ -87,21 +87,21 @@ class Guard:
     """`data`: public examples that the model was not trained on."""
 
     def __init__(self, settings: GuardSettings, data: Examples, objective: BlockObjective, seed: int) -> None:
-        places = torch.linspace(0, len(data) - 1, min(len(data), _MOST)).round().long()
         self._settings, self._objective, self._seed = settings, objective, seed
-        self._data = data[places]
+        self._data = spread_evenly(data, _MOST)
 
     @classmethod
-    def of(cls, settings: RunSettings, plan: Plan, evaluator: Evaluator) -> Guard | None:
-        """None where it is off."""
-        if settings.guard.public_loss == "off":
-            return None
+    def of(cls, settings: RunSettings, plan: Plan, evaluator: Evaluator) -> Guard:
         objective = BlockObjective(weight=plan.noise.weight)
         return cls(settings.guard, evaluator.sets["public"], objective, settings.seed)
 
     def due(self, *, evaluated: bool) -> bool:
         """A run that may be stopped is looked at after every round, else after those that are evaluated."""
-        return evaluated or self._settings.stops
+        return self.on and (evaluated or self._settings.stops)
+
+    @property
+    def on(self) -> bool:
+        return self._settings.public_loss != "off"
 
     @torch.no_grad()
     def loss(self, model: Denoiser) -> float:
@@ -119,15 +119,22 @@ class Guard:
                 )
         return total / (len(self._data) * len(model.blocks))
 
+    def finite_loss(self, model: Denoiser) -> float | None:
+        """None where it is not finite."""
+        found = self.loss(model)
+        return found if math.isfinite(found) else None
+
     def look(self, round_: int, model: Denoiser, first: float) -> Look:
         """The model after a round, beside the public loss `first` that the run began with."""
-        found = self.loss(model)
-        look = Look(
-            round_, found if math.isfinite(found) else None, first, self._settings.limit, self._settings.stops
-        )
+        look = Look(round_, self.finite_loss(model), first, self._settings.limit, self._settings.stops)
         if look.past and not look.stops:
             log.warning("%s", look.words)
         return look
+
+
+def spread_evenly(data: Examples, most: int) -> Examples:
+    """At most so many of the examples."""
+    return data[torch.linspace(0, len(data) - 1, min(len(data), most)).round().long()]
 
 
 def first_loss(run: RunFolder) -> float | None:
