@@ -53,7 +53,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         self.trunk = trunk
         self.each = settings.layers // settings.blocks
         self.blocks = nn.ModuleList(
-            PretrainedBlock(own, self.new_interface(settings), settings, table.shape[1])
+            PretrainedBlock(own, self.new_interface(settings, b), settings, table.shape[1])
             if only in (None, b)
             else Absent()
             for b, own in enumerate(layers)
@@ -68,8 +68,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
 
     @staticmethod
     @abstractmethod
-    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
-        """The modules of a block that `read` uses."""
+    def new_interface(settings: PretrainedSettings, block: int) -> nn.ModuleDict:
+        """The modules of a block that `read` uses.
+
+        The last block's are such that what it predicts can be handed back in the format of transformers.
+        """
 
     @abstractmethod
     def present(self, inputs: Tensor, tokens: int) -> Tensor:
@@ -99,7 +102,8 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
     def own(self, block: int, name: str, x: Tensor) -> Tensor:
-        out: Tensor = self.block(block).interface[name](x)
+        part = self.block(block)
+        out: Tensor = (part.personal if name in part.personal else part.interface)[name](x)
         return out
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
@@ -119,27 +123,32 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
         made = self.embed(0, inputs)
         for b in range(block):
-            made = self._passed_on(b, made)
+            made = self.passed_on(b, made)
         return made
 
     @torch.no_grad()
     def contexts(self, inputs: Tensor) -> list[Tensor]:
         found = [self.embed(0, inputs)]
         for b in range(len(self.blocks) - 1):
-            found.append(self._passed_on(b, found[-1]))
+            found.append(self.passed_on(b, found[-1]))
         return found
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
         """What each block makes of the input, (N, T, D) a block, and where there are tokens, bool (N, T)."""
         made = self.contexts(inputs)
-        made.append(self._passed_on(len(self.blocks) - 1, made[-1]))
-        return [_parted(context)[0] for context in made[1:]], _parted(made[0])[1]
+        made.append(self.passed_on(len(self.blocks) - 1, made[-1]))
+        return [parted(context)[0] for context in made[1:]], parted(made[0])[1]
 
-    def _passed_on(self, block: int, context: Tensor) -> Tensor:
-        x, present = _parted(context)
+    def passed_on(self, block: int, context: Tensor) -> Tensor:
+        """The context of the next block."""
+        x, present = parted(context)
         out = self.clean_stream(block, x, present)
         return torch.cat([out, context[:, :, -1:].to(out.dtype)], dim=2)
+
+    def finished(self, out: Tensor) -> Tensor:
+        """The last block's output after the original's final norm, in the original's precision."""
+        return self.trunk.finish(out.to(next(self.trunk.parameters()).dtype))
 
     def clean_stream(self, block: int, x: Tensor, present: Tensor) -> Tensor:
         """The original layers, as they are by now: (n, T, D) -> (n, T, D)."""
@@ -193,7 +202,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     # Predictions and losses.
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        x, present = _parted(context)
+        x, present = parted(context)
         if self.settings.objective == "denoise":
             return self._denoised(block, z, level, *self.both_streams(block, x, present, z, level), present)
         read = self.read(block, self.clean_stream(block, x, present), present)
@@ -207,7 +216,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def block_loss(self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         if self.settings.objective != "mixed":
             return self.loss(self.predict(block, z, level, context), targets)
-        x, present = _parted(context)
+        x, present = parted(context)
         clean, noisy = self.both_streams(block, x, present, z, level)
         denoising = self.loss(self._denoised(block, z, level, clean, noisy, present), targets)
         draws = len(z) // len(x)
@@ -224,13 +233,12 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def clean(self, targets: Tensor) -> Tensor:
         if self.settings.denoises:
             return super().clean(targets)
-        return torch.zeros(len(targets), 1, device=targets.device)
+        return torch.zeros(len(targets), 0, device=targets.device)
 
     def draw(self, block: int, targets: Tensor, source: Source) -> Draw:
         if self.settings.denoises:
             return super().draw(block, targets, source)
-        nothing = torch.zeros(len(targets), 1)
-        return Draw(torch.ones(len(targets)), nothing)
+        return Draw(torch.ones(len(targets)), torch.zeros(len(targets), 0))
 
     def advance(
         self, z: Tensor, prediction: Tensor, level: float, to: float, generator: torch.Generator
@@ -245,6 +253,13 @@ class PretrainedDenoiser(EmbeddedDenoiser):
             return ()
         return first_layer_taps(self.trunk, self.block(0).layers[0], self.block(0).dtype)
 
+    def freeze_all_but(self, block: int, interface: bool = True) -> nn.Module:
+        """As of any model; and what a round trains, and so what leaves, has no company's own parts over it."""
+        for part in self.blocks:
+            if isinstance(part, PretrainedBlock):
+                part.lift()
+        return super().freeze_all_but(block, interface)
+
     def groups(self, block: int | None, interface: bool = True) -> dict[str, Group]:
         found = super().groups(block, interface)
         if block is None:  # the trunk, and a table that follows from settings and trunk
@@ -252,7 +267,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
 
-def _parted(context: Tensor) -> tuple[Tensor, Tensor]:
+def parted(context: Tensor) -> tuple[Tensor, Tensor]:
     """A context's activations (n, T, D), and where there are tokens, bool (n, T)."""
     return context[:, :, :-1], context[:, :, -1] > 0.5
 

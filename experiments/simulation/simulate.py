@@ -23,6 +23,7 @@ from ...settings import Engine, Plan, Transport, read_simulation, without_protoc
 from .dropout import LossyGrid
 from .engines import check_engine, grid_of
 from .loopback import loopback_grid
+from .personalising import personalised
 from .unprotected import NO_GUARANTEE, unprotected
 
 
@@ -69,7 +70,7 @@ def _simulate(
             dropout = settings.companies.dropout
             lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
             coordinate(lossy, run, subscribers)
-    result = summary(run)
+    result = summary(run) | personalised(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}
     run.write_json("result.json", earlier | result)

@@ -18,6 +18,8 @@ from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings, read_simulation, validated
 from fedblocks.threat_model.auditing import AuditDesign, audit_run
 from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.assemble import assemble
+from fedblocks.threat_model.report.facts import read_facts
 
 CASES: dict[str, dict[str, Any]] = {
     "all, no noise": {
@@ -144,3 +146,22 @@ def test_the_report_opens_with_that_and_an_audit_is_refused(
     assert "This run is without the protocol: no guarantee was accounted at companies." in page
     with pytest.raises(RunError, match="without the protocol"):
         audit_run(run, AuditDesign(minutes=0.1))
+
+
+def test_settings_that_are_changed_afterwards_promise_nothing(
+    small: SimulationSettings, tmp_path: Path
+) -> None:
+    """Would catch a run without ledgers that is said to have kept its plan's epsilon, as one with the protocol or
+    as one of real companies, once its settings no longer say that it had none."""
+    run = prepare(changed(small, protocol="off", training={"rounds": 1}), tmp_path / "run")
+    simulate(run)
+    settings = run.path / "simulation.toml"
+    settings.write_text(settings.read_text("utf-8").replace('protocol = "off"', 'protocol = "on"'), "utf-8")
+    assert read_simulation(run.path).protocol == "on"
+    for _ in range(2):
+        facts = read_facts(run)
+        promise = assemble(run, facts, None, None).promise
+        assert (facts.real, facts.unprotected, promise.private, promise.epsilon) == (False, True, False, None)
+        with pytest.raises(RunError, match="without the protocol"):
+            audit_run(run, AuditDesign(minutes=0.1))
+        (run.path / "result.json").unlink(missing_ok=True)
