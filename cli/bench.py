@@ -149,6 +149,14 @@ def block_memory(as_json: AsJson = False) -> None:
     show(measure(), as_json)
 
 
+@bench.command("large-model")
+def large_model(as_json: AsJson = False) -> None:
+    """A decoder of 1.2 billion parameters: converted, and one block of eight trained privately, by memory."""
+    from ..experiments.bench.large_model import measure
+
+    show(measure(on_progress=_say), as_json)
+
+
 @bench.command("block-step")
 def block_step(repeats: Annotated[int, typer.Option(min=3)] = 15, as_json: AsJson = False) -> None:
     """Time of one block's step against the same layers trained alone in plain PyTorch."""

@@ -59,7 +59,7 @@ from ..protocol.messages import (
 )
 from ..protocol.release import block_label, block_of, blocks_read, sum_label
 from ..protocol.roster import difference
-from ..settings import Plan, validated_json
+from ..settings import Plan, groups_of, validated_json
 from .agent import Agent
 from .answer_time import timed
 from .approvals import Undecided
@@ -627,8 +627,10 @@ def _check_cohort(company: Company, plan: Plan, session: Session) -> None:
         return
     # Only invented companies come here: see `Policy.broken`.
     drawn = plan.drawn.cohort(session.round, company.member().roster.members)
-    groups = plan.training.assignment == "parallel"
-    if not set(session.cohort) <= set(drawn) or (not groups and session.cohort != drawn):
+    count = 1
+    if plan.training.assignment == "parallel":
+        count = groups_of(len(drawn), plan.model.blocks, plan.secure_aggregation.minimum_cohort)
+    if session.cohort not in [drawn[g::count] for g in range(count)]:
         raise ProtocolError("bad_session", "not the cohort that the plan draws for this round")
     cohort, step = json.dumps(session.cohort).encode(), (session.run.encode(), str(session.round))
     company.steps.take("cohort", *step, value=cohort, code="bad_session")

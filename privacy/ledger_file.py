@@ -25,6 +25,7 @@ from .accounting import Guarantee
 from .adversaries import against, seen_by_company
 from .composition import COMPOSITIONS, RENYI, Composition, Run, Terms, composition, order_for
 from .events import ADD_REMOVE, ADJACENCIES, UNIT, Event, SharedSkellamSteps, is_unit
+from .kept_rows import KeptRows
 
 APPLICATION_ID = 0x66624C67
 # Version 1 had no adjacency of its own: all its ledgers are for adding or removing an example. Versions 1 and 2
@@ -94,6 +95,7 @@ class LedgerRow:
 Runs = dict[str | int, Run]
 
 FIELDS = tuple(field.name for field in fields(LedgerRow))
+_kept = KeptRows[LedgerRow](most=20_000)  # some 50 MB
 
 
 @dataclass(frozen=True)
@@ -274,9 +276,10 @@ def read_rows(connection: sqlite3.Connection, path: Path, header: LedgerHeader) 
     names = header.columns
     with mendable(path):
         stored = connection.execute(f"SELECT {', '.join(names)}, hash FROM releases ORDER BY seq").fetchall()
-    rows: list[LedgerRow] = []
-    previous = header.genesis
-    for number, (*values, hash_) in enumerate(stored, start=1):
+    ledger = (os.path.abspath(path), header)
+    rows = list(_kept.beginning(ledger, stored))
+    previous, known = rows[-1].hash if rows else header.genesis, len(rows)
+    for number, (*values, hash_) in enumerate(stored[known:], start=known + 1):
         if values[0] != number or digest(previous, values) != hash_:
             raise LedgerError(
                 f"ledger {path} row {number}: the content does not fit its hash, so it or a row "
@@ -294,6 +297,7 @@ def read_rows(connection: sqlite3.Connection, path: Path, header: LedgerHeader) 
             raise LedgerError(f"ledger {path} row {number} is not of this ledger {own}")
         rows.append(row)
         previous = hash_
+    _kept.keep(ledger, stored, rows)
     return rows
 
 

@@ -20,6 +20,7 @@ from dp_accounting.pld import privacy_loss_distribution
 from scipy.stats import binom
 
 from .events import SMALLEST_NOISE, EpochGaussian, Event, GaussianSteps, NoNoise, TruncatedGaussianSteps
+from .pld_tails import Tail, tails_of
 
 # The grid is 1/16 of the mean step's loss deviation or finer: measured to over-report by at most 0.06%. Still
 # finer would be slower and less sound: rounding errors of the single-step masses grow as 1 / grid. The cap on
@@ -82,6 +83,12 @@ def _epsilon(counts: tuple[tuple[_Kind, int], ...], delta: float) -> float:
     lost = _LOST_ONCE + _LOST_PER_STEP * sum(steps * (2 if kind.cap else 1) for kind, steps in counts)
     if delta <= lost or min(kind.noise for kind, _ in counts) < SMALLEST_NOISE:
         return math.inf
+    return max(float(tail.epsilon(delta - lost)) for tail in _tails(counts))
+
+
+@lru_cache(maxsize=8)
+def _tails(counts: tuple[tuple[_Kind, int], ...]) -> Sequence[Tail]:
+    """Of the composition, without a delta: a trade-off function asks for many."""
     # T Gaussian steps on all data are one with noise z / sqrt(T) (Dong et al. 2022, Corollary 3.3).
     whole = sum(steps / min(k.noise, 1e6) ** 2 for k, steps in counts if k.rate == 1.0 and not k.cap)
     sampled = [
@@ -93,9 +100,8 @@ def _epsilon(counts: tuple[tuple[_Kind, int], ...], delta: float) -> float:
         sampled.append((_Kind(1.0, min(whole**-0.5, _LARGEST_NOISE)), 1))
     grid = _grid(sampled)
     parts = [_composed(kind, steps, grid) for kind, steps in sampled]
-    total = reduce(lambda left, right: left.compose(right), parts)
     with np.errstate(over="ignore"):
-        return float(total.get_epsilon_for_delta(delta - lost))
+        return tails_of(reduce(lambda left, right: left.compose(right), parts))
 
 
 def _grid(counts: list[tuple[_Kind, int]]) -> float:

@@ -20,6 +20,7 @@ from .run import RunSettings
 from .simulation import SimulationSettings
 
 SETTINGS, SIMULATION = "settings.toml", "simulation.toml"
+_ROSTER = "roster.toml"
 _Tables = dict[str, Any]
 
 
@@ -67,8 +68,14 @@ def is_simulation(folder: Path) -> bool:
 
 
 def without_protocol(folder: Path) -> bool:
-    """Whether the run in `folder` is a study of utility, in which no company has accounted anything."""
-    return is_simulation(folder) and read_simulation(folder).protocol == "off"
+    """Whether the run in `folder` is a study of utility, in which no company has accounted anything.
+
+    Only companies that were made without the protocol have no roster, so settings that were changed afterwards do not
+    promise what nobody has accounted.
+    """
+    if not is_simulation(folder):
+        return False
+    return read_simulation(folder).protocol == "off" or not (folder / _ROSTER).is_file()
 
 
 def read_tables(field: str, path: Path) -> dict[str, Any]:

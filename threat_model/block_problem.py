@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,12 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..blocks import BlockObjective, Denoiser, Draw, Seeded, block_parameters
+from ..blocks.denoiser import GaussianDenoiser
 from ..blocks.examples import Examples
 from ..blocks.masked import MaskedDenoiser
 from ..blocks.settings import TransformerSettings
 from ..blocks.taps import Field
+from .level_curve import LevelCurve
 from .problem import Problem, Values
 
 # Forward mode takes this many (draw, direction) pairs through the network at once; bounds the memory.
@@ -121,6 +124,13 @@ class BlockProblem(Problem):
         self._exact = self._of_one_draw(self.model)
         self._in_float32: Callable[[Values], Tensor] | None = None
 
+    @cached_property
+    def level_curve(self) -> LevelCurve:
+        """What modulates the block, by log sigma."""
+        model = self.model
+        assert isinstance(model, GaussianDenoiser)
+        return LevelCurve(lambda log_sigma: model.condition(self.block, log_sigma.exp()), self._interval())
+
     def values_of(self, examples: Examples) -> Values:
         """Examples by field, without nuisance: real ones float64."""
         found: Values = {}
@@ -175,10 +185,11 @@ class BlockProblem(Problem):
             self._in_float32 = self._of_one_draw(copy.deepcopy(self.model).float())
         return self._in_float32
 
-    def gradient(self, values: Values, *, fast: bool = False) -> Tensor:
-        """Gradients (K, P) of K examples, each averaged over its draws; `fast`: in float32, as companies do."""
+    def gradient(self, values: Values, *, fast: bool = False, of: str | None = None) -> Tensor:
+        """Gradients (K, P) of K examples, each averaged over its draws; `fast`: in float32, as companies do; `of`:
+        in one of the parameters alone, which costs less."""
         k, d = values["level"].shape
-        of_one = self._fast if fast else self._exact
+        of_one = self._fast if fast else self._exact if of is None else self._of_one_draw(self.model, of)
         if fast:
             values = {name: v.float() if v.is_floating_point() else v for name, v in values.items()}
         flat = {
@@ -191,7 +202,8 @@ class BlockProblem(Problem):
             vmap(of_one)({name: value[i : i + _GRADIENTS_AT_ONCE] for name, value in flat.items()})
             for i in range(0, k * d, _GRADIENTS_AT_ONCE)
         ]
-        return torch.cat(parts).view(k, d, -1).mean(1)
+        found = torch.cat(parts) if len(parts) > 1 else parts[0]  # large: not copied where it need not be
+        return found.view(k, d, -1).mean(1) if d > 1 else found
 
     def jacobian(self, values: Values, names: tuple[str, ...]) -> Tensor:
         """d gradient / d the named continuous unknowns, flat in their order: (K, n, P) float32.
@@ -235,15 +247,14 @@ class BlockProblem(Problem):
             )
         return torch.stack(rows)
 
-    def _of_one_draw(self, model: Denoiser) -> Callable[[Values], Tensor]:
+    def _of_one_draw(self, model: Denoiser, of: str | None = None) -> Callable[[Values], Tensor]:
         loss = LossOfOneDraw(model, self)
         prefix = f"model.blocks.{self.block}."
+        names = self.names if of is None else [of]
         parameters: dict[str, Tensor] = {
-            prefix + n: p.detach()
-            for n, p in model.blocks[self.block].named_parameters()
-            if n in set(self.names)
+            prefix + n: p.detach() for n, p in model.blocks[self.block].named_parameters() if n in set(names)
         }
-        ordered = [prefix + n for n in self.names]
+        ordered = [prefix + n for n in names]
 
         def gradient(values: Values) -> Tensor:
             def of(p: dict[str, Tensor]) -> Tensor:

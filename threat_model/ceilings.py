@@ -70,6 +70,9 @@ def event_of_release(subject: Subject, block: int) -> Event:
 def releases_of(subject: Subject, block: int | None) -> int:
     """How many releases of one block, or of all, a company makes in the whole run at most."""
     whole, blocks = subject.plan.most_releases, len(subject.plan.trained_blocks)
+    if block is not None and subject.plan.drawn is not None:
+        # Chance may draw a company whenever it is one block's turn.
+        return subject.trainings(block, subject.plan.training.rounds + subject.plan.training.reserve)
     # By turns over the blocks, so that the first ones may get one more.
     return whole if block is None else -(-whole // blocks)
 

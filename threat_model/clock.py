@@ -20,10 +20,11 @@ class Clock:
         self, seconds: float, on_progress: Callable[[float, str], None] = lambda share, note: None
     ) -> None:
         self.seconds, self._on_progress = seconds, on_progress
-        self._started = time.monotonic()
+        self._started, self._looked_at = time.monotonic(), False
 
     @property
     def spent(self) -> float:
+        self._looked_at = True
         return time.monotonic() - self._started
 
     @property
@@ -33,6 +34,12 @@ class Clock:
     @property
     def over(self) -> bool:
         return self.left == 0.0
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the time is over and was looked at: who never does has ended by itself, and finds no more in more
+        time."""
+        return self._looked_at and self.over
 
     def tell(self, share: float, note: str = "") -> None:
         """`share` in [0, 1] of this attack is done."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import RunError
+from ..glibc_malloc import keep_freed_memory
 from ..server.run_folder import RunFolder
 from .adversaries import Adversary
 from .attacks import Attack, attack, attacks
@@ -163,10 +164,11 @@ def run_jobs(
     seconds: float,
     on_progress: Callable[[float, str], None],
 ) -> Iterator[tuple[Job, Found]]:
-    """Each job's findings as soon as it has ended, the heaviest jobs first.
+    """Each job's findings as soon as it has ended: those that are sure to end first, of these the heaviest first.
 
-    `seconds`: for all jobs together; what the early ones leave over goes to the later ones. A job whose share was too
-    short is run again at the end, and its findings come again, if more is left for it then.
+    `seconds`: for all jobs together; what the early ones leave over goes to the later ones, which so need not be cut
+    short. A job whose share was too short is run again at the end, and its findings come again, if more is left for
+    it then.
     """
     queue = _Queue(jobs, Clock(seconds), subject.workers if len(jobs) > 1 else 1)
     progress = Progress(jobs, on_progress)
@@ -177,7 +179,7 @@ def run_jobs(
         job, share = given
         clock = Clock(share, lambda s, note, name=job.name: progress.update(name, s, note))  # type: ignore[misc]
         found = run_job(job, subject.within(clock), names)
-        again = queue.ended(job, share, cut_short=clock.over)
+        again = queue.ended(job, share, cut_short=clock.cut_short)
         yield job, found
         progress.update(job.name, _HALF if again else 1.0, job.name)
 
@@ -187,7 +189,7 @@ class _Queue:
 
     def __init__(self, jobs: Sequence[Job], whole: Clock, workers: int) -> None:
         self.workers, self._whole = min(workers, max(len(jobs), 1)), whole
-        self._waiting = sorted(jobs, key=lambda job: (-job.weight, job))
+        self._waiting = sorted(jobs, key=lambda job: (attack(job.attack).open_ended, -job.weight, job))
         self._short: dict[Job, float] = {}  # and the share that was too short
         self._again: list[Job] = []
 
@@ -254,6 +256,7 @@ _stop: Any = None
 def _prepare(run: Path, seed: int, blocks: tuple[int, ...], news: Any, stop: Any) -> None:
     global _subject, _news, _stop
     torch.set_num_threads(1)  # one core each: the matrices are small
+    keep_freed_memory()
     _news, _stop = news, stop
     _subject = replace(Subject.of(RunFolder.existing(run), seed=seed), blocks=blocks, workers=1)
 
@@ -267,4 +270,4 @@ def _run(job: Job, names: tuple[str, ...], seconds: float) -> tuple[Found, bool]
         _news.put((job.name, share, note))
 
     clock = Clock(seconds, tell)
-    return run_job(job, _subject.within(clock), names), clock.over
+    return run_job(job, _subject.within(clock), names), clock.cut_short

@@ -1,15 +1,15 @@
 """What a coordinator may make up for one company alone, tried on the company's own code: each attempt ends in a code.
 
-The run's companies are rebuilt in a folder of their own, with their policies and new keys and ledgers: nothing of the
-run is touched, and their messages go through the ClientApp as in any run. The honest messages that lead to an attempt
-have to be answered, so that a refusal is one of the attempt.
+The companies of one of the run's sums are rebuilt in a folder of their own, with their policies and new keys and
+ledgers: nothing of the run is touched, and their messages go through the ClientApp as in any run. The honest messages
+that lead to an attempt have to be answered, so that a refusal is one of the attempt.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +39,12 @@ from ..protocol.messages import (
     refused,
 )
 from ..protocol.release import block_size, blocks_read
+from ..server.assignment import assign
 from ..server.checkpoint import Checkpoint
 from ..server.grid import InProcessGrid
 from ..server.run_folder import RunFolder
 from ..settings import Plan
+from .subject import cohort_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,14 @@ class Attempt:
 
 @dataclass
 class MadeUp:
-    """A coordinator of rebuilt companies which sends each company what it likes; the first one is the victim."""
+    """A coordinator of rebuilt companies which sends each company what it likes; the first one is the victim.
+
+    `round`: in which these companies train the block.
+    """
 
     grid: InProcessGrid
     nodes: dict[str, int]
+    round: int
     plan: Plan
     model: Denoiser
     shared: State
@@ -94,7 +100,7 @@ class MadeUp:
         cohort = tuple(sorted(self.nodes))
         lowest = lowest_threshold(len(cohort), self.plan.colluders)
         values: dict[str, Any] = {
-            "run": self.plan.run, "round": 1, "label": f"block-{self.block}", "cohort": cohort,
+            "run": self.plan.run, "round": self.round, "label": f"block-{self.block}", "cohort": cohort,
             "model_digest": digest(*self.states.values()), "bits": self.plan.bits,
             "settings_digest": JoinRequest(self.plan, self.shared).digest(),
             "threshold": max(self.plan.threshold(len(cohort)) or 0, lowest),
@@ -156,7 +162,8 @@ def _other_cohort(c: MadeUp) -> str | None:
     c.keys(c.session(), channels, *c.nodes)
     fewer = tuple(sorted(c.nodes))[:-1]
     lowest = max(lowest_threshold(len(fewer), c.plan.colluders), c.plan.threshold(len(fewer)) or 0)
-    session = c.session(round=2, cohort=fewer, threshold=min(lowest, len(fewer)))
+    later = min(c.round + 1, c.plan.training.rounds)
+    session = c.session(round=later, cohort=fewer, threshold=min(lowest, len(fewer)))
     return refused(c.ask(c.victim, KEYS, KeysRequest(session, channels).to_record()))
 
 
@@ -224,41 +231,47 @@ def _honest(c: MadeUp) -> None:
 
 @contextmanager
 def rebuilt(run: RunFolder, model: Denoiser, block: int) -> Iterator[MadeUp]:
-    """The run's companies as they were before its first round, in a folder that is removed afterwards."""
-    public = Checkpoint.load(run.checkpoints, 0).model
+    """The companies of the first sum of this block as they were before the run's first round, in a folder that is
+    removed afterwards; in their rosters are all companies of the run."""
+    public, plan, homes = Checkpoint.load(run.checkpoints, 0).model, run.plan(), run.homes()
+    round_, cohort = _first_sum(plan, tuple(home.name for home in homes), block)
     with tempfile.TemporaryDirectory(prefix="fedblocks-") as folder:
-        members, homes = {}, []
-        for home in run.homes():
-            own = Path(folder) / COMPANIES / home.name
-            own.mkdir(mode=0o700, parents=True)
-            own.parent.chmod(0o700)
-            shutil.copy(home / "data.npz", own / "data.npz")
+        companies, members = Path(folder) / COMPANIES, {}
+        companies.mkdir(mode=0o700)
+        for home in homes:
+            own, identity = companies / home.name, Identity.generate()
+            own.mkdir(mode=0o700)
             # The limits of joins in a day are for one coordinator; here are as many as there are attempts.
             policy = load_policy(home / "policy.toml").model_copy(
                 update={"most_joins": 2 * len(ATTEMPTS), "most_new_plans": len(ATTEMPTS)}
             )
             rules = tomli_w.dumps(policy.model_dump(exclude_none=True))
             private_file.write(own / "policy.toml", rules.encode())
-            identity = Identity.generate()
-            save_identity(own / IDENTITY_FILE, identity)
-            company = Company(own, policy)
-            members[company.name] = identity.public
-            company.create_ledger()
-            homes.append(own)
-        for own in homes:
-            save_roster(own / ROSTER_FILE, members)
+            members[policy.company] = identity.public
+            if home.name in cohort:
+                shutil.copy(home / "data.npz", own / "data.npz")
+                save_identity(own / IDENTITY_FILE, identity)
+                Company(own, policy).create_ledger()
+        for name in cohort:
+            save_roster(companies / name / ROSTER_FILE, members)
         grid = InProcessGrid(app, len(homes), {"run-dir": folder})
         try:
-            names = _names(Path(folder) / COMPANIES, len(homes))
-            yield MadeUp(grid, names, run.plan(), model, public.shared, public.blocks, block)
+            names = _names(companies, len(homes), cohort)
+            yield MadeUp(grid, names, round_, plan, model, public.shared, public.blocks, block)
         finally:
             grid.close()
 
 
-def _names(companies: Path, count: int) -> dict[str, int]:
-    """The node of each company: a company finds its home by its node's number."""
-    found = {}
-    for partition in range(count):
-        home = simulated_home(companies, partition)
-        found[load_policy(home / "policy.toml").company] = partition + 1
-    return found
+def _first_sum(plan: Plan, names: tuple[str, ...], block: int) -> tuple[int, tuple[str, ...]]:
+    """The first round in which this block is trained, and by whom; the first of all where none trains it."""
+    for round_ in range(1, plan.training.rounds + 1):
+        for task in assign(round_, cohort_of(plan, round_, names), plan):
+            if task.block == block:
+                return round_, task.companies
+    return 1, cohort_of(plan, 1, names)
+
+
+def _names(companies: Path, count: int, cohort: Collection[str]) -> dict[str, int]:
+    """The node of each company of the cohort: a company finds its home by its node's number."""
+    homes = {simulated_home(companies, partition): partition + 1 for partition in range(count)}
+    return {load_policy(h / "policy.toml").company: node for h, node in homes.items() if h.name in cohort}

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..blocks.taps import ContinuousTap, NoisedTap
 from . import linear_span
 from .block_problem import BlockProblem
+from .level_curve import LevelCurve
 from .prior import GaussianPrior
 from .problem import Values
 from .releases import Release
@@ -113,7 +114,7 @@ def _levels(
     interval = problem.by_name["level"].bounds or (0.0, 0.0)
     curve = tap.modulation.curve
     if tap.labels is None:
-        found, c, outside = levels_on(curve, interval, rows, problem.draws)
+        found, c, outside = levels_on(LevelCurve(curve, interval), rows, problem.draws)
         return found, c, None, float(outside.max())
     basis = torch.linalg.svd(rows, full_matrices=False)[2][: problem.draws]
     on_grid = curve(torch.linspace(*interval, _COARSE, dtype=torch.float64))  # (G, D)
@@ -124,7 +125,8 @@ def _levels(
         distances.append((c - (c @ basis.T) @ basis).norm(dim=1).quantile(_NEAR))
     label = int(torch.stack(distances).argmin())
     shift = tap.labels[label].double()
-    found, c, outside = levels_on(lambda level: curve(level) + shift, interval, rows, problem.draws)
+    shifted = LevelCurve(lambda level: curve(level) + shift, interval)
+    found, c, outside = levels_on(shifted, rows, problem.draws)
     return found, c, label, float(outside.max())
 
 

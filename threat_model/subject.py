@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -20,7 +22,7 @@ from ..errors import RunError
 from ..privacy.dp_sgd import DPSGD
 from ..privacy.secure_step import SecureStep
 from ..protocol.release import block_size, mechanism, secure_step
-from ..server.assignment import assign
+from ..server.assignment import Task, assign
 from ..server.checkpoint import Checkpoint
 from ..server.run_folder import RunFolder
 from ..settings import Plan, read_simulation
@@ -34,14 +36,16 @@ class Subject:
     """One run under audit; `clock` is that of the attack at work, `seed` all that its randomness comes from.
 
     `blocks`: which blocks are attacked. `private`: each company's own examples, which the simulator holds: the
-    victim's side of an experiment and the scoring read them, an attack never. `public`: what everybody knows.
-    `transcript`: every sum that the run has opened; none where it has not kept them.
+    victim's side of an experiment and the scoring read them, an attack never. Where cohorts are drawn, of those that
+    have been drawn so far: of the others nothing was released. `names`: of all companies of the run, in order.
+    `public`: what everybody knows. `transcript`: every sum that the run has opened; none where it has not kept them.
     """
 
     run: RunFolder
     plan: Plan
     checkpoint: Checkpoint
     private: dict[str, Examples]
+    names: tuple[str, ...]
     public: Examples
     seed: int
     clock: Clock
@@ -66,12 +70,17 @@ class Subject:
         homes = run.homes()
         if not homes:
             raise RunError(f"{run.companies}: no company's home is there; put them back from a copy")
+        checkpoint = Checkpoint.load(run.checkpoints)
+        names = tuple(home.name for home in homes)
+        rounds = range(1, max(checkpoint.round, 1) + 1)
+        took_part = {name for round_ in rounds for name in cohort_of(plan, round_, names)}
         return cls(
             run=run,
             transcript=Transcript.of(run) if Transcript.kept(run) else None,
             plan=plan,
-            checkpoint=Checkpoint.load(run.checkpoints),
-            private={home.name: Examples.load(home / "data.npz") for home in homes},
+            checkpoint=checkpoint,
+            private={h.name: Examples.load(h / "data.npz") for h in homes if h.name in took_part},
+            names=names,
             public=Examples.load(run.path / "public_train.npz"),
             seed=seed,
             clock=clock or Clock(float("inf")),
@@ -109,12 +118,23 @@ class Subject:
         return BlockObjective(weight=self.plan.noise.weight)
 
     def cohort(self, block: int) -> tuple[str, ...]:
-        """The companies of the last round that trained this block; all of them where none did."""
-        for round_ in range(max(self.checkpoint.round, 1), 0, -1):
-            for task in assign(round_, tuple(self.private), self.plan):
+        """The companies of the last round that trained this block; those of the last round where none did."""
+        last = max(self.checkpoint.round, 1)
+        for round_ in range(last, 0, -1):
+            for task in self.tasks(round_):
                 if task.block == block:
                     return task.companies
-        return tuple(self.private)
+        return cohort_of(self.plan, last, self.names)
+
+    def tasks(self, round_: int) -> list[Task]:
+        """Who trains what in a round of the run."""
+        return assign(round_, cohort_of(self.plan, round_, self.names), self.plan)
+
+    def trainings(self, block: int, rounds: int) -> int:
+        """How often any one company trains this block in the first `rounds` rounds, at most."""
+        tasks = (task for round_ in range(1, rounds + 1) for task in self.tasks(round_))
+        of = Counter(name for task in tasks if task.block == block for name in task.companies)
+        return max(of.values(), default=0)
 
     def mechanism(self, block: int) -> DPSGD | SecureStep:
         """What one company of the block's cohort does to its gradients before anyone sees them.
@@ -139,15 +159,28 @@ class Subject:
 
     def victims(self, count: int, *names: object) -> Examples:
         """At most `count` examples of the companies, all companies alike; different names give different ones."""
+        return self.victims_of(self.private, count, *names)[0]
+
+    def victims_of(
+        self, companies: Collection[str], count: int, *names: object
+    ) -> tuple[Examples, list[str]]:
+        """As `victims`, of these companies alone; and whose each of them is."""
         parts = list(self.private.values())
         pool = Examples(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
-        order = torch.randperm(len(pool), generator=self.generator("victims", *names))
-        return pool[order[:count]]
+        owners = [name for name, own in self.private.items() for _ in range(len(own))]
+        order = torch.randperm(len(pool), generator=self.generator("victims", *names)).tolist()
+        chosen = [i for i in order if owners[i] in companies][:count]
+        return pool[torch.tensor(chosen, dtype=torch.int64)], [owners[i] for i in chosen]
 
     def generator(self, *names: object) -> torch.Generator:
         """Fresh for every name and the same in every audit with this seed: experiments are repeatable."""
         digest = hash_of("/".join(str(name) for name in (self.seed, *names)))
         return torch.Generator().manual_seed(digest)
+
+
+def cohort_of(plan: Plan, round_: int, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The round's companies, in order; `names`: of all companies of the run."""
+    return names if plan.drawn is None else plan.drawn.cohort(round_, names)
 
 
 def hash_of(text: str) -> int:

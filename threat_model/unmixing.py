@@ -14,26 +14,24 @@ The heads must be at least as many as the tokens, and the draws no more than the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from ..blocks.categorical_denoiser import EmbeddedDenoiser
-from ..blocks.denoiser import GaussianDenoiser
 from ..blocks.taps import ContinuousTap
 from ..blocks.transformer import Block, Layer
 from .block_problem import BlockProblem
+from .level_curve import LevelCurve, directed
 from .linear_span import Solution, rank_of, row_space, solve, solve_in
 from .prior import GaussianPrior
 from .problem import Values
 from .releases import Release
 
-_GRID = 4096  # noise levels tried along the curve
 _STEPS = 12
+_STILL = 1e-14  # a step of log sigma that moves it by rounding alone
 _FITS = 1e-5  # residual of a solution that needs no better one
 _CERTAIN = 1e-4  # of the largest singular value: directions that rounding errors leave as they are
 
@@ -64,44 +62,36 @@ def unsuited(problem: BlockProblem, tap: ContinuousTap, examples: int) -> str | 
 
 def noise_levels(problem: BlockProblem, gradient: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """At most `count` log sigmas, rising, and their vectors c (count, D), from the modulation's gradient (6 D, D)."""
-    model = problem.model
-    assert isinstance(model, GaussianDenoiser)
-    found, c, _ = levels_on(
-        lambda log_sigma: model.condition(problem.block, log_sigma.exp()),
-        problem.by_name["level"].bounds or (0.0, 0.0),
-        gradient,
-        count,
-    )
+    found, c, _ = levels_on(problem.level_curve, gradient, count)
     return found, c
 
 
-def levels_on(
-    curve: Callable[[Tensor], Tensor], interval: tuple[float, float], gradient: Tensor, count: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where curve (G,) -> (G, D) meets the row space of a gradient (R, D) of rank `count`: at most so many levels,
-    rising, their vectors (count, D), and the part of each outside of the space, relative."""
+def levels_on(curve: LevelCurve, gradient: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the curve meets the row space of a gradient (R, D) of rank `count`: at most so many levels, rising, their
+    vectors (count, D), and the part of each outside of the space, relative."""
     basis = torch.linalg.svd(gradient, full_matrices=False)[2][:count]
-    low, high = interval
+    low, high = curve.interval
 
-    def outside(levels: Tensor) -> Tensor:
-        c = curve(levels)
-        c = c / c.norm(dim=1, keepdim=True)
-        rest: Tensor = c - (c @ basis.T) @ basis
+    def outside(vectors: Tensor) -> Tensor:
+        rest: Tensor = vectors - (vectors @ basis.T) @ basis
         return rest
 
-    grid = torch.linspace(low, high, _GRID, dtype=torch.float64)
-    distance = outside(grid).norm(dim=1)
+    distance = outside(curve.directions).norm(dim=1)
     padded = torch.cat([distance[:1] + 1, distance, distance[-1:] + 1])
     minima = ((distance <= padded[:-2]) & (distance < padded[2:])).nonzero()[:, 0]
-    found = grid[minima[distance[minima].argsort()[:count]]]
-    cell = (high - low) / _GRID
+    found = curve.grid[minima[distance[minima].argsort()[:count]]]
     for _ in range(_STEPS):  # Gauss-Newton in one dimension; a step stays near its grid cell
-        moved = jvp(outside, (found,), (torch.ones_like(found),))  # each row depends on its own level alone
-        r, j = moved[0], moved[1]
+        c, slope = curve.with_slope(found)
+        length = c.norm(dim=1, keepdim=True)
+        c = c / length
+        r, j = outside(c), outside((slope - c * (c * slope).sum(1, keepdim=True)) / length)
         step = (r * j).sum(1) / (j * j).sum(1).clamp_min(1e-30)
-        found = (found - step.clamp(-cell, cell)).clamp(low, high)
+        found = (found - step.clamp(-curve.cell, curve.cell)).clamp(low, high)
+        if float(step.abs().max()) < _STILL:
+            break
     found = found.sort().values
-    return found, curve(found), outside(found).norm(dim=1)
+    c = curve.at(found)
+    return found, c, outside(directed(c)).norm(dim=1)
 
 
 class NoisyDraws(NamedTuple):
@@ -222,10 +212,8 @@ def _label(
         "level": log_sigma.expand(classes, 1),
         "noise": noise_of(problem, *each, labels)[:, None],
     }
-    gradients = problem.gradient(values)  # (classes, P)
-    pointing = torch.stack(
-        [problem.tensors(g)["layers.0.modulation.weight"] @ c for g in gradients]
-    )  # (classes, 6 D)
+    gradients = problem.gradient(values, of="layers.0.modulation.weight")
+    pointing = gradients.view(classes, -1, len(c)) @ c  # (classes, 6 D)
     return int(torch.cosine_similarity(pointing, seen.reshape(1, -1)).argmax())
 
 

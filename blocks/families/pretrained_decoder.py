@@ -97,7 +97,7 @@ class PretrainedDecoder(PretrainedDenoiser):
 
     def _logits(self, block: int, out: Tensor) -> Tensor:
         out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
-        logits = wide(self.trunk.logits(self.trunk.finish(out)))
+        logits = wide(self.trunk.logits(self.finished(out)))
         return F.pad(logits, (0, 0, 1, 0))  # all alike of the first token, which nothing predicts
 
     def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:

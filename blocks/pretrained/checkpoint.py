@@ -96,7 +96,7 @@ class Checkpoint:
         if path.stat().st_size > _LARGEST_JSON:
             raise InputError(name, str(path), f"is larger than {_LARGEST_JSON >> 20} MiB")
         try:
-            found = json.loads(path.read_bytes())
+            found = json.loads(path.read_bytes(), parse_constant=_no_number)
         except (ValueError, RecursionError, OSError) as error:
             raise InputError(name, str(path), f"is no JSON: {error}") from error
         if not isinstance(found, dict):
@@ -204,6 +204,10 @@ class Checkpoint:
         return sum(math.prod(each.shape) for each in self.tensors.values())
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
 def check_fields(raw: dict[str, Any], file: str, numbers: bool = True) -> None:
     """Refuse a JSON object that would run code, fetch something, or take memory before anything can be compared."""
     for field, rule in _FORBIDDEN.items():
@@ -227,5 +231,7 @@ def _check_numbers(value: Any, field: str) -> None:
     elif isinstance(value, list):
         for each in value:
             _check_numbers(each, field)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(field, value, "must be finite")
     elif isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
         raise InputError(field, value, f"must be at most {_LARGEST_NUMBER}")

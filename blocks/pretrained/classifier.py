@@ -54,7 +54,7 @@ class PretrainedClassifier(PretrainedDenoiser):
 
     def _finished(self, block: int, out: Tensor) -> Tensor:
         """The original's final norm after the last block; before it, layers hand on what they have."""
-        done = self.trunk.finish(out) if block + 1 == len(self.blocks) else out
+        done = self.finished(out) if block + 1 == len(self.blocks) else out
         return wide(done)
 
     def _head(self, block: int, pooled: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...atomic_file import creating_folder
 from ...errors import InputError
+from .architectures import architecture
 from .card import CARD, TRUNK, ConvertedCard, check_file, read_card, sha256_of
 from .checkpoint import Checkpoint
 from .checks import check_blocks, check_finite, check_head, most_values, normalisation, pad_token
@@ -60,9 +61,10 @@ def convert(model_dir: Path, blocks: int, to: Path) -> ConvertedCard:
     model = _loaded(checkpoint, skeleton)
     try:
         with creating_folder(to) as draft:
-            _write_tensors(model, skeleton, layers // blocks, draft)
             for path in (model_dir / "config.json", *checkpoint.companions):
                 shutil.copyfile(path, draft / path.name)
+            _write_tensors(model, skeleton, layers // blocks, draft)
+            same_mode(draft)
             files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
             name = model_dir.resolve().name[:200]
             card = ConvertedCard.model_validate({"name": name, **content, "files": files})
@@ -114,11 +116,28 @@ def _loaded(checkpoint: Checkpoint, skeleton: Skeleton) -> Any:
         )
     for name, found, wanted in sorted(info["mismatched_keys"])[:1]:
         raise InputError(name, tuple(found), f"must have the shape {tuple(wanted)}")
-    for kind, rule in (("missing_keys", "is missing"), ("unexpected_keys", "does not belong to it")):
-        for name in sorted(info[kind])[:1]:
-            raise InputError(name, skeleton.class_name, f"this tensor {rule}")
+    for name in sorted(info["missing_keys"])[:1]:
+        raise InputError(name, skeleton.class_name, "this tensor is missing")
+    for name in sorted(info["unexpected_keys"])[:1]:
+        rule = "this tensor does not belong to it"
+        fitting = _classes_with({*skeleton.names, *info["unexpected_keys"]}, checkpoint)
+        if fitting:
+            rule = (
+                f"{rule}; all of the checkpoint's are those of {fitting[0]}: name that class in config.json"
+            )
+        raise InputError(name, skeleton.class_name, rule)
     _check_ties(model, skeleton)
     return model
+
+
+def _classes_with(names: set[str], checkpoint: Checkpoint) -> list[str]:
+    """The classes of the architecture that have exactly these tensors."""
+    raw, model_type, dtype = checkpoint.raw, checkpoint.model_type, checkpoint.dtype
+    return [
+        name
+        for name in architecture(model_type).classes
+        if set(Skeleton(raw, model_type, name, dtype, most_values(checkpoint)).names) == names
+    ]
 
 
 def _check_ties(model: Any, skeleton: Skeleton) -> None:
@@ -138,6 +157,12 @@ def _write_tensors(model: Any, skeleton: Skeleton, per_block: int, draft: Path) 
     state = model.state_dict()
     for file in sorted({TRUNK, *(place.file for place in places.values())}):
         save_file(dict(_gathered(file, places, state)), draft / file, metadata={"format": "pt"})
+
+
+def same_mode(draft: Path) -> None:
+    """Tensors may be read by whom the umask lets read the other files; safetensors makes them the owner's alone."""
+    for path in draft.glob("*.safetensors"):
+        path.chmod((draft / "config.json").stat().st_mode)
 
 
 def _gathered(file: str, places: dict[str, Place], state: dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

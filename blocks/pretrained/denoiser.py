@@ -116,20 +116,25 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
         made = self.embed(0, inputs)
         for b in range(block):
-            made = self._passed_on(b, made)
+            made = self.passed_on(b, made)
         return made
 
     @torch.no_grad()
     def contexts(self, inputs: Tensor) -> list[Tensor]:
         found = [self.embed(0, inputs)]
         for b in range(len(self.blocks) - 1):
-            found.append(self._passed_on(b, found[-1]))
+            found.append(self.passed_on(b, found[-1]))
         return found
 
-    def _passed_on(self, block: int, context: Tensor) -> Tensor:
+    def passed_on(self, block: int, context: Tensor) -> Tensor:
+        """The context of the next block."""
         x, present = _parted(context)
         out = self.clean_stream(block, x, present)
         return torch.cat([out, context[:, :, -1:].to(out.dtype)], dim=2)
+
+    def finished(self, out: Tensor) -> Tensor:
+        """The last block's output after the original's final norm, in the original's precision."""
+        return self.trunk.finish(out.to(next(self.trunk.parameters()).dtype))
 
     def clean_stream(self, block: int, x: Tensor, present: Tensor) -> Tensor:
         """The original layers, as they are by now: (n, T, D) -> (n, T, D)."""
@@ -214,13 +219,12 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def clean(self, targets: Tensor) -> Tensor:
         if self.settings.denoises:
             return super().clean(targets)
-        return torch.zeros(len(targets), 1, device=targets.device)
+        return torch.zeros(len(targets), 0, device=targets.device)
 
     def draw(self, block: int, targets: Tensor, source: Source) -> Draw:
         if self.settings.denoises:
             return super().draw(block, targets, source)
-        nothing = torch.zeros(len(targets), 1)
-        return Draw(torch.ones(len(targets)), nothing)
+        return Draw(torch.ones(len(targets)), torch.zeros(len(targets), 0))
 
     def advance(
         self, z: Tensor, prediction: Tensor, level: float, to: float, generator: torch.Generator

@@ -14,6 +14,7 @@ from ...atomic_file import creating_folder
 from ...errors import InputError
 from .card import REST, TRUNK, ConvertedCard, block_file, check_file
 from .checkpoint import COMPANIONS
+from .convert import same_mode
 from .lora import LoRALinear
 from .skeleton import TORCH_DTYPES, Skeleton, quiet
 from .trunk import Trunk, tensors_of
@@ -54,7 +55,8 @@ def export(
             for name in ("config.json", *COMPANIONS):
                 if name in card.files:
                     shutil.copyfile(check_file(folder, card, name), draft / name)
-            _name_class(draft / "config.json", card)
+            _name_precision(draft / "config.json", card)
+            same_mode(draft)
             (draft / "README.md").write_text(model_card_text, "utf-8")
     except OSError as error:
         raise InputError("to", str(to), f"cannot be written: {error.strerror or error}") from error
@@ -91,7 +93,7 @@ def _fill(skeleton: Skeleton, parts: dict[str, dict[str, Tensor]], card: Convert
     skeleton.model.tie_weights()
 
 
-def _name_class(path: Path, card: ConvertedCard) -> None:
+def _name_precision(path: Path, card: ConvertedCard) -> None:
     """The configuration is the checkpoint's own, but for the precision where it named none."""
     raw = json.loads(path.read_bytes())
     if not (raw.get("dtype") or raw.get("torch_dtype")):

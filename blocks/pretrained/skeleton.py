@@ -30,7 +30,8 @@ from .norms import PretrainedRMSNorm
 _SHARED = {"id2label", "label2id", "num_labels", "problem_type", "tie_word_embeddings"}
 _OLDER = {
     "rope_theta", "rope_scaling", "rope_local_base_freq", "global_rope_theta", "local_rope_theta",
-    "sliding_window_pattern", "global_attn_every_n_layers",
+    "sliding_window_pattern", "global_attn_every_n_layers", "head_dim", "partial_rotary_factor",
+    "original_max_position_embeddings",
 }  # fmt: skip
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -14,6 +14,7 @@ from ...client.company import Company
 from ...client.policy import load_policy
 from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
+from ...privacy.secure_aggregation import computed_once
 from ...server.coordinator import coordinate
 from ...server.events import Subscriber
 from ...server.run_folder import RunFolder
@@ -63,7 +64,8 @@ def _simulate(
         with unprotected(run, at_once, processes=engine == "processes") as sums:
             coordinate(sums, run, subscribers)
     else:
-        with loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once) as grid:
+        companies = loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once)
+        with computed_once(), companies as grid:
             dropout = settings.companies.dropout
             lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
             coordinate(lossy, run, subscribers)

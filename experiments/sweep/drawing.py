@@ -165,7 +165,11 @@ def _against_attack(
             label, (x.value, p.quality.value), (-6 if left else 6, 5), textcoords="offset points", fontsize=10,
             color=MUTED, ha="right" if left else "left",
         )  # fmt: skip
-    ax.set_xlim(0.45 if name == "membership" else -0.03, 1.02)
+    shown_ = [found.recovered for p in points if (found := p.attacked(name)) is not None]
+    ends = [each.low for each in shown_ if math.isfinite(each.low)]
+    ax.set_xlim(
+        max(-0.03, min([0.45, *(low - 0.02 for low in ends)])) if name == "membership" else -0.03, 1.02
+    )
     ax.set_xlabel(_ACROSS[name])
     _quality_scale(ax, measure)
 
@@ -176,7 +180,7 @@ def _bar(ax: Axes, x: float, value: Estimate, colour: str) -> None:
 
 
 def _quality_scale(ax: Axes, measure: Measure) -> None:
-    ax.margins(x=0.05, y=0.08)
+    ax.margins(x=0.05, y=0.14)
     title_over(ax, f"{measure.words}, {measure.direction}")
     if measure.is_share:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

@@ -133,13 +133,19 @@ def _attacked(statement: str, rows: Sequence[Row]) -> Attacked | None:
     if not found:
         return None
     worst = max(found, key=lambda each: each["value"])
-    if len(found) == 1:  # its own interval, of the cases that it was tried on
+    if len({each["value"] for each in found}) == 1:
+        # Their own intervals, of the cases that each was tried on: from seeds that agree no spread can be told, and
+        # nothing found in 40 cases is not surely nothing.
         recovered = Estimate(
-            value=worst["value"], low=worst["low"], high=worst["high"], n=worst["n"], method="exact"
-        )
+            value=worst["value"], low=min(each["low"] for each in found), high=max(each["high"] for each in found),
+            n=worst["n"], method="exact",
+        )  # fmt: skip
     else:
         recovered = _mean([each["value"] for each in found])
-    return Attacked(statement=statement, recovered=recovered, worst=worst, audits=len(found))
+    unfinished = sum(each["outcome"] == "inconclusive" for each in found)
+    return Attacked(
+        statement=statement, recovered=recovered, worst=worst, audits=len(found), unfinished=unfinished
+    )  # fmt: skip
 
 
 def _mean(values: list[float]) -> Estimate:

@@ -24,7 +24,9 @@ from ..presets import load_settings
 
 EPSILON = "privacy.epsilon"
 # Laid under what is asked for: a cell has one core; a run's own five minutes of audit are too long for a grid.
-_UNDER = ("workers=1", "audit.minutes=2")
+_UNDER = ("workers=1", "audit.minutes=1.5")
+_EVERY = "training.evaluate_every"
+_EVALUATIONS = 20  # of a cell: a point needs the last one only, and no bit of a run depends on their number
 # Each cell's own, or a name alone.
 _REFUSED = {"seed": "seeds are counted with --seeds", "name": "a name alone makes no other run"}
 MOST_CELLS = 10_000
@@ -173,7 +175,11 @@ def shown(value: object) -> str:
 
 
 def _cell(preset: str, overrides: list[str], fields: list[str], seed: int) -> Cell:
-    settings = load_settings(preset, [*_allowing(overrides), f"seed={seed}"])
+    chosen = [*_allowing(overrides), f"seed={seed}"]
+    settings = load_settings(preset, chosen)
+    seldom = settings.training.rounds // _EVALUATIONS
+    if seldom > settings.training.evaluate_every and not any(o.startswith(f"{_EVERY}=") for o in overrides):
+        settings = load_settings(preset, [*chosen, f"{_EVERY}={seldom}"])
     return Cell("run", {field: _value(settings, field) for field in fields}, settings)
 
 

@@ -16,6 +16,7 @@ from ...threat_model.report import document
 from ...threat_model.report.frontier import Drawn
 from ...threat_model.report.judgement import number
 from ...threat_model.report.measures import three_digits
+from ...threat_model.sentences import figure
 from .frontier import Frontier
 from .points import Attacked, Point, possible
 from .scheduler import ASKED
@@ -71,7 +72,7 @@ def data_of(found: Frontier) -> document.Frontier:
 def _data(point: Point) -> document.FrontierPoint:
     return document.FrontierPoint(
         setting=_title(point), kind=point.kind, epsilon=point.epsilon, epsilon_spent=point.epsilon_spent,
-        quality=point.quality.value, low=_finite(point.quality.low), high=_finite(point.quality.high),
+        quality=point.quality.value, low=finite(point.quality.low), high=finite(point.quality.high),
         seeds=point.seeds, failed=point.failed, better_than_alone=point.better_than_alone,
         attacks=tuple(_attack(each) for each in point.attacks),
     )  # fmt: skip
@@ -83,13 +84,13 @@ def _attack(each: Attacked) -> document.FrontierAttack:
         for name in ("attack", "adversary", "view", "statistic", "unit", "n", "baseline", "of")
     }
     return document.FrontierAttack(
-        statement=each.statement, value=each.recovered.value, low=_finite(each.recovered.low),
-        high=_finite(each.recovered.high), audits=each.audits, worst=each.worst["value"],
+        statement=each.statement, value=each.recovered.value, low=finite(each.recovered.low),
+        high=finite(each.recovered.high), audits=each.audits, unfinished=each.unfinished, worst=each.worst["value"],
         worst_low=each.worst["low"], worst_high=each.worst["high"], **named,
     )  # fmt: skip
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
@@ -116,7 +117,7 @@ def _line(found: Frontier, point: Point) -> list[str]:
         spent = "unbounded"
     seeds = f"{len(point.seeds)}" + (f", {point.failed} failed" if point.failed else "")
     paid = "" if point.better_than_alone is None else "{} of {}".format(*point.better_than_alone)
-    attacks = ["" if each is None else _attacked(each) for each in map(point.attacked, STATEMENTS)]
+    attacks = ["" if each is None else attacked_words(each) for each in map(point.attacked, STATEMENTS)]
     return [
         _title(point),
         spent,
@@ -131,12 +132,24 @@ def _title(point: Point) -> str:
     return f"{point.group_title}: {point.title}" if point.group else point.title
 
 
-def _attacked(each: Attacked) -> str:
+def attacked_words(each: Attacked) -> str:
     value: Estimate = each.recovered
     bounded = value.model_copy(update={"low": max(value.low, 0.0), "high": min(value.high, 1.0)})
     form = bounded if math.isfinite(value.low) else value
-    unit = "AUC " if each.worst["unit"] == "auc" else ""
-    return f"{unit}{_interval(form, three_digits)}, {each.worst['attack']}"
+    auc = each.worst["unit"] == "auc"
+    text = (
+        f"AUC {_interval(form, three_digits)}"
+        if auc
+        else _interval(form, lambda share: figure(share, "share"))
+    )
+    cut = ""
+    if each.unfinished:
+        cut = (
+            ", cut short"
+            if each.unfinished == each.audits
+            else f", {each.unfinished} of {each.audits} cut short"
+        )
+    return f"{text}, {each.worst['attack']}{cut}"
 
 
 def _interval(value: Estimate, show: Callable[[float], str]) -> str:

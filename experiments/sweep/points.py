@@ -24,13 +24,15 @@ WORDS: dict[PointKind, str] = {
 class Attacked:
     """What the strongest attack of one statement recovered: the mean over seeds of each audit's strongest result.
 
-    `worst`: the largest of these, as `strongest.Recovered` has it, with its own interval. `audits`: how many.
+    `worst`: the largest of these, as `strongest.Recovered` has it, with its own interval. `audits`: how many;
+    `unfinished`: in how many of them that attack's time ran out.
     """
 
     statement: str
     recovered: Estimate
     worst: dict[str, Any]
     audits: int
+    unfinished: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return vars(self) | {"recovered": self.recovered.model_dump(mode="json")}

@@ -18,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from ...errors import FedblocksError
+from ...glibc_malloc import keep_freed_memory
 from .cell import Folders, run_cell
 from .grid import Cell
 from .shared import start
@@ -176,6 +177,7 @@ def _work(job: Job, news: Connection) -> None:
     """In the job's own process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process, whoever was interrupted
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     told = [0.0]
 
     def tell(share: float) -> None:

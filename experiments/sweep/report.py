@@ -19,16 +19,17 @@ from ...server.run_folder import RunFolder
 from ...threat_model.report.assemble import Judged, judge
 from ...threat_model.report.audited import read_audit
 from ...threat_model.report.check import Checked, check_page, written_page
-from ...threat_model.report.document import CrossCheck, Digest
+from ...threat_model.report.document import CrossCheck, Digest, Section
 from ...threat_model.report.facts import Facts, read_facts
 from ...threat_model.report.judgement import plain
 from ...threat_model.report.measures import Measure, model_words
 from ...threat_model.report.write import environment, style
+from .choice import choice_of
 from .frontier import Frontier
-from .grid import shown
+from .grid import EPSILON, shown
 from .page import command_of, drawn
 from .points import WORDS
-from .report_data import CellVerdict, Choice, Common, SweepReport
+from .report_data import CellVerdict, Common, SweepReport
 from .scheduler import ASKED
 from .table import TABLE, Row
 
@@ -42,6 +43,7 @@ class _Seen:
     row: Row
     facts: Facts
     judged: Judged
+    minutes: float | None  # of its audit
 
 
 def is_sweep(folder: Path) -> bool:
@@ -84,7 +86,9 @@ def render_sweep(folder: Path, *, figure: bool = True) -> tuple[SweepReport, str
         over=tuple(found.asked["over"]),
         seeds=found.asked["seeds"],
         common=_common([each.facts for each in seen], [each.judged for each in seen]),
-        choice=_choice(cells, found.measure),
+        choice=choice_of(
+            cells, {row.cell: row for row in found.cells}, found.measure, folder.resolve(), _minutes(seen)
+        ),
         cells=cells,
         frontier=shows.data,
         checks=tuple(check for each in seen for check in _checks(each)),
@@ -108,14 +112,65 @@ def render_sweep(folder: Path, *, figure: bool = True) -> tuple[SweepReport, str
         "runs": [c for c in cells if c.kind == "run"],
         "baselines": [c for c in cells if c.kind != "run"],
         "wrong": [c for c in report.checks if not c.agrees],
+        "parts": _sections(report, found.measure),
+        "unfolded": {"frontier"},
     }
     return report, environment(found.measure, _HERE).get_template("sweep.html.j2").render(context)
+
+
+def _sections(r: SweepReport, measure: Measure) -> dict[str, Section]:
+    """The page's sections, each with what it comes to in one line."""
+    runs = [cell for cell in r.cells if cell.kind == "run"]
+    gates = [(sum(c.gate == ending for c in runs), word) for ending, word in _ENDINGS]
+    agree = sum(check.agrees for check in r.checks)
+    beside = [
+        f"{point.setting} {measure.show(point.quality)}"
+        for point in r.frontier.points
+        if point.kind in ("pooled", "alone", "public")
+    ]
+    told = {
+        "frontier": (
+            "Privacy against utility",
+            f"{measure.title} ({measure.direction}); {'; '.join(beside)}.",
+            False,
+        ),
+        "cells": (
+            "Verdicts by cell",
+            f"Of {len(runs)} runs {', '.join(f'{n} {word}' for n, word in gates if n)}.",
+            any(c.gate is None for c in runs),
+        ),
+        "baselines": (
+            "Baselines by cell",
+            f"{len(r.cells) - len(runs)} models without noise to compare with.",
+            False,
+        ),
+        "reproduce": (
+            "Do the files agree, and how to reproduce",
+            f"{agree} of {len(r.checks)} comparisons agree; the commands and digests.",
+            agree < len(r.checks),
+        ),
+    }
+    kept = [anchor for anchor in told if anchor != "baselines" or len(runs) < len(r.cells)]
+    return {
+        anchor: Section(
+            anchor=anchor, number=i, name=told[anchor][0], finding=told[anchor][1], attention=told[anchor][2]
+        )
+        for i, anchor in enumerate(kept, start=1)
+    }
+
+
+_ENDINGS = (("passed", "passed"), ("open", "open"), ("failed", "failed"), (None, "without a result"))
 
 
 def _seen(row: Row, folder: Path) -> _Seen:
     run = RunFolder.existing(folder / "cells" / row.cell)
     facts = read_facts(run)
-    return _Seen(row, facts, judge(run, facts, read_audit(run)))
+    audit = read_audit(run)
+    return _Seen(row, facts, judge(run, facts, audit), None if audit is None else audit.audit.minutes)
+
+
+def _minutes(seen: Sequence[_Seen]) -> float | None:
+    return max((each.minutes for each in seen if each.minutes is not None), default=None)
 
 
 def _cells(rows: Sequence[Row], seen: dict[str, _Seen], lost: dict[str, str]) -> tuple[CellVerdict, ...]:
@@ -136,6 +191,8 @@ def _cells(rows: Sequence[Row], seen: dict[str, _Seen], lost: dict[str, str]) ->
                 audit=row.audit,
                 gate=judged.verdict.ending if judged else None,
                 open_questions=tuple(reason.topic for reason in reasons if reason.good is not True),
+                failed_questions=tuple(reason.topic for reason in reasons if reason.good is False),
+                cautions=tuple(reason.topic for reason in reasons if reason.caution),
                 failure=lost.get(row.cell, row.reason),
             )
         )
@@ -143,10 +200,16 @@ def _cells(rows: Sequence[Row], seen: dict[str, _Seen], lost: dict[str, str]) ->
 
 
 def _setting(row: Row) -> str:
-    axes = ", ".join(f"{field} {shown(value)}" for field, value in row.axes.items())
+    axes = ", ".join(_axis(field, value) for field, value in row.axes.items())
     if row.kind == "run":
         return axes or "as the preset has it"
     return f"{WORDS[row.kind]}{', ' if axes else ''}{axes}"
+
+
+def _axis(field: str, value: Any) -> str:
+    if field != EPSILON:
+        return f"{field} {shown(value)}"
+    return "no noise" if value is None else f"ε {shown(value)}"
 
 
 def _common(facts: Sequence[Facts], judged: Sequence[Judged]) -> tuple[Common, ...]:
@@ -174,28 +237,6 @@ def _common(facts: Sequence[Facts], judged: Sequence[Judged]) -> tuple[Common, .
         for what in (told[0] if told else ())
         if told[0][what] and len({each[what] for each in told}) == 1
     )
-
-
-def _choice(cells: Sequence[CellVerdict], measure: Measure) -> Choice:
-    by: dict[str, list[CellVerdict]] = {}
-    for cell in cells:
-        if cell.kind == "run":
-            by.setdefault(cell.setting, []).append(cell)
-    passing = {name: own for name, own in by.items() if all(cell.gate == "passed" for cell in own)}
-    if not passing:
-        text = "No setting has passed its gate with all of its runs: none can be chosen without a person."
-        return Choice(setting=None, sentence=text)
-    means = {
-        name: sum(cell.quality for cell in own if cell.quality is not None) / len(own)
-        for name, own in passing.items()
-    }
-    best = max(means, key=lambda name: measure.gain(0.0, means[name]))
-    text = (
-        f"Of the {len(passing)} setting{'' if len(passing) == 1 else 's'} of which every run passes its gate, "
-        f"{best} has the best {measure.words}, {measure.show(means[best])}. Choosing by looking at private results "
-        "is not part of any ε."
-    )
-    return Choice(setting=best, sentence=text)
 
 
 def _checks(seen: _Seen) -> list[CrossCheck]:

@@ -8,6 +8,8 @@ from pydantic import TypeAdapter
 
 from ...threat_model.report.document import CrossCheck, Digest, Ending, Frontier, Part, Printed
 
+Standing = Literal["passes", "open", "ruled out"]
+
 
 class Common(Part):
     """Something that all of the sweep's runs have in common."""
@@ -18,7 +20,8 @@ class Common(Part):
 
 class CellVerdict(Part):
     """A cell, as its own files tell of it. `gate`: none for a baseline, of which nothing leaves a company, and for a
-    cell that failed; `open_questions`: what its gate does not answer with yes."""
+    cell that failed; `open_questions`: what its gate does not answer with yes, of which `failed_questions` with no;
+    `cautions`: what it passes with a caution."""
 
     cell: str
     kind: Literal["run", "pooled", "alone"]
@@ -31,14 +34,37 @@ class CellVerdict(Part):
     audit: str
     gate: Ending | None
     open_questions: tuple[str, ...]
+    failed_questions: tuple[str, ...]
+    cautions: tuple[str, ...]
     failure: str
 
 
+class Candidate(Part):
+    """A setting over its seeds. `standing`: `passes` where every run passes its gate, `ruled out` where one fails;
+    `low`, `high`: of the mean quality, at 95%; `against`: what gates hold against it; `attacks`: in words."""
+
+    setting: str
+    epsilon_spent: float | None
+    runs: int
+    passed: int
+    open: int
+    failed: int
+    standing: Standing
+    quality: float | None
+    low: float | None
+    high: float | None
+    attacks: tuple[str, ...]
+    against: tuple[str, ...]
+
+
 class Choice(Part):
-    """The setting of the best mean quality among those of which every run passes its gate; none: there is none."""
+    """`setting`: of the best mean quality among those of which every run passes its gate; none: there is none.
+    `next_step`: the command that goes on where the best setting is open."""
 
     setting: str | None
     sentence: str
+    next_step: str
+    candidates: tuple[Candidate, ...]
 
 
 class SweepReport(Part):

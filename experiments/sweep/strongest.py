@@ -10,6 +10,7 @@ from ...threat_model.results import Result, Statement
 
 # Of these an attack's success is a share of cases or an area under a curve; the others test claims.
 STATEMENTS: tuple[Statement, ...] = ("reconstruction", "membership", "extraction")
+LEAST = 10  # cases of an attack whose time ran out: of fewer, the largest of many figures is a lucky one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,9 @@ class Recovered:
 def strongest(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Of each statement the result whose interval begins furthest above its baseline, among views that a run shows.
 
-    By the interval's lower end, since a lucky single case is no strength. It is still the largest of many, so it lies
-    above its own expectation, of which its interval does not know.
+    By the interval's lower end, since a lucky single case is no strength; an attack that was cut short counts from
+    `LEAST` cases on, or where there is no other. It is still the largest of many, so it lies above its own
+    expectation, of which its interval does not know.
     """
     found = []
     for statement in STATEMENTS:
@@ -47,8 +49,11 @@ def strongest(results: Sequence[Result]) -> list[dict[str, Any]]:
             r for r in results
             if r.statement == statement and r.protected and r.value is not None and r.unit == unit
         ]  # fmt: skip
+        enough = [
+            r for r in own if r.outcome != "inconclusive" or (r.value is not None and r.value.n >= LEAST)
+        ]
         if own:
-            found.append(_told(max(own, key=_advantage), len(own)))
+            found.append(_told(max(enough or own, key=_advantage), len(own)))
     return found
 
 

@@ -42,6 +42,7 @@ from .company import SMALLEST_COHORT, CompanySession
 from .identity import Identity, Member, Roster
 from .keys import ChannelKey, ChannelKeys
 from .messages import Advert, Confirmation, Confirmations, Survivors, UnmaskShares
+from .pairs import computed_once
 from .session import Session, lowest_threshold
 from .wire import MAX_COHORT
 
@@ -61,5 +62,6 @@ __all__ = [
     "Session",
     "Survivors",
     "UnmaskShares",
+    "computed_once",
     "lowest_threshold",
 ]

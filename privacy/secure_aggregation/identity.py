@@ -88,8 +88,7 @@ class Roster:
 
     def statement(self, purpose: str, sender: str, *parts: bytes) -> bytes:
         """The bytes that `sender` signs."""
-        head = wire.text(wire.DOMAIN) + wire.text(purpose) + wire.blob(self.digest) + wire.text(sender)
-        return head + b"".join(map(wire.blob, parts))
+        return wire.heading(purpose) + wire.blob(self.digest) + wire.text(sender) + wire.blobs(*parts)
 
     def check(self, signature: bytes, purpose: str, sender: str, *parts: bytes) -> None:
         """Check that `sender`, as pinned here, has signed exactly these parts for this purpose.

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ...errors import ProtocolError
-from . import wire
+from . import pairs, wire
 from .identity import CHANNEL, Member, Roster
 
 KEY_SIZE = 32
@@ -53,7 +53,7 @@ def agree(private: X25519PrivateKey, public: bytes) -> bytes:
 
 def derive(secret: bytes, digest: bytes, purpose: str, *context: bytes) -> bytes:
     """A 32-byte key for one purpose in the session with this digest (RFC 5869)."""
-    info = wire.text(wire.DOMAIN) + wire.text(purpose) + b"".join(map(wire.blob, context))
+    info = wire.heading(purpose) + wire.blobs(*context)
     return HKDF(algorithm=SHA256(), length=KEY_SIZE, salt=digest, info=info).derive(secret)
 
 
@@ -124,9 +124,14 @@ class ChannelKeys:
 
     def share_keys(self, digest: bytes, me: str, peer: str, peer_public: bytes) -> tuple[bytes, bytes]:
         """Keys that seal shares in this session: from me to the peer, from the peer to me."""
-        secret = agree(self._key, peer_public)
         here, there = (me.encode(), self.public), (peer.encode(), peer_public)
-        return derive(secret, digest, "share", *here, *there), derive(secret, digest, "share", *there, *here)
+        ends = tuple(sorted((self.public, peer_public)))
+        secret = pairs.once(ends, lambda: agree(self._key, peer_public), again=True)
+
+        def key(*ends: bytes) -> bytes:
+            return pairs.once((digest, *ends), lambda: derive(secret, digest, "share", *ends))
+
+        return key(*here, *there), key(*there, *here)
 
     def to_bytes(self) -> bytes:
         marks = b"".join(sorted(self._begun))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from numpy.typing import NDArray
 
 from ...errors import ProtocolError
-from . import packing
+from . import packing, pairs
 from .keys import agree, derive
 from .session import Session
 
@@ -52,8 +52,11 @@ def pair_mask_key(
     `own` and `peer` are (name, mask public key). Of the two, the one whose name sorts first adds.
     """
     first, second = sorted((own, peer))
-    secret = agree(private, peer[1])
-    key = derive(secret, digest, "pair mask", first[0].encode(), first[1], second[0].encode(), second[1])
+    ends = first[0].encode(), first[1], second[0].encode(), second[1]
+    key = pairs.once(
+        (b"pair mask", digest, *ends),
+        lambda: derive(agree(private, peer[1]), digest, "pair mask", *ends),
+    )
     return key, own == first
 
 

@@ -6,7 +6,7 @@ Bonawitz et al. (CCS 2017), Fig. 4: `Advert` is rounds 0 and 1 in one; `Survivor
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...errors import ProtocolError
 from . import wire
@@ -24,7 +24,8 @@ def associated_data(digest: bytes, sender: str, receiver: str, public: bytes, co
 
     Since the advert's public parts are bound, a coordinator cannot replace a mask key and keep its shares.
     """
-    return b"".join(map(wire.blob, (digest, sender.encode(), receiver.encode(), public, commitment)))
+    ends = wire.text(sender) + wire.text(receiver)
+    return wire.blob(digest) + ends + wire.blobs(public, commitment)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,19 @@ class Advert:
 
     def for_recipient(self, company: str) -> "Advert":
         """The advert with only the share sealed for `company`: none if it is the sender's own."""
-        return replace(self, shares={name: s for name, s in self.shares.items() if name == company})
+        share = self.shares.get(company)
+        return Advert(
+            session=self.session,
+            public=self.public,
+            commitment=self.commitment,
+            shares={} if share is None else {company: share},
+            signature=self.signature,
+        )
 
     def to_bytes(self) -> bytes:
-        fixed = map(wire.blob, (self.session, self.public, self.commitment))
+        fixed = wire.blobs(self.session, self.public, self.commitment)
         signature = wire.blob(self.signature)
-        return b"".join((wire.header(wire.ADVERT), *fixed, wire.table(self.shares), signature))
+        return b"".join((wire.header(wire.ADVERT), fixed, wire.table(self.shares), signature))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Advert":

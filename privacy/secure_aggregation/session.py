@@ -7,6 +7,7 @@ another.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 from ...errors import ProtocolError
@@ -76,6 +77,10 @@ class Session:
         return (1 << self.bits) - 1
 
     def to_bytes(self) -> bytes:
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
         return b"".join(
             (
                 wire.header(wire.SESSION),
@@ -93,7 +98,10 @@ class Session:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Session":
-        reader = wire.Reader(data, wire.SESSION)
+        return _decoded(bytes(data))
+
+    @classmethod
+    def _of(cls, reader: wire.Reader) -> "Session":
         session = cls(
             run=reader.text(),
             round=reader.u32(),
@@ -110,7 +118,17 @@ class Session:
 
     def digest(self) -> bytes:
         """SHA-256 of the canonical encoding, 32 bytes."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         return hashlib.sha256(self.to_bytes()).digest()
+
+
+# A session is immutable, and the same one comes in every phase of a round.
+@lru_cache(maxsize=16)
+def _decoded(data: bytes) -> Session:
+    return Session._of(wire.Reader(data, wire.SESSION))
 
 
 def _refuse(field: str, rule: str) -> None:

@@ -15,6 +15,7 @@ fit raises ProtocolError("malformed").
 
 import hmac
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 
 from ...errors import ProtocolError
@@ -47,11 +48,22 @@ def u32(value: int) -> bytes:
 
 
 def blob(value: bytes) -> bytes:
-    return u32(len(value)) + value
+    return len(value).to_bytes(4, "big") + value
 
 
+def blobs(*values: bytes) -> bytes:
+    return b"".join([len(value).to_bytes(4, "big") + value for value in values])
+
+
+@lru_cache(maxsize=4 * MAX_COHORT)  # names come again and again
 def text(value: str) -> bytes:
     return blob(value.encode())
+
+
+@lru_cache(maxsize=32)
+def heading(purpose: str) -> bytes:
+    """What everything that is signed, or derived, for this purpose begins with."""
+    return text(DOMAIN) + text(purpose)
 
 
 def names(values: tuple[str, ...]) -> bytes:
@@ -59,7 +71,8 @@ def names(values: tuple[str, ...]) -> bytes:
 
 
 def table(values: Mapping[str, bytes]) -> bytes:
-    return u32(len(values)) + b"".join(text(name) + blob(values[name]) for name in sorted(values))
+    rows = [(text(name), values[name]) for name in sorted(values)]
+    return u32(len(rows)) + b"".join([name + len(value).to_bytes(4, "big") + value for name, value in rows])
 
 
 def is_name(value: object) -> bool:
@@ -91,7 +104,13 @@ class Reader:
         return int.from_bytes(self._take(4), "big")
 
     def blob(self, smallest: int, largest: int) -> bytes:
-        size = self.u32()
+        start = self._at + 4
+        size = int.from_bytes(self._data[self._at : start], "big")
+        end = start + size
+        if end <= len(self._data) and smallest <= size <= largest:
+            self._at = end
+            return self._data[start:end]
+        size = self.u32()  # too short even for this, or for what it says, or of another size
         if not smallest <= size <= largest:
             raise ProtocolError("malformed", f"a field has {size} bytes, not {smallest} to {largest}")
         return self._take(size)
@@ -100,10 +119,7 @@ class Reader:
         return self.blob(size, size)
 
     def text(self) -> str:
-        try:
-            return self.blob(1, MAX_NAME).decode()
-        except UnicodeDecodeError:
-            raise ProtocolError("malformed", "a name is not UTF-8") from None
+        return _decoded(self.blob(1, MAX_NAME))
 
     def _count(self) -> int:
         count = self.u32()
@@ -116,9 +132,14 @@ class Reader:
 
     def table(self, size: int) -> dict[str, bytes]:
         """Names and blobs of exactly `size` bytes."""
-        rows = [(self.text(), self.exactly(size)) for _ in range(self._count())]
-        rising(tuple(name for name, _ in rows))
-        return dict(rows)
+        count = self._count()
+        rows: dict[str, bytes] = {}
+        for _ in range(count):
+            name = self.text()
+            rows[name] = self.blob(size, size)
+        if len(rows) != count or sorted(rows) != list(rows):
+            raise _unsorted()
+        return rows
 
     def done(self) -> None:
         if self._at != len(self._data):
@@ -128,5 +149,17 @@ class Reader:
 def rising(values: tuple[str, ...]) -> tuple[str, ...]:
     """`values`, if they are in the only accepted order: strictly increasing, so without repeats."""
     if any(a >= b for a, b in pairwise(values)):
-        raise ProtocolError("malformed", "names are not sorted and unique")
+        raise _unsorted()
     return values
+
+
+def _unsorted() -> ProtocolError:
+    return ProtocolError("malformed", "names are not sorted and unique")
+
+
+@lru_cache(maxsize=4 * MAX_COHORT)
+def _decoded(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("malformed", "a name is not UTF-8") from None

@@ -86,9 +86,9 @@ def test_the_largest_settings_cost_neither_time_nor_memory(family: str) -> None:
     parameters_of(settings_of(family))  # what is imported, and set up once
     tracemalloc.start()
     try:
-        began = time.perf_counter()
+        began = time.process_time()  # whatever else the machine does meanwhile
         assert parameters_of(model) > 10**11
-        assert time.perf_counter() - began < 0.5
+        assert time.process_time() - began < 0.5
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import Done, Machine, run_command
 
 FEDBLOCKS = Path(sys.executable).with_name("fedblocks")
 
 
-def fedblocks(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(FEDBLOCKS), *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
-    )
+def fedblocks(*words: str, cwd: Path) -> Done:
+    return run_command(list(words), cwd, Machine())
 
 
 def bad_npz(path: Path, **changes: np.ndarray) -> Path:
@@ -41,7 +40,7 @@ def test_bad_input_exits_2_with_one_line_and_writes_nothing(tmp_path: Path, word
     bad_npz(tmp_path / "labels.npz", labels=np.arange(100) % 11)
     before = sorted(tmp_path.rglob("*"))
     done = fedblocks("simulate", "digits", "--set", word, "--json", cwd=tmp_path)
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert expected in done.stderr
     told = json.loads(done.stdout)
@@ -54,18 +53,34 @@ def test_bad_input_exits_2_with_one_line_and_writes_nothing(tmp_path: Path, word
 def test_runs_that_are_not_there_are_named(tmp_path: Path) -> None:
     for command in ("audit", "report"):
         done = fedblocks(command, cwd=tmp_path)
-        assert done.returncode == 2
+        assert done.exit_code == 2
         assert "no run here yet" in done.stderr
         done = fedblocks(command, "nowhere", cwd=tmp_path)
-        assert done.returncode == 2
+        assert done.exit_code == 2
         assert "not a run folder" in done.stderr
-    assert fedblocks("simulate", cwd=tmp_path).returncode == 2
-    assert fedblocks("simulate", "digits", "--resume", "x", cwd=tmp_path).returncode == 2
+    assert fedblocks("simulate", cwd=tmp_path).exit_code == 2
+    assert fedblocks("simulate", "digits", "--resume", "x", cwd=tmp_path).exit_code == 2
 
 
-def test_version_and_presets(tmp_path: Path) -> None:
-    assert fedblocks("--version", cwd=tmp_path).stdout.startswith("fedblocks 0.")
+def test_presets_are_listed(tmp_path: Path) -> None:
     assert "digits" in json.loads(fedblocks("presets", "--json", cwd=tmp_path).stdout)["presets"]
+
+
+def test_the_installed_program_is_this_command_line_with_its_exit_codes(tmp_path: Path) -> None:
+    """Every other test calls what this program calls. Would catch an entry point that is gone, or another's code."""
+    wrong = ("ledger", "show", "missing.sqlite", "--json")
+    for words, code in ((("--version",), 0), (wrong, 2)):
+        done = subprocess.run(
+            [FEDBLOCKS, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        if words is wrong:
+            assert len(done.stderr.strip().splitlines()) == 1
+            assert json.loads(done.stdout)["exit_code"] == 2
+        else:
+            assert done.stdout.startswith("fedblocks 0.")
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_is_quick_because_it_loads_no_library_that_it_does_not_need(tmp_path: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import Done, Machine, run_command
 from support.federation import COMPANIES, Federation, snapshot
 from typer.testing import CliRunner
 
@@ -27,16 +26,9 @@ def told(*words: str | Path) -> dict[str, Any]:
     return found
 
 
-def fedblocks(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def fedblocks(*words: str | Path) -> Done:
     """A process of its own, which also says how an error ends."""
-    start = "import sys; from fedblocks.cli.main import main; sys.argv[0] = 'fedblocks'; main()"
-    return subprocess.run(
-        [sys.executable, "-c", start, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return run_command(list(map(str, words)), Path.cwd(), Machine())
 
 
 @pytest.fixture
@@ -47,7 +39,7 @@ def federation(tmp_path: Path) -> Federation:
 def test_bad_input_exits_2_with_one_line_and_writes_nothing(federation: Federation) -> None:
     before = snapshot(federation.office), snapshot(federation.homes)
     done = fedblocks("provision", federation.file, "--json")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     (line,) = done.stderr.strip().splitlines()
     assert "acme, bravo, charlie, coordinator" in line
     assert "fedblocks company request HOME --company NAME" in line
@@ -87,7 +79,7 @@ def test_both_sides_print_the_same_fingerprints(federation: Federation) -> None:
 def test_people_are_told_what_to_do_with_what_was_made(federation: Federation) -> None:
     """On stderr; stdout has the one thing that is copied from it."""
     done = fedblocks("provision", federation.file, "--trial")
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert done.stdout == ""
     assert f"read out to everybody who installs for the first time: {federation.fingerprint}" in done.stderr
     assert "with its private keys, for a trial" in done.stderr

@@ -7,8 +7,6 @@ import io
 import json
 import re
 import sqlite3
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import tomli_w
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.commands import Machine, run_command
 from typer.testing import CliRunner
 
 from fedblocks.cli.ledger_tables import harmless
@@ -39,7 +38,6 @@ from fedblocks.privacy.ledger import Ledger
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import Plan, write_simulation
 
-FEDBLOCKS = Path(sys.executable).with_name("fedblocks")
 DELTA = 1e-5
 
 
@@ -394,7 +392,7 @@ def test_an_unknown_company_is_named(run: Path) -> None:
 
 
 def test_exit_codes_of_the_program(run: Path) -> None:
-    """Once through the installed program: one line of error, never a traceback."""
+    """In a process of its own: one line of error, never a traceback."""
     (run / "companies" / "company-0" / "ledger.sqlite").write_text("not a database " * 100)
     for words, code in (
         (("ledger", "show", "missing"), 2),
@@ -402,9 +400,7 @@ def test_exit_codes_of_the_program(run: Path) -> None:
         (("ledger", "verify", str(run)), 3),
         (("account", "--epsilon", "8"), 2),
     ):
-        done = subprocess.run(
-            [str(FEDBLOCKS), *words], capture_output=True, text=True, timeout=120, check=False
-        )
-        assert done.returncode == code, done.stderr
+        done = run_command(list(words), run, Machine())
+        assert done.exit_code == code, done.stderr
         assert "Traceback" not in done.stderr
         assert done.stdout == ""

@@ -45,9 +45,15 @@ from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import Plan, SimulationSettings
 
 
+@pytest.fixture(scope="module")
+def prepared(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run before its first round, of which each test has a copy."""
+    return prepare(small, tmp_path_factory.mktemp("prepared") / "run")
+
+
 @pytest.fixture
-def coordinator(small: SimulationSettings, tmp_path: Path) -> Coordinator:
-    return Coordinator(prepare(small, tmp_path / "run"))
+def coordinator(prepared: RunFolder, tmp_path: Path) -> Coordinator:
+    return Coordinator(RunFolder(Path(shutil.copytree(prepared.path, tmp_path / "run"))))
 
 
 def rewrite_policy(run: RunFolder, company: int, line: str) -> None:

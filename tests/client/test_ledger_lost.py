@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from support.commands import run_code
 from support.coordinating import Coordinator
 from typer.testing import CliRunner
 
@@ -333,14 +334,8 @@ for n in range(after + 5):
 
 def killed(home: Path, moment: str, after: int) -> list[int]:
     """The rounds that a process has made before it was killed."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHARGER, str(home), moment, str(after)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = run_code(CHARGER, home, moment, str(after))
+    assert done.exit_code == -signal.SIGKILL, done.stderr
     return [int(line) for line in done.stdout.split()]
 
 

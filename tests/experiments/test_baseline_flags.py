@@ -76,7 +76,7 @@ def test_fedprox_without_a_pull_is_fedavg_and_with_a_strong_one_stays(
 ) -> None:
     """Would catch a FedProx that is another algorithm at mu = 0, or one that mu does not reach in a whole run."""
     preset = preset_file(small, tmp_path)
-    over = ["training.local_steps=3", "protocol=off"]
+    over = ["training.local_steps=3", "training.rounds=2", "protocol=off"]
     runs = {}
     for name, more in {
         "fedavg": [],
@@ -128,7 +128,7 @@ def test_alone_is_the_mean_over_companies_with_their_own_examples_only(
     small: SimulationSettings, tmp_path: Path
 ) -> None:
     """Would catch a company that has seen another's examples, or a figure of one company for all."""
-    settings = baseline_settings(preset_file(small, tmp_path), "alone")
+    settings = baseline_settings(preset_file(small, tmp_path), "alone", ["training.rounds=2"])
     run = prepare(settings, tmp_path / "run")
     result = run_in_one_place(run, "alone")
     heldout, found = Examples.load(run.evaluation / "heldout.npz"), []

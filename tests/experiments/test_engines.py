@@ -50,7 +50,7 @@ def test_processes_give_the_bits_of_threads(small: SimulationSettings, tmp_path:
     assert result_of(runs[0]) == result_of(runs[1])
     assert epsilon_by_company(runs[0]) == epsilon_by_company(runs[1])
     assert any(row["absent"] for row in runs[0].metrics()[1:])
-    assert not {pid for pid in children() - before if "fedblocks" in _command(pid)}
+    assert not {pid for pid in children() - before if "spawn_main" in _command(pid)}
 
 
 def _command(pid: int) -> str:

@@ -13,7 +13,7 @@ from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.threat_model.auditing import AuditDesign, audit_run
-from fedblocks.threat_model.report import write_report
+from fedblocks.threat_model.report.write import write_both
 
 CLASSES = ("even", "odd")
 
@@ -40,7 +40,8 @@ def test_a_pretrained_classifier_is_adapted_group_by_group(tmp_path: Path) -> No
         "tabular-cancer",
         [
             'model={family="pretrained-text-classifier"}',
-            f'model.pretrained="{small_model("encoder", 2, 2)}"', "model.sequence_length=8", "model.trains=lora",
+            f'model.pretrained="{small_model("encoder", 2, 2)}"', "model.sequence_length=8",
+            "model.objective=denoise",
             f'data.public.source="{labelled(tmp_path / "public.jsonl", 30)}"',
             f'data.private.source="{labelled(tmp_path / "private.jsonl", 120)}"', f"data.contract={contract}",
             "pretraining.steps=2", "companies.count=3", "training.rounds=2", "training.expected_batch_size=8",
@@ -49,7 +50,7 @@ def test_a_pretrained_classifier_is_adapted_group_by_group(tmp_path: Path) -> No
     )  # fmt: skip
     run = prepare(settings, tmp_path / "run")
     simulate(run)
-    found = audit_run(run, AuditDesign(minutes=1.0))
+    found = audit_run(run, AuditDesign(minutes=0.5))
     by = {name: [r for r in found.results if r.attack == name] for name in ("conformance", "released-sums")}
     for results in by.values():
         assert results
@@ -58,8 +59,7 @@ def test_a_pretrained_classifier_is_adapted_group_by_group(tmp_path: Path) -> No
     others = [r for r in found.results if r.attack not in by]
     assert {r.outcome for r in others} == {"not applicable"}
     assert all("unit of privacy is one group" in (r.reason or "") for r in others)
-    write_report(run)
-    report = json.loads((run.path / "report.json").read_text())
+    _, report = write_both(run)
     words = "one group (all records with the same value in column 'author')"
-    assert report["promise"]["unit"] == words
-    assert report["promise"]["adjacency"] == "add or remove one group"
+    assert report.promise.unit == words
+    assert report.promise.adjacency == "add or remove one group"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.commands import run_code
 
 from fedblocks.blocks import build_model, digest, merge
 from fedblocks.blocks.state import flatten
@@ -189,7 +188,7 @@ def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_coun
     whole, result = finished
     run = prepare(small, tmp_path / "run")
     code = (
-        "import importlib, os, signal, sys, torch; torch.set_num_threads(1)\n"
+        "import importlib, os, signal, sys\n"
         "from pathlib import Path\n"
         "from fedblocks.server.run_folder import RunFolder\n"
         "from fedblocks.experiments.simulation.simulate import simulate\n"
@@ -203,8 +202,7 @@ def test_a_killed_run_resumes_to_the_same_result_and_the_ledger_never_under_coun
         "setattr(owner, name, counted)\n"
         "simulate(RunFolder.existing(Path(sys.argv[1])))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(run.path)], timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert run_code(code, run.path).exit_code == -signal.SIGKILL
     assert Checkpoint.load(run.checkpoints).round == saved
     charged = []
     for home in run.companies.iterdir():

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
+from support.commands import Machine, run_command
 
 from fedblocks.blocks import digest
 from fedblocks.client.app import app
@@ -242,10 +243,9 @@ def test_a_run_of_real_processes_survives_one_that_is_killed(
 def test_a_certificate_is_made_by_command(tmp_path: Path) -> None:
     for words in (["--company", "company-0"], ["--coordinator"]):
         folder = tmp_path / words[0]
-        process = command("transport", "certificate", folder, *words)
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert Path(out.strip()) == folder / "own.pem"
-    process = command("transport", "certificate", tmp_path / "x")
-    assert "company" in process.communicate(timeout=60)[1]
-    assert process.returncode == 2
+        done = run_command(["transport", "certificate", str(folder), *words], tmp_path, Machine())
+        assert done.exit_code == 0
+        assert Path(done.stdout.strip()) == folder / "own.pem"
+    done = run_command(["transport", "certificate", str(tmp_path / "x")], tmp_path, Machine())
+    assert "company" in done.stderr
+    assert done.exit_code == 2

@@ -6,10 +6,10 @@ whoever knows a seed can subtract the noise.
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from pathlib import Path
 
+from support.fork_server import fork_server
 from support.processes import federation
 from support.seeded import seeded_company
 
@@ -43,7 +43,7 @@ def test_seeded_companies_in_processes_of_their_own_give_the_simulations_bits(
         assert "simulation_seed is set" in refused.said
 
         serve = made.serve()
-        spawn = multiprocessing.get_context("forkserver")
+        spawn = fork_server()
         companies = [
             spawn.Process(target=seeded_company, args=(made.run.path, i, 3), daemon=True) for i in range(3)
         ]

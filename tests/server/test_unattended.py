@@ -42,7 +42,7 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
     Would catch joined state that dies with a process, an agent that takes Ctrl-C at the coordinator for the run's
     end, rounds that are lost or charged twice, and exit codes that hide it.
     """
-    with federation(small, tmp_path, rounds=24) as made:
+    with federation(small, tmp_path, rounds=16) as made:
         agents, serve = [made.agent(0), made.agent(1)], made.serve()
         service = made.start("agent", "up", made.homes[2], "--json")
         until(lambda: made.rounds() >= 2, "two rounds")
@@ -52,7 +52,7 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
         until(lambda: made.rounds() > seen + 1, "the restarted agent takes part")
         serve.kill(signal.SIGINT)
         assert serve.end() == 130
-        assert made.rounds() < 24
+        assert made.rounds() < 16
         assert all(agent.running for agent in (*agents, service))
         serve = made.serve()
         seen = made.rounds()
@@ -60,14 +60,14 @@ def test_a_killed_agent_is_back_within_a_round_and_a_stopped_coordinator_goes_on
         serve.kill()
         serve = made.serve()
         assert serve.end(90) == 0
-        assert json.loads(serve.out.read_text())["rounds_done"] == 24
+        assert json.loads(serve.out.read_text())["rounds_done"] == 16
         assert [agent.end() for agent in agents] == [0] * 2
         assert [json.loads(agent.out.read_text())["ended"] for agent in agents] == ["done"] * 2
         assert service.running
         until(lambda: not (made.homes[2] / "joined.json").exists(), "the service has left the run")
         service.kill(signal.SIGTERM)
         assert service.end() == 0
-        finished(made, 24, in_vain=0)
+        finished(made, 16, in_vain=0)
         assert not any((home / "joined.json").exists() for home in made.homes)
 
 

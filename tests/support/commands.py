@@ -1,24 +1,20 @@
-"""Runs one `fedblocks` command in a fresh process that has its imports already, under limits of the machine."""
+"""Runs a `fedblocks` command under limits of the machine, or some code, in a process that has its imports already."""
 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-_PRELOADED = [
-    "fedblocks.cli.main",
-    "fedblocks.cli.progress",
-    "fedblocks.threat_model.auditing",
-    "support.commands",
-]
+from support.fork_server import fork_server
+
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _OVERRIDES = 0b1110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
@@ -44,10 +40,18 @@ class Machine:
 
 def run_command(words: list[str], folder: Path, machine: Machine, timeout: float = 120) -> Done:
     """Exit code, stdout and stderr of `fedblocks WORDS`, run in `folder`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    return _run(_command, (words, folder, machine), timeout)
+
+
+def run_code(code: str, *words: str | Path, timeout: float = 120) -> Done:
+    """What `python -c CODE WORDS` gives; the exit code of a process that was killed is its signal's, below zero."""
+    return _run(_code, (code, [str(word) for word in words]), timeout)
+
+
+def _run(target: Callable[..., None], given: tuple[object, ...], timeout: float) -> Done:
+    context = fork_server()
     ends = [context.Pipe(duplex=False) for _ in range(2)]
-    process = context.Process(target=_child, args=(words, folder, [write for _, write in ends], machine))
+    process = context.Process(target=_child, args=([write for _, write in ends], target, given))
     process.start()
     for _, write in ends:
         write.close()
@@ -69,10 +73,26 @@ def _read_all(number: int) -> str:
     return b"".join(pieces).decode("utf-8", "backslashreplace")
 
 
-def _child(words: list[str], folder: Path, said: list[Connection], machine: Machine) -> None:
+def _child(said: list[Connection], target: Callable[..., None], given: tuple[object, ...]) -> None:
     for number, write in enumerate(said, start=1):
         os.dup2(write.fileno(), number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        target(*given)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _code(code: str, words: list[str]) -> None:
+    sys.argv = ["-c", *words]
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def _command(words: list[str], folder: Path, machine: Machine) -> None:
     os.environ.update(machine.environment)
     os.chdir(folder)
     if machine.largest_file is not None:
@@ -84,18 +104,12 @@ def _child(words: list[str], folder: Path, said: list[Connection], machine: Mach
         resource.setrlimit(resource.RLIMIT_DATA, (machine.data, machine.data))
     if machine.ordinary and os.geteuid() == 0:
         _drop_overrides()
-    import torch
 
     from fedblocks.cli import main as command
 
-    torch.set_num_threads(1)
     command.people.file = sys.stderr
     sys.argv = ["fedblocks", *words]
-    try:
-        command.main()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    command.main()
 
 
 def _drop_overrides() -> None:

@@ -5,7 +5,6 @@ Processes are forked from one that has its imports already, so that one takes a 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -31,18 +30,9 @@ from fedblocks.protocol.transport.certificates import COORDINATOR
 from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
 from support.deployed import without_seeds
+from support.fork_server import fork_server
 
 Hook = Callable[[], None]
-_PRELOADED = [
-    "fedblocks.cli.main",
-    "fedblocks.client.agent",
-    "fedblocks.client.app",
-    "fedblocks.client.company",
-    "fedblocks.server.coordinator",
-    "fedblocks.server.stream",
-    "support.hooks",
-    "support.processes",
-]
 
 
 def until(holds: Callable[[], Any], what: str, seconds: float = 300.0) -> None:
@@ -101,13 +91,11 @@ class Federation:
 
     def start(self, *words: str | Path, hook: Hook | None = None) -> Command:
         """A `fedblocks` command; `hook` is called in its process before it begins (see `support.hooks`)."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         place = self.logs / str(len(self.started))
         out, err = place.with_suffix(".out"), place.with_suffix(".err")
         out.touch()
         err.touch()
-        process = context.Process(
+        process = fork_server().Process(
             target=_child, args=([str(word) for word in words], out, err, hook), daemon=True
         )
         process.start()

@@ -340,6 +340,43 @@ def test_a_job_whose_share_was_too_short_is_run_again_with_what_is_left(
     assert told == sorted(told)
 
 
+def test_what_has_use_for_more_time_comes_after_what_leaves_some(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch an audit of which half is lost: its heaviest attack is cut short, and run again with what others
+    have left."""
+    given: list[float] = []
+
+    def slow(subject: Subject) -> Found:
+        given.append(subject.clock.seconds)
+        while not subject.clock.over:
+            time.sleep(0.01)
+        yield found_by("slow", subject)
+
+    quick = [made_up(f"quick-{i}", weight=2.0, by_block=False) for i in range(5)]
+    use(monkeypatch, made_up("slow", slow, weight=3.0, by_block=False, open_ended=True), *quick)
+    audit_run(run, replace(ONE, minutes=1 / 60))
+    assert len(given) == 1
+    assert given[0] > 0.5  # of its own it has 3/13 of a second
+
+
+def test_what_never_looks_at_its_clock_is_not_run_again(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch an audit that spends its last minutes on finding what it has found."""
+    runs: list[str] = []
+
+    def deaf(subject: Subject) -> Found:
+        runs.append("deaf")
+        time.sleep(0.3)
+        yield found_by("deaf", subject)
+
+    quick = [made_up(f"quick-{i}", weight=9.0, by_block=False) for i in range(3)]
+    use(monkeypatch, made_up("deaf", deaf, weight=9.5, by_block=False), *quick)
+    audit_run(run, replace(ONE, minutes=1 / 60))
+    assert runs == ["deaf"]
+
+
 def test_progress_rises_to_the_whole(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def attack(subject: Subject) -> Found:
         subject.clock.tell(0.5, "half")

@@ -44,6 +44,17 @@ def test_its_gradients_are_those_that_a_company_sums(variant: Variant, interface
     assert sum(t.numel() for t in problem.tensors(found[0]).values()) == problem.size
 
 
+def test_the_gradient_of_one_parameter_is_its_part_of_the_whole(variant: Variant) -> None:
+    problem = problem_of(variant, variant.settings.blocks - 1)
+    values = problem.sample(
+        problem.values_of(Examples(*variant.examples(2))), torch.Generator().manual_seed(0)
+    )
+    whole = problem.gradient(values)
+    for name in (problem.names[0], problem.names[-1]):
+        own = torch.stack([problem.tensors(each)[name].reshape(-1) for each in whole])
+        torch.testing.assert_close(problem.gradient(values, of=name), own, rtol=1e-12, atol=0)
+
+
 def test_its_jacobian_is_the_derivative(variant: Variant) -> None:
     """Oracle: central differences in double precision, in blocks that read the ones before them too."""
     block = variant.settings.blocks - 1

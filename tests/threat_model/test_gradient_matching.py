@@ -14,6 +14,7 @@ from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.errors import InputError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.settings import SimulationSettings
+from fedblocks.threat_model.attacks import gradient_matching as attack
 from fedblocks.threat_model.attacks.gradient_matching import ATTACK
 from fedblocks.threat_model.block_problem import BlockProblem
 from fedblocks.threat_model.closeness import closeness
@@ -153,9 +154,11 @@ def test_a_head_that_is_no_linear_layer_is_refused() -> None:
 
 
 def test_the_reference_is_mounted_in_all_four_ways_and_fails_no_audit(
-    small: SimulationSettings, tmp_path: Path
+    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Would catch a way that is left out, a view that a run does not show but that is judged."""
+    """Would catch a way that is left out, a view that a run does not show but that is judged. How near a search comes
+    is tested above: here a few steps do."""
+    monkeypatch.setattr(attack, "_ITERATIONS", {"adam": 10, "lbfgs": 20})
     subject = Subject.of(prepare(small, tmp_path / "run"), block=0)
     assert ATTACK.applies(subject) is None
     found = [each for each in ATTACK.run(subject) if isinstance(each, Result)]

@@ -26,18 +26,23 @@ def subject_of(small: SimulationSettings, folder: Path, **changed: dict[str, obj
     return Subject.of(prepare(validated(SimulationSettings, raw), folder / "run"), block=0)
 
 
+@pytest.fixture(scope="module")
+def wide(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """Wide enough to be searched; attacks leave it as it is."""
+    return subject_of(small, tmp_path_factory.mktemp("wide"), **WIDE)
+
+
 def results(subject: Subject, seconds: float = 300.0) -> list[Result]:
     return [each for each in ATTACK.run(subject.within(Clock(seconds))) if isinstance(each, Result)]
 
 
 def test_one_and_two_unknown_examples_come_back_without_noise_and_not_with_it(
-    small: SimulationSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wide: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch a likelihood of another clip or another noise, and an attack that reads the truth."""
-    monkeypatch.setattr(lm_map, "_CASES", {"raw": 3, "release": 3, "sum": 2})
-    subject = subject_of(small, tmp_path, **WIDE)
-    assert ATTACK.applies(subject) is None
-    found = results(subject)
+    monkeypatch.setattr(lm_map, "_CASES", {"raw": 2, "release": 2, "sum": 1})
+    assert ATTACK.applies(wide) is None
+    found = results(wide)
     exact = {each.view: each for each in found if "exactly" in each.statistic}
     labels = {each.view: each for each in found if "labels" in each.statistic}
     assert len(exact) == len(labels) == 3
@@ -56,9 +61,9 @@ def test_one_and_two_unknown_examples_come_back_without_noise_and_not_with_it(
         assert own.value >= 0.6
 
 
-def test_a_clock_that_runs_out_says_nothing(small: SimulationSettings, tmp_path: Path) -> None:
+def test_a_clock_that_runs_out_says_nothing(wide: Subject) -> None:
     """Would catch "not found" by an attack that had no time."""
-    found = results(subject_of(small, tmp_path, **WIDE), 1e-3)
+    found = results(wide, 1e-3)
     assert {each.outcome for each in found} <= {"inconclusive", "found"}
     assert any("the time ran out after 1 of" in each.reason for each in found)
 
@@ -78,30 +83,27 @@ def test_what_cannot_be_searched_is_refused_in_numbers(
     assert why in str(ATTACK.applies(subject_of(small, tmp_path, **changed)))
 
 
-def test_a_prediction_says_where_there_is_nothing_to_predict(
-    small: SimulationSettings, tmp_path: Path
-) -> None:
+def test_a_prediction_says_where_there_is_nothing_to_predict(wide: Subject) -> None:
     """Would catch an audit that ends in an error for a plan without noise, or for a company without examples."""
-    subject, attack = subject_of(small, tmp_path, **WIDE), posterior_prediction.ATTACK
-    silent = replace(subject, plan=subject.plan.changed(noise_multiplier=0.0))
+    attack = posterior_prediction.ATTACK
+    silent = replace(wide, plan=wide.plan.changed(noise_multiplier=0.0))
     assert "adds no noise" in str(attack.applies(silent))
-    first = next(iter(subject.private))
-    fewer = replace(subject, private=subject.private | {first: subject.private[first][:0]})
+    first = next(iter(wide.private))
+    fewer = replace(wide, private=wide.private | {first: wide.private[first][:0]})
     found = {each.company: each for each in attack.run(fewer) if isinstance(each, Result)}
     assert found[first].reason == f"{first} holds no example"
     assert {each.outcome for name, each in found.items() if name != first} <= {"not found", "partly found"}
 
 
-def test_every_company_gets_its_prediction(small: SimulationSettings, tmp_path: Path) -> None:
+def test_every_company_gets_its_prediction(wide: Subject) -> None:
     """Would catch a prediction that forgets the plan's noise: without it, every company is predicted to lose all."""
-    subject = subject_of(small, tmp_path, **WIDE)
     attack = posterior_prediction.ATTACK
-    assert attack.applies(subject) is None
-    found = [each for each in attack.run(subject) if isinstance(each, Result)]
-    assert {each.company for each in found} == set(subject.private)
+    assert attack.applies(wide) is None
+    found = [each for each in attack.run(wide) if isinstance(each, Result)]
+    assert {each.company for each in found} == set(wide.private)
     for each in found:
         assert each.statement == "prediction"
         assert each.value is not None
         assert abs(each.value.value) < 3.0
         assert each.wins_at is not None
-        assert each.wins_at < subject.plan.noise_multiplier
+        assert each.wins_at < wide.plan.noise_multiplier

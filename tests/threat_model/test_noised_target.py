@@ -18,6 +18,7 @@ from fedblocks.blocks.taps import NoisedTap
 from fedblocks.experiments.bench.sensitivity.families import values_of
 from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.threat_model.attacks import noised_target
 from fedblocks.threat_model.attacks.noised_target import ATTACK
 from fedblocks.threat_model.block_problem import BlockProblem
 from fedblocks.threat_model.closeness import closeness
@@ -119,9 +120,10 @@ def test_a_gradient_in_another_order_gives_nothing_and_says_so(name: str) -> Non
 
 
 def test_a_run_of_generators_is_attacked_through_its_own_mechanism(
-    private_file: Path, tmp_path: Path
+    private_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Would catch a control that fails, and a release with noise of which the attack claims something."""
+    monkeypatch.setattr(noised_target, "_CASES", 6)
     changed = (
         "model.hidden_size=32", "model.layers=2", "model.blocks=2", "model.heads=2", "pretraining.steps=40",
         "training.noise_draws=2", "training.expected_batch_size=20", f'data.private.source="{private_file}"',

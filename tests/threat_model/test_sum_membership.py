@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from fedblocks.errors import InputError
 from fedblocks.experiments.simulation.preparation import prepare
 from fedblocks.privacy.clipping import ClippedSum
 from fedblocks.privacy.mechanisms.banded import BandedNoise, BandedStream
@@ -17,7 +18,9 @@ from fedblocks.privacy.mechanisms.skellam import SkellamNoise
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.settings import SimulationSettings
 from fedblocks.settings.load import validated
-from fedblocks.threat_model.attacks.sum_membership import ATTACK, draw_cases
+from fedblocks.threat_model.attacks import Attack
+from fedblocks.threat_model.attacks import cohort_differencing as differencing
+from fedblocks.threat_model.attacks.sum_membership import ATTACK, Cases, draw_cases
 from fedblocks.threat_model.clock import Clock
 from fedblocks.threat_model.membership.simulation import Candidates
 from fedblocks.threat_model.membership.sums import (
@@ -42,6 +45,26 @@ def subject(small: SimulationSettings, tmp_path_factory: pytest.TempPathFactory)
     return Subject.of(run, block=0)
 
 
+@pytest.mark.parametrize("attack", [ATTACK, differencing.ATTACK], ids=lambda each: each.name)
+@pytest.mark.parametrize("cases", [0, 1, 3])
+def test_a_clock_that_ends_after_a_few_cases_fails_no_audit(
+    subject: Subject, attack: Attack, cases: int
+) -> None:
+    """Would catch an audit, and with it the cell of a sweep, that fails on a slow machine: of one member or one other
+    there is no area."""
+
+    class Ending(Clock):
+        looked = 0
+
+        @property
+        def spent(self) -> float:
+            self.looked += 1
+            return 0.0 if self.looked <= cases else 2 * self.seconds
+
+    found = [each for each in attack.run(subject.within(Ending(60.0))) if isinstance(each, Result)]
+    assert [each.outcome for each in found if each.statement == "membership"] == ["inconclusive"]
+
+
 def test_ratio_is_that_of_the_densities() -> None:
     """Would catch a wrong sign, a lost half, or a mean of logarithms: against scipy's densities of the mixture."""
     rng = np.random.default_rng(0)
@@ -51,6 +74,22 @@ def test_ratio_is_that_of_the_densities() -> None:
     for rate in (1.0, 0.3):
         found = log_ratio(g @ y, g @ g.T, s, Hypotheses(np.eye(4), rate))
         assert float(found) == pytest.approx(math.log(rate * member / other + 1 - rate), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "member", [[], [True], [True, False], [True, True, False], [False, True, False, True]]
+)
+def test_few_cases_are_told_apart_or_said_to_be_too_few(member: list[bool]) -> None:
+    """Would catch an audit that ends with an error where its time ran out after one member or one other."""
+    scores, grams = np.arange(len(member), dtype=float), np.zeros((len(member), 2, 2))
+    cases = Cases(np.array(member, dtype=bool), scores, scores, Candidates(grams, 1), 400)
+    assert (cases.too_few == "") == (min(member.count(True), member.count(False)) >= 2)
+    if cases.too_few:
+        assert f"after {len(member)} of 400 cases" in cases.too_few
+        with pytest.raises(InputError, match="at least two members"):
+            auc(*cases.split(scores))
+    else:
+        assert auc(*cases.split(scores)).n == len(member)
 
 
 def test_skellam_noise_has_the_same_ratio() -> None:

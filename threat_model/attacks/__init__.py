@@ -32,6 +32,7 @@ class Attack:
     `applies`: why it cannot be mounted on this run, none where it can. `run`: yields each result as soon as it is
     there; it spends at most `subject.clock`, and what the clock cut short is inconclusive. `by_block`: it is run on
     one block at a time, else once on all of the subject's. `weight`: its share of the time, beside the others'.
+    `open_ended`: it has use for more time than its share; it is run after those that leave some of theirs.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Attack:
     run: Callable[[Subject], Iterator[Result | Kept]]
     by_block: bool = True
     weight: float = 1.0
+    open_ended: bool = False
 
 
 @cache

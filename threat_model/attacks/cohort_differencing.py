@@ -87,11 +87,11 @@ def _run(subject: Subject) -> Iterator[Result]:
     )  # fmt: skip
     subject.clock.tell(0.2, f"cohort differencing, block {block}")
     cases = draw_cases(subject, block, _CASES, "differencing")
-    if len(set(cases.member)) < 2:
+    if cases.too_few:
         yield Result(
             attack=ATTACK.name, adversary="malicious-coordinator", view=_VIEW, statement="membership",
             statistic="members told from others (AUC)", unit="auc", outcome="inconclusive",
-            reason=cases.cut_short, block=block,
+            reason=cases.too_few, block=block,
         )  # fmt: skip
         return
     rng = np.random.default_rng(subject.seed)
@@ -129,4 +129,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=0.5,
+    open_ended=True,
 )

@@ -260,4 +260,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=2.0,
+    open_ended=True,
 )

@@ -11,7 +11,6 @@ import numpy as np
 from scipy import stats
 
 from ...privacy.randomness import Randomness
-from ...server.assignment import assign
 from ..intervals import Array, mean
 from ..results import FAILED_CONTROL, Outcome, Result
 from ..subject import Subject
@@ -46,13 +45,7 @@ def _applies(subject: Subject) -> str | None:
 
 def _wanted(subject: Subject, block: int) -> int:
     """Rounds of the run in which a company trains this block, within bounds."""
-    plan, names = subject.plan, tuple(subject.private)
-    rounds = sum(
-        task.block == block and names[0] in task.companies
-        for round_ in range(1, plan.training.rounds + 1)
-        for task in assign(round_, names, plan)
-    )
-    return min(max(rounds, _LEAST), _MOST)
+    return min(max(subject.trainings(block, subject.plan.training.rounds), _LEAST), _MOST)
 
 
 def _run(subject: Subject) -> Iterator[Result]:
@@ -144,4 +137,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=2.0,
+    open_ended=True,
 )

@@ -266,4 +266,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=3.0,
+    open_ended=True,
 )

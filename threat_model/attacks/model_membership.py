@@ -164,4 +164,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=1.0,
+    open_ended=True,
 )

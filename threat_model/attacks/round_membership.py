@@ -79,8 +79,9 @@ def _run(subject: Subject) -> Iterator[Result]:
     releases = chosen_rounds(subject, block)
     others = heldout(subject)
     generator = subject.generator("membership over rounds", block)
-    n = min(_CANDIDATES, len(others), sum(len(own) for own in subject.private.values()))
-    members = subject.victims(n, "membership over rounds", block)
+    summed = {name for release in releases for name in release.survivors}
+    n = min(_CANDIDATES, len(others), sum(len(subject.private[name]) for name in summed))
+    members, owners = subject.victims_of(summed, n, "membership over rounds", block)
     others = others[torch.randperm(len(others), generator=generator)[:n]]
     pool = Examples(torch.cat([members.inputs, others.inputs]), torch.cat([members.targets, others.targets]))
     scores: Array = np.zeros(2 * n)
@@ -89,7 +90,10 @@ def _run(subject: Subject) -> Iterator[Result]:
         if subject.clock.over:
             break
         found, quiet = _round(subject, release, pool, n, generator)
-        scores, control, read = scores + found, control + quiet, read + 1
+        # A candidate is asked for as one company's: those sums tell of it that the company is in. Of the others each
+        # is asked for as the company's whose a member is, so that rounds are no sign of either.
+        asked = np.array([name in release.survivors for name in owners] * 2)
+        scores, control, read = scores + asked * found, control + asked * quiet, read + 1
         subject.clock.tell(read / len(releases), f"membership over rounds, block {block}")
     cut = f"the time ran out after {read} of {len(releases)} rounds" if read < len(releases) else ""
     own = auc(control[:n], control[n:])
@@ -116,7 +120,7 @@ def _round(
     known = subject.public[torch.randperm(len(subject.public), generator=generator)[:_PUBLIC]]
     public = gradients_of(problem, mechanism, known, 1, generator)
     noise = deviation(mechanism, len(release.survivors))
-    batch = subject.victims(round(count), "batch", release.block, release.round)
+    batch, _ = subject.victims_of(release.survivors, round(count), "batch", release.block, release.round)
     # Of all survivors' batches together only the sum is held.
     parts = (batch[part] for part in torch.arange(len(batch)).split(_AT_ONCE))
     summed = torch.stack(
@@ -147,4 +151,5 @@ ATTACK = Attack(
     applies=_applies,
     run=_run,
     weight=0.7,
+    open_ended=True,
 )

@@ -12,7 +12,6 @@ import torch
 
 from ...privacy.dp_sgd import DPSGD
 from ...privacy.secure_step import SecureStep
-from ...server.assignment import assign
 from ..exhibits import Scores
 from ..intervals import Array, Estimate, proportion
 from ..membership.simulation import Candidates
@@ -55,6 +54,14 @@ class Cases:
         if len(self.member) >= _LEAST:
             return ""
         return f"the time ran out after {len(self.member)} of {self.asked} cases"
+
+    @property
+    def too_few(self) -> str:
+        """Why no area can be told of all cases, or of those without noise: `auc` needs two members and two others."""
+        controls = self.member[: len(self.without_noise)]
+        if np.bincount(controls, minlength=2).min() >= 2:
+            return ""
+        return self.cut_short or f"too few cases to tell: {len(self.member)}"
 
     def split(self, scores: Array) -> tuple[Array, Array]:
         """Scores of members and of others."""
@@ -104,9 +111,8 @@ def strength(mechanism: DPSGD | SecureStep, companies: int = 1) -> float:
 
 
 def rounds_of(subject: Subject, block: int) -> int:
-    """In how many rounds of the run so far this block was trained."""
-    companies, rounds = tuple(subject.private), range(1, subject.checkpoint.round + 1)
-    return sum(any(t.block == block for t in assign(r, companies, subject.plan)) for r in rounds)
+    """In how many rounds of the run so far a company has trained this block, at most."""
+    return subject.trainings(block, subject.checkpoint.round)
 
 
 def _applies(subject: Subject) -> str | None:
@@ -119,10 +125,10 @@ def _run(subject: Subject) -> Iterator[Result | Scores]:
     (block,) = subject.blocks
     started = time.monotonic()
     cases = draw_cases(subject, block)
-    if len(set(cases.member)) < 2:
+    if cases.too_few:
         yield Result(
             attack=ATTACK.name, adversary="colluding-coordinator", view=_RELEASE, statement="membership",
-            statistic=_AREA, unit="auc", outcome="inconclusive", reason=cases.cut_short, block=block,
+            statistic=_AREA, unit="auc", outcome="inconclusive", reason=cases.too_few, block=block,
         )  # fmt: skip
         return
     yield from _results(subject, block, cases, time.monotonic() - started)
@@ -251,4 +257,5 @@ ATTACK = Attack(
     cost="some 10 ms a case; 400 cases",
     applies=_applies,
     run=_run,
+    open_ended=True,
 )

@@ -213,7 +213,8 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
             before = tape.bits
             result = original(*args, **kwargs)
             found.bits += tape.bits - before
-            found.values += result.level.numel() + result.noise.numel()
+            if result.noise.numel():  # else nothing is drawn: the loss is of the targets as they are
+                found.values += result.level.numel() + result.noise.numel()
             return result
 
         return watched

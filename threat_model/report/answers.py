@@ -22,9 +22,12 @@ class Asked:
     of: Callable[[Result], bool]
 
 
+REBUILD = "Rebuild an example exactly?"
+MEMBER = "Tell whether an example was used?"
+_MEMBERS = "Find members, accusing 1 other in 100?"
 QUESTIONS = (
     Asked(
-        "Rebuild an example exactly?",
+        REBUILD,
         lambda r: r.statement == "reconstruction" and ("exact" in r.statistic or r.statistic in _WHOLE),
     ),
     Asked(
@@ -35,9 +38,9 @@ QUESTIONS = (
         "Read off a label, a category or a word?",
         lambda r: r.statement == "reconstruction" and ("read off" in r.statistic or r.statistic in _PARTS),
     ),
-    Asked("Tell whether an example was used?", lambda r: r.statement == "membership" and r.unit == "auc"),
+    Asked(MEMBER, lambda r: r.statement == "membership" and r.unit == "auc"),
     Asked(
-        "Find members, accusing 1 other in 100?",
+        _MEMBERS,
         lambda r: r.statement == "membership" and "false alarms" in r.statistic,
     ),
     Asked("Learn facts of a company as a whole?", lambda r: r.statement == "property"),
@@ -50,7 +53,22 @@ def answers(audit: Audited | None) -> tuple[AttackAnswer, ...]:
     if audit is None:
         return ()
     found = [(asked, _concerned(asked, audit.audit.results)) for asked in QUESTIONS]
-    return tuple(_answer(asked.question, results) for asked, results in found if results)
+    told = tuple(_answer(asked.question, results) for asked, results in found if results)
+    if any(each.question == REBUILD and each.could for each in told):
+        return tuple(_by_rebuilding(each) for each in told)
+    return told
+
+
+def _by_rebuilding(answer: AttackAnswer) -> AttackAnswer:
+    """No test of membership has to answer what a rebuilt example answers."""
+    if answer.question not in (MEMBER, _MEMBERS) or answer.could is not None:
+        return answer
+    text = f"Yes, by rebuilding it: an example that was rebuilt was used. By a test: {_lower(answer.answer)}"
+    return answer.model_copy(update={"answer": text, "could": True})
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _concerned(asked: Asked, results: Sequence[Result]) -> list[Result]:
@@ -101,6 +119,8 @@ def _words(result: Result, could: bool | None) -> str:
     assert value is not None
     level = f"{100 * value.level:.4g}% confidence"
     limits = f"{figure(value.low, unit)} to {figure(value.high, unit)} at {level}"
+    if unit == "dB":
+        limits = limits.replace("+", "")
     base = None if result.baseline is None else result.baseline.value
     guess = "" if not base else f"; a guess gets {figure(base, unit)}"
     if unit == "auc":
@@ -123,8 +143,9 @@ def _words(result: Result, could: bool | None) -> str:
             return f"{head}: 0 of {value.n}, so at most {figure(value.high, unit)} at {level}{guess}."
         better = ", no better than a guess" if not could and base else ""
         return f"{head}{better}: {hits} of {value.n} ({limits}{guess})."
-    what = "" if unit in ("share", "dB") else f"{result.statistic} "
-    found = f"{what}{figure(value.value, unit)} ({limits}; {value.n} cases{guess})"
+    what = {"share": "", "dB": "the error falls by "}.get(unit, f"{result.statistic} ")
+    shown = figure(value.value, unit).replace("+", "")
+    found = f"{what}{shown} ({limits}; {value.n} cases{guess})"
     if could or not guess:
         return f"{head}: {found}."
     return f"No better than a guess: {found}." if value.low <= (base or 0.0) else f"Not established: {found}."
@@ -154,7 +175,7 @@ def not_tested(audit: Audited | None, *, real: bool, blocks: int) -> tuple[str, 
             found.append(f"Attacks that ended without an answer: {', '.join(open_)}.")
         never = sorted({each.name for each in attacks()} - {r.attack for r in results})
         if never:
-            found.append(f"Attacks that were not asked for: {', '.join(never)}.")
+            found.append(f"Attacks that were not made: {', '.join(never)}.")
         absent = [a for a in ADVERSARIES if a not in audit.audit.adversaries]
         if absent:
             found.append(f"Adversaries that were not asked for: {', '.join(absent)}.")

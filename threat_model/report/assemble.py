@@ -34,6 +34,7 @@ from .measures import share_interval
 from .mechanism_words import mechanism_sentences
 from .nist import questions
 from .provenance import commands, cross_checks, digests, versions
+from .sections import sections
 from .spending import Spending
 from .subgroups import subgroups
 from .verdict import verdict_of
@@ -77,7 +78,7 @@ def assemble(
     quality = _quality(run, facts)
     rows = [row for row in run.metrics() if row["round"] > 0]
     spent = costs(facts.plan, rows, size, facts.seconds, audit.audit.seconds if audit else None)
-    return Report(
+    report = Report(
         version=__version__,
         run=facts.run,
         name=facts.settings.name,
@@ -107,6 +108,7 @@ def assemble(
             audit=audit.ending if audit else "none", simulated=not facts.real, features=facts.plan.model.features,
         ),
     )  # fmt: skip
+    return report.model_copy(update={"sections": sections(report, facts, diagnosed, audit)})
 
 
 def _planned(facts: Facts) -> Guarantee:
@@ -114,9 +116,12 @@ def _planned(facts: Facts) -> Guarantee:
 
 
 def _whole(facts: Facts, size: int) -> Event:
-    """The whole run as one event: as the ledgers are pinned to it, else as the plan has it."""
+    """The whole run as one event: as the ledgers are pinned to it, else as the plan has it.
+
+    Where cohorts are drawn, ledgers are pinned to their companies' own rounds, the plan to the most of any company.
+    """
     pinned = {s.planned for s in facts.spending if s.planned is not None}
-    if len(pinned) == 1:
+    if len(pinned) == 1 and facts.plan.drawn is None:
         return pinned.pop()
     return run_terms(facts.plan, size, facts.settings.smallest_group).whole
 
@@ -141,6 +146,8 @@ def _promise(facts: Facts, size: int) -> Promise:
         if whole is not None and plan.training.group is None  # else a person's examples are one group
     )
     against = top.against if top is not None and top.against else found.against if found else ""
+    judged, small = judge_epsilon(epsilon if facts.private else None), judge_delta(delta, most)
+    void = False in (judged.good, small.good)
     return Promise(
         private=facts.private,
         epsilon=epsilon if facts.private else None,
@@ -153,11 +160,11 @@ def _promise(facts: Facts, size: int) -> Promise:
         examples=(min(counts), max(counts)) if counts else None,
         delta_times_examples=None if most is None else delta * most,
         groups=groups,
-        judgement=judge_epsilon(epsilon if facts.private else None).text,
-        delta_judgement=judge_delta(delta, most).text,
+        judgement=judged.text,
+        delta_judgement=small.text,
         mechanisms=mechanism_sentences(events or ([whole] if whole is not None else []))
         or ((_UNPROTECTED if facts.unprotected else "No noise was added."),),
-        trust=_trust(facts, against, epsilon, company),
+        trust=_trust(facts, against, epsilon, company, void),
     )
 
 
@@ -166,8 +173,12 @@ def _adjacency(plan: Plan, found: Guarantee | None) -> str:
     return said if plan.training.group is None else said.replace("example", "group")
 
 
-def _trust(facts: Facts, against: str, epsilon: float | None, company: float | None) -> tuple[str, ...]:
+def _trust(
+    facts: Facts, against: str, epsilon: float | None, company: float | None, void: bool
+) -> tuple[str, ...]:
+    """`void`: the promise is worth nothing, which what it rests on must not read as if it were."""
     plan = facts.plan
+    it = "Such as it is, it" if void else "It"
     if facts.unprotected:
         return (_UNPROTECTED,)
     if not facts.private:
@@ -176,7 +187,7 @@ def _trust(facts: Facts, against: str, epsilon: float | None, company: float | N
     if plan.secure_step:
         few = f"at most {plan.colluders} of the companies" if plan.colluders else "none of the companies"
         told = (
-            f"It rests on secure aggregation and on {few} telling the coordinator their share of the noise, or "
+            f"{it} rests on secure aggregation and on {few} telling the coordinator their share of the noise, or "
             f"adding none; it holds against {against}, for the opened sums alone."
         )
         if epsilon is not None and company != epsilon:
@@ -187,13 +198,23 @@ def _trust(facts: Facts, against: str, epsilon: float | None, company: float | N
             )
     else:
         told = (
-            f"It holds against {against}: each company adds all of the noise itself, before anything leaves it, so "
+            f"{it} holds against {against}: each company adds all of the noise itself, before anything leaves it, so "
             "secure aggregation adds to it and is not needed for it."
+        )
+    if (drawn := plan.drawn) is not None:
+        told += (
+            f" Each round's {drawn.per_round} companies were drawn from {drawn.companies:,}: the account is of the "
+            f"company that is drawn most often, with {number_of(plan.most_releases, 'release')}; others spend less. "
+            "Everybody can know the draw, so no privacy is gained by it."
         )
     return (
         told,
         "Each company has to trust its own machine, the reviewed package on it, and its random numbers.",
     )
+
+
+def number_of(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def accounts_of(spending: Sequence[Spending]) -> tuple[Account, ...]:
@@ -237,9 +258,13 @@ def _left(facts: Facts, rows: list[dict[str, object]], size: int, sent: int) -> 
         "parallel": "one update of one block a round",
         "all": "one update of every block a round",
     }[plan.training.assignment]
-    rounds = f"{len(rows):,} round{'' if len(rows) == 1 else 's'}"
+    rounds = number_of(len(rows), "round")
+    who, when = "Each company sent", rounds
+    if plan.drawn is not None:
+        who = f"Each of the {plan.drawn.per_round} companies drawn for a round sent"
+        when = f"{rounds} by the company drawn most often"
     return (
-        f"Each company sent {often}: {size:,} numbers, {noised}, then masked; {megabytes(sent)} in {rounds}.",
+        f"{who} {often}: {size:,} numbers, {noised}, then masked; {megabytes(sent)} in {when}.",
         f"Only sums of at least {cohort} companies were opened: {summed:,} sums.",
         "Never sent: examples, labels, their number, losses. Seen by the coordinator: who took part, and when.",
     )

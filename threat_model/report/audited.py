@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from ...server.run_folder import RunFolder
 from ..audit_file import Audit, read_audit_file
 from ..results import Statement
-from ..sentences import Group, count_words, grouped, sentence
+from ..sentences import ORDER, Group, count_words, grouped, sentence
 from .gallery import Gallery, Stored, read_stored
 
 _TEXTS: dict[Statement, str] = {
@@ -59,6 +60,14 @@ class Part:
         return [line for line in self.lines if line.group.worst.outcome != "not applicable"]
 
     @property
+    def told(self) -> str:
+        """How many statistics there are, by how they ended."""
+        n = len(self.attacked)
+        ends = Counter(line.group.worst.outcome for line in self.attacked if line.group.worst.protected)
+        known = ", ".join(f"{ends[outcome]} {outcome}" for outcome in ORDER if ends[outcome])
+        return f"{n} statistic{'' if n == 1 else 's'}" + (f" ({known})" if known else "")
+
+    @property
     def refused(self) -> list[Line]:
         return [line for line in self.lines if line.group.worst.outcome == "not applicable"]
 
@@ -85,23 +94,20 @@ class Audited:
     def groups(self) -> list[Group]:
         return grouped(self.audit.results)
 
-    def sentences(self) -> list[tuple[str, str, bool]]:
-        """(topic, sentence, attention) for the findings."""
-        audit, verdict = self.audit, self.audit.verdict
-        minutes = f"{audit.minutes:g} minute{'' if audit.minutes == 1 else 's'}"
-        head = f"The audit {verdict.ending}, within {minutes}: {self.counts}."
-        if verdict.ending == "passed":
-            head += " What was not found by these attacks is not thereby safe."
-        found = [("Audit", head, verdict.ending != "passed")]
-        alarms = [line for part in self.parts for line in part.lines if line.alarming]
-        found += [(f"Audit, {line.group.worst.attack}", line.text, True) for line in alarms]
+    def failed(self) -> list[tuple[str, str]]:
+        """(attack, sentence) of what fails the audit, then what gave away something that was never promised, and
+        limits that were passed."""
+        failures = self.audit.verdict.failures
+        lines = [line for part in self.parts for line in part.lines if line.alarming]
+        found = [
+            (line.group.worst.attack, line.text)
+            for line in lines
+            if line.group.worst.given_away or any(r.key in failures for r in line.group.results)
+        ]
         over = {
-            key: reasons
-            for key, reasons in verdict.failures.items()
-            if any("limit" in reason for reason in reasons)
+            key: reasons for key, reasons in failures.items() if any("limit" in reason for reason in reasons)
         }
-        found += [("Audit, limit", f"{key}: {'; '.join(reasons)}.", True) for key, reasons in over.items()]
-        return found
+        return [*found, *(("limit", f"{key}: {'; '.join(reasons)}.") for key, reasons in over.items())]
 
 
 def read_audit(run: RunFolder) -> Audited | None:

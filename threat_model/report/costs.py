@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from operator import itemgetter
 from statistics import median
 from typing import Any
 
@@ -24,16 +26,20 @@ def costs(
     seconds: float | None,
     audit: float | None,
 ) -> Costs:
-    """`rounds`: the run's lines of metrics. Of a company that took part in every round."""
+    """`rounds`: the run's lines of metrics. Of a company that took part in every round; where cohorts are drawn, of
+    the one that was in most sums."""
     up = down = everybody = 0
     sent = -(-size * plan.bits // 8)
-    for row in rounds:
-        for task in row.get("tasks", ()):
+    tasks = [task for row in rounds for task in row.get("tasks", ())]
+    summed = Counter(name for task in tasks for name in task["survivors"])
+    most, _ = max(summed.items(), key=itemgetter(1), default=("", 0))
+    for task in tasks:
+        everybody += sent * len(task["survivors"])
+        if plan.drawn is None or most in task["survivors"]:
             up += sent
             down += 4 * size * len(blocks_read(plan, task["block"]))
-            everybody += sent * len(task["survivors"])
     times = [row["seconds"] for row in rounds if isinstance(row.get("seconds"), int | float)]
-    if plan.training.assignment == "parallel":
+    if plan.training.assignment == "parallel" and plan.drawn is None:
         # A company trains one of the blocks of a round.
         up, down = up // len(plan.trained_blocks), down // len(plan.trained_blocks)
     return Costs(

@@ -18,11 +18,13 @@ class Part(BaseModel):
 
 
 class Reason(Part):
-    """One of the questions that a verdict rests on. `good` null: open, somebody has to decide."""
+    """One of the questions that a verdict rests on. `good` null: open, somebody has to decide. `caution`: good by the
+    gate's limits, and still something that whoever signs must know."""
 
     good: bool | None
     topic: str
     text: str
+    caution: bool = False
 
 
 class Verdict(Part):
@@ -39,7 +41,11 @@ class Verdict(Part):
             return "Do not approve as it stands: " + "; ".join(r.topic for r in bad) + "."
         if unclear:
             return "Not to be decided without a person: " + "; ".join(r.topic for r in unclear) + "."
-        return f"All {len(self.reasons)} questions of the gate are answered with yes."
+        with_care = [r for r in self.reasons if r.caution]
+        told = f"The run keeps to all {len(self.reasons)} limits of the gate"
+        if with_care:
+            told += ". To be weighed before signing: " + "; ".join(r.topic for r in with_care)
+        return f"{told}."
 
 
 class GroupOfExamples(Part):
@@ -217,7 +223,8 @@ class Question(Part):
 
 
 class FrontierAttack(Part):
-    """The strongest result of an audit, of one kind; `value`, `low`, `high`: over the seeds, `audits` of them."""
+    """The strongest result of an audit, of one kind; `value`, `low`, `high`: over the seeds, `audits` of them, in
+    `unfinished` of which its time ran out."""
 
     statement: str
     attack: str
@@ -229,6 +236,7 @@ class FrontierAttack(Part):
     low: float | None
     high: float | None
     audits: int
+    unfinished: int
     worst: float
     worst_low: float
     worst_high: float
@@ -266,6 +274,17 @@ class Frontier(Part):
     points: tuple[FrontierPoint, ...]
 
 
+class Section(Part):
+    """A section of the page by the anchor that links lead to, with what it comes to in one line. `attention`:
+    somebody should look at it before the run is used."""
+
+    anchor: str
+    number: int
+    name: str
+    finding: str
+    attention: bool
+
+
 class Report(Part):
     """The whole report of one run. `frontier`: of the sweep that it is a cell of."""
 
@@ -296,6 +315,7 @@ class Report(Part):
     commands: tuple[str, ...]
     settings: dict[str, Any]
     questions: tuple[Question, ...] = Field(description="those of NIST SP 800-226, in its order")
+    sections: tuple[Section, ...] = ()
 
 
 class Printed(Report):

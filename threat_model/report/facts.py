@@ -13,7 +13,7 @@ from ...server.checkpoint import Checkpoint
 from ...server.own_account import OwnAccount, own_accounts
 from ...server.reasons import evaluation_in_words
 from ...server.run_folder import RunFolder
-from ...settings import Plan, RunSettings, SimulationSettings, read_simulation
+from ...settings import Plan, RunSettings, SimulationSettings, read_simulation, without_protocol
 from .measures import Measure
 from .parted import step_half_widths
 from .spending import Spending, read_spending
@@ -122,16 +122,12 @@ class Facts:
     flagged: tuple[dict[str, Any], ...]  # a round's `GroupEffect`s where the group is flagged, with the round
     unused_charges: int
     seconds: float | None
+    unprotected: bool = False  # a study of utility, without the protocol: nobody's ledger was charged
     evaluations: tuple[tuple[int, str], ...] = ()  # on the companies' held-out examples: round, and in words
 
     @property
     def private(self) -> bool:
         return self.plan.private and not self.unprotected
-
-    @property
-    def unprotected(self) -> bool:
-        """Whether it is a study of utility, without the protocol: then nobody's ledger was charged."""
-        return self.simulation is not None and self.simulation.protocol == "off"
 
     @property
     def real(self) -> bool:
@@ -164,8 +160,8 @@ class Facts:
 def read_facts(run: RunFolder) -> Facts:
     """Read a run's files, as far as they exist: the run may be unfinished, its companies elsewhere."""
     settings, plan, rows, simulated = run.settings(), run.plan(), run.metrics(), run.simulated()
-    charged = simulated and read_simulation(run.path).protocol == "on"
-    spending = read_spending(run, plan) if charged else []
+    unprotected = without_protocol(run.path)
+    spending = read_spending(run, plan) if simulated and not unprotected else []
     accounts = [] if simulated else own_accounts(run)
     rounds = [row for row in rows if row["round"] > 0]
     seen = {name for row in rounds for name in (*row["survivors"], *row["absent"])}
@@ -196,6 +192,7 @@ def read_facts(run: RunFolder) -> Facts:
         ),
         unused_charges=_unused(spending, rounds),
         seconds=seconds if isinstance(seconds, int | float) else None,
+        unprotected=unprotected,
         evaluations=tuple(
             (row["round"], evaluation_in_words(row["evaluation"])) for row in rounds if "evaluation" in row
         ),

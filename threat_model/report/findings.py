@@ -22,19 +22,27 @@ class Finding:
 
 
 def largest_epsilon(facts: Facts) -> float:
-    """The largest of the ledgers' epsilons; the plan's, if the ledgers are elsewhere."""
+    """The largest of the ledgers' epsilons; the plan's, if the ledgers are elsewhere.
+
+    Where cohorts are drawn, no less than the plan's in any case: the company that is drawn most often, of which that
+    is, may come late.
+    """
     if not facts.private:
         return math.inf
-    return max((s.spent for s in facts.spending), default=0.0) or _planned(facts).epsilon
+    found = max((s.spent for s in facts.spending), default=0.0)
+    if facts.plan.drawn is not None:
+        return max(found, _planned(facts).epsilon)
+    return found or _planned(facts).epsilon
 
 
 def largest_against_company(facts: Facts) -> float:
     """As `largest_epsilon`, against a company that takes part: larger where shared noise tolerates no colluder."""
     if not facts.private:
         return math.inf
-    return (
-        max((s.spent_company for s in facts.spending), default=0.0) or _planned(facts).epsilon_against_company
-    )
+    found = max((s.spent_company for s in facts.spending), default=0.0)
+    if facts.plan.drawn is not None:
+        return max(found, _planned(facts).epsilon_against_company)
+    return found or _planned(facts).epsilon_against_company
 
 
 def _planned(facts: Facts) -> Guarantee:

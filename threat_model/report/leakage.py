@@ -59,11 +59,11 @@ def _worst(results: list[Result]) -> Result | None:
 def _share(result: Result | None) -> str:
     if result is None or result.value is None:
         return "–"
-    return f"{counted(result.value, 'share')} (≤ {figure(result.value.high, 'share')})"
+    return f"{counted(result.value, 'share')} (≤\u00a0{figure(result.value.high, 'share')})"
 
 
 def _area(result: Result | None) -> str:
     if result is None or result.value is None:
         return "–"
     value = result.value
-    return f"{value.value:.2f} (≤ {value.high:.2f})"
+    return f"{value.value:.2f} (≤\u00a0{value.high:.2f})"

@@ -33,24 +33,27 @@ def questions(
     beyond = (
         "a person with several" if promise.adjacency.endswith("example") else "one whom several values name"
     )
+    clipped = (
+        "clipped per example and accounted" if promise.private else "clipped per example, and not noised"
+    )
     return (
         q("Privacy parameters", "How large are ε and δ, and what do they allow at worst?",
           f"ε = {epsilon}, δ = {plain(promise.delta)}. {promise.judgement}", "promise"),
         q("Variant", "Which definition of differential privacy is it?",
           f"Approximate (ε, δ), {promise.adjacency}; accounted by privacy loss distributions or Rényi divergences, "
-          "shown as (ε, δ).", "account"),
+          "shown as (ε, δ)." if promise.private else "None: no noise was accounted.", "account"),
         q("Unit of privacy", "What is protected: a person, a record, an event?",
-          f"{promise.unit[:1].upper()}{promise.unit[1:]}, of one company; not {beyond}, nor a company.",
-          "promise"),
+          f"{promise.unit[:1].upper()}{promise.unit[1:]}, of one company; not {beyond}, nor a company."
+          if promise.private else "Nothing is protected.", "promise"),
         q("Comparing guarantees", "With what may this ε be compared?",
           "With an ε of the same unit, adjacency and δ alone; all releases of the run are in it, and those of other "
-          "runs of the same ledger.", "account"),
+          "runs of the same ledger." if promise.private else "With none: there is no ε.", "account"),
         q("Mixing with other releases", "What else was released without differential privacy?",
           "Who took part and when, settings and sizes, and quality on public data. In a simulation the report itself "
           "shows private examples." if simulated else
           "Who took part and when, settings and sizes, and quality on public data.", "left"),
         q("Algorithms and correctness", "Which mechanism, and how is it known to be implemented as proven?",
-          " ".join(promise.mechanisms) + f" Account: {agreed}.", "account"),
+          " ".join(promise.mechanisms) + (f" Account: {agreed}." if promise.private else ""), "account"),
         q("Testing", "Was the implementation tested against its claim?",
           "The audit's conformance checks and lower bounds on ε." if audit != "none" else "No audit was run.",
           "statements"),
@@ -58,17 +61,14 @@ def questions(
           _utility(quality), "utility"),
         q("Bias", "Whom does the noise hurt most?", _bias(quality), "groups"),
         q("Machine learning", "Which part of the training is private, and what of the data's public parts?",
-          f"Every update of every block is clipped per example and accounted (features: {features}); pretraining saw "
-          "public data alone.", "account"),
+          f"Every update of every block is {clipped} (features: {features}); pretraining saw public data alone.",
+          "account"),
         q("Query model", "Who may ask what, and when does it stop?",
           "The coordinator asks for updates by a plan that was fixed beforehand; each company's ledger refuses what "
           "would pass its ceiling.", "account"),
         q("Threat and trust model", "Whom must one trust?", " ".join(promise.trust), "threat"),
         q("Implementation hazards", "Floating point, random numbers, timing?",
-          ("Here noise follows from a seed, since this is a simulation; a company's own comes from a cryptographic "
-           "generator. " if simulated else "Noise comes from a cryptographic generator. ")
-          + "What floating point may leak is in ε; timing and the machines themselves are outside of this report.",
-          "account"),
+          _hazards(promise.private, simulated), "account"),
         q("Attacks", "What do known attacks find?",
           f"Found: {' '.join(worst)}" if worst else "Nothing protected." if attackers else "None were run.",
           "leakage"),
@@ -82,6 +82,19 @@ def questions(
           f"Digests, versions and commands are below; {sum(c.agrees for c in checks)} of {len(checks)} comparisons "
           "between sources agree.", "reproduce"),
     )  # fmt: skip
+
+
+def _hazards(private: bool, simulated: bool) -> str:
+    told = "Timing and the machines themselves are outside of this report."
+    if not private:
+        return f"No noise was drawn. {told}"
+    drawn = "Noise comes from a cryptographic generator."
+    if simulated:
+        drawn = (
+            "Here noise follows from a seed, since this is a simulation; a company's own comes from a cryptographic "
+            "generator."
+        )
+    return f"{drawn} What floating point may leak is in ε. {told}"
 
 
 def _utility(quality: Quality | None) -> str:

@@ -45,8 +45,8 @@ class Spending:
 
     `spent_company`: as `spent`, against a company that takes part and so knows its own share of the noise. `events`:
     of this run's releases. `planned`: the run as the ledger is pinned to it, as one event; none where it is not.
-    `head`: the hash of the ledger's last row. `examples`: the company's, or its groups where these are the unit, which
-    a simulation alone can tell.
+    `head`: the hash of the ledger's last row. `examples`: the company's, or its groups where these are the unit, as a
+    simulation alone can tell.
     """
 
     company: str

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
+from .audit_reason import audit_reason
 from .audited import Audited
 from .document import Account, CrossCheck, Ending, Promise, Reason, Verdict
 from .facts import Facts
-from .judgement import judge_delta, judge_epsilon, number
-
-_DEFAULT_GATE = "nothing protected may be found, membership apart"
+from .judgement import judge_delta, judge_epsilon
 
 
 def verdict_of(
@@ -45,15 +44,11 @@ def _of_promise(facts: Facts, promise: Promise, accounts: tuple[Account, ...]) -
     if not facts.private:
         text = "No noise was added: nothing bounds what the sums, or the model, tell of one example."
         return [Reason(good=False, topic="there is no differential privacy", text=text)]
-    judged = judge_epsilon(promise.epsilon)
-    e = promise.epsilon
-    topic = "no finite ε holds" if e is None else f"ε = {number(e)} is {judged.word}"
-    found = [Reason(good=judged.good, topic=topic, text=judged.text)]
     most = promise.examples[1] if promise.examples else None
-    small = judge_delta(promise.delta, most)
-    found.append(
-        Reason(good=small.good, topic=f"δ is {small.word or 'for each company to judge'}", text=small.text)
-    )
+    found = [
+        Reason(good=judged.good, topic=judged.topic, text=judged.text, caution=judged.caution)
+        for judged in (judge_epsilon(promise.epsilon), judge_delta(promise.delta, most))
+    ]
     if not accounts:
         return found
     over = [a for a in accounts if (math.inf if a.epsilon is None else a.epsilon) > a.ceiling]
@@ -75,17 +70,4 @@ def _of_audit(facts: Facts, audit: Audited | None) -> Reason:
         return Reason(good=None, topic="no audit of this run", text=text)
     if audit is None:
         return Reason(good=None, topic="no audit of this run", text="Nobody has attacked it yet.")
-    gate = audit.audit.gate
-    limits = f"{len(gate.limit)} limit{'' if len(gate.limit) == 1 else 's'}" if gate.limit else _DEFAULT_GATE
-    text = (
-        f"Gate: {limits}; membership is allowed up to an area of {gate.membership:g}, by its interval's lower end. "
-        f"The audit {audit.ending}: {audit.counts}."
-    )
-    good = {"passed": True, "failed": False, "inconclusive": None}[audit.ending]
-    return Reason(
-        good=good, topic=f"the audit {audit.ending}" if good else f"the audit {_ended(audit)}", text=text
-    )
-
-
-def _ended(audit: Audited) -> str:
-    return "failed" if audit.ending == "failed" else "left questions open"
+    return audit_reason(audit)

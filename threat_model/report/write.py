@@ -42,22 +42,11 @@ from .quality_figures import quality_by_block, quality_by_round
 from .roc_figure import membership_roc, strongest
 
 _HERE = Path(__file__).parent
-_SECTIONS = (
-    ("threat", "Threat model and adversaries"),
-    ("account", "Mechanisms and account"),
-    ("frontier", "Privacy against utility"),
-    ("leakage", "Leakage by block and adversary"),
-    ("membership", "Membership"),
-    ("statements", "Three statements about epsilon"),
-    ("reconstructions", "Originals and reconstructions"),
-    ("utility", "Utility"),
-    ("costs", "Costs"),
-    ("reproduce", "Settings, digests, reproducing"),
-    ("questions", "Questions of NIST SP 800-226"),
-)
 _MOST_ROUNDS = 20  # of the table by round
 _SIGNED = 5
 _OVER = "--over privacy.epsilon=1,3,8,none --seeds 3 --audit"
+_MOST_ALARMS = 6  # failures of an audit before the others are folded away
+_MOST_PICTURES = 6  # of a gallery before the others are folded away
 _MOST_GROUPS = 10  # companies or classes before the others are folded away
 
 
@@ -142,8 +131,8 @@ def _context(
         "diagnosed": diagnosed,
         "audit": audit,
         "findings": find(facts, diagnosed),
-        "sections": _SECTIONS,
-        "numbers": {anchor: number for number, (anchor, _) in enumerate(_SECTIONS, start=1)},
+        "parts": {section.anchor: section for section in report.sections},
+        "unfolded": _unfolded(report),
         "adversaries": list(ADVERSARIES.values()),
         "signed": _signed(report),
         "charts": {name: draw() if drawn else "" for name, draw in _charts(facts, diagnosed, audit).items()},
@@ -156,6 +145,8 @@ def _context(
         "losing": dict(facts.utility.losing_blocks()) if facts.utility else {},
         "by_round": _spread(facts.utility.points) if facts.utility else (),
         "settings": list(_flat(report.settings)),
+        "most_alarms": _MOST_ALARMS,
+        "most_pictures": _MOST_PICTURES,
         "most_rows": figures.MOST_ROWS,
         "most_groups": _MOST_GROUPS,
         "audit_command": f"fedblocks audit {folder}",
@@ -173,12 +164,17 @@ def _context(
         context |= {
             "best_curves": [curve.roc() for curve in strongest(audit.stored.curves)],
             "leakage": by_adversary(audit.audit.results, audit.audit.blocks),
-            "alarms": [each for each in audit.sentences()[1:] if each[2]],
+            "alarms": audit.failed(),
             "rows": rows,
             "repeated": repeated,
             "statements": statement_rows(audit.audit.results),
         }
     return context
+
+
+def _unfolded(report: Report) -> set[str]:
+    """Sections that are open when the page is."""
+    return {section.anchor for section in report.sections if section.attention}
 
 
 def _signed(report: Report) -> list[Any]:

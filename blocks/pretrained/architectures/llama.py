@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from ....errors import InputError
 from .common import Trunk
-from .positions import refuse_rope, within
-
-FULL, SLIDING = "full_attention", "sliding_attention"
+from .positions import FULL, SLIDING, refuse_rope, refuse_windows, within
 
 
 def everywhere(x: Tensor) -> Tensor:
@@ -35,10 +33,13 @@ class LlamaTrunk(Trunk):
     @classmethod
     def refuse(cls, config: Any) -> None:
         refuse_rope(config)
+        kinds = cls.layer_kinds(config)
+        refuse_windows(kinds, config.sliding_window if SLIDING in kinds else None)
 
-    def layer_kinds(self) -> list[str]:
+    @classmethod
+    def layer_kinds(cls, config: Any) -> list[str]:
         """Of each layer of the model, whether it sees a window."""
-        return [FULL] * self.config.num_hidden_layers
+        return [FULL] * config.num_hidden_layers
 
     def rotations(self, x: Tensor, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         """Cosines and sines of a kind of layer, (1, T, d_head)."""
@@ -52,7 +53,7 @@ class LlamaTrunk(Trunk):
         self, layers: Iterable[nn.Module], x: Tensor, allowed: Tensor | None, positions: Tensor, first: int
     ) -> Tensor:
         layers = list(layers)
-        kinds = self.layer_kinds()[first : first + len(layers)]
+        kinds = self.layer_kinds(self.config)[first : first + len(layers)]
         rotations = {kind: self.rotations(x, positions, kind) for kind in set(kinds)}
         masks = {FULL: everywhere(x) if allowed is None else allowed}
         if SLIDING in kinds:
@@ -75,8 +76,9 @@ class Qwen2Trunk(LlamaTrunk):
     config_class = "Qwen2Config"
     classes = ("Qwen2Model", "Qwen2ForCausalLM")
 
-    def layer_kinds(self) -> list[str]:
-        return list(self.config.layer_types)
+    @classmethod
+    def layer_kinds(cls, config: Any) -> list[str]:
+        return list(config.layer_types)
 
 
 class Qwen3Trunk(Qwen2Trunk):
@@ -90,8 +92,9 @@ class MistralTrunk(LlamaTrunk):
     config_class = "MistralConfig"
     classes = ("MistralModel", "MistralForCausalLM")
 
-    def layer_kinds(self) -> list[str]:
-        return [FULL if self.config.sliding_window is None else SLIDING] * self.config.num_hidden_layers
+    @classmethod
+    def layer_kinds(cls, config: Any) -> list[str]:
+        return [FULL if config.sliding_window is None else SLIDING] * config.num_hidden_layers
 
 
 class GemmaTrunk(LlamaTrunk):
@@ -124,8 +127,9 @@ class Gemma3Trunk(GemmaTrunk):
                 "must be null: see Gemma 3",
             )
 
-    def layer_kinds(self) -> list[str]:
-        return list(self.config.layer_types)
+    @classmethod
+    def layer_kinds(cls, config: Any) -> list[str]:
+        return list(config.layer_types)
 
     def rotations(self, x: Tensor, positions: Tensor, kind: str) -> tuple[Tensor, Tensor]:
         return cast(tuple[Tensor, Tensor], self.rotary_emb(x, positions[None], kind))

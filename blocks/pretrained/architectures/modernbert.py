@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from .common import Trunk
-from .positions import refuse_rope, within
+from .positions import FULL, SLIDING, refuse_rope, refuse_windows, within
 
 
 class ModernBertTrunk(Trunk):
@@ -33,6 +33,7 @@ class ModernBertTrunk(Trunk):
     @classmethod
     def refuse(cls, config: Any) -> None:
         refuse_rope(config)
+        refuse_windows(config.layer_types, config.sliding_window)
 
     def embed(self, inputs: Tensor) -> Tensor:
         self.check_length(inputs)
@@ -46,8 +47,8 @@ class ModernBertTrunk(Trunk):
         rotations = {kind: self.rotary_emb(x, positions[None], kind) for kind in set(kinds)}
         # Half the window to either side.
         masks = {
-            "full_attention": allowed,
-            "sliding_attention": within(allowed, positions, self.config.sliding_window + 1, x.device),
+            FULL: allowed,
+            SLIDING: within(allowed, positions, self.config.sliding_window + 1, x.device),
         }
         for kind, layer in zip(kinds, layers, strict=True):
             x = layer(x, attention_mask=masks[kind], position_embeddings=rotations[kind])

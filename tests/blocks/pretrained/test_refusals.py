@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny_models import TINY, save, save_tokenizer
+from support.tiny_models import TINY, Tiny, save, save_tokenizer
 from torch import Tensor
 
 from fedblocks.blocks.pretrained.convert import convert
@@ -123,6 +123,31 @@ CONFIGURATIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
         "rope_type='dynamic'",
     ),
+    "layers of another kind": (
+        {
+            "model_type": "qwen2",
+            "architectures": ["Qwen2ForCausalLM"],
+            "layer_types": ["chunked_attention"] * 4,
+        },
+        "layer_types='chunked_attention'|transformers refuses it",
+    ),
+    "kinds of too few layers": (
+        {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention"] * 3},
+        "transformers refuses it",
+    ),
+    "no window": (
+        {
+            "model_type": "qwen2",
+            "architectures": ["Qwen2ForCausalLM"],
+            "layer_types": ["sliding_attention"] * 4,
+        },
+        "sliding_window=None: must be at least 1",
+    ),
+    "an empty window": (
+        {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 0},
+        "sliding_window=0: must be at least 1",
+    ),
+    "no number": ({"rms_norm_eps": float("nan")}, "is no JSON: NaN is no number"),
     "another precision": ({"dtype": "bfloat16"}, "dtype='bfloat16': the tensors are float32"),
     "layers of their own": ({"per_layer_config": {"0": {"hidden_size": 3}}}, "per_layer_config"),
 }
@@ -156,6 +181,24 @@ def test_values_that_differ_where_the_configuration_ties_them_are_refused(
     folder = copy_of(sound, "tied", tmp_path)
     with_tensors(folder, lambda t: t.update({"lm_head.weight": torch.ones(61, 24)}))
     refused(folder, "lm_head.weight=.*ties this tensor to model.embed_tokens.weight")
+
+
+def test_a_class_that_fits_the_tensors_is_named(tmp_path: Path) -> None:
+    """bert-base-uncased itself names a class without its pooler; the refusal says what to write instead."""
+    save(Tiny("BertConfig", "BertForPreTraining", TINY["bert"].fields).made(), tmp_path / "bert")
+    configured(tmp_path / "bert", architectures=["BertForMaskedLM"])
+    refused(
+        tmp_path / "bert", r"bert.pooler.dense.bias=.*are those of BertForPreTraining: name that class in"
+    )
+    configured(tmp_path / "bert", architectures=["BertForPreTraining"])
+    assert convert(tmp_path / "bert", 2, tmp_path / "converted").model_class == "BertForPreTraining"
+
+
+def test_an_infinite_number_is_refused(model: Path) -> None:
+    """Catches 1e999, which Python's JSON reads as infinity without a word."""
+    text = (model / "config.json").read_text().replace("1e-06", "1e999")
+    (model / "config.json").write_text(text)
+    refused(model, "rms_norm_eps=inf: must be finite")
 
 
 def test_a_pickle_is_refused_by_name(model: Path) -> None:

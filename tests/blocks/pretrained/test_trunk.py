@@ -136,7 +136,21 @@ def test_every_token_attends_to_all_without_a_mask(pair: Pair) -> None:
         )
 
 
-@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bert",
+        "distilbert",
+        "modernbert",
+        "vit",
+        "dinov2-swiglu",
+        "gpt2",
+        "llama-3",
+        "qwen3",
+        "mistral",
+        "gemma3",
+    ],
+)
 def test_bfloat16_computes_what_the_original_does(name: str, tmp_path: Path) -> None:
     """Catches another order of roundings: the difference is that of masked attention alone, no more."""
     pair = Pair(TINY[name].made(torch.bfloat16), tmp_path)

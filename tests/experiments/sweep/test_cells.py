@@ -24,7 +24,7 @@ from fedblocks.server.run_folder import RunFolder
 
 
 def grid(private_file: Path, *over: str, more: tuple[str, ...] = (), seeds: int = 1) -> Grid:
-    own = [each for each in SMALL if each.partition("=")[0] not in "".join(over)]
+    own = [each for each in (*SMALL, "training.rounds=2") if each.partition("=")[0] not in "".join(over)]
     overrides = [*own, f"data.private.source={private_file}", *more]
     return Grid.of("digits", list(over), overrides=overrides, seeds=seeds)
 

@@ -150,7 +150,24 @@ def test_the_strongest_attack_is_of_a_protected_view_and_no_lucky_case() -> None
         ("reconstruction", "reconstruction-0.4"), ("membership", "membership-0.6"),
     ]  # fmt: skip
     assert found[0]["of"] == 3
+    # Two cases before the time ran out say nothing beside forty that did not; alone they are all that there is.
+    cut = result("reconstruction", 1.0, 2, base=0.1).model_copy(
+        update={"outcome": "inconclusive", "reason": "x"}
+    )
+    whole = result("reconstruction", 0.0, 40, base=0.0).model_copy(update={"outcome": "not found"})
+    assert [each["value"] for each in strongest([cut, whole])] == [0.0]
+    assert [each["value"] for each in strongest([cut])] == [1.0]
     assert strongest([]) == []
+
+
+def test_audits_that_found_nothing_keep_their_upper_limit() -> None:
+    """Would catch "0 (0 to 0)" of three audits that tried 40 cases each, as if nothing could be recovered."""
+    [nothing] = strongest([result("reconstruction", 0.0, 40, base=0.0)])
+    cells = [replace(row, attacks=[nothing]) for row in rows() if row.epsilon == 1.0]
+    [point] = [p for p in points_of(cells) if p.kind == "private"]
+    found = point.attacks[0].recovered
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 40))  # Clopper and Pearson's of none
 
 
 def test_the_table_holds_the_figures_of_the_points_and_the_data_too() -> None:

@@ -49,6 +49,20 @@ def test_a_sweep_is_named_by_what_it_varies_so_that_more_of_it_goes_on_in_the_sa
     assert first != Grid.of("digits", ["privacy.delta=1e-5,1e-6"]).digest
 
 
+def test_cells_judge_their_model_seldom_unless_that_is_asked_for() -> None:
+    """Would catch a sweep that spends a seventh of its time on points of curves that nobody draws, one that is deaf
+    to what the user says, and a cell that judges its model more often than its preset."""
+
+    def every(*overrides: str) -> set[int]:
+        grid = Grid.of("digits", ["privacy.epsilon=1,8"], overrides=overrides)
+        return {cell.settings.training.evaluate_every for cell in grid.cells}
+
+    assert every() == {12}  # of 240 rounds
+    assert every("training.rounds=9") == {1}
+    assert every("training.evaluate_every=1") == {1}
+    assert every("training.evaluate_every=50") == {50}
+
+
 def test_commas_within_brackets_and_quotes_belong_to_a_value() -> None:
     """Would catch a list that is cut into pieces."""
     assert Axis.of("training.server_betas=[0.9, 0.99],[0.5,0.5]").values == ("[0.9, 0.99]", "[0.5,0.5]")

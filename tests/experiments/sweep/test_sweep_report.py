@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -23,11 +24,16 @@ from fedblocks.experiments.sweep.report import render_sweep
 from fedblocks.experiments.sweep.report_data import schema
 from fedblocks.experiments.sweep.scheduler import ASKED, Sweep
 from fedblocks.experiments.sweep.shared import start
-from fedblocks.experiments.sweep.table import TABLE, Row, write_table
+from fedblocks.experiments.sweep.strongest import strongest
+from fedblocks.experiments.sweep.table import TABLE, Row, read_table, write_table
 from fedblocks.server.run_folder import RunFolder
+from fedblocks.threat_model.audit_file import Audit, Verdict
+from fedblocks.threat_model.gate import Gate
+from fedblocks.threat_model.intervals import proportion
 from fedblocks.threat_model.report.check import lines_of
 from fedblocks.threat_model.report.judgement import number
 from fedblocks.threat_model.report.write import render
+from fedblocks.threat_model.results import Result, Statement
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -35,7 +41,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 @pytest.fixture(scope="module")
 def swept(private_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two private runs, one without noise, a baseline, and a cell that failed."""
-    overrides = [*SMALL, f"data.private.source={private_file}"]
+    overrides = [*SMALL, "training.rounds=2", f"data.private.source={private_file}"]
     grid = Grid.of("digits", ["privacy.epsilon=3,8,none"], overrides=overrides)
     sweep = Sweep.of(grid, tmp_path_factory.mktemp("runs"))
     cells = [cell for cell in grid.cells if cell.kind != "alone"]
@@ -58,6 +64,91 @@ def swept(private_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(swept: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(swept, tmp_path / swept.name))
+
+
+def told(statement: Statement, outcome: str, value: float, n: int = 40) -> Result:
+    own = proportion(round(value * n), n)
+    return Result.model_validate(
+        {
+            "attack": f"{statement}-attack", "adversary": "coordinator", "view": "the opened sum", "unit":
+            "auc" if statement == "membership" else "share", "statistic": "exact", "statement": statement, "block": 0,
+            "outcome": outcome, "reason": "the time ran out" if outcome == "inconclusive" else "", "value": own,
+            "baseline": proportion(n // 2 if statement == "membership" else 0, n),
+        }
+    )  # fmt: skip
+
+
+# What the audits of the sweep's settings came to: passed with members found, left open, failed.
+AUDITS = {
+    3.0: (told("reconstruction", "not found", 0.0), told("membership", "found", 0.7)),
+    8.0: (told("reconstruction", "not found", 0.0), told("membership", "inconclusive", 0.8, 12)),
+    None: (told("reconstruction", "found", 1.0), told("membership", "found", 1.0)),
+}
+
+
+@pytest.fixture
+def audited(copy: Path) -> Path:
+    """The sweep with audits of every ending: what is tested is the page, not an attack."""
+    rows = []
+    for row in read_table(copy / TABLE):
+        if row.kind != "run" or row.status == "failed":
+            rows.append(row)
+            continue
+        run, results = RunFolder.existing(copy / "cells" / row.cell), AUDITS[row.epsilon]
+        plan, ordered = run.plan(), tuple(sorted(results, key=lambda each: each.key))
+        audit = Audit(
+            version="0", run=plan.run, plan=plan.digest().hex(), round=4, blocks=(0, 1), adversaries=("coordinator",),
+            seed=0, minutes=2.0, seconds=1.0, gate=Gate(), results=ordered, verdict=Verdict.of(ordered, Gate()),
+        )  # fmt: skip
+        audit.write(run)
+        rows.append(replace(row, audit=audit.verdict.ending, attacks=strongest(ordered)))
+    write_table(copy / TABLE, rows)
+    return copy
+
+
+def test_what_may_be_chosen_follows_from_gates_and_says_how_to_go_on(audited: Path) -> None:
+    """Would catch a setting that a failed gate lets pass, one that is lost, and a choice that no sentence gives."""
+    table = {row.cell: row for row in read_table(audited / TABLE)}
+    write_table(audited / TABLE, [row for row in table.values() if row.cell != "lost"])
+    report, page = render_sweep(audited, figure=False)
+    found = {each.setting: each for each in report.choice.candidates}
+    assert {name: each.standing for name, each in found.items()} == {
+        "ε 3": "passes", "ε 8": "open", "no noise": "ruled out",
+    }  # fmt: skip
+    assert report.choice.setting == "ε 3"
+    assert report.choice.next_step == ""
+    assert "the one setting of which every run passes its gate, ε 3" in report.choice.sentence
+    assert "Ruled out by their own gates: no noise." in report.choice.sentence
+    assert any("its gate allows what it found" in each for each in found["ε 3"].against)
+    assert found["ε 8"].attacks[0] == "reconstruction 0% (0% to 8.81%), reconstruction-attack"
+    assert found["ε 8"].attacks[1].startswith("membership AUC 0.8")
+    assert found["ε 8"].attacks[1].endswith("membership-attack, cut short")
+    assert "there is no differential privacy" in found["no noise"].against
+    texts = " ".join(lines_of(page))
+    assert "In 1 of the audits behind it the strongest attack’s time ran out" in page.replace("\n", " ")
+    for each in found.values():
+        assert all(said in texts for said in (each.setting, *each.attacks, *each.against))
+        quality = [
+            row.quality for row in table.values() if row.kind == "run" and row.epsilon == _asked(each.setting)
+        ]
+        assert each.quality in quality
+
+
+def _asked(setting: str) -> float | None:
+    return None if setting == "no noise" else float(setting.removeprefix("ε "))
+
+
+def test_where_nothing_passes_the_longer_audit_of_the_best_is_named(audited: Path) -> None:
+    """Would catch a sweep whose short audits leave everything open, and a page that stops there."""
+    report, page = render_sweep(audited, figure=False)  # with the cell of ε 3 that failed
+    assert report.choice.setting is None
+    found = {each.setting: each for each in report.choice.candidates}
+    assert found["ε 3"].standing == "open"
+    assert "1 of 2 runs without a result" in found["ε 3"].against
+    [cell] = [each.cell for each in report.cells if each.setting == "ε 8"]  # of ε 3 nothing is open, but lost
+    assert report.choice.next_step == f"fedblocks audit {audited / 'cells' / cell} --minutes 10"
+    assert report.choice.next_step in page
+    assert "none can be chosen without a person" in report.choice.sentence
 
 
 def invoke(*words: str | Path) -> tuple[int, str]:
