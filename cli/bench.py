@@ -149,6 +149,21 @@ def block_memory(as_json: AsJson = False) -> None:
     show(measure(), as_json)
 
 
+@bench.command("adapt")
+def adapt(
+    seeds: Seeds = 3,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="exactness, minilm, private, lora or decoder; repeatable"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adapting pretrained models in blocks: exactness, quality, memory, and what privacy leaves of the gain."""
+    from ..experiments.bench.adapt import measure
+
+    show(measure(seeds, only or [], on_progress=_say), as_json)
+
+
 @bench.command("large-model")
 def large_model(as_json: AsJson = False) -> None:
     """A decoder of 1.2 billion parameters: converted, and one block of eight trained privately, by memory."""
