@@ -164,6 +164,14 @@ def adapt(
     show(measure(seeds, only or [], on_progress=_say), as_json)
 
 
+@bench.command("objective-memory")
+def objective_memory(as_json: AsJson = False) -> None:
+    """What each objective of a pretrained block keeps in memory, beside end-to-end training."""
+    from ..experiments.bench.objective_memory import measure
+
+    show(measure(), as_json)
+
+
 @bench.command("large-model")
 def large_model(as_json: AsJson = False) -> None:
     """A decoder of 1.2 billion parameters: converted, and one block of eight trained privately, by memory."""

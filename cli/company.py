@@ -140,6 +140,29 @@ def check(
         raise typer.Exit(2)
 
 
+@company.command("personalise")
+def personalise(
+    home: Home,
+    run: Annotated[str, typer.Option("--run", help="a run whose final model came to this company")],
+    as_json: AsJson = False,
+) -> None:
+    """Train this company's own parts of a model on its own examples. They stay in its home: no message has them."""
+    from ..client.company import Company
+    from ..client.personal import personalise_kept
+    from ..client.policy import load_policy
+
+    card, path, effect = personalise_kept(Company(home, load_policy(home / "policy.toml")), run)
+    if as_json:
+        print(json.dumps({"run": card.run, "file": str(path), "metric": card.metric} | vars(effect)))
+        return
+    say(f"Wrote {path}. Keep it like the data: it may repeat examples that it was trained on.")
+    if effect.examples:
+        common, own = ("no number" if v is None else f"{v:.4g}" for v in (effect.common, effect.personal))
+        say(f"{card.metric} on {effect.examples:,} held-out examples: {common} before, {own} with own parts")
+    else:
+        say("No examples are held out, so what it is worth is not known: import them with --held-out")
+
+
 @company.command("models")
 def models(home: Home, as_json: AsJson = False) -> None:
     """The final models that came to this company, and what they are worth on its held-out examples."""
@@ -151,10 +174,11 @@ def models(home: Home, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"home": str(home), "models": [vars(each) for each in found]}))
         return
-    table = Table("run", "round", "held out", "public model", "final model", "folder")
+    table = Table("run", "round", "held out", "public model", "final model", "with own parts", "folder")
     for each in found:
-        figures = ["" if v is None else f"{each.metric} {v:.4g}" for v in (each.public, each.final)]
-        told = [f"[red]{escape(entry(each.problem))}[/]", ""] if each.problem else figures
+        values = (each.public, each.final, each.personal)
+        figures = ["" if v is None else f"{each.metric} {v:.4g}" for v in values]
+        told = [f"[red]{escape(entry(each.problem))}[/]", "", ""] if each.problem else figures
         table.add_row(escape(each.run), str(each.round), f"{each.examples:,}", *told, escape(each.folder))
     people.print(table)
     for each in found:

@@ -19,13 +19,17 @@ def convert(
     ],
     blocks: Annotated[int, typer.Option(min=1, help="must divide the model's layers")],
     to: Annotated[Path | None, typer.Option(help="a new folder; none means NAME-BLOCKS-blocks here")] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="a folder that peft wrote: its low-rank additions become part of the model"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Cut a pretrained model into blocks, which together compute exactly what it computes."""
     from ..blocks.pretrained.convert import convert as write
 
     folder = to or Path(f"{model_dir.resolve().name}-{blocks}-blocks")
-    card = write(model_dir, blocks, folder)
+    card = write(model_dir, blocks, folder, adapter)
     if as_json:
         print(
             json.dumps({"folder": str(folder), "digest": card.digest, "card": card.model_dump(mode="json")})

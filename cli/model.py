@@ -16,6 +16,8 @@ from rich.table import Table
 
 class Format(StrEnum):
     SAFETENSORS = "safetensors"
+    CHECKPOINT = "checkpoint"
+    ADAPTER = "adapter"
 
 
 people = Console(stderr=True)
@@ -89,17 +91,27 @@ def diff(
 def export(
     run: Run,
     to: Annotated[Path, typer.Option("--to", help="a new folder, or a new file NAME.safetensors")],
-    format_: Annotated[Format, typer.Option("--format", help="of the tensors")] = Format.SAFETENSORS,
+    format_: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="safetensors, or of a pretrained model: a checkpoint of transformers (then the default), "
+            "or an adapter of peft",
+        ),
+    ] = None,
     round_: Annotated[int | None, typer.Option("--round", min=0, help="none means the last")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's model as one safetensors file with a JSON card beside it; an existing file is left alone."""
+    """Write a run's model with a card that says what it is; what exists already is left alone."""
     from ..server.models import export as written
+    from ..server.models import format_of
     from ..server.run_folder import RunFolder
 
-    card, (tensors, beside) = written(RunFolder.existing(run), to, round_)
+    folder = RunFolder.existing(run)
+    form = format_of(folder, None if format_ is None else format_.value)
+    card, (tensors, beside) = written(folder, to, round_, form)
     if as_json:
-        said = {"model": str(tensors), "card": str(beside), "format": format_.value}
+        said = {"model": str(tensors), "card": str(beside), "format": form}
         print(json.dumps(said | {"round": card.round, "digest": card.digest, "guarantee": card.guarantee}))
         return
     people.print(f"Round {card.round} of {card.run}: {tensors} and {beside}", markup=False, soft_wrap=True)

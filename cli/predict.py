@@ -23,7 +23,12 @@ _FORECASTS, _TEXTS, _DRAWN = "Forecasts", "Language models", "Image generators"
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="a run folder, or an exported model")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="a run folder, an exported model, or a converted decoder's folder"
+        ),
+    ],
     source: Annotated[str | None, typer.Option("--input", help="a file or folder of inputs")] = None,
     to: Annotated[Path | None, typer.Option("--to", help="a new file: .csv, .npz or .json")] = None,
     contract: Annotated[
@@ -50,11 +55,20 @@ def predict(
     label: Annotated[
         list[str] | None, typer.Option(help="a class; repeatable; none: all", rich_help_panel=_DRAWN)
     ] = None,
+    pretrained: Annotated[
+        list[Path] | None,
+        typer.Option(help="a converted model that the model was adapted from; repeatable"),
+    ] = None,
+    personal: Annotated[
+        Path | None,
+        typer.Option(help="a company's own parts, laid over the model; those in its folder always are"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of whatever is drawn")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> None:
     """Predict with a run's model or an exported one: classes, numbers, futures, texts or images."""
     from ..client.data.findings import Findings
+    from ..client.personal import PERSONAL_FILE, lay_over_file
     from ..client.prediction import Wanted
     from ..client.prediction import predict as predicted
     from ..settings.contract import contract_file
@@ -74,7 +88,11 @@ def predict(
         score=score,
         labels=tuple(label or ()),
     )
-    network, card = _loaded(model, round_)
+    network, card = _loaded(model, round_, pretrained or [])
+    own = personal or model / PERSONAL_FILE
+    if personal is not None or own.is_file():
+        lay_over_file(network, card, own)
+        people.print(f"With the company's own parts: {own}", markup=False, highlight=False, soft_wrap=True)
     findings = Findings(source or "")
     with progress_on(people) as progress:
         task = progress.add_task("Predictions", total=None, note="")
@@ -88,16 +106,29 @@ def predict(
     _say(found, card, to, as_json)
 
 
-def _loaded(path: Path, round_: int | None) -> tuple[Denoiser, ModelCard]:
+def _loaded(path: Path, round_: int | None, pretrained: list[Path]) -> tuple[Denoiser, ModelCard]:
     from ..blocks.model_file import load_model, model_of
+    from ..blocks.pretrained.card import CARD
+    from ..blocks.pretrained.places import register
+    from ..client.model_folders import home_of
+    from ..client.policy_file import know_pretrained
     from ..server.models import card_of
     from ..server.run_folder import RunFolder
 
+    for folder in pretrained:
+        register(folder)
     if (path / "plan.json").is_file():
         checkpoint, card = card_of(RunFolder.existing(path), round_)
         return model_of(checkpoint.model, card), card
     if round_ is not None:
         raise InputError("--round", round_, "an exported model is of one round; name a run folder")
+    if (path / CARD).is_file():
+        from ..client.prediction.converted import converted_model
+
+        return converted_model(path)
+    home = home_of(path)
+    if home is not None:
+        know_pretrained(home)
     return load_model(path)
 
 

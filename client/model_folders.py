@@ -14,6 +14,13 @@ def kept_folders(home: Path) -> list[Path]:
     return sorted(path.parent for path in (home / MODELS).glob("[!.]*/model.json"))
 
 
+def home_of(folder: Path) -> Path | None:
+    """The company's home that a kept model's folder lies in; none where it lies elsewhere."""
+    models = folder.resolve().parent
+    inside = models.name == MODELS and (models.parent / "policy.toml").is_file()
+    return models.parent if inside else None
+
+
 def unmeasured(home: Path) -> bool:
     """Whether a model has no figures yet."""
     return any(not (folder / METRICS_FILE).is_file() for folder in kept_folders(home))

@@ -10,13 +10,11 @@ is answered, since that would take a time that depends on the examples.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from ..blocks import Denoiser, merge, metric_of
@@ -27,9 +25,8 @@ from ..errors import FedblocksError
 from ..protocol import private_file
 from .company import Company
 from .model_folders import METRICS_FILE, PUBLIC_FILE, kept_folders
-
-# Spread evenly over the examples, so that a large set takes no longer.
-MOST_EXAMPLES = 2000
+from .personal import PERSONAL_FILE, laid_over, mark_of
+from .quality import quality_of, spread
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class KeptModel:
     """A model in the home. `problem`: why it, or the held-out examples, cannot be read.
 
     `public` and `final`: the family's `metric` on `examples` held-out examples; none where there are none.
+    `personal`: the same of the final model with the company's own parts over it, where it has some.
     `by_class`: of a classifier, the same of each class that there are examples of, by name.
     """
 
@@ -51,6 +49,7 @@ class KeptModel:
     final: float | None = None
     problem: str = ""
     by_class: dict[str, dict[str, Any]] = field(default_factory=dict)
+    personal: float | None = None
 
 
 def kept_models(company: Company) -> list[KeptModel]:
@@ -76,7 +75,7 @@ def _kept(company: Company, folder: Path) -> KeptModel:
     return KeptModel(
         card.run, str(folder), card.round, card.digest, card.guarantee, card.metric,
         figures["examples"], figures["public"], figures["final"], figures.get("problem", ""),
-        figures["by_class"],
+        figures["by_class"], figures.get("personal"),
     )  # fmt: skip
 
 
@@ -84,9 +83,10 @@ def _read(folder: Path, card: ModelCard, data: Examples | None) -> dict[str, Any
     """The figures, if they are of this model and of these examples."""
     try:
         found: dict[str, Any] = json.loads((folder / METRICS_FILE).read_bytes())
-        same = (found["digest"], found["held_out"]) == (
+        same = (found["digest"], found["held_out"], found.get("personal_file", "")) == (
             card.digest,
             None if data is None else data.digest.hex(),
+            mark_of(folder / PERSONAL_FILE),
         )
         return found if same and {"examples", "public", "final", "by_class"} <= found.keys() else None
     except (OSError, ValueError, KeyError, TypeError):
@@ -106,20 +106,25 @@ def _measured(
         "examples": 0,
         "public": None,
         "final": None,
+        "personal": None,
+        "personal_file": mark_of(folder / PERSONAL_FILE),
         "by_class": {},
     }
     if data is not None and len(data):
         data.check("held_out.npz", card.model.kind)
-        shown = _spread(data)
+        shown = spread(data)
         classes = _classes(card, shown)
         figures["examples"] = len(shown)
         model = model.to(company.policy.device)
-        figures["final"] = _quality(model, shown)
-        final = {name: _quality(model, own) for name, own in classes.items()}
+        figures["final"] = quality_of(model, shown)
+        final = {name: quality_of(model, own) for name, own in classes.items()}
+        if figures["personal_file"]:
+            with laid_over(model, card, folder / PERSONAL_FILE):
+                figures["personal"] = quality_of(model, shown)
         merge(model, read_part(folder / PUBLIC_FILE))
-        figures["public"] = _quality(model, shown)
+        figures["public"] = quality_of(model, shown)
         figures["by_class"] = {
-            name: {"examples": len(own), "public": _quality(model, own), "final": final[name]}
+            name: {"examples": len(own), "public": quality_of(model, own), "final": final[name]}
             for name, own in classes.items()
         }
         if None in (figures["public"], figures["final"]):
@@ -132,22 +137,6 @@ def _classes(card: ModelCard, data: Examples) -> dict[str, Examples]:
     """A classifier's examples by the name of their class; nothing for another model."""
     parts = {card.name_of(c): data[data.targets == c] for c in range(card.model.kind.labels or 0)}
     return {name: part for name, part in parts.items() if len(part)}
-
-
-def _spread(data: Examples) -> Examples:
-    count = min(len(data), MOST_EXAMPLES)
-    return data[torch.arange(count) * len(data) // count]
-
-
-def _quality(model: Denoiser, data: Examples) -> float | None:
-    """None where no number comes out: of too few examples, or of weights that are finite but huge."""
-    # One seed for both models, so that they differ by their weights only.
-    generator = torch.Generator().manual_seed(0)
-    try:
-        found = model.eval().chain_quality(data.inputs, data.targets, generator)[-1]
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return None
-    return found if math.isfinite(found) else None
 
 
 def main(home: Path) -> None:

@@ -19,6 +19,7 @@ from ..client.prediction import Predictions, Wanted, predict
 from ..errors import RunError
 from ..privacy.ledger_file import read_ledger
 from ..server.models import card_of
+from ..server.representation import Representation
 from ..server.run_folder import RunFolder
 from ..threat_model.audit_file import Audit, read_audit_file
 
@@ -74,6 +75,13 @@ class Run(RunFolder):
     def audit(self) -> Audit | None:
         """What `audit.json` holds; none where the run has not been audited. Raises: RunError for a damaged one."""
         return read_audit_file(self)
+
+    def representation(self) -> Representation | None:
+        """What a pretrained model could do on public data before the run and can now; none of other families.
+
+        Raises: RunError for a damaged file.
+        """
+        return Representation.read(self)
 
 
 def of_round(row: Mapping[str, Any], metric: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ _OURS = (
     "joined.json",
     "release-*.bin",
     "release.lock",
+    "personal.safetensors",
 )
 _THEIRS = (
     "policy.toml",

@@ -27,10 +27,12 @@ from .drawn_cohort import DrawnCohort
 from .evaluation import Evaluator
 from .events import Event, ModelDelivered, RoundFinished, RunFinished, RunStarted, Subscriber
 from .federated_evaluation import evaluate
+from .guard import STOPPED, Guard, Look, first_loss
 from .influence import leave_group_out
 from .optimizer import BlockOptimizer
 from .plain_sums import PlainSums
 from .release_log import OpenedSum, OpenedSums, ReleaseLog
+from .representation import Representation, measure
 from .round import RoundResult, run_round
 from .run_folder import RunFolder
 from .run_lock import exclusive
@@ -57,7 +59,8 @@ def coordinate(
 
     Raises:
         RunError: another process is at it, or companies are missing.
-        ProtocolError: "rounds_failed", too many in a row; or the code with which a company refuses the plan.
+        ProtocolError: "rounds_failed", too many in a row; "public_loss_rose", past the guard's limit; or the code
+            with which a company refuses the plan.
     """
     with exclusive(run.path):
         return _coordinate(grid, run, subscribers, wait, patience)
@@ -102,17 +105,24 @@ def _coordinate(
     ]
     for b, optimizer in enumerate(optimizers):
         optimizer.load(checkpoint.optimizers.get(b, {}))
+    guard = Guard.of(settings, plan, evaluator)
     rounds = plan.training.rounds
     tell(RunStarted(rounds, done=checkpoint.round))
     if checkpoint.round == 0 and not run.metrics():
         row: dict[str, Any] = {"round": 0, "quality": evaluator.quality(model)}
+        if guard.on:
+            row["public_loss"] = guard.finite_loss(model)
         run.append_metrics(row)
         tell(RoundFinished(row))
+    first = first_loss(run)
     shared, expected = checkpoint.model.shared, settings.companies.count
     if plan.drawn is not None and patience is not None:
         rule = "cohorts are drawn each round in `fedblocks simulate` alone"
         raise InputError("companies.per_round", plan.drawn.per_round, rule)
+    public = evaluator.sets["public"]
     if checkpoint.round == rounds:
+        if Representation.read(run) is None:  # its end was cut short
+            measure(run, plan, model, checkpoint, public, guard, settings.seed)
         if patience is not None and not isinstance(grid, PlainSums):  # for who was missing when it ended
             last = Attendance.cohort_of(grid, run, plan, shared)
             _deliver(run, last, patience.deliver, patience, tell)
@@ -134,13 +144,14 @@ def _coordinate(
         attendance.gather()
         cohort = attendance.cohort
         kept = OpenedSums(ReleaseLog(run.opened), plan)
+    keeps_moments = settings.influence.discards or settings.guard.stops
     for round_ in range(checkpoint.round + 1, rounds + 1):
         started = time.perf_counter()
         if drawing is not None:
             cohort = drawing.of(round_)
         # All blocks of a round start from the state that the round began with.
         before = tuple(blocks)
-        moments = [optimizer.state() for optimizer in optimizers] if settings.influence.discards else []
+        moments = [optimizer.state() for optimizer in optimizers] if keeps_moments else []
 
         def train(
             task: Task,
@@ -177,18 +188,31 @@ def _coordinate(
         discarded = set()
         if settings.influence.leave_group_out != "off":
             summed = [(r.block, r.survivors) for r in results if r.status == "done"]
-            public = partial(evaluator.public, model)
-            effects = leave_group_out(model, before, blocks, summed, public, settings.influence)
+            quality = partial(evaluator.public, model)
+            effects = leave_group_out(model, before, blocks, summed, quality, settings.influence)
             row["influence"] = [asdict(effect) for effect in effects]
             for effect in effects:
                 if effect.discarded:
                     discarded.add(effect.block)
                     blocks[effect.block] = before[effect.block]
                     optimizers[effect.block].load(moments[effect.block])
-        if round_ % plan.training.evaluate_every == 0 or round_ == rounds:
+        evaluated = round_ % plan.training.evaluate_every == 0 or round_ == rounds
+        look: Look | None = None
+        if first is not None and guard.due(evaluated=evaluated):
+            merge(model, *blocks)
+            look = guard.look(round_, model, first)
+            row["guard"] = look.to_json()
+        stopped = look is not None and look.ends_the_run
+        if stopped:
+            row["status"] = STOPPED
+            discarded |= {task.block for task in tasks}
+            for b in discarded:
+                blocks[b] = before[b]
+                optimizers[b].load(moments[b])
+        if evaluated or stopped:
             merge(model, *blocks)
             row["quality"] = evaluator.quality(model)
-        evaluation = plan.evaluation
+        evaluation = None if stopped else plan.evaluation
         if evaluation is not None and evaluation.due(round_, rounds) and isinstance(cohort, Cohort):
             groups = list(dict.fromkeys(task.companies for task in tasks))
             attempt = "" if patience is None else secrets.token_hex(8)
@@ -211,6 +235,10 @@ def _coordinate(
         if kept is not None:
             kept.forget()
         tell(RoundFinished(row))
+        if round_ == rounds or stopped:
+            measure(run, plan, model, checkpoint, public, guard, settings.seed)
+        if look is not None and look.ends_the_run:
+            raise look.error()
     if patience is not None and isinstance(cohort, Cohort):
         _deliver(run, cohort, patience.linger, patience, tell)
     tell(RunFinished(rounds))

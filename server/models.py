@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import __version__
 from ..blocks import build_model, digest, metric_of
-from ..blocks.model_file import ModelCard, save_model
+from ..blocks.model_file import ModelCard, model_of, save_model
+from ..blocks.pretrained.settings import PretrainedSettings
 from ..blocks.state import State, check_part
 from ..errors import FedblocksError, InputError, RunError
 from ..settings import RunSettings, is_simulation
-from ..settings.contract import ImageContract, TableContract
+from ..settings.contract import ImageContract, LabelledTextContract, TableContract
 from .checkpoint import Checkpoint, saved_rounds
 from .own_account import guarantee_sentence
 from .run_folder import RunFolder
@@ -177,10 +179,47 @@ def _sentence(run: RunFolder, settings: RunSettings, round_: int) -> str:
 
 def _labels(settings: RunSettings) -> tuple[str, ...] | None:
     contract = settings.data.public.contract
-    return contract.labels if isinstance(contract, TableContract | ImageContract) else None
+    return (
+        contract.labels
+        if isinstance(contract, TableContract | ImageContract | LabelledTextContract)
+        else None
+    )
 
 
-def export(run: RunFolder, to: Path, round_: int | None = None) -> tuple[ModelCard, tuple[Path, Path]]:
-    """Write the model of a round (none: the last) and its card; see `blocks.model_file.save_model`."""
+Format = Literal["safetensors", "checkpoint", "adapter"]
+
+
+def format_of(run: RunFolder, asked: Format | None) -> Format:
+    """What a run's model is written as: what is asked for, or what it was before, a checkpoint, or else safetensors.
+
+    Raises: InputError for one that the model cannot have.
+    """
+    model = run.plan().model
+    pretrained = isinstance(model, PretrainedSettings)
+    if asked in (None, "safetensors") or pretrained:
+        return asked or ("checkpoint" if pretrained else "safetensors")
+    rule = f"means nothing for a model of family {model.family}: it was no checkpoint before"
+    raise InputError("--format", asked, rule)
+
+
+def export(
+    run: RunFolder, to: Path, round_: int | None = None, format_: Format = "safetensors"
+) -> tuple[ModelCard, tuple[Path, Path]]:
+    """Write the model of a round (none: the last); its card, and the paths of the model and of what says what it is.
+
+    "safetensors": see `blocks.model_file.save_model`; "checkpoint" and "adapter": see `blocks.hand_back`.
+    Raises: InputError for a `to` that exists, or for the adapter of a model without one.
+    """
+    if os.path.lexists(to):
+        raise InputError("--to", str(to), "exists already; name another, or remove it")
     checkpoint, card = card_of(run, round_)
-    return card, save_model(checkpoint.model, card, to)
+    if format_of(run, format_) == "safetensors":
+        return card, save_model(checkpoint.model, card, to)
+    from ..blocks.hand_back import hand_back
+    from ..blocks.pretrained.denoiser import PretrainedDenoiser
+
+    model = model_of(checkpoint.model, card)
+    assert isinstance(model, PretrainedDenoiser)
+    assert format_ != "safetensors"
+    hand_back(model, card, to, format_)
+    return card, (to, to / "README.md")

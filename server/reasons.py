@@ -27,6 +27,7 @@ _WORDS = {
     "internal": "an error on its machine",
     "wrong_name": "it has the certificate of another company",
     "oversized_sum": "the sum is larger than all clips together allow",
+    "public_loss_rose": "the loss on public data rose past the coordinator's limit",
     "bad_share": "the shares that were sent do not open the sum",
 }
 

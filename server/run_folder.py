@@ -18,6 +18,7 @@ runs/<id>/
     metrics.jsonl      one line a round
     statements/        with real companies, what they say of the run's cost, NAME.json each
     companies/         in a simulation, the companies' homes
+    representation.json  of a pretrained model, what it could do on public data before and can now
     result.json        the summary, when the run is complete
     audit.json, report.html
 """

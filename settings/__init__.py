@@ -37,6 +37,7 @@ from .privacy import (
 from .run import (
     CohortSettings,
     DataSource,
+    GuardSettings,
     InfluenceSettings,
     PublicDataSettings,
     RunSettings,
@@ -64,6 +65,7 @@ __all__ = [
     "DropoutSettings",
     "Engine",
     "EvaluationSettings",
+    "GuardSettings",
     "InfluenceSettings",
     "LEAST_NOISE",
     "MOST_COMPANIES",

@@ -74,6 +74,21 @@ class InfluenceSettings(Part):
         return self.leave_group_out == "discard"
 
 
+class GuardSettings(Part):
+    """What becomes of a run whose loss on the coordinator's public data rises past `limit` times the public model's.
+
+    "flag": a warning, and a mark in metrics and report, of rounds that are evaluated. "stop": it is looked at after
+    every round; one that rises past the limit is discarded, and ends the run.
+    """
+
+    public_loss: Literal["off", "flag", "stop"] = "off"
+    limit: float = Field(1.2, gt=1, le=1e6)
+
+    @property
+    def stops(self) -> bool:
+        return self.public_loss == "stop"
+
+
 class RunSettings(Part):
     """Everything that decides a run but the companies' own data; `SimulationSettings` adds invented companies."""
 
@@ -89,6 +104,7 @@ class RunSettings(Part):
     privacy: PrivacySettings = PrivacySettings()
     secure_aggregation: SecureAggregationSettings = SecureAggregationSettings()
     influence: InfluenceSettings = InfluenceSettings()
+    guard: GuardSettings = GuardSettings()
     evaluation: EvaluationSettings | None = None
     failed_rounds: int = Field(
         3, ge=1, description="rounds that may fail in a row before a run with real companies stops"

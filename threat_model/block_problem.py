@@ -35,6 +35,12 @@ def example_fields(settings: TransformerSettings) -> tuple[Field, ...]:
     """What an example of these settings consists of: one field for the text of a language model, which is input and
     target at once; a row's numbers and codes apart."""
     kind = settings.kind
+    label = Field(name="label", what="label", shape=(), classes=kind.target_classes, side="targets")
+    if settings.connector == "labelled-text":
+        return (
+            Field(name="tokens", what="tokens", shape=kind.inputs, classes=kind.input_classes, side="inputs"),
+            label,
+        )
     if settings.connector == "text":
         return (
             Field(name="tokens", what="tokens", shape=kind.inputs, classes=kind.input_classes, side="both"),
@@ -61,9 +67,7 @@ def example_fields(settings: TransformerSettings) -> tuple[Field, ...]:
         if kind.target_classes is None:
             found.append(Field(name="number", what="number", shape=(), bounds=(-1.0, 1.0), side="targets"))
         else:
-            found.append(
-                Field(name="label", what="label", shape=(), classes=kind.target_classes, side="targets")
-            )
+            found.append(label)
         return tuple(found)
     image_is_input = kind.input_classes is None
     image = kind.inputs if image_is_input else kind.targets
@@ -147,8 +151,9 @@ class BlockProblem(Problem):
 
     def sides(self, values: Values) -> tuple[Tensor, Tensor]:
         """(inputs, targets) as the model reads them, of values with any leading dimensions."""
-        if "tokens" in values:
-            return values["tokens"], values["tokens"]
+        for field in self.fields:
+            if field.side == "both":
+                return values[field.name], values[field.name]
         parts = [
             values[name].to(self._dtype(values)) for name in ("numbers", "codes") if name in self.by_name
         ]

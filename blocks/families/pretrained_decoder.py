@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..denoiser import Metric
 from ..pretrained.block import wide
-from ..pretrained.denoiser import PretrainedDenoiser
+from ..pretrained.denoiser import PretrainedDenoiser, parted
 from ..pretrained.settings import PretrainedSettings
 from ..pretrained.small import small_model
 from ..pretrained.trunk import Trunk
+from ..sampler import sample_chain
 from ..settings import DataKind, require
 from . import Family
 
@@ -40,6 +41,10 @@ class PretrainedDecoderSettings(PretrainedSettings):
     def _short_enough(self) -> Self:
         rule = f"the model takes at most {self.longest} tokens"
         require(self.sequence_length <= self.longest, "sequence_length", self.sequence_length, rule)
+        rule = (
+            "the last block reads with the original head, which stays as it is; expected nothing or adapter"
+        )
+        require(self.personal != "head", "personal", self.personal, rule)
         return self
 
     @property
@@ -62,7 +67,7 @@ class PretrainedDecoder(PretrainedDenoiser):
     """Tokens (N, T), both as inputs and as targets; the first has no prediction and no loss.
 
     A block's own predictions are the original head's, after a map of its own that is zero at first (`bridge`): the
-    head was made for what the last block hands on.
+    head was made for what the last block hands on, so that block has none.
     """
 
     metric = Metric("bits_per_token", False, "bits")
@@ -72,7 +77,9 @@ class PretrainedDecoder(PretrainedDenoiser):
         return trunk.token_table().detach().float()
 
     @staticmethod
-    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
+    def new_interface(settings: PretrainedSettings, block: int) -> nn.ModuleDict:
+        if block + 1 == settings.blocks:
+            return nn.ModuleDict()
         bridge = nn.Linear(settings.hidden_size, settings.hidden_size)
         nn.init.zeros_(bridge.weight)
         nn.init.zeros_(bridge.bias)
@@ -96,9 +103,20 @@ class PretrainedDecoder(PretrainedDenoiser):
         return self._logits(block, noisy.flatten(0, 1))
 
     def _logits(self, block: int, out: Tensor) -> Tensor:
-        out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
+        if block + 1 < len(self.blocks):
+            out = out + self.own(block, "bridge", wide(out)).to(out.dtype)
         logits = wide(self.trunk.logits(self.finished(out)))
         return F.pad(logits, (0, 0, 1, 0))  # all alike of the first token, which nothing predicts
+
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Of the token after tokens (N, T), T at least 1: (N, V)."""
+        if self.settings.objective == "denoise":
+            one_more = torch.cat([tokens, tokens[:, :1]], dim=1)  # whatever it is, it is not read
+            return sample_chain(self, one_more, one_more, generator)[-1][:, -1]
+        last = len(self.blocks) - 1
+        x, present = parted(self.features_before(last, tokens))
+        return self._logits(last, self.clean_stream(last, x, present)[:, -1:])[:, -1]
 
     def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
         """Nats a token, but for the first: prediction (N, T, V), targets (N, T) -> (N,)."""
@@ -107,6 +125,22 @@ class PretrainedDecoder(PretrainedDenoiser):
 
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return self.loss(prediction, targets) / math.log(2)
+
+
+def go_on(
+    model: PretrainedDecoder,
+    prompt: Tensor,
+    length: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+) -> Tensor:
+    """prompt (N, T), T at least 1, and `length` tokens that the model goes on with: (N, T + length)."""
+    found = prompt
+    for _ in range(length):
+        likely = (model.next_logits(found, generator).cpu() / temperature).softmax(dim=-1)
+        token = torch.multinomial(likely, 1, generator=generator)  # (N, 1)
+        found = torch.cat([found, token.to(found.device)], dim=1)
+    return found
 
 
 def _small(layers: int, blocks: int) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,16 @@ class _Config(BaseModel):
     bias: str = Field("none", pattern="^none$")
 
 
-def save_adapter(blocks: Sequence[nn.ModuleList], card: ConvertedCard, folder: Path, to: Path) -> None:
+def save_adapter(
+    blocks: Sequence[nn.ModuleList],
+    card: ConvertedCard,
+    folder: Path,
+    to: Path,
+    files: Mapping[str, bytes] | None = None,
+) -> None:
     """Write the adapters of all blocks to the new folder `to`, as peft loads them onto the checkpoint's class.
+
+    Beside them these `files`.
 
     `blocks` as `build` gives them for the converted `folder`, with `add_lora`'s adapters of one rank.
     Raises: InputError where there are none, their ranks differ, or `to` exists.
@@ -80,6 +88,8 @@ def save_adapter(blocks: Sequence[nn.ModuleList], card: ConvertedCard, folder: P
     with creating_folder(to) as draft:
         save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
         (draft / CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        for name, content in (files or {}).items():
+            (draft / name).write_bytes(content)
 
 
 def load_adapter(blocks: Sequence[nn.ModuleList], card: ConvertedCard, adapter: Path) -> list[str]:

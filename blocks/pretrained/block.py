@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..groups import GroupedModule
 from ..transformer import NoiseEmbedding
@@ -40,6 +41,8 @@ class PretrainedBlock(GroupedModule):
             add_lora(layers, targets, settings.lora_rank, settings.lora_alpha)
         self.layers = layers
         self.interface = interface
+        self.personal = nn.ModuleDict()  # see `personal`, as for these
+        self.personal_hooks: list[RemovableHandle] = []
         self.modulation = nn.ModuleList()
         if settings.denoises:
             interface["noise"] = NoiseEmbedding(size)
@@ -59,6 +62,15 @@ class PretrainedBlock(GroupedModule):
     def interface_modules(self) -> Sequence[nn.Module]:
         return (self.interface,)
 
+    def personal_modules(self) -> Sequence[nn.Module]:
+        return (self.personal,)
+
+    def lift(self) -> None:
+        """Take a company's own parts off again."""
+        self.personal.clear()
+        while self.personal_hooks:
+            self.personal_hooks.pop().remove()
+
     def pinned_tensors(self) -> Sequence[Tensor]:
         """All tensors of the layers but those that train."""
         own = self.layers.state_dict(keep_vars=True)
@@ -70,11 +82,24 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _queries_and_values(layers: nn.ModuleList) -> list[str]:
+def targets_of(layers: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear | LoRALinear]:
+    """The linear maps, adapted or not, whose names end in a target (none: attention's queries and values)."""
+    names = targets or _queries_and_values(layers)
+    return {
+        name: module
+        for name, module in layers.named_modules()
+        if isinstance(module, nn.Linear | LoRALinear)
+        and any(f".{name}".endswith(f".{each}") for each in names)
+    }
+
+
+def _queries_and_values(layers: nn.Module) -> list[str]:
     """Names of the maps of attention's queries and values, by those of transformers' architectures."""
     known = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "c_attn", "Wqkv")
     there = {
-        name.rpartition(".")[2] for name, module in layers.named_modules() if isinstance(module, nn.Linear)
+        name.rpartition(".")[2]
+        for name, module in layers.named_modules()
+        if isinstance(module, nn.Linear | LoRALinear)
     }
     return [name for name in known if name in there]
 

@@ -23,11 +23,15 @@ class PretrainedClassifier(PretrainedDenoiser):
         return torch.eye(_classes(settings))
 
     @staticmethod
-    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
+    def new_interface(settings: PretrainedSettings, block: int) -> nn.ModuleDict:
         head = nn.Linear(settings.hidden_size, _classes(settings))
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
-        return nn.ModuleDict({"norm": nn.LayerNorm(settings.hidden_size), "head": head})
+        # The last block's first token of a vision transformer is normalised by the original's own norm.
+        last = block + 1 == settings.blocks
+        plain = last and settings.kind_of_model == "vision" and getattr(settings, "pooling") == "first"  # noqa: B009
+        norm = nn.Identity() if plain else nn.LayerNorm(settings.hidden_size)
+        return nn.ModuleDict({"norm": norm, "head": head})
 
     def attends(self, present: Tensor) -> Tensor:
         t = present.shape[1]

@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...atomic_file import creating_folder
 from ...errors import InputError
+from .adapters import CONFIG, WEIGHTS, load_adapter
 from .architectures import architecture
-from .card import CARD, TRUNK, ConvertedCard, check_file, read_card, sha256_of
+from .card import CARD, TRUNK, ConvertedCard, block_file, check_file, read_card, sha256_of
 from .checkpoint import Checkpoint
 from .checks import check_blocks, check_finite, check_head, most_values, normalisation, pad_token
+from .lora import effective
 from .skeleton import Place, Skeleton, import_transformers, quiet
 from .trunk import tensors_of
 
 
-def convert(model_dir: Path, blocks: int, to: Path) -> ConvertedCard:
+def convert(model_dir: Path, blocks: int, to: Path, adapter: Path | None = None) -> ConvertedCard:
     """Write the checkpoint of a folder, cut into so many blocks, to the new folder `to`.
 
-    Where `to` already holds this very conversion, it is left as it is.
+    `adapter`: a folder of peft's, whose low-rank additions are added to the checkpoint's weights. Where `to` already
+    holds this very conversion, it is left as it is.
     Raises: InputError for a checkpoint that cannot be used or a `to` that holds something else; nothing is written.
     """
     import_transformers()
@@ -52,18 +55,22 @@ def convert(model_dir: Path, blocks: int, to: Path) -> ConvertedCard:
         "blocks": blocks,
         "pad": pad,
         "dtype": checkpoint.dtype,
-        "source": _digest_of(checkpoint),
+        "source": _digest_of(checkpoint, adapter),
         **sizes,
         **images,
     }
     if os.path.lexists(to):
         return _existing(to, content)
     model = _loaded(checkpoint, skeleton)
+    tensors = _cut(model, skeleton, layers // blocks)
+    if adapter is not None:
+        _add(adapter, tensors, checkpoint, ConvertedCard.model_construct(**content))
     try:
         with creating_folder(to) as draft:
+            for file, of_file in tensors.items():
+                save_file(of_file, draft / file, metadata={"format": "pt"})
             for path in (model_dir / "config.json", *checkpoint.companions):
                 shutil.copyfile(path, draft / path.name)
-            _write_tensors(model, skeleton, layers // blocks, draft)
             same_mode(draft)
             files = {path.name: sha256_of(path) for path in sorted(draft.iterdir())}
             name = model_dir.resolve().name[:200]
@@ -74,10 +81,12 @@ def convert(model_dir: Path, blocks: int, to: Path) -> ConvertedCard:
     return card
 
 
-def _digest_of(checkpoint: Checkpoint) -> str:
+def _digest_of(checkpoint: Checkpoint, adapter: Path | None) -> str:
     """SHA-256 over names and content of all files that the conversion is made from."""
     tensors = {each.file for each in checkpoint.tensors.values()}
     paths = {checkpoint.folder / "config.json", *tensors, *checkpoint.companions}
+    if adapter is not None:
+        paths |= {path for name in (CONFIG, WEIGHTS) if (path := adapter / name).is_file()}
     named = {path.name: sha256_of(path) for path in paths}
     return hashlib.sha256(json.dumps(named, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -151,12 +160,29 @@ def _check_ties(model: Any, skeleton: Skeleton) -> None:
             raise InputError(name, skeleton.class_name, rule)
 
 
-def _write_tensors(model: Any, skeleton: Skeleton, per_block: int, draft: Path) -> None:
-    """A file for the trunk, one for each block, and one for what neither needs."""
+def _cut(model: Any, skeleton: Skeleton, per_block: int) -> dict[str, dict[str, Tensor]]:
+    """By file: one for the trunk, one for each block, and one for what neither needs."""
     places = {name: skeleton.place(name, per_block) for name in skeleton.names}
     state = model.state_dict()
-    for file in sorted({TRUNK, *(place.file for place in places.values())}):
-        save_file(dict(_gathered(file, places, state)), draft / file, metadata={"format": "pt"})
+    files = sorted({TRUNK, *(place.file for place in places.values())})
+    return {file: dict(_gathered(file, places, state)) for file in files}
+
+
+def _add(
+    adapter: Path, tensors: dict[str, dict[str, Tensor]], checkpoint: Checkpoint, card: ConvertedCard
+) -> None:
+    """Add an adapter to the blocks' tensors. Raises: InputError where it does not fit."""
+    skeleton = Skeleton(checkpoint.raw, card.architecture, card.model_class, card.dtype)
+    _, of_model = skeleton.split()
+    blocks = [
+        nn.ModuleList(of_model[start : start + card.per_block])
+        for start in range(0, card.layers, card.per_block)
+    ]
+    for block, layers in enumerate(blocks):
+        layers.load_state_dict(tensors[block_file(block)], assign=True)
+    load_adapter(blocks, card, adapter)
+    for block, layers in enumerate(blocks):
+        tensors[block_file(block)] = {name: tensor.contiguous() for name, tensor in effective(layers).items()}
 
 
 def same_mode(draft: Path) -> None:

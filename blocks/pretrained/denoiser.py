@@ -51,7 +51,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         self.trunk = trunk
         self.each = settings.layers // settings.blocks
         self.blocks = nn.ModuleList(
-            PretrainedBlock(own, self.new_interface(settings), settings, table.shape[1])
+            PretrainedBlock(own, self.new_interface(settings, b), settings, table.shape[1])
             if only in (None, b)
             else Absent()
             for b, own in enumerate(layers)
@@ -66,8 +66,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
 
     @staticmethod
     @abstractmethod
-    def new_interface(settings: PretrainedSettings) -> nn.ModuleDict:
-        """The modules of a block that `read` uses."""
+    def new_interface(settings: PretrainedSettings, block: int) -> nn.ModuleDict:
+        """The modules of a block that `read` uses.
+
+        The last block's are such that what it predicts can be handed back in the format of transformers.
+        """
 
     @abstractmethod
     def present(self, inputs: Tensor, tokens: int) -> Tensor:
@@ -97,7 +100,8 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
     def own(self, block: int, name: str, x: Tensor) -> Tensor:
-        out: Tensor = self.block(block).interface[name](x)
+        part = self.block(block)
+        out: Tensor = (part.personal if name in part.personal else part.interface)[name](x)
         return out
 
     def embed(self, block: int, inputs: Tensor) -> Tensor:
@@ -109,10 +113,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def context(self, block: int, inputs: Tensor, before: Tensor | None = None) -> Tensor:
         if before is not None:
             return before
+        if block == 0:
+            return self.embed(0, inputs)  # nothing of it trains, and an attacker derives by the input
         with torch.no_grad():
             return self.features_before(block, inputs)
 
-    @torch.no_grad()
     def features_before(self, block: int, inputs: Tensor) -> Tensor:
         made = self.embed(0, inputs)
         for b in range(block):
@@ -126,9 +131,16 @@ class PretrainedDenoiser(EmbeddedDenoiser):
             found.append(self.passed_on(b, found[-1]))
         return found
 
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What each block makes of the input, (N, T, D) a block, and where there are tokens, bool (N, T)."""
+        made = self.contexts(inputs)
+        made.append(self.passed_on(len(self.blocks) - 1, made[-1]))
+        return [parted(context)[0] for context in made[1:]], parted(made[0])[1]
+
     def passed_on(self, block: int, context: Tensor) -> Tensor:
         """The context of the next block."""
-        x, present = _parted(context)
+        x, present = parted(context)
         out = self.clean_stream(block, x, present)
         return torch.cat([out, context[:, :, -1:].to(out.dtype)], dim=2)
 
@@ -188,7 +200,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     # Predictions and losses.
 
     def predict(self, block: int, z: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        x, present = _parted(context)
+        x, present = parted(context)
         if self.settings.objective == "denoise":
             return self._denoised(block, z, level, *self.both_streams(block, x, present, z, level), present)
         read = self.read(block, self.clean_stream(block, x, present), present)
@@ -202,7 +214,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
     def block_loss(self, block: int, z: Tensor, level: Tensor, context: Tensor, targets: Tensor) -> Tensor:
         if self.settings.objective != "mixed":
             return self.loss(self.predict(block, z, level, context), targets)
-        x, present = _parted(context)
+        x, present = parted(context)
         clean, noisy = self.both_streams(block, x, present, z, level)
         denoising = self.loss(self._denoised(block, z, level, clean, noisy, present), targets)
         draws = len(z) // len(x)
@@ -234,6 +246,13 @@ class PretrainedDenoiser(EmbeddedDenoiser):
             return z
         return super().advance(z, prediction, level, to, generator)
 
+    def freeze_all_but(self, block: int, interface: bool = True) -> nn.Module:
+        """As of any model; and what a round trains, and so what leaves, has no company's own parts over it."""
+        for part in self.blocks:
+            if isinstance(part, PretrainedBlock):
+                part.lift()
+        return super().freeze_all_but(block, interface)
+
     def groups(self, block: int | None, interface: bool = True) -> dict[str, Group]:
         found = super().groups(block, interface)
         if block is None:  # the trunk, and a table that follows from settings and trunk
@@ -241,7 +260,7 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         return found
 
 
-def _parted(context: Tensor) -> tuple[Tensor, Tensor]:
+def parted(context: Tensor) -> tuple[Tensor, Tensor]:
     """A context's activations (n, T, D), and where there are tokens, bool (n, T)."""
     return context[:, :, :-1], context[:, :, -1] > 0.5
 

@@ -69,3 +69,16 @@ def add_lora(layers: nn.ModuleList, targets: Sequence[str], rank: int, alpha: fl
         parent, _, own = name.rpartition(".")
         setattr(layers.get_submodule(parent), own, LoRALinear(linear[name], rank, alpha))
     return found
+
+
+def effective(module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors by name, each adapter merged into the linear map that it adds to."""
+    adapted = {name: each for name, each in module.named_modules() if isinstance(each, LoRALinear)}
+    found = {}
+    for name, tensor in module.state_dict().items():
+        inside = next((each for each in adapted if name.startswith(f"{each}.")), None)
+        if inside is None:
+            found[name] = tensor
+        elif name == f"{inside}.base.bias":
+            found[f"{inside}.bias"] = tensor
+    return found | {f"{name}.weight": each.merged() for name, each in adapted.items()}

@@ -30,6 +30,11 @@ class PretrainedSettings(TransformerSettings):
     `objective`: "task", the ordinary loss at the block's own head; "denoise", DiffusionBlocks' loss there; "mixed",
     both, and the ordinary loss at the end of the whole model, of which the block's own parameters alone get a
     gradient (so that the activations of the blocks after it are kept as well).
+
+    `personal`: what each company has for itself in the last block, beside the common model and never in it, and
+    trains on its own examples once the run is over: "head", a copy of the block's readout, or "adapter", low-rank
+    additions of rank `personal_rank`. `personal_pull` is the weight of half the squared distance from the common
+    model (Li et al. 2021), in `personal_steps` steps of AdamW at `personal_learning_rate`.
     """
 
     kind_of_model: ClassVar[Literal["encoder", "vision", "decoder"]]
@@ -41,6 +46,11 @@ class PretrainedSettings(TransformerSettings):
     lora_alpha: float = Field(16.0, gt=0, le=1e4)
     lora_targets: tuple[str, ...] = ()
     objective: Literal["task", "denoise", "mixed"] = "task"
+    personal: Literal["nothing", "head", "adapter"] = "nothing"
+    personal_rank: int = Field(4, ge=1, le=256)
+    personal_pull: float = Field(0.1, ge=0, le=1e6)
+    personal_steps: int = Field(100, ge=1, le=100_000)
+    personal_learning_rate: float = Field(1e-3, gt=0, le=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-_TOKENS, _WIDTH, _IMAGE = 24, 12, 6
+_TOKENS, _IMAGE = 24, 6
 _folders: list[tempfile.TemporaryDirectory[str]] = []  # removed when the process ends
 
 
@@ -18,24 +18,39 @@ def small_model(kind: Literal["encoder", "vision", "decoder"], layers: int, bloc
 
     Raises: InputError where transformers is not installed.
     """
+    return random_model(kind, layers=layers, blocks=blocks)
+
+
+@cache
+def random_model(
+    kind: Literal["encoder", "vision", "decoder"],
+    *,
+    layers: int,
+    blocks: int,
+    hidden_size: int = 12,
+    heads: int = 2,
+    intermediate_size: int = 18,
+    positions: int = 16,
+) -> Path:
+    """As `small_model`, of any sizes."""
     from .convert import convert
 
     _folders.append(tempfile.TemporaryDirectory(prefix="fedblocks-small-"))
     folder = Path(_folders[-1].name)
-    _save(kind, layers, folder / "checkpoint")
+    sizes = {
+        "num_hidden_layers": layers, "hidden_size": hidden_size, "num_attention_heads": heads,
+        "intermediate_size": intermediate_size, "initializer_range": 0.2,
+    }  # fmt: skip
+    _save(kind, sizes, positions, folder / "checkpoint")
     convert(folder / "checkpoint", blocks, folder / "converted")
     return folder / "converted"
 
 
-def _save(kind: str, layers: int, to: Path) -> None:
+def _save(kind: str, sizes: dict[str, Any], positions: int, to: Path) -> None:
     import torch
     import transformers
 
-    sizes: dict[str, Any] = {
-        "num_hidden_layers": layers, "hidden_size": _WIDTH, "num_attention_heads": 2,
-        "intermediate_size": 18, "initializer_range": 0.2,
-    }  # fmt: skip
-    texts: dict[str, Any] = {"vocab_size": _TOKENS, "max_position_embeddings": 16, "pad_token_id": 0}
+    texts: dict[str, Any] = {"vocab_size": _TOKENS, "max_position_embeddings": positions, "pad_token_id": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any
@@ -51,7 +66,7 @@ def _save(kind: str, layers: int, to: Path) -> None:
     model.save_pretrained(to)
     if kind != "vision":
         tokenizer: dict[str, Any] = {
-            "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+            "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": {"type": "Whitespace"},
             "post_processor": None, "decoder": None, "truncation": None, "padding": None,
             "model": {
                 "type": "WordLevel", "vocab": {f"w{i}": i for i in range(_TOKENS)}, "unk_token": "w1",

@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 from ...blocks.denoiser import Denoiser
 from ...blocks.model_file import ModelCard
-from ...blocks.settings import ImageSettings, SeriesSettings, TextSettings
+from ...blocks.settings import ImageSettings, SeriesSettings
 from ...errors import InputError
 from ..data.findings import Findings
 from .columns import Predictions
 from .generation import generated
 from .request import Wanted, checked
-from .rows import classified_images, predicted_rows
+from .rows import classified_images, classified_texts, predicted_rows
 from .series import forecasts
 from .text import continued, scored
 
@@ -43,11 +43,13 @@ def predict(
     settings = card.model
     if isinstance(settings, SeriesSettings):
         return forecasts(model, card, wanted, findings, on_done)
-    if isinstance(settings, TextSettings):
+    if settings.connector == "text":
         return (scored if wanted.score else continued)(model, card, wanted, findings, on_done)
     if isinstance(settings, ImageSettings):
         how = generated if settings.label_side == "inputs" else classified_images
         return how(model, card, wanted, findings, on_done)
+    if settings.connector == "labelled-text":
+        return classified_texts(model, card, wanted, findings, on_done)
     if settings.connector == "tables":
         return predicted_rows(model, card, wanted, findings, on_done)
     raise InputError("model", settings.family, "no prediction is known for models of this family")

@@ -8,13 +8,19 @@ from typing import Any, TypeVar
 from ...blocks.families import family
 from ...blocks.masked import MaskedDenoiser
 from ...blocks.model_file import ModelCard
-from ...blocks.settings import SeriesSettings, TextSettings
+from ...blocks.settings import SeriesSettings
 from ...errors import InputError
 from ...settings import DataSource, validated
-from ...settings.contract import ImageContract, SeriesContract, TableContract, TextContract
+from ...settings.contract import (
+    ImageContract,
+    LabelledTextContract,
+    SeriesContract,
+    TableContract,
+    TextContract,
+)
 from ..data import contract_of
 
-C = TypeVar("C", TableContract, ImageContract, TextContract, SeriesContract)
+C = TypeVar("C", TableContract, ImageContract, TextContract, LabelledTextContract, SeriesContract)
 INPUT = "--input"
 
 
@@ -41,7 +47,7 @@ class Wanted:
 def checked(card: ModelCard, wanted: Wanted) -> None:
     """Raises: InputError naming the option that means nothing for this model, or the input that is missing."""
     model = card.model
-    text, series = isinstance(model, TextSettings), isinstance(model, SeriesSettings)
+    text, series = model.connector == "text", isinstance(model, SeriesSettings)
     draws_images = model.connector == "images" and model.label_side == "inputs"
     masked = text and issubclass(family(model.family).network_of(model), MaskedDenoiser)
     fits = {

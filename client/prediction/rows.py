@@ -1,8 +1,9 @@
-"""One answer an example: the class of an image or a row with its probabilities, or the number of a row."""
+"""One answer an example: the class of an image, a text or a row with its probabilities, or the number of a row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from ...blocks.model_file import ModelCard
 from ...blocks.sampler import sample_chain
 from ...blocks.settings import ImageSettings
 from ...errors import InputError
-from ...settings.contract import ImageContract, TableContract
+from ...settings import DataSource
+from ...settings.contract import ImageContract, LabelledTextContract, TableContract
 from ..data.findings import Findings
 from ..data.images.unlabelled import load_unlabelled
+from ..data.labelled_text.load import load_texts
 from ..data.one_line import told_in_one_line
 from ..data.tables.rows import load_rows
 from .columns import Column, Predictions
@@ -40,6 +43,22 @@ def classified_images(
     with told_in_one_line(INPUT, source):
         names, images = load_unlabelled(INPUT, source, settings, card.match_contrast, contract, findings)
     return _classes(model, card, {"image": np.array(names)}, images, wanted, on_done)
+
+
+def classified_texts(
+    model: Denoiser,
+    card: ModelCard,
+    wanted: Wanted,
+    findings: Findings,
+    on_done: Callable[[int, int], None],
+) -> Predictions:
+    """Column place (line or row of the file), then as `classified_images`."""
+    settings: Any = card.model  # those of a family with this connector
+    contract = contract_for(card, wanted, LabelledTextContract)
+    source = wanted.source or ""
+    with told_in_one_line(INPUT, source):
+        places, tokens = load_texts(INPUT, DataSource(source=source), settings, contract, findings)
+    return _classes(model, card, {"place": np.array(places)}, tokens, wanted, on_done)
 
 
 def predicted_rows(

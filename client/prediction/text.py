@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ...blocks.denoiser import Denoiser
 from ...blocks.families.ar_lm import ARLanguageModel, generate
+from ...blocks.families.pretrained_decoder import PretrainedDecoder, PretrainedDecoderSettings, go_on
 from ...blocks.masked import MaskedDenoiser
 from ...blocks.model_file import ModelCard
 from ...blocks.sampler import sample_chain
@@ -20,12 +22,14 @@ from ...settings.contract import TextContract
 from ..data.findings import Findings
 from ..data.one_line import told_in_one_line
 from ..data.text.documents import documents
-from ..data.text.tokenizer import Tokenizer
+from ..data.text.own_tokenizer import OwnTokenizer, folder_of
+from ..data.text.tokenizer import Tokenizer, Tokens
 from .columns import Predictions
 from .request import INPUT, Wanted, contract_for
 
 LENGTH = 64
 _AT_ONCE = 64
+_MOST_LOGITS = 1 << 22  # in memory at once, of a pretrained model's large vocabulary
 # `more(context (N, t), count)` -> (N, t + count)
 More = Callable[[Tensor, int], Tensor]
 
@@ -41,21 +45,23 @@ def continued(
 
     A model reads as many of the last tokens as it was trained on at once.
     """
-    settings, tokenizer = _read_by(card)
+    read = reading(card)
     length = LENGTH if wanted.length is None else wanted.length
     temperature = 1.0 if wanted.temperature is None else wanted.temperature
     if not temperature > 0:
         raise InputError("--temperature", temperature, "expected more than 0")
     generator = torch.Generator().manual_seed(wanted.seed)
-    more, samples = _more(model, settings, generator, temperature), wanted.samples or 1
+    more, samples = _more(model, card, generator, temperature), wanted.samples or 1
     prompts = _documents(card, wanted, findings)
     found: dict[str, list[object]] = {"document": [], "prompt": [], "continuation": []}
     for i, prompt in enumerate(prompts):
-        tokens = torch.from_numpy(tokenizer.encode(prompt)).to(model.device).expand(samples, -1)
-        whole = going_on(more, tokens, length, settings.sequence_length)
+        tokens = torch.from_numpy(read.encode(prompt)).to(model.device).expand(samples, -1)
+        if tokens.shape[1] < read.context:
+            raise InputError(INPUT, f"document {i + 1}", "has no text to go on from")
+        whole = going_on(more, tokens, length, read.window)
         found["document"] += [i + 1] * samples
         found["prompt"] += [prompt] * samples
-        found["continuation"] += [tokenizer.decode(row.numpy()) for row in whole[:, tokens.shape[1] :].cpu()]
+        found["continuation"] += [read.decode(row.numpy()) for row in whole[:, tokens.shape[1] :].cpu()]
         on_done(i + 1, len(prompts))
     return Predictions("continuations", {name: np.array(values) for name, values in found.items()})
 
@@ -70,21 +76,21 @@ def scored(
     """Columns document (from 1), tokens, bits (of the whole text) and bits_per_token.
 
     A text is read in windows as long as those of training, each by itself. The bits of an autoregressive model are
-    exact, those of a masked one an upper bound, estimated.
+    exact, those of a masked one an upper bound, estimated. A pretrained decoder has none of the first token.
     """
-    settings, tokenizer = _read_by(card)
+    read = reading(card)
     generator = torch.Generator().manual_seed(wanted.seed)
     texts = _documents(card, wanted, findings)
     counts, bits = [], []
     for i, text in enumerate(texts):
-        tokens = torch.from_numpy(tokenizer.encode(text)).to(model.device)
-        if len(tokens) == 0:
+        tokens = torch.from_numpy(read.encode(text)).to(model.device)
+        if len(tokens) <= read.context:
             raise InputError(INPUT, f"document {i + 1}", "has no text to be scored")
-        counts.append(len(tokens))
+        counts.append(len(tokens) - read.context)
         bits.append(
             sum(
-                float((_bits(model, part, generator) * part.shape[1]).sum())
-                for part in _windows(tokens, settings.sequence_length)
+                float((_bits(model, part, generator) * (part.shape[1] - read.context)).sum())
+                for part in _windows(tokens, read)
             )
         )
         on_done(i + 1, len(texts))
@@ -105,9 +111,41 @@ def going_on(more: More, tokens: Tensor, length: int, window: int) -> Tensor:
     return tokens
 
 
-def _more(model: Denoiser, settings: TextSettings, generator: torch.Generator, temperature: float) -> More:
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads text: `window` tokens at once, of which it predicts none of the first `context`; so many
+    windows `at_once`."""
+
+    encode: Callable[[str], Tokens]
+    decode: Callable[[Tokens], str]
+    window: int
+    context: int = 0
+    at_once: int = _AT_ONCE
+
+
+def reading(card: ModelCard) -> Reading:
+    """Raises: InputError where the model's tokenizer is not on this machine."""
+    settings = card.model
+    if isinstance(settings, TextSettings):
+        named = Tokenizer.of("model.tokenizer", settings.tokenizer)
+        return Reading(named.encode, named.decode, settings.sequence_length)
+    assert isinstance(settings, PretrainedDecoderSettings)
+    own = OwnTokenizer.of("model.pretrained", folder_of(settings.pretrained))
+    length = settings.sequence_length
+    own.check("model", vocabulary=settings.vocabulary, length=length, pad=None)
+
+    def encode(text: str) -> Tokens:
+        return np.array(own.whole([text])[0], dtype=np.int64)
+
+    at_once = max(1, _MOST_LOGITS // (length * settings.vocabulary))
+    return Reading(encode, own.decode, length, 1, min(_AT_ONCE, at_once))
+
+
+def _more(model: Denoiser, card: ModelCard, generator: torch.Generator, temperature: float) -> More:
     if isinstance(model, ARLanguageModel):
         return lambda context, count: generate(model, context, count, generator, temperature)
+    if isinstance(model, PretrainedDecoder):
+        return lambda context, count: go_on(model, context, count, generator, temperature)
     if isinstance(model, MaskedDenoiser):
 
         def complete(context: Tensor, count: int) -> Tensor:
@@ -115,7 +153,7 @@ def _more(model: Denoiser, settings: TextSettings, generator: torch.Generator, t
             return model.complete(torch.cat([context, blank], dim=1), generator)
 
         return complete
-    raise InputError("model", settings.family, "no continuation is known for models of this family")
+    raise InputError("model", card.model.family, "no continuation is known for models of this family")
 
 
 def _bits(model: Denoiser, tokens: Tensor, generator: torch.Generator) -> Tensor:
@@ -125,18 +163,17 @@ def _bits(model: Denoiser, tokens: Tensor, generator: torch.Generator) -> Tensor
     return model.loss(sample_chain(model, tokens, tokens, generator)[-1], tokens) / math.log(2)
 
 
-def _windows(tokens: Tensor, length: int) -> Iterator[Tensor]:
-    """Tokens (t,) in windows of `length`, some at a time, (n, length); the rest is a shorter one, (1, t)."""
-    whole = len(tokens) // length * length
-    yield from tokens[:whole].view(-1, length).split(_AT_ONCE) if whole else ()
-    if whole < len(tokens):
-        yield tokens[None, whole:]
+def _windows(tokens: Tensor, read: Reading) -> Iterator[Tensor]:
+    """Tokens (t,) in windows, some at a time, (n, window); the rest is a shorter one, (1, t).
 
-
-def _read_by(card: ModelCard) -> tuple[TextSettings, Tokenizer]:
-    settings = card.model
-    assert isinstance(settings, TextSettings)
-    return settings, Tokenizer.of("model.tokenizer", settings.tokenizer)
+    Each begins with the last tokens of the one before it, as many as it does not predict.
+    """
+    step = read.window - read.context
+    whole = (len(tokens) - read.context) // step
+    if whole:
+        yield from tokens[: whole * step + read.context].unfold(0, read.window, step).split(read.at_once)
+    if whole * step + read.context < len(tokens):
+        yield tokens[None, whole * step :]
 
 
 def _documents(card: ModelCard, wanted: Wanted, findings: Findings) -> list[str]:

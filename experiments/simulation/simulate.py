@@ -23,6 +23,7 @@ from ...settings import Engine, Plan, Transport, read_simulation, without_protoc
 from .dropout import LossyGrid
 from .engines import check_engine, grid_of
 from .loopback import loopback_grid
+from .personalising import personalised
 from .unprotected import NO_GUARANTEE, unprotected
 
 
@@ -69,7 +70,7 @@ def _simulate(
             dropout = settings.companies.dropout
             lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
             coordinate(lossy, run, subscribers)
-    result = summary(run)
+    result = summary(run) | personalised(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}
     run.write_json("result.json", earlier | result)
@@ -92,6 +93,7 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "rounds_done": sum(row["status"] == "done" for row in rounds),
         "rounds_failed": dict(Counter(row["status"] for row in rounds if row["status"] != "done")),
         "groups_flagged": sum(effect["flagged"] for row in rounds for effect in row.get("influence", ())),
+        "rounds_past_the_guard": sum(row.get("guard", {}).get("flagged", False) for row in rounds),
         "refusals": dict(Counter(code for row in rounds for _, code in row["absent"].values())),
         f"{metric}_public_model": first["heldout"][-1],
         metric: last["heldout"][-1],

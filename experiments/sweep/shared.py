@@ -23,7 +23,7 @@ from .grid import Cell, baseline
 
 # What neither the public model nor the data depend on.
 _BESIDE: dict[str, Any] = {
-    "name": True, "training": True, "privacy": True, "secure_aggregation": True, "influence": True,
+    "name": True, "training": True, "privacy": True, "secure_aggregation": True, "influence": True, "guard": True,
     "failed_rounds": True, "releases": True, "workers": True, "audit": True, "evaluation": True,
     "protocol": True,
     "companies": {"dropout", "held_out"},

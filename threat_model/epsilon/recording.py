@@ -213,8 +213,7 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
             before = tape.bits
             result = original(*args, **kwargs)
             found.bits += tape.bits - before
-            if result.noise.numel():  # else nothing is drawn: the loss is of the targets as they are
-                found.values += result.level.numel() + result.noise.numel()
+            found.values += sum(_drawn(values) for values in (result.level, result.noise))
             return result
 
         return watched
@@ -233,6 +232,12 @@ def _watching(model: Denoiser, found: Recording, tape: Tape, read: set[int], pro
         for owner, name, watch in places:
             stack.enter_context(replaced(owner, name, watch(getattr(owner, name))))
         yield
+
+
+def _drawn(values: Tensor) -> int:
+    """How many values were drawn: none where they are all the same, as of an objective that has no noise."""
+    varied = values.numel() > 0 and bool((values != values.flatten()[0]).any())
+    return values.numel() if varied else 0
 
 
 def _array(vector: Tensor) -> Array:

@@ -11,11 +11,13 @@ from ...privacy.events import Event
 from ...privacy.group_privacy import group_epsilon
 from ...protocol.release import run_terms
 from ...server.own_account import planned
+from ...server.representation import Representation
 from ...server.run_folder import RunFolder
 from ...settings import Plan
+from .adapted import adapted
 from .answers import answers, not_tested
 from .audited import Audited
-from .costs import block_values, costs, megabytes
+from .costs import block_values, costs, largest_state, megabytes
 from .diagnosed import Diagnosed
 from .document import (
     Account,
@@ -96,6 +98,8 @@ def assemble(
         not_tested=not_tested(audit, real=facts.real, blocks=facts.plan.model.blocks),
         membership=tuple(curve.roc() for curve in audit.stored.curves) if audit else (),
         quality=quality,
+        adapted=adapted(facts.plan, size, largest_state(facts.plan)),
+        representation=Representation.read(run),
         frontier=frontier,
         costs=spent,
         checks=checks,

@@ -19,6 +19,18 @@ def block_values(plan: Plan) -> int:
     return block_size(build_model(plan.model, plan.noise, 0), 0, plan.training)
 
 
+def state_bytes(plan: Plan) -> int:
+    """Of a block's state as it travels to companies: all of its tensors but personal and pinned ones."""
+    model = build_model(plan.model, plan.noise, 0)
+    groups, tensors = model.groups(0, plan.training.interface), model.state_dict()
+    return sum(tensors[name].nbytes for name, group in groups.items() if group not in ("personal", "pinned"))
+
+
+def largest_state(plan: Plan) -> int:
+    """Bytes of the states that a company receives to train the last of the run's blocks."""
+    return state_bytes(plan) * len(blocks_read(plan, plan.trained_blocks[-1]))
+
+
 def costs(
     plan: Plan,
     rounds: list[dict[str, Any]],
@@ -29,7 +41,7 @@ def costs(
     """`rounds`: the run's lines of metrics. Of a company that took part in every round; where cohorts are drawn, of
     the one that was in most sums."""
     up = down = everybody = 0
-    sent = -(-size * plan.bits // 8)
+    sent, state = -(-size * plan.bits // 8), state_bytes(plan)
     tasks = [task for row in rounds for task in row.get("tasks", ())]
     summed = Counter(name for task in tasks for name in task["survivors"])
     most, _ = max(summed.items(), key=itemgetter(1), default=("", 0))
@@ -37,7 +49,7 @@ def costs(
         everybody += sent * len(task["survivors"])
         if plan.drawn is None or most in task["survivors"]:
             up += sent
-            down += 4 * size * len(blocks_read(plan, task["block"]))
+            down += state * len(blocks_read(plan, task["block"]))
     times = [row["seconds"] for row in rounds if isinstance(row.get("seconds"), int | float)]
     if plan.training.assignment == "parallel" and plan.drawn is None:
         # A company trains one of the blocks of a round.

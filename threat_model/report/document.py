@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...server.representation import Representation
+
 Ending = Literal["passed", "failed", "open"]
 
 
@@ -199,6 +201,28 @@ class Costs(Part):
     bytes_all_companies: int
 
 
+class Adapted(Part):
+    """A pretrained model: its name, what of it trains and travels. `digest`: of the converted model, in plan and
+    policies; `source`: of the checkpoint's files. `trained_values`, `pinned_values`: of a block;
+    `bytes_down_a_round`: at most; shares are of the checkpoint's bytes, `model_bytes`."""
+
+    name: str
+    architecture: str
+    digest: str
+    source: str
+    trains: str
+    objective: str
+    blocks: tuple[int, ...]
+    of_blocks: int
+    trained_values: int
+    pinned_values: int
+    model_bytes: int
+    bytes_up_a_round: int
+    bytes_down_a_round: int
+    share_up: float
+    share_down: float
+
+
 class CrossCheck(Part):
     """Two sources of this report for one thing."""
 
@@ -307,6 +331,8 @@ class Report(Part):
     not_tested: tuple[str, ...]
     membership: tuple[Roc, ...]
     quality: Quality | None
+    adapted: Adapted | None
+    representation: Representation | None
     frontier: Frontier | None
     costs: Costs
     checks: tuple[CrossCheck, ...]

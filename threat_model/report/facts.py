@@ -120,6 +120,7 @@ class Facts:
     absences: tuple[Absence, ...]
     aborted: dict[int, str]
     flagged: tuple[dict[str, Any], ...]  # a round's `GroupEffect`s where the group is flagged, with the round
+    guarded: tuple[dict[str, Any], ...]  # what the guard saw past its limit, with the round
     unused_charges: int
     seconds: float | None
     unprotected: bool = False  # a study of utility, without the protocol: nobody's ledger was charged
@@ -189,6 +190,11 @@ def read_facts(run: RunFolder) -> Facts:
             for row in rounds
             for effect in row.get("influence", ())
             if effect["flagged"]
+        ),
+        guarded=tuple(
+            {"round": row["round"], **row["guard"]}
+            for row in rounds
+            if row.get("guard", {}).get("flagged", False)
         ),
         unused_charges=_unused(spending, rounds),
         seconds=seconds if isinstance(seconds, int | float) else None,

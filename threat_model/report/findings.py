@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ...privacy.accounting import Guarantee
 from ...server.own_account import planned
@@ -67,7 +68,21 @@ def find(facts: Facts, diagnosed: Diagnosed | None) -> list[Finding]:
             "of companies: a sign of poisoned updates, or of private data unlike the public ones."
         )
         found.append(Finding("Influence", text, True))
+    if facts.guarded:
+        found.append(Finding("Guard", _guarded(facts.guarded), True))
     return found
+
+
+def _guarded(looks: tuple[dict[str, Any], ...]) -> str:
+    last = looks[-1]
+    times = "not finite" if last["times"] is None else f"{last['times']:.3g} times the public model's"
+    text = (
+        f"In {_many(len(looks), 'round', 'rounds')} the public loss rose past the coordinator's limit of "
+        f"{last['limit']:g} times the public model's; in round {last['round']} it was {times}"
+    )
+    if last["stopped"]:
+        return f"{text}. That round was discarded and ended the run: the model is the one before it."
+    return f"{text}. The guard marks such rounds and stops nothing (guard.public_loss)."
 
 
 def _utility(utility: Utility, facts: Facts) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..adversaries import ADVERSARIES
+from .adapted import told as words_of
 from .answers import MEMBER, REBUILD
 from .audit_rows import statement_rows
 from .audited import Audited
@@ -23,6 +24,7 @@ _NAMES = {
     "statements": "Three statements about epsilon",
     "reconstructions": "Originals and reconstructions",
     "utility": "Utility",
+    "representation": "Representation kept",
     "costs": "Costs",
     "reproduce": "Settings, digests and how to reproduce",
     "questions": "The questions of NIST SP 800-226",
@@ -47,9 +49,12 @@ def sections(
         "reproduce": _reproduce(r),
         "questions": (f"{len(r.questions)} questions in its order, each with its answer and a link.", False),
     }
+    if r.adapted is not None:
+        told["representation"] = words_of(r.adapted, r.representation), bool(facts.guarded)
+    names = [(anchor, name) for anchor, name in _NAMES.items() if anchor in told]
     return tuple(
         Section(anchor=anchor, number=i, name=name, finding=told[anchor][0], attention=told[anchor][1])
-        for i, (anchor, name) in enumerate(_NAMES.items(), start=1)
+        for i, (anchor, name) in enumerate(names, start=1)
     )
 
 

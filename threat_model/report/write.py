@@ -23,6 +23,7 @@ from ...server.run_folder import RunFolder
 from ..adversaries import ADVERSARIES
 from ..sentences import figure
 from . import figures
+from .adapted import alignment
 from .assemble import assemble
 from .audit_figures import shares, success_by_attack
 from .audit_rows import collapsed_rows, statement_rows
@@ -135,7 +136,9 @@ def _context(
         "unfolded": _unfolded(report),
         "adversaries": list(ADVERSARIES.values()),
         "signed": _signed(report),
-        "charts": {name: draw() if drawn else "" for name, draw in _charts(facts, diagnosed, audit).items()},
+        "charts": {
+            name: draw() if drawn else "" for name, draw in _charts(facts, diagnosed, audit, report).items()
+        },
         "companies": report.companies,
         "factor": _factor(epsilon),
         "weaker": any(a.epsilon_against_company != a.epsilon for a in report.accounts),
@@ -200,7 +203,7 @@ def _spread(points: tuple[Point, ...]) -> list[Point]:
 
 
 def _charts(
-    facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None
+    facts: Facts, diagnosed: Diagnosed | None, audit: Audited | None, report: Report
 ) -> dict[str, Callable[[], Markup]]:
     """Those that this run has, each as what draws it."""
     charts: dict[str, Callable[[], Markup]] = {}
@@ -210,6 +213,8 @@ def _charts(
     if diagnosed is not None:
         charts["answers"] = lambda: block_answers(diagnosed)
         charts["noise"] = lambda: loss_by_noise(diagnosed)
+    if (kept := report.representation) is not None:
+        charts["alignment"] = lambda: alignment(kept)
     if facts.spending and all(math.isfinite(s.spent) for s in facts.spending):
         charts["epsilon"] = lambda: figures.epsilon_by_company(facts.spending)
     if facts.absences or facts.aborted:

@@ -33,6 +33,8 @@ class Trunk(nn.Module, ABC):
     layers_at: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
     kind: ClassVar[str]
+    # The class whose `classifier`, a linear map, reads the finished first token.
+    image_classifier: ClassVar[str | None] = None
     # Gemma's norms multiply by 1 + w.
     norm_offset: ClassVar[bool] = False
 

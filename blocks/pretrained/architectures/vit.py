@@ -14,6 +14,7 @@ class ViTTrunk(VisionTrunk):
     package = "vit"
     config_class = "ViTConfig"
     classes = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
+    image_classifier = "ViTForImageClassification"
     layers_at = "layers"
 
 
@@ -26,6 +27,7 @@ class DeiTTrunk(VisionTrunk):
         "DeiTForImageClassificationWithTeacher",
         "DeiTForMaskedImageModeling",
     )
+    image_classifier = "DeiTForImageClassification"
     layers_at = "layers"
 
 

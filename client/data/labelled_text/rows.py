@@ -13,7 +13,7 @@ from ..tables.csv_files import CSV, batches_of_csv, inner_suffix, names_of_csv
 from ..tables.database import is_database
 from ..tables.frames import is_table, read_frame
 from ..text.documents import Reader, by_path
-from ..text.files import LINES, files_of
+from ..text.files import LINES, PLAIN, files_of
 from .built_in import BUILT_IN
 
 
@@ -87,16 +87,21 @@ def _of_table(
 def _of_files(
     field: str, source: str, contract: LabelledTextContract, findings: Findings, labelled: bool
 ) -> Iterator[Row]:
-    """JSON lines and Parquet, alone, in a folder or in a .zip."""
+    """JSON lines and Parquet, alone, in a folder or in a .zip; without labels also plain text, a line each."""
     read_as = TextContract(field=contract.text, encoding=contract.encoding)
     files = files_of(field, source, list(BUILT_IN), findings)
     for file in files:
-        if file.suffix not in (".parquet", *LINES):
+        if file.suffix not in (".parquet", *LINES) and (labelled or file.suffix not in PLAIN):
             rule = f"holds no labels; expected {', '.join(LINES)}, .parquet, .csv or another table"
             raise InputError(field, file.shown, f"{file.within}{rule}")
     for file in files:
         reader = Reader(field, file, read_as, findings)
         named = f"{file.name}, " if len(files) > 1 else ""
+        if file.suffix in PLAIN:
+            for number, line in enumerate("".join(reader.plain()).split("\n"), start=1):
+                if line.strip():
+                    yield Row(f"{named}line {number}", line, None)
+            continue
         for place, record in reader.records(*_names(contract, labelled)):
             yield _row(f"{named}{place}", record, contract, labelled)
 

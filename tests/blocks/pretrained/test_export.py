@@ -52,7 +52,7 @@ def test_a_round_trip_gives_the_same_files_and_the_same_outputs(
     original = save(model, tmp_path / "original")
     card = convert(original, 4, tmp_path / "converted")
     trunk, blocks = build(tmp_path / "converted")
-    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "# A model\n")
+    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {"README.md": b"# A model\n"})
     before, after = tensors_in(original), tensors_in(tmp_path / "exported")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[each], after[each]) for each in before)
@@ -82,7 +82,7 @@ def test_an_exported_model_has_its_adapters_merged(name: str, tmp_path: Path) ->
         for module in layers.modules():
             if isinstance(module, LoRALinear):
                 nn.init.normal_(module.B.weight, std=0.3)
-    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "")
+    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {})
     loaded = type(model).from_pretrained(tmp_path / "exported", attn_implementation="sdpa").eval()
     again = convert(tmp_path / "exported", 2, tmp_path / "again")
     inputs = inputs_of(model)
@@ -109,7 +109,7 @@ def test_a_block_that_was_not_loaded_is_taken_from_the_converted_folder(tmp_path
     with torch.no_grad():
         for parameter in blocks[1].parameters():
             parameter.mul_(2)
-    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "")
+    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {})
     before, after = tensors_in(original), tensors_in(tmp_path / "exported")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".layers.1." in name}
@@ -121,7 +121,7 @@ def test_what_trained_in_float32_goes_back_to_the_precision_of_the_checkpoint(tm
     card = convert(original, 4, tmp_path / "converted")
     trunk, blocks = build(tmp_path / "converted")
     blocks[0].float()
-    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "")
+    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {})
     assert {tensor.dtype for tensor in tensors_in(tmp_path / "exported").values()} == {torch.bfloat16}
 
 
@@ -139,11 +139,11 @@ def test_an_interrupted_export_leaves_nothing_and_an_existing_folder_is_refused(
     with monkeypatch.context() as patched:
         patched.setattr(exporting.shutil, "copyfile", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "")
+            export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["converted", "original"]
-    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "")
+    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {})
     with pytest.raises(InputError, match=r"to=.*already exists"):
-        export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "")
+        export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {})
 
 
 def test_a_configuration_without_a_precision_is_given_that_of_its_tensors(tmp_path: Path) -> None:
@@ -154,5 +154,5 @@ def test_a_configuration_without_a_precision_is_given_that_of_its_tensors(tmp_pa
     (original / "config.json").write_text(json.dumps(raw))
     card = convert(original, 4, tmp_path / "converted")
     trunk, blocks = build(tmp_path / "converted")
-    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", "")
+    export(trunk, blocks, card, tmp_path / "converted", tmp_path / "exported", {})
     assert json.loads((tmp_path / "exported/config.json").read_bytes()) == raw | {"dtype": "bfloat16"}
