@@ -66,7 +66,7 @@ def _small_vit(to: Path, on_step: Progress) -> None:
     make(to, on_step)
 
 
-_MADE_HERE = {"small-llama": Recipe(1, _small_llama), "small-vit": Recipe(1, _small_vit)}
+_MADE_HERE = {"small-llama": Recipe(1, _small_llama), "small-vit": Recipe(2, _small_vit)}
 BUILT_IN = ("minilm", *_MADE_HERE)
 
 

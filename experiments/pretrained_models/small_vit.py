@@ -12,8 +12,10 @@ import torch
 from .fitting import fit
 from .kept import Progress
 
-STEPS, BATCH = 600, 128
+STEPS, BATCH = 500, 64
 _SIZE, _PATCH, _WIDTH, _LAYERS, _HEADS = 8, 2, 64, 6, 4
+# Wider than usual: there are too few steps to grow from 0.02.
+_INITIAL = 0.08
 # What a simulation with seed 0 holds out of these digits, to judge by, is not trained on.
 _HELD_OUT = 0.2
 
@@ -36,14 +38,13 @@ def make(to: Path, on_step: Progress) -> None:
         model: Any = transformers.ViTForImageClassification(
             transformers.ViTConfig(
                 image_size=_SIZE, patch_size=_PATCH, num_channels=1, hidden_size=_WIDTH, intermediate_size=4 * _WIDTH,
-                num_hidden_layers=_LAYERS, num_attention_heads=_HEADS, num_labels=10,
+                num_hidden_layers=_LAYERS, num_attention_heads=_HEADS, num_labels=10, initializer_range=_INITIAL,
             )
         )  # fmt: skip
 
         def loss(generator: torch.Generator) -> torch.Tensor:
             rows = torch.randint(len(images), (BATCH,), generator=generator)
-            moved = _moved(images[rows], generator)
-            found: torch.Tensor = model(pixel_values=moved, labels=targets[rows]).loss
+            found: torch.Tensor = model(pixel_values=images[rows], labels=targets[rows]).loss
             return found
 
         fit(model, loss, steps=STEPS, learning_rate=2e-3, on_step=on_step)
@@ -54,9 +55,3 @@ def make(to: Path, on_step: Progress) -> None:
         "image_std": [0.5],
     }  # fmt: skip
     (to / "preprocessor_config.json").write_text(json.dumps(told, indent=1), "utf-8")
-
-
-def _moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """By a pixel to any side, or not at all, all of a batch alike."""
-    down, right = (int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
-    return torch.roll(images, (down, right), dims=(2, 3))
