@@ -320,7 +320,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     for b, state in request.states.items():
         check_part(model, state, b)
     merge(model, shared_state, *request.states.values())
-    if session.length != planned_size(plan):
+    if session.length != planned_size(plan, request.block):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     terms = own_terms(company, plan, companies)

@@ -91,11 +91,11 @@ def planned_terms(plan: Plan) -> Terms:
     return run_terms(plan, planned_size(plan))
 
 
-@lru_cache(maxsize=8)
-def planned_size(plan: Plan) -> int:
-    """Values in an update of the plan; all blocks have one shape."""
+@lru_cache(maxsize=64)
+def planned_size(plan: Plan, block: int = 0) -> int:
+    """Values in an update of a block; terms are those of the first, than which none is larger."""
     with torch.device("meta"):  # its shapes alone: no memory, however large the model is
-        return block_size(build_model(plan.model, plan.noise, 0), 0, plan.training)
+        return block_size(build_model(plan.model, plan.noise, block), block, plan.training)
 
 
 def own_terms(company: Company, plan: Plan, companies: int | None = None) -> Terms:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .kept import Progress
+Progress = Callable[[int, int], None]
+"""Steps done, of how many."""
 
 _WARM_SHARE = 0.05
 

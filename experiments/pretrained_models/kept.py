@@ -20,13 +20,10 @@ from filelock import FileLock
 
 from ... import atomic_file
 from ...errors import InputError
+from .fitting import Progress
 
 PREFIX = "built-in:"
 _MADE = "made.json"  # the SHA-256 of every other file of the folder
-
-Progress = Callable[[int, int], None]
-"""Steps done, of how many."""
-
 
 _EVERY = 15.0  # seconds
 

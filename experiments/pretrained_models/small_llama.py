@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from ...client.data.labelled_text.documentation import docstrings
-from .fitting import fit
-from .kept import Progress
+from .fitting import Progress, fit
 
 STEPS, BATCH, LENGTH = 600, 16, 128
 VOCABULARY = 2048

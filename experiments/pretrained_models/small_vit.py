@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .fitting import fit
-from .kept import Progress
+from .fitting import Progress, fit
 
 STEPS, BATCH = 500, 64
 _SIZE, _PATCH, _WIDTH, _LAYERS, _HEADS = 8, 2, 64, 6, 4
@@ -36,7 +35,7 @@ def make(to: Path, on_step: Progress) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = transformers.ViTForImageClassification(
-            transformers.ViTConfig(
+            transformers.ViTConfig(  # type: ignore[call-arg]
                 image_size=_SIZE, patch_size=_PATCH, num_channels=1, hidden_size=_WIDTH, intermediate_size=4 * _WIDTH,
                 num_hidden_layers=_LAYERS, num_attention_heads=_HEADS, num_labels=10, initializer_range=_INITIAL,
             )

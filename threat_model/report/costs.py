@@ -15,7 +15,7 @@ from .document import Costs
 
 
 def block_values(plan: Plan) -> int:
-    """Values in an update of a block; all blocks have the same shape."""
+    """Values in an update of the first block, than which none is larger."""
     return block_size(build_model(plan.model, plan.noise, 0), 0, plan.training)
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ....blocks.pretrained.architectures import architecture_names
-from ....blocks.pretrained.convert import convert, quiet
+from ....blocks.pretrained.convert import convert
 from ....blocks.pretrained.export import export
+from ....blocks.pretrained.skeleton import quiet
 from ....blocks.pretrained.trunk import build
 from ...pretrained_models import built_in_model
 
@@ -80,7 +81,7 @@ def _compared(name: str, folder: Path) -> tuple[float, bool]:
         _save(name, original)
     card = convert(original, _BLOCKS, folder / "converted")
     trunk, blocks = build(folder / "converted")
-    export(trunk, blocks, card, folder / "converted", folder / "exported", "# A model\n")
+    export(trunk, blocks, card, folder / "converted", folder / "exported", {})
     with quiet():
         of_class = getattr(transformers, kind)
         theirs, back = (
@@ -89,7 +90,8 @@ def _compared(name: str, folder: Path) -> tuple[float, bool]:
         )
     generator = torch.Generator().manual_seed(5)
     if card.kind == "vision":
-        size = (3, card.channels, card.image_size, card.image_size)
+        side = card.image_size or 1
+        size = (3, card.channels or 1, side, side)
         inputs = torch.rand(size, generator=generator)
         given = inputs
         if card.mean:
@@ -97,7 +99,7 @@ def _compared(name: str, folder: Path) -> tuple[float, bool]:
             given = (inputs - mean) / std
     else:
         inputs = given = torch.randint(
-            1, min(_VOCABULARY, card.vocabulary), (3, _TOKENS), generator=generator
+            1, min(_VOCABULARY, card.vocabulary or 2), (3, _TOKENS), generator=generator
         )
     wanted: Tensor = theirs.base_model(given).last_hidden_state
     x = trunk.embed(inputs)

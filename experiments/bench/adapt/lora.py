@@ -83,9 +83,11 @@ def _measured(repeats: int, on_progress: Callable[[str], None]) -> dict[str, Any
 
 def _made() -> tuple[Denoiser, Tensor, Tensor]:
     """The model with its last block to be trained, what that block reads, and labels."""
-    settings = PretrainedTextClassifierSettings(
-        pretrained=str(built_in_conversion("minilm", BLOCKS)), classes=CLASSES, sequence_length=TOKENS,
-        trains="lora", lora_rank=RANK,
+    settings = PretrainedTextClassifierSettings.model_validate(
+        {
+            "pretrained": str(built_in_conversion("minilm", BLOCKS)), "classes": CLASSES,
+            "sequence_length": TOKENS, "trains": "lora", "lora_rank": RANK,
+        }
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
