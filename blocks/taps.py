@@ -98,6 +98,19 @@ class TokenTap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValueTap:
+    """A token enters `weight` as a function of its value and place alone, whatever that is: pretrained embeddings.
+
+    `enter` takes values (n,) and places (m,) to what enters, (n, m, D).
+    """
+
+    field: str
+    weight: str
+    rows: slice
+    enter: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrefixTap:
     """The token at place t enters `weight` as a function of the tokens up to t: causal models.
 
@@ -137,7 +150,7 @@ class NoisedTap:
     others: int = 0
 
 
-Tap = ContinuousTap | TokenTap | PrefixTap | NoisedTap
+Tap = ContinuousTap | TokenTap | ValueTap | PrefixTap | NoisedTap
 
 
 def affine_tap(

@@ -149,6 +149,21 @@ def block_memory(as_json: AsJson = False) -> None:
     show(measure(), as_json)
 
 
+@bench.command("adapt")
+def adapt(
+    seeds: Seeds = 3,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="exactness, minilm, private, lora or decoder; repeatable"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adapting pretrained models in blocks: exactness, quality, memory, and what privacy leaves of the gain."""
+    from ..experiments.bench.adapt import measure
+
+    show(measure(seeds, only or [], on_progress=_say), as_json)
+
+
 @bench.command("objective-memory")
 def objective_memory(as_json: AsJson = False) -> None:
     """What each objective of a pretrained block keeps in memory, beside end-to-end training."""

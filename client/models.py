@@ -73,6 +73,7 @@ def kept_models(company: Company) -> list[KeptModel]:
 
 
 def _kept(company: Company, folder: Path) -> KeptModel:
+    company.policy.know_pretrained()
     model, card = load_model(folder)
     data = company.held_out()
     figures = _read(folder, card, data) or _measured(company, folder, model, card, data)

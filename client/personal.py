@@ -25,7 +25,6 @@ from ..errors import InputError
 from ..protocol import private_file
 from .company import Company
 from .model_folders import MODELS
-from .policy_file import know_pretrained
 from .quality import quality_of, spread
 
 PERSONAL_FILE = "personal.safetensors"
@@ -49,7 +48,7 @@ def personalise_kept(company: Company, run: str) -> tuple[ModelCard, Path, Effec
     folder = company.home / MODELS / run
     if run in ("", ".", "..") or Path(run).name != run or not folder.is_dir():
         raise InputError("--run", run, f"no model of this run came to {company.home / MODELS}")
-    know_pretrained(company.home)
+    company.policy.know_pretrained()
     company.limit_threads()
     model, card = load_model(folder)
     model = model.to(company.policy.device)

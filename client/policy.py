@@ -256,6 +256,11 @@ class Policy(BaseModel):
             text = f"the plan {plan.terms_digest().hex()} is not one of this company's plans"
             yield PolicyRefusal("plans", text)
 
+    def know_pretrained(self) -> None:
+        """Let this process know the company's converted models. Raises: InputError where a folder is none."""
+        for folder in self.pretrained:
+            places.register(Path(folder))
+
     def _check_pretrained(self, model: PretrainedSettings) -> None:
         """Raises: InputError unless the model is one of `pretrained`, with the sizes of its card."""
         accepted = [places.register(Path(folder)) for folder in self.pretrained]

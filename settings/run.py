@@ -81,7 +81,7 @@ class GuardSettings(Part):
     every round; one that rises past the limit is discarded, and ends the run.
     """
 
-    public_loss: Literal["off", "flag", "stop"] = "flag"
+    public_loss: Literal["off", "flag", "stop"] = "off"
     limit: float = Field(1.2, gt=1, le=1e6)
 
     @property

@@ -22,9 +22,11 @@ from ..denoiser import Draw
 from ..groups import Absent, Group
 from ..noise import Partition, Source
 from ..preconditioning import Preconditioning
+from ..taps import Tap
 from . import places
 from .block import PretrainedBlock
 from .settings import PretrainedSettings
+from .token_taps import first_layer_taps
 from .trunk import Trunk, build
 
 
@@ -245,6 +247,11 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         if self.settings.objective != "denoise":
             return z
         return super().advance(z, prediction, level, to, generator)
+
+    def taps(self, block: int) -> tuple[Tap, ...]:
+        if block or self.settings.trains != "block" or self.settings.kind.input_classes is None:
+            return ()
+        return first_layer_taps(self.trunk, self.block(0).layers[0], self.block(0).dtype)
 
     def freeze_all_but(self, block: int, interface: bool = True) -> nn.Module:
         """As of any model; and what a round trains, and so what leaves, has no company's own parts over it."""

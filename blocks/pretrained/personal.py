@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,7 @@ class Addition(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, 2 * (x.to(self.A.dtype) @ self.A.T @ self.B.T))
+        return 2 * (x.to(self.A.dtype) @ self.A.T @ self.B.T)
 
 
 def add_personal(model: PretrainedDenoiser) -> None:

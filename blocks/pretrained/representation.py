@@ -83,7 +83,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
         across, own, other = (y.T @ x).square().sum(), (x.T @ x).norm(), (y.T @ y).norm()
     if own == 0 or other == 0:
         return float(own == other)
-    return float(across / (own * other))
+    return min(1.0, float(across / (own * other)))
 
 
 def linear_probe(features: Tensor, labels: Tensor) -> float | None:

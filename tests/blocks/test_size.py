@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.presets import quick_settings
 from support.private_training import FAMILIES
 
 from fedblocks.blocks import build_model
@@ -17,7 +18,7 @@ from fedblocks.blocks.families import ModelSettings, family_names
 from fedblocks.blocks.size import parameters_of
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.errors import PrivacyError
-from fedblocks.experiments.presets import load_settings, preset_names
+from fedblocks.experiments.presets import preset_names
 from fedblocks.experiments.simulation.preparation import write_home
 from fedblocks.settings import NoiseSettings, Plan, SimulationSettings, validated
 
@@ -114,7 +115,7 @@ def test_a_policy_s_limit_counts_embeddings_and_readouts() -> None:
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_simulated_company_is_willing_to_train_its_preset_s_model(preset: str, tmp_path: Path) -> None:
     """Would catch a preset of a large model that its own companies refuse when they join."""
-    settings = load_settings(preset)
+    settings = quick_settings(preset)
     home = tmp_path / "companies" / "company-0"
     write_home(home, "company-0", settings, Examples(torch.zeros(1), torch.zeros(1)))
     limit = load_policy(home / "policy.toml").largest_model

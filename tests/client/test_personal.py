@@ -138,7 +138,6 @@ def at_home(home: Path, personal: str) -> tuple[Company, ModelCard]:
     data = examples(model)
     company = Company(home, Policy(company="acme", epsilon_ceiling=1, delta=1e-5, data=model.settings.kind))
     (home / MODELS).mkdir(parents=True, mode=0o700)
-    (home / "policy.toml").write_text("")
     data[torch.arange(32)].save(home / "data.npz")
     data[torch.arange(32, 48)].save(home / "held_out.npz")
     state = split(model)

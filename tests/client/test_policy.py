@@ -10,13 +10,14 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from support.presets import quick_settings
 
 from fedblocks.blocks.size import parameters_of
 from fedblocks.client.home import make_home
 from fedblocks.client.policy import LARGEST_MODEL, Policy, load_policy
 from fedblocks.client.policy_file import declare_data, first_policy
 from fedblocks.errors import InputError, PolicyRefusal
-from fedblocks.experiments.presets import load_settings, preset_names
+from fedblocks.experiments.presets import preset_names
 from fedblocks.experiments.simulation.preparation import fresh_model, make_plan
 from fedblocks.settings import DataKind, Plan, SimulationSettings
 
@@ -67,7 +68,7 @@ def test_a_first_policy_admits_the_presets_of_every_family(tmp_path: Path) -> No
     larger need a rule of their own)."""
     seen = set()
     for name in preset_names():
-        settings = load_settings(name, [])
+        settings = quick_settings(name)
         large = parameters_of(settings.model) > LARGEST_MODEL
         if settings.model.family in seen or settings.privacy.mode == "secure_step" or large:
             continue

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.presets import quick_settings
 
 from fedblocks.blocks import build_model, digest
 from fedblocks.blocks.build import metric_of
@@ -57,7 +58,7 @@ def test_every_family_has_a_preset_that_runs_anywhere() -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_valid_and_private_unless_it_says_so(name: str) -> None:
     """Would catch a preset that no longer loads, or that drops privacy without a word."""
-    settings = load_settings(name)
+    settings = quick_settings(name)
     assert settings.privacy.epsilon is not None or settings.privacy.i_accept_no_dp
     assert 4 <= settings.companies.count <= 8
 

@@ -23,7 +23,10 @@ from fedblocks.threat_model.report import write_report
 def test_every_run_of_a_pretrained_model_says_what_became_of_it(kind: str, tmp_path: Path) -> None:
     """Would catch before and after that are exchanged, figures on other data than the public set, an untrained block
     that has changed, and a file that a resumed end does not make up for."""
-    run = prepare(pretrained_run(kind, tmp_path, training={"blocks": [1]}), tmp_path / "run")
+    run = prepare(
+        pretrained_run(kind, tmp_path, training={"blocks": [1]}, guard={"public_loss": "flag"}),
+        tmp_path / "run",
+    )
     simulate(run)
     found = Representation.read(run)
     assert found is not None

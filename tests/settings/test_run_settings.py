@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 from pydantic import TypeAdapter
+from support.presets import quick_settings
 from typer.testing import CliRunner
 
 import fedblocks
@@ -68,7 +69,9 @@ def test_each_key_stands_in_one_file_and_both_together_are_the_simulation(
     preset: str, tmp_path: Path
 ) -> None:
     """Would catch a setting that is lost between the files, or told to a coordinator whose business it is not."""
-    settings = load_settings(preset, ["companies.dropout.rate=0.1", "audit.block=0", "workers=3"])
+    block = 2 if quick_settings(preset).training.blocks else 0
+    changes = ["companies.dropout.rate=0.1", f"audit.block={block}", "workers=3"]
+    settings = quick_settings(preset, changes)
     write_settings(tmp_path, settings)
     write_simulation(tmp_path, settings)
     assert read_settings(tmp_path) == as_run(settings)

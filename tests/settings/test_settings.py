@@ -8,6 +8,7 @@ from typing import Self
 
 import pytest
 from pydantic import TypeAdapter, model_validator
+from support.presets import quick_settings
 
 from fedblocks.blocks.settings import Part, require
 from fedblocks.client.endpoint import Endpoint
@@ -25,11 +26,14 @@ from fedblocks.settings import RunSettings, read_simulation, validated, write_si
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_loads_and_its_defaults_follow_the_design(name: str) -> None:
     """Would catch a preset that no longer loads, trains the input side, or gives up a guarantee by default."""
-    settings = load_settings(name)
+    settings = quick_settings(name)
     p, t = settings.privacy, settings.training
-    assert (p.epsilon, p.mode, p.i_accept_no_dp) == (8, "local", False)
+    adapts = settings.model.family.startswith("pretrained-")
+    assert (p.epsilon, p.mode, p.i_accept_no_dp) == (8, "secure_step" if adapts else "local", False)
     assert p.delta <= 1e-5
-    assert (t.assignment, t.interface, t.local_steps) == ("sequential", False, 1)
+    # A pretrained model has no head for new classes: it learns one.
+    interface = adapts and settings.model.label_side is not None
+    assert (t.assignment, t.interface, t.local_steps) == ("sequential", interface, 1)
     assert settings.secure_aggregation.minimum_cohort >= 3
     assert settings.companies.dropout.rate == 0
     if settings.model.family in ("vit", "ar-lm", "recurrent-lm", "masked-lm", "tabular"):

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from ... import __version__
+from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
 from ...privacy.events import Event
 from ...privacy.group_privacy import group_epsilon
@@ -24,6 +27,8 @@ from .document import (
     CrossCheck,
     Frontier,
     GroupOfExamples,
+    Personal,
+    PersonalQuality,
     Promise,
     Quality,
     Report,
@@ -297,4 +302,17 @@ def _quality(run: RunFolder, facts: Facts) -> Quality | None:
         non_private=u.non_private,
         by_block=tuple(zip(u.first.judged, u.last.judged, strict=True)),
         subgroups=() if facts.real else subgroups(run, m),
+        personal=None if facts.real else _personal(run),
     )
+
+
+def _personal(run: RunFolder) -> Personal | None:
+    """As the end of the simulation measured it."""
+    told = (run.read_json("result.json") or {}).get("personal")
+    if told is None:
+        return None
+    try:
+        companies = [PersonalQuality(company=name, **figures) for name, figures in told["companies"].items()]
+        return Personal(part=told["part"], companies=tuple(companies))
+    except (ValidationError, AttributeError, KeyError, TypeError):
+        raise RunError(f'{run.path / "result.json"}: "personal" is not what a simulation writes') from None

@@ -167,8 +167,25 @@ class Subgroups(Part):
     worst_decile_before: float
 
 
+class PersonalQuality(Part):
+    """Quality on one company's own held-out examples: of the common model, and with its own parts over it."""
+
+    company: str
+    examples: int
+    common: float | None
+    personal: float | None
+
+
+class Personal(Part):
+    """What companies have for themselves beside the common model, and what it is worth to each of them."""
+
+    part: Literal["head", "adapter"]
+    companies: tuple[PersonalQuality, ...]
+
+
 class Quality(Part):
-    """The run's metric. `by_block`: after each block, in the first and in the last round."""
+    """The run's metric. `by_block`: after each block, in the first and in the last round. `personal`: null where
+    companies have no parts of their own, or none are known here."""
 
     metric: str
     unit: str
@@ -186,6 +203,7 @@ class Quality(Part):
     non_private: float | None
     by_block: tuple[tuple[float, float], ...]
     subgroups: tuple[Subgroups, ...]
+    personal: Personal | None
 
 
 class Costs(Part):

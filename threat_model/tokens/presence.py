@@ -13,16 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...blocks.taps import PrefixTap, TokenTap, normalised
+from ...blocks.taps import PrefixTap, TokenTap, ValueTap, normalised
 from ..block_problem import BlockProblem
 from ..releases import Release
 from .levels import levels
 from .span import Span
 
+TextTap = TokenTap | ValueTap | PrefixTap
 Sets = list[frozenset[int]]
 _CONTEXTS = (
     16  # public places at which each value is looked at, where its input depends on what stands before it
 )
+_AT_MOST = (
+    1 << 23
+)  # numbers that describe all values at all places; fewer places are tried where these are more
 _RIDGE = 1e-2
 _NEWTON = 60
 
@@ -39,22 +43,32 @@ def frequencies(sets: Sets, vocabulary: int) -> Tensor:
 @dataclass(frozen=True)
 class Reader:
     """What one tap shows of each value: `inputs` (V, m, D) in m public contexts, one where there is no context;
-    `known` (V,): whether the value occurs in public at all."""
+    `known` (V,): whether the value occurs in public at all. Of a `ValueTap` the known values' inputs alone, at m
+    places."""
 
     problem: BlockProblem
-    tap: TokenTap | PrefixTap
+    tap: TextTap
     inputs: Tensor
     known: Tensor
     vocabulary: int
 
     @classmethod
-    def of(cls, problem: BlockProblem, tap: TokenTap | PrefixTap, texts: Tensor) -> Reader:
+    def of(cls, problem: BlockProblem, tap: TextTap, texts: Tensor) -> Reader:
         """`texts` (N, T): public ones."""
         classes = problem.by_name[tap.field].classes
         assert classes is not None
         if isinstance(tap, TokenTap):
             inputs = normalised(tap.table + tap.offset[:1], tap.norm)[:, None]
             return cls(problem, tap, inputs, torch.ones(classes, dtype=torch.bool), classes)
+        if isinstance(tap, ValueTap):
+            values, length = texts.unique(), texts.shape[1]
+            at_first = tap.enter(values, torch.zeros(1, dtype=torch.long))[:, 0]
+            values, width = values[at_first.norm(dim=1) > 0], at_first.shape[-1]  # zero: a padding token's
+            known = torch.zeros(classes, dtype=torch.bool)
+            known[values] = True
+            most = max(1, min(length, _AT_MOST // (len(values) * width)))
+            places = torch.linspace(0, length - 1, most).round().long()
+            return cls(problem, tap, tap.enter(values, places), known, classes)
         entered = torch.cat([tap.enter(part) for part in texts.split(64)])  # (N, T, D)
         found = torch.zeros(classes, _CONTEXTS, entered.shape[-1], dtype=torch.float64)
         known = torch.zeros(classes, dtype=torch.bool)
@@ -85,6 +99,10 @@ class Reader:
         leverage = span.leverage(inputs).amin(dim=1)
         energy = span.energy(inputs).amax(dim=1)
         found = torch.stack([leverage, energy], dim=1)[: self.vocabulary]
+        if isinstance(self.tap, ValueTap):
+            whole = found.new_zeros(self.vocabulary, 2)
+            whole[self.known] = found
+            found = whole
         found[~self.known] = found[self.known].median(dim=0).values  # of these nothing can be told
         return found
 

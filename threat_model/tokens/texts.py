@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ...blocks import Draw
 from ...blocks.examples import Examples
-from ...blocks.taps import PrefixTap, TokenTap
+from ...blocks.taps import PrefixTap, TokenTap, ValueTap
 from ..block_problem import BlockProblem
 from ..releases import Release
 from .evidence import LeverageLaw, bigrams
 from .order import Found, most_likely
-from .presence import Calibrated, Reader, Sets, frequencies
+from .presence import Calibrated, Reader, Sets, TextTap, frequencies
 from .span import Span
 
 PRACTICE = 16  # public texts of which it makes releases
@@ -27,17 +27,20 @@ Make = Callable[[Examples, int, list[Draw]], Release]
 """A release of one text; the number names the experiment, and the noise draws are kept in the list."""
 
 
-def text_taps(problem: BlockProblem) -> list[TokenTap | PrefixTap]:
+def text_taps(problem: BlockProblem) -> list[TextTap]:
     """Where the tokens of a text enter a block."""
     return [
         tap for tap in problem.taps
-        if isinstance(tap, TokenTap | PrefixTap) and problem.by_name[tap.field].what == "tokens"
+        if isinstance(tap, TextTap) and problem.by_name[tap.field].what == "tokens"
     ]  # fmt: skip
 
 
 def read_by_block(problem: BlockProblem, text: Tensor, draws: Sequence[Draw]) -> frozenset[int]:
     """The values of a text (T,) that a block reads at these draws: of a masked model those shown in any of them, of a
-    causal one all but the last."""
+    causal one all but the last, of an encoder all but those that fill the text up."""
+    pad = getattr(problem.settings, "pad", None)
+    if pad is not None:
+        return frozenset(text[(text != pad) | (torch.arange(len(text)) == 0)].tolist())
     if not problem.masked:
         return frozenset(text[:-1].tolist())
     shown = torch.zeros(len(text), dtype=torch.bool)
@@ -123,7 +126,7 @@ class TextAttacker:
             sets.append(read_by_block(self.problem, texts.inputs[i], drawn))
         return releases, sets
 
-    def rank(self, releases: Sequence[Release], tap: PrefixTap | TokenTap) -> int:
+    def rank(self, releases: Sequence[Release], tap: TextTap) -> int:
         """The median numerical rank of a tap's rows."""
         found = [
             Span.of(self.problem.tensors(r.vector)[tap.weight][tap.rows], r.noise).rank for r in releases
@@ -135,6 +138,8 @@ class TextAttacker:
         taps = [tap for tap in self.taps if isinstance(tap, PrefixTap)]
         if self.problem.masked:
             return "tokens enter without their places, and after that each depends on all others"
+        if any(isinstance(tap, ValueTap) for tap in self.taps):
+            return "of a pretrained model only the values of tokens are searched for"
         if not taps:
             return "the one layer reads the tokens before their places act on them"
         width = self.reader.inputs.shape[-1]
@@ -144,7 +149,7 @@ class TextAttacker:
     def _public_sets(self) -> Sets:
         texts = self._others.inputs
         if not self.problem.masked:
-            return [frozenset(text[:-1].tolist()) for text in texts]
+            return [read_by_block(self.problem, text, ()) for text in texts]
         values = self.problem.sample({"tokens": texts}, self._generator)
         return [
             read_by_block(self.problem, text, [Draw(level, noise)])

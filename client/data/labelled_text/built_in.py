@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import documentation
+
 
 @dataclass(frozen=True)
 class LabelledTexts:
@@ -16,4 +18,13 @@ class LabelledTexts:
     groups: tuple[str, ...] | None = None
 
 
-BUILT_IN: dict[str, Callable[[], LabelledTexts]] = {}
+def _documentation(public: bool) -> LabelledTexts:
+    """Some 15,000 paragraphs of the documentation of Python packages, by 12 subjects; 13 in 100 are public."""
+    texts, labels, documents = zip(*documentation.texts(public), strict=True)
+    return LabelledTexts(texts, labels, documentation.NAMES, documents)
+
+
+BUILT_IN: dict[str, Callable[[], LabelledTexts]] = {
+    "documentation-public": lambda: _documentation(True),
+    "documentation-private": lambda: _documentation(False),
+}

@@ -157,6 +157,9 @@ def test_the_strongest_attack_is_of_a_protected_view_and_no_lucky_case() -> None
     whole = result("reconstruction", 0.0, 40, base=0.0).model_copy(update={"outcome": "not found"})
     assert [each["value"] for each in strongest([cut, whole])] == [0.0]
     assert [each["value"] for each in strongest([cut])] == [1.0]
+    # A label that is guessed is no example that is rebuilt.
+    labels = result("reconstruction", 0.4, 10, base=0.1).model_copy(update={"statistic": "labels read off"})
+    assert [each["value"] for each in strongest([labels, whole])] == [0.0]
     assert strongest([]) == []
 
 

@@ -97,7 +97,8 @@ def audited(copy: Path) -> Path:
         run, results = RunFolder.existing(copy / "cells" / row.cell), AUDITS[row.epsilon]
         plan, ordered = run.plan(), tuple(sorted(results, key=lambda each: each.key))
         audit = Audit(
-            version="0", run=plan.run, plan=plan.digest().hex(), round=4, blocks=(0, 1), adversaries=("coordinator",),
+            version="0", run=plan.run, plan=plan.digest().hex(), round=plan.training.rounds, blocks=(0, 1),
+            adversaries=("coordinator",),
             seed=0, minutes=2.0, seconds=1.0, gate=Gate(), results=ordered, verdict=Verdict.of(ordered, Gate()),
         )  # fmt: skip
         audit.write(run)
