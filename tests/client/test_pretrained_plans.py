@@ -13,12 +13,14 @@ import torch
 from flwr.app import RecordDict
 from support.coordinating import Coordinator
 from support.pretrained_runs import pretrained_run
+from support.tiny_models import TINY, save
 
 from fedblocks.blocks import digest
 from fedblocks.blocks.build import build_model
 from fedblocks.blocks.families import family
 from fedblocks.blocks.model_file import ModelCard
 from fedblocks.blocks.pretrained import places
+from fedblocks.blocks.pretrained.convert import convert
 from fedblocks.blocks.pretrained.small import small_model
 from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.blocks.size import parameters_of
@@ -40,10 +42,10 @@ from fedblocks.protocol.messages import (
     TrainRequest,
     refused,
 )
-from fedblocks.protocol.release import blocks_read, planned_size
+from fedblocks.protocol.release import block_size, blocks_read, largest_block, planned_size
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, validated_json
+from fedblocks.settings import Plan, TrainingSettings, validated_json
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +287,16 @@ def test_a_model_that_comes_days_later_is_taken_by_a_process_that_has_seen_no_pl
     parameters_of.cache_clear()  # as in a process that begins
     delivery._shapes.cache_clear()
     assert refused(c.ask(1, DELIVER, request.to_record())) is None
+
+
+def test_the_account_goes_by_the_largest_block_wherever_it_stands(tmp_path: Path) -> None:
+    """ModernBERT's first layer has one norm less: would catch an account by the first block's size, and one by a
+    block that the run does not train."""
+    convert(save(TINY["modernbert"].made(), tmp_path / "checkpoint"), 2, tmp_path / "converted")
+    raw = {"pretrained": str(tmp_path / "converted"), "trains": "bias", "sequence_length": 12}
+    settings = family("pretrained-text-classifier").settings.model_validate(raw)
+    model = build_model(settings, NoiseSettings())
+    sizes = [block_size(model, block, TrainingSettings()) for block in (0, 1)]
+    assert sizes[0] < sizes[1]
+    assert largest_block(model, TrainingSettings()) == sizes[1]
+    assert largest_block(model, TrainingSettings(blocks=(0,))) == sizes[0]
