@@ -165,7 +165,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     terms = own_terms(company, plan)
     # The smallest cohort of a sum; larger ones are rehearsed when they are known.
     fewest = max(plan.secure_aggregation.minimum_cohort, plan.dropouts + plan.colluders + 1)
-    rehearse(plan, 0, fewest, company.policy)
+    rehearse(plan, plan.trained_blocks[0], fewest, company.policy)
     check_part(model, request.shared, None)
     company.policy.check_shared(digest(request.shared))
     if plan.evaluation is not None:
