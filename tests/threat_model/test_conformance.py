@@ -139,12 +139,12 @@ def test_the_first_example_of_a_batch_is_clipped_too() -> None:
     that one."""
     original = PerExampleClipping.sum
 
-    def but_the_first(self: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1) -> ClippedSum:
-        found = original(self, losses, examples=examples, draws=draws)
-        first = original(self, losses, examples=min(1, examples), draws=draws)
+    def but_the_first(self: PerExampleClipping, losses: Any, *, examples: int, **sizes: int) -> ClippedSum:
+        found = original(self, losses, examples=examples, **sizes)
+        first = original(self, losses, examples=min(1, examples), **sizes)
         clip, self.max_grad_norm = self.max_grad_norm, 1e30
         try:
-            whole = original(self, losses, examples=min(1, examples), draws=draws)
+            whole = original(self, losses, examples=min(1, examples), **sizes)
         finally:
             self.max_grad_norm = clip
         return replace(found, vector=found.vector - first.vector + whole.vector)
@@ -192,8 +192,8 @@ def test_an_example_that_sways_others_is_found_though_it_moves_the_sum_little() 
     batch's size, and the sum still moves by less than the clip."""
     original = PerExampleClipping.sum
 
-    def coupled(self: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1) -> ClippedSum:
-        found = original(self, losses, examples=examples, draws=draws)
+    def coupled(self: PerExampleClipping, losses: Any, *, examples: int, **sizes: int) -> ClippedSum:
+        found = original(self, losses, examples=examples, **sizes)
         return found if examples == 1 else replace(found, vector=10 * found.vector / (1 + examples))
 
     with replaced(PerExampleClipping, "sum", coupled):

@@ -104,10 +104,10 @@ def clip_per_batch() -> AbstractContextManager[Any]:
     """The batch's sum is clipped, not each example's gradient."""
     summed = PerExampleClipping.sum
 
-    def sum_(self: PerExampleClipping, losses: Any, *, examples: int, draws: int = 1) -> ClippedSum:
+    def sum_(self: PerExampleClipping, losses: Any, **sizes: int) -> ClippedSum:
         clip, self.max_grad_norm = self.max_grad_norm, 1e30
         try:
-            found = summed(self, losses, examples=examples, draws=draws)
+            found = summed(self, losses, **sizes)
         finally:
             self.max_grad_norm = clip
         return ClippedSum(dp_sgd.clip_to_norm(found.vector, clip), clip, found.examples, found.within)
