@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +23,7 @@ from ..errors import InputError, RunError
 from .build import build_model, network_of
 from .denoiser import Denoiser
 from .families import ModelSettings
+from .pretrained.settings import by_digest
 from .settings import NoiseSettings, Part, require
 from .size import parameters_of
 from .state import ModelState, State, check_part, digest, merge, split
@@ -54,6 +55,11 @@ class ModelCard(Part):
     match_contrast: bool = False
     labels: tuple[str, ...] | None = None
     contract: dict[str, Any] | None = None
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _without_a_folder(cls, raw: Any) -> Any:
+        return by_digest(raw)
 
     @model_validator(mode="after")
     def _names(self) -> Self:

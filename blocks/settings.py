@@ -96,6 +96,11 @@ class TransformerSettings(Part):
         """One example, the unit that differential privacy protects, in the words of a report."""
         return "one example"
 
+    @property
+    def reads_to_the_end(self) -> bool:
+        """Whether a block's loss is also one of the whole model, through the blocks after it."""
+        return False
+
     def network_options(self) -> dict[str, Any]:
         """What the family's network is built with, besides its noise."""
         return self.model_dump(exclude={"family", "blocks"})

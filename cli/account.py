@@ -166,14 +166,16 @@ def _release_at(settings: RunSettings) -> Callable[[float], Event]:
     import torch
 
     from ..blocks import build_model
+    from ..blocks.build import network_of
     from ..experiments.simulation.preparation import make_plan
-    from ..protocol.release import block_size, event_of
+    from ..protocol.release import event_of, largest_block
 
     training, privacy = settings.training, settings.privacy
     shared = privacy.mode == "secure_step"
     with torch.device("meta"):  # its shapes alone: no memory, however large the model is
-        model = build_model(settings.model, settings.noise, None if shared else 0)
-    size = block_size(model, 0, training)
+        alone = network_of(settings.model).blocks_alike and not shared
+        model = build_model(settings.model, settings.noise, 0 if alone else None)
+    size = largest_block(model, training)
     # Of shares of one noise, refuses what a run would be refused for.
     sums = make_plan(settings, model, "account").secure_aggregation if shared else settings.secure_aggregation
     bits, companies = sums.width(shared), settings.smallest_group if shared else None

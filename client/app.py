@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 
 from ..blocks import Denoiser
 from ..blocks.examples import Examples
+from ..blocks.pretrained.settings import PretrainedSettings
 from ..blocks.state import State, check_part, digest, merge
 from ..errors import InputError, LedgerError, PrivacyError, ProtocolError
 from ..privacy.composition import Terms
@@ -57,7 +58,7 @@ from ..protocol.messages import (
     UnmaskRequest,
     refusal,
 )
-from ..protocol.release import block_label, block_of, blocks_read, sum_label
+from ..protocol.release import block_label, block_of, block_size, blocks_read, sum_label
 from ..protocol.roster import difference
 from ..settings import Plan, groups_of, validated_json
 from .agent import Agent
@@ -72,8 +73,9 @@ from .evaluating import evaluated
 from .exposure import SELDOM, jumped, sample, warn
 from .joined import SECRETS_AND_DIGESTS, JoinedRun
 from .policy import Policy
+from .policy_file import know_pretrained
 from .predicted_gain import check_not_refused, check_once
-from .readiness import data_fingerprint, own_terms, planned_parts, planned_size, readable_held_out
+from .readiness import data_fingerprint, own_terms, planned_parts, readable_held_out
 from .recording import (
     record_answered,
     record_asked,
@@ -320,7 +322,7 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
     for b, state in request.states.items():
         check_part(model, state, b)
     merge(model, shared_state, *request.states.values())
-    if session.length != planned_size(plan, request.block):
+    if session.length != block_size(model, request.block, plan.training):
         raise ProtocolError("wrong_session", "the session is for updates of another length")
     party.check_adverts(request.adverts)
     terms = own_terms(company, plan, companies)
@@ -451,6 +453,8 @@ def deliver(message: Message, context: Context, company: Company) -> RecordDict:
     """Take a part of the final model of a run that this company has joined."""
     request = DeliverRequest.from_record(message.content)
     awaited = _awaited(context, company, request.joined)
+    if isinstance(awaited.plan.model, PretrainedSettings):
+        know_pretrained(company.home)  # it may come days after this process has seen a plan
     return DeliverReply(receive(request, awaited, company)).to_record()
 
 
@@ -629,7 +633,7 @@ def _check_cohort(company: Company, plan: Plan, session: Session) -> None:
     drawn = plan.drawn.cohort(session.round, company.member().roster.members)
     count = 1
     if plan.training.assignment == "parallel":
-        count = groups_of(len(drawn), plan.model.blocks, plan.secure_aggregation.minimum_cohort)
+        count = groups_of(len(drawn), len(plan.trained_blocks), plan.secure_aggregation.minimum_cohort)
     if session.cohort not in [drawn[g::count] for g in range(count)]:
         raise ProtocolError("bad_session", "not the cohort that the plan draws for this round")
     cohort, step = json.dumps(session.cohort).encode(), (session.run.encode(), str(session.round))

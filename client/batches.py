@@ -68,7 +68,10 @@ def fixed_losses(
     """The losses of `count` random examples, or groups of as many records as a release shows, by their places, with
     noise that stays the same from call to call."""
     draws, records = plan.training.noise_draws, plan.training.records_per_group
-    examples = random_examples(kind, count * records, source).to(model.device)
+    examples = random_examples(kind, count * records, source)
+    if (pad := getattr(plan.model, "pad", None)) is not None:
+        examples = _filled_up(examples, pad, source)
+    examples = examples.to(model.device)
     repeated = examples.targets.repeat_interleave(draws, dim=0)
     draw = model.draw(block, repeated, source).to(model.device)
     objective = BlockObjective(weight=plan.noise.weight)
@@ -92,6 +95,14 @@ def random_examples(kind: DataKind, count: int, source: CryptographicSource) -> 
     for column, codes in enumerate(kind.categories, start=-len(kind.categories)):
         inputs[:, column] = source.integers(codes, count)
     return Examples(inputs, values(kind.targets, kind.target_classes))
+
+
+def _filled_up(texts: Examples, pad: int, source: CryptographicSource) -> Examples:
+    """As texts of random lengths, the shortest without any token: each has a mask of its own."""
+    n, longest = texts.inputs.shape
+    lengths = source.integers(longest + 1, n, 1)
+    short = torch.arange(longest)[None] >= lengths
+    return Examples(texts.inputs.masked_fill(short, pad), texts.targets)
 
 
 @contextmanager

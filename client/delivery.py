@@ -203,7 +203,8 @@ def _check_block(plan: Plan, block: int) -> None:
 def _check_changed(model: Denoiser, state: State, block: int, plan: Plan) -> None:
     """Refuse what is no tensor that the run trains of the block, or is not finite."""
     own = model.state_dict()
-    trained = {f"blocks.{block}.{name}" for name in model.trainable(block, plan.training.interface)}
+    names = model.trainable(block, plan.training.interface) if block in plan.trained_blocks else []
+    trained = {f"blocks.{block}.{name}" for name in names}
     for name, tensor in state.items():
         if name not in trained:
             raise RunError(f"{name}: the run does not train this")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from ..blocks import Denoiser, merge, metric_of
 from ..blocks.examples import Examples
 from ..blocks.model_file import ModelCard, load_model
 from ..blocks.state import read_part
-from ..errors import FedblocksError
+from ..errors import FedblocksError, InputError
 from ..protocol import private_file
 from .company import Company
 from .model_folders import METRICS_FILE, PUBLIC_FILE, kept_folders
 from .personal import PERSONAL_FILE, laid_over, mark_of
+from .policy_file import know_pretrained
 from .quality import quality_of, spread
 
 
@@ -55,6 +57,8 @@ class KeptModel:
 def kept_models(company: Company) -> list[KeptModel]:
     """Every model in the home, with its figures, which are computed where they are not yet there."""
     found = []
+    with suppress(InputError):  # where a converted model is missing, the models that need it say so
+        know_pretrained(company.home)
     for folder in kept_folders(company.home):
         try:
             found.append(_kept(company, folder))

@@ -19,15 +19,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
-
-from ..blocks import build_model
 from ..blocks.examples import Examples
 from ..errors import InputError, ProtocolError, RunError
 from ..privacy.composition import Terms
 from ..privacy.ledger_file import read_ledger
 from ..protocol.evaluation import evaluation_run, evaluation_terms
-from ..protocol.release import block_size, run_terms
+from ..protocol.release import planned_size, run_terms
 from ..settings import Plan
 from .ceilings import check_ceilings
 from .decisions import LEDGER_FILE
@@ -89,13 +86,6 @@ def startable(company: Company) -> None:
 def planned_terms(plan: Plan) -> Terms:
     """What a run of the plan is charged for; with shares of one noise, for the fewest companies that can add them."""
     return run_terms(plan, planned_size(plan))
-
-
-@lru_cache(maxsize=64)
-def planned_size(plan: Plan, block: int = 0) -> int:
-    """Values in an update of a block; terms are those of the first, than which none is larger."""
-    with torch.device("meta"):  # its shapes alone: no memory, however large the model is
-        return block_size(build_model(plan.model, plan.noise, block), block, plan.training)
 
 
 def own_terms(company: Company, plan: Plan, companies: int | None = None) -> Terms:

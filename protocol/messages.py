@@ -141,7 +141,7 @@ class KeysReply:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """`states` holds the block to train last, and before it those that it reads (see `blocks_read`)."""
+    """`states`: those of the block to train and of the blocks that it reads, in order (see `blocks_read`)."""
 
     block: int
     states: dict[int, State]
@@ -178,9 +178,13 @@ class TrainRequest:
         # Before any is read: a tensor takes ten times the room of what declares it.
         if len(held) > MOST_BLOCKS:
             raise ProtocolError("malformed", f"more than {MOST_BLOCKS} block states")
-        blocks = range(block - len(held) + 1, block + 1)
-        if not held or set(held) != {f"block-{b}" for b in blocks}:
-            raise ProtocolError("malformed", "the block states are not those up to the block to train")
+        # In a row, the block to train among them.
+        first = block
+        while f"block-{first - 1}" in held:
+            first -= 1
+        blocks = range(first, first + len(held))
+        if block not in blocks or set(held) != {f"block-{b}" for b in blocks}:
+            raise ProtocolError("malformed", "the block states are not those around the block to train")
         return cls(block, {b: from_bytes(held[f"block-{b}"].data) for b in blocks}, adverts)
 
 
@@ -204,8 +208,8 @@ class EvaluateRequest:
     @classmethod
     def from_record(cls, record: RecordDict) -> EvaluateRequest:
         found = TrainRequest.from_record(record)
-        if found.block != len(found.states) - 1:
-            raise ProtocolError("malformed", "the block states do not begin with the first")
+        if [*found.states] != [*range(found.block + 1)]:
+            raise ProtocolError("malformed", "the block states are not those from the first to the last")
         return cls(found.states, found.adverts)
 
 

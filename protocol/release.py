@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 import re
 from contextlib import suppress
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from ..blocks import Denoiser, block_parameters
+from ..blocks import Denoiser, block_parameters, build_model
+from ..blocks.build import network_of
 from ..errors import InputError, ProtocolError
 from ..privacy.composition import Terms
 from ..privacy.dp_sgd import DPSGD
@@ -23,7 +26,7 @@ from ..privacy.quantisation import FixedPoint
 from ..privacy.sampling import EpochSampling, PoissonSampling, Sampling
 from ..privacy.secure_aggregation import Session
 from ..privacy.secure_step import SecureStep, step_event
-from ..settings import MechanismSettings, Plan, TrainingSettings
+from ..settings import MechanismSettings, ModelSettings, NoiseSettings, Plan, TrainingSettings
 
 _CLIPS = 8
 _ATTEMPT = re.compile(r"\.[0-9a-f]{16}\Z")
@@ -66,15 +69,19 @@ def sampling_of(training: TrainingSettings) -> Sampling:
 def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
     """The step of one round of this plan for a block of `size` values, with noise from all `companies`.
 
+    A ledger has one event for all of a run's releases, that of its largest block; so all have that one's noise.
+
     Raises:
-        InputError: the plan's bits cannot hold the sum.
+        InputError: the plan's bits cannot hold the sum, or it trains no block so large.
     """
     t = plan.training
     # The plan's clip bounds an update; what is sent is the sum without learning rate and divisor.
     largest = plan.company_clip * t.expected_batch_size / t.local_learning_rate
     return SecureStep(
         sampling_rate=t.sampling_rate,
-        noise=_shared_noise(plan, plan.noise_multiplier, size, companies, plan.bits),
+        noise=_shared_noise(
+            plan, plan.noise_multiplier, size, companies, plan.bits, accounted=planned_size(plan)
+        ),
         colluders=plan.colluders,
         largest_sum=largest,
         noise_draws=t.noise_draws,
@@ -84,7 +91,12 @@ def secure_step(plan: Plan, size: int, companies: int) -> SecureStep:
 
 
 def _shared_noise(
-    privacy: MechanismSettings, noise_multiplier: float, size: int, companies: int, bits: int
+    privacy: MechanismSettings,
+    noise_multiplier: float,
+    size: int,
+    companies: int,
+    bits: int,
+    accounted: int | None = None,
 ) -> SkellamNoise:
     return SkellamNoise(
         dimension=size,
@@ -92,8 +104,9 @@ def _shared_noise(
         companies=companies,
         tolerated=privacy.dropouts + privacy.colluders,
         noise_multiplier=noise_multiplier,
-        scale=default_scale(size, privacy.max_grad_norm),
+        scale=default_scale(accounted or size, privacy.max_grad_norm),
         bits=bits,
+        accounted=accounted,
     )
 
 
@@ -183,6 +196,25 @@ def block_size(model: Denoiser, block: int, training: TrainingSettings) -> int:
     return sum(p.numel() for _, p in block_parameters(active))
 
 
+def largest_block(model: Denoiser, training: TrainingSettings) -> int:
+    """Number of values in the largest update of a run: what each of its releases is accounted by. `model` may hold
+    its first block alone where all have one shape."""
+    blocks = (0,) if model.blocks_alike else training.trained(len(model.blocks))
+    return max(block_size(model, block, training) for block in blocks)
+
+
+def planned_size(plan: Plan) -> int:
+    """`largest_block` of the plan's model."""
+    return _planned_size(plan.model, plan.noise, plan.training)
+
+
+@lru_cache(maxsize=32)
+def _planned_size(model: ModelSettings, noise: NoiseSettings, training: TrainingSettings) -> int:
+    with torch.device("meta"):  # its shapes alone: no memory, however large the model is
+        built = build_model(model, noise, 0 if network_of(model).blocks_alike else None)
+    return largest_block(built, training)
+
+
 def sum_label(block: int, attempt: str = "") -> str:
     """The label of a block's secure sum. A round that is begun anew has another `attempt`, 16 hexadecimal digits, so
     that no key, share or signature of the sum that failed is valid in the new one."""
@@ -205,8 +237,10 @@ def block_of(plan: Plan, session: Session) -> int:
 
 
 def blocks_read(plan: Plan, block: int) -> range:
-    """The blocks whose state a company needs to train this one: with prefix features all before it too."""
-    return range(0 if plan.model.features == "prefix" else block, block + 1)
+    """The blocks whose state a company needs to train this one: with prefix features all before it too, and all after
+    it where the loss is of what they make of it."""
+    end = plan.model.blocks if plan.model.reads_to_the_end else block + 1
+    return range(0 if plan.model.features == "prefix" else block, end)
 
 
 def codec(plan: Plan, parties: int) -> FixedPoint:

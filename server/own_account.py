@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from ..blocks import build_model
 from ..privacy.accounting import Guarantee, guarantee, shown
 from ..privacy.adversaries import seen_by_company
 from ..privacy.composition import Terms, run_epsilon
 from ..privacy.events import Event
 from ..protocol.evaluation import evaluation_epsilon, whole_evaluation
 from ..protocol.ledger_statement import STATEMENTS, LedgerStatement, read_statements
-from ..protocol.release import block_size, run_terms
+from ..protocol.release import planned_size, run_terms
 from ..settings import Plan
 from .run_folder import RunFolder
 
@@ -101,8 +100,7 @@ def _against_company(judged: Event | None, delta: float) -> float:
 
 
 def _terms(plan: Plan, companies: int) -> Terms:
-    # A block's size is known from a model only.
-    return run_terms(plan, block_size(build_model(plan.model, plan.noise, 0), 0, plan.training), companies)
+    return run_terms(plan, planned_size(plan), companies)
 
 
 def planned(plan: Plan, companies: int) -> Guarantee:

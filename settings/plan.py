@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Collection, Sequence
 from typing import Any, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from ..blocks.families import ModelSettings
+from ..blocks.pretrained.settings import by_digest
 from ..blocks.settings import NoiseSettings, Part, require
 from .drawn import DrawnCohorts
 from .evaluation import EVALUATIONS, EvaluationSettings
@@ -29,6 +30,11 @@ class _Job(Part):
     model: ModelSettings
     noise: NoiseSettings
     training: TrainingSettings
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _without_a_folder(cls, raw: Any) -> Any:
+        return by_digest(raw)
 
 
 # The bases' order is that of the fields in JSON, from the last base on, and so decides the digest.

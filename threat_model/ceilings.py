@@ -26,7 +26,7 @@ from torch import Tensor
 from ..blocks.taps import Field
 from ..errors import InputError
 from ..privacy.events import Event
-from ..protocol.release import block_size, release_event
+from ..protocol.release import planned_size, release_event
 from .closeness import exact_radius
 from .intervals import Estimate, proportion
 from .subject import Subject
@@ -63,8 +63,7 @@ def event_of_release(subject: Subject, block: int) -> Event:
     plan = subject.plan
     if not plan.private:
         raise InputError("noise_multiplier", 0.0, "nothing bounds what a release without noise gives away")
-    size = block_size(subject.model, block, plan.training)
-    return release_event(plan, size, len(subject.cohort(block)) if plan.secure_step else None)
+    return release_event(plan, planned_size(plan), len(subject.cohort(block)) if plan.secure_step else None)
 
 
 def releases_of(subject: Subject, block: int | None) -> int:
@@ -84,7 +83,8 @@ def tradeoff_of(subject: Subject, block: int) -> TradeOff:
 
 def tradeoff_of_run(subject: Subject, block: int | None = None) -> TradeOff:
     """Of all releases of a block in the whole run, or of all blocks, sampled as accounted: what the ledger says."""
-    return tradeoff(event_of_release(subject, block or 0).times(releases_of(subject, block)))
+    one = subject.plan.trained_blocks[0] if block is None else block
+    return tradeoff(event_of_release(subject, one).times(releases_of(subject, block)))
 
 
 def densest(values: Tensor, radius: float) -> Estimate:

@@ -44,8 +44,8 @@ class PretrainedDenoiser(EmbeddedDenoiser):
         only: int | None = None,
     ) -> None:
         settings.check_sizes()
-        folder, _ = places.converted(settings.pretrained)
-        trunk, layers = build(folder, only)
+        folder, card = places.converted(settings.pretrained)
+        trunk, layers = build(folder, only, card=card)
         # Without noised targets no table is needed; a language model's is as large as its vocabulary.
         table = self.target_table(settings, trunk) if settings.denoises else torch.ones(1, 1)
         super().__init__(partition, preconditioning or Preconditioning(), "prefix", table)

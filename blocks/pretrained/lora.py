@@ -24,7 +24,9 @@ class LoRALinear(nn.Module):
     def __init__(self, base: nn.Linear, rank: int, alpha: float) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
-        device = base.weight.device
+        # Where only shapes are asked for, a stranger's rank takes no memory.
+        shapes = torch.get_default_device().type == "meta"
+        device = torch.device("meta") if shapes else base.weight.device
         self.A = nn.Linear(base.in_features, rank, bias=False, device=device, dtype=torch.float32)
         self.B = nn.Linear(rank, base.out_features, bias=False, device=device, dtype=torch.float32)
         nn.init.kaiming_uniform_(self.A.weight, a=math.sqrt(5))

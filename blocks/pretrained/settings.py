@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,17 @@ from . import places
 from .card import ConvertedCard
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_Target = Annotated[str, Field(max_length=200)]
+
+
+def by_digest(raw: Any) -> Any:
+    """A model's settings as they came from somebody else, if they name no folder: what lies at a path of a stranger's
+    choice is never looked at."""
+    if isinstance(raw, Mapping) and "pretrained" in raw:
+        given = raw["pretrained"]
+        named = isinstance(given, str) and _DIGEST.fullmatch(given) is not None
+        require(named, "pretrained", given, "expected the digest of a converted model, 64 hexadecimal digits")
+    return raw
 
 
 class PretrainedSettings(TransformerSettings):
@@ -44,7 +55,7 @@ class PretrainedSettings(TransformerSettings):
     trains: Literal["block", "lora", "bias"] = "lora"
     lora_rank: int = Field(8, ge=1, le=256)
     lora_alpha: float = Field(16.0, gt=0, le=1e4)
-    lora_targets: tuple[str, ...] = ()
+    lora_targets: tuple[_Target, ...] = Field((), max_length=64)
     objective: Literal["task", "denoise", "mixed"] = "task"
     personal: Literal["nothing", "head", "adapter"] = "nothing"
     personal_rank: int = Field(4, ge=1, le=256)
@@ -70,19 +81,23 @@ class PretrainedSettings(TransformerSettings):
 
     @classmethod
     def _check(cls, card: ConvertedCard, given: Mapping[str, Any]) -> None:
-        kind = cls.kind_of_model
-        require(
-            card.kind == kind, "pretrained", card.name, f"is of kind {card.kind}, this family takes {kind}"
-        )
+        require(card.kind == cls.kind_of_model, "pretrained", card.name, cls._other_kind(card))
         for name in cls.sizes():
             value = getattr(card, name)
             require(
                 given.get(name, value) == value, name, given.get(name), f"the converted model has {value}"
             )
 
+    @classmethod
+    def _other_kind(cls, card: ConvertedCard) -> str:
+        return f"is of kind {card.kind}, this family takes {cls.kind_of_model}"
+
     def check_sizes(self) -> None:
-        """Raises: InputError unless these settings have the sizes of the card that they name, or it is not known."""
+        """Raises: InputError unless these settings are of the kind and sizes of the card that they name, or it is not
+        known."""
         _, card = places.converted(self.pretrained)
+        if card.kind != self.kind_of_model:
+            raise InputError("model.pretrained", self.pretrained, self._other_kind(card))
         for name in self.sizes():
             if getattr(self, name) != getattr(card, name):
                 rule = f"the converted model has {getattr(card, name)}"
@@ -103,6 +118,10 @@ class PretrainedSettings(TransformerSettings):
     def denoises(self) -> bool:
         """Whether noisy targets are part of the loss."""
         return self.objective != "task"
+
+    @property
+    def reads_to_the_end(self) -> bool:
+        return self.objective == "mixed"
 
     def network_options(self) -> dict[str, Any]:
         return {"settings": self}

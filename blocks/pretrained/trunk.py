@@ -14,14 +14,17 @@ from .card import TRUNK, ConvertedCard, block_file, check_file, read_card
 from .skeleton import Skeleton
 
 
-def build(folder: Path, only: int | None = None, layers: bool = True) -> tuple[Trunk, list[nn.ModuleList]]:
+def build(
+    folder: Path, only: int | None = None, layers: bool = True, card: ConvertedCard | None = None
+) -> tuple[Trunk, list[nn.ModuleList]]:
     """The model in a converted folder: its trunk, and a list of layers for each block.
 
     `only`: this block's layers alone are loaded, the lists of the others are empty; not `layers`: none are. Tensors
     are mapped from the files, so they take memory when they are read; nothing has a gradient, and dropout is off.
+    `card`: the one that the files must be of; none: the folder's own.
     Raises: InputError where a file is missing or not the one that the card names.
     """
-    card = read_card(folder)
+    card = card or read_card(folder)
     check_file(folder, card, "config.json")
     skeleton = Skeleton.of_folder(folder, card.architecture, card.model_class, card.dtype)
     trunk, of_model = skeleton.split()

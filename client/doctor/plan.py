@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...blocks.examples import Examples
+from ...blocks.pretrained.settings import PretrainedSettings
 from ...blocks.size import parameters_of
 from ...errors import FedblocksError, InputError, ProtocolError
 from ...privacy.composition import Terms
@@ -41,9 +42,21 @@ def check_plan(
         findings.error("cohort", "plan", what, "ask for a plan for fewer, or for a roster with more")
     if data is not None:
         _data(plan, data, findings)
+    if not _model_is_here(plan):
+        return  # which the policy's rule says; what the plan costs and takes follows from the model
     if ledger is not None:
         _cost(company, plan, ledger, findings)
     _memory(plan, findings)
+
+
+def _model_is_here(plan: Plan) -> bool:
+    """Whether the plan's model can be built: a pretrained one has to be on this machine."""
+    if isinstance(plan.model, PretrainedSettings):
+        try:
+            plan.model.check_sizes()
+        except InputError:
+            return False
+    return True
 
 
 def _data(plan: Plan, data: Examples, findings: Findings) -> None:

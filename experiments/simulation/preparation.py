@@ -38,7 +38,7 @@ from ...privacy.secure_aggregation import Identity
 from ...protocol import private_file
 from ...protocol.evaluation import evaluation_epsilon, whole_evaluation
 from ...protocol.identity import IDENTITY_FILE, ROSTER_FILE, save_identity, save_roster
-from ...protocol.release import block_size, default_company_clip, event_of, fewest_bits, release_event
+from ...protocol.release import default_company_clip, event_of, fewest_bits, largest_block, release_event
 from ...server.checkpoint import Checkpoint
 from ...server.run_folder import RunFolder
 from ...settings import Plan, RunSettings, SimulationSettings, write_simulation
@@ -149,7 +149,7 @@ def make_plan(settings: RunSettings, model: Denoiser, run: str) -> Plan:
     Raises: InputError where epsilon does not pay for every step, or the secure sum cannot hold the updates.
     """
     t, p = settings.training, settings.privacy
-    size = max(block_size(model, b, t) for b in range(settings.model.blocks))
+    size = largest_block(model, t)
     largest = settings.largest_group
     noise = affordable_noise(settings, size)
     bits = settings.secure_aggregation.bits

@@ -55,7 +55,9 @@ class SkellamNoise:
     """One step's sum over `companies` vectors of `dimension` values; `tolerated` of them may fail or collude.
 
     `noise_multiplier` z is that of the sum: its noise has at least the variance (z l2)^2, in integer units.
-    `clip` is the L2 norm C that one example's gradient is clipped to, `scale` s the levels per unit.
+    `clip` is the L2 norm C that one example's gradient is clipped to, `scale` s the levels per unit. `accounted` are
+    the values of the largest vector whose account this one shares: l2, l1 and noise are then those of that one, and
+    what a shorter vector changes by is no more.
 
         noise = SkellamNoise(dimension=d, clip=1.0, companies=8, tolerated=2, noise_multiplier=1.2,
                              scale=default_scale(d, 1.0))
@@ -73,10 +75,13 @@ class SkellamNoise:
     noise_multiplier: float
     scale: float
     bits: int = 32
+    accounted: int | None = None
 
     def __post_init__(self) -> None:
         if self.dimension < 1:
             raise InputError("dimension", self.dimension, "must be at least 1")
+        if self.accounted is not None and self.accounted < self.dimension:
+            raise InputError("accounted", self.accounted, f"must be at least dimension={self.dimension}")
         for name in ("clip", "noise_multiplier", "scale"):
             if not 1e-30 < getattr(self, name) < 1e30:
                 raise InputError(name, getattr(self, name), "must be above 0 and of a usual magnitude")
@@ -94,14 +99,18 @@ class SkellamNoise:
     @property
     def l2(self) -> float:
         """Bound on one example's L2 change of the sum in integer units; fails with probability BETA a step."""
-        reach, d = self.scale * self.clip, self.dimension
+        reach, d = self.scale * self.clip, self._accounted
         likely = reach**2 + d / 4 + math.sqrt(2 * math.log(1 / BETA)) * (reach + math.sqrt(d) / 2)
         return math.sqrt(min((reach + math.sqrt(d)) ** 2, likely))
 
     @property
     def l1(self) -> float:
         """The same in L1 norm; absolute values of integers are at most their squares."""
-        return min(math.sqrt(self.dimension) * self.l2, self.l2**2)
+        return min(math.sqrt(self._accounted) * self.l2, self.l2**2)
+
+    @property
+    def _accounted(self) -> int:
+        return self.dimension if self.accounted is None else self.accounted
 
     @property
     def variance_total(self) -> float:

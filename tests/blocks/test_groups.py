@@ -21,6 +21,7 @@ from fedblocks.blocks import (
 )
 from fedblocks.blocks.families.vit import ViTClassifier
 from fedblocks.blocks.groups import groups_of
+from fedblocks.blocks.pretrained.settings import PretrainedSettings
 from fedblocks.blocks.state import check_part, merge
 from fedblocks.blocks.state_bytes import from_bytes, to_bytes
 from fedblocks.blocks.transformer import Block
@@ -56,19 +57,20 @@ def adapted(blocks: int = 2) -> ViTClassifier:
 def test_every_tensor_of_every_family_is_in_one_group(variant: Variant) -> None:
     """Oracle: the names, which are not asked. Would catch what travels, or is trained, other than before."""
     net = variant.model()
-    state = split(net)
-    assert (
-        list(net.groups(None))
-        == list(state.shared)
-        == [n for n in net.state_dict() if not n.startswith("blocks.")]
-    )
-    assert set(net.groups(None).values()) <= {"shared"}
+    state, pretrained = split(net), isinstance(variant.settings, PretrainedSettings)
+    common = net.groups(None)
+    assert list(common) == [n for n in net.state_dict() if not n.startswith("blocks.")]
+    assert set(common.values()) <= ({"pinned"} if pretrained else {"shared"})
+    assert list(state.shared) == ([] if pretrained else list(common))
     for b, part in enumerate(state.blocks):
-        assert (
-            list(part) == list(net.groups(b)) == [n for n in net.state_dict() if n.startswith(f"blocks.{b}.")]
-        )
-        assert set(net.groups(b, interface=True).values()) == {"trained"}
-        for name, group in net.groups(b, interface=False).items():
+        assert list(net.groups(b)) == [n for n in net.state_dict() if n.startswith(f"blocks.{b}.")]
+        pinned = {n for n, group in net.groups(b).items() if group == "pinned"}
+        assert all(".layers." in name for name in pinned)
+        assert bool(pinned) <= pretrained
+        assert list(part) == [n for n in net.groups(b) if n not in pinned]
+        assert {net.groups(b, interface=True)[name] for name in part} == {"trained"}
+        for name in part:
+            group = net.groups(b, interface=False)[name]
             assert group == ("frozen" if name.startswith(f"blocks.{b}.interface.") else "trained")
         for interface in (False, True):
             wanted = [n for n in sorted(part) if interface or not n.startswith(f"blocks.{b}.interface.")]

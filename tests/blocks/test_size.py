@@ -29,7 +29,8 @@ def settings_of(family: str, **changes: Any) -> ModelSettings:
 
 
 def test_all_families_are_looked_at() -> None:
-    assert set(FAMILIES) == set(family_names())
+    own = {name for name in family_names() if not name.startswith("pretrained-")}
+    assert set(FAMILIES) == own  # the sizes of a pretrained model are those of its checkpoint
 
 
 # Every depth up to three periods of layers, and each other setting that moves a size.

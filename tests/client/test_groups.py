@@ -84,7 +84,9 @@ def test_a_groups_gradient_is_the_mean_of_its_records_clipped_once() -> None:
     gradients = gradients_one_by_one(active, losses, examples=4, draws=RECORDS * draws)
     with PerExampleClipping(active, max_grad_norm=clip, examples_at_once=4) as clipping:
         summed = clipping.sum(losses, examples=4, draws=draws, records=RECORDS)
-    assert torch.allclose(summed.vector, clipped_sum(gradients, flat(clip)), rtol=1e-4, atol=1e-7)
+    expected = clipped_sum(gradients, flat(clip))
+    # As a whole: single values near zero are rounded by more than a share of themselves.
+    assert float((summed.vector - expected).norm()) <= 1e-3 * float(expected.norm())
 
 
 def clean_sum(made: Setting, data: Examples) -> float:

@@ -9,14 +9,14 @@ from typing import Any
 
 from ...blocks import build_model
 from ...blocks.size import parameters_of
-from ...protocol.release import block_size, blocks_read
+from ...protocol.release import blocks_read, planned_size
 from ...settings import Plan
 from .document import Costs
 
 
 def block_values(plan: Plan) -> int:
-    """Values in an update of the first block, than which none is larger."""
-    return block_size(build_model(plan.model, plan.noise, 0), 0, plan.training)
+    """Values in an update of the largest block that the run trains."""
+    return planned_size(plan)
 
 
 def state_bytes(plan: Plan) -> int:
