@@ -139,7 +139,30 @@ class ImageSettings(TransformerSettings):
         return "one image with its class"
 
 
-class TextSettings(TransformerSettings):
+class TokenWindows:
+    """What all models say of their examples that are windows of tokens."""
+
+    if TYPE_CHECKING:
+        sequence_length: int
+        vocabulary: int
+
+    @property
+    def kind(self) -> DataKind:
+        tokens = (self.sequence_length,)
+        return DataKind(
+            inputs=tokens, input_classes=self.vocabulary, targets=tokens, target_classes=self.vocabulary
+        )
+
+    @property
+    def data_words(self) -> str:
+        return f"sequences of {self.sequence_length} tokens out of {self.vocabulary}"
+
+    @property
+    def unit_words(self) -> str:
+        return f"one window of {self.sequence_length} tokens, of which a document may have many"
+
+
+class TextSettings(TokenWindows, TransformerSettings):
     """`tokenizer`: ascii (97 characters), text8 (27), bytes (256), or a tokenizer.json on disk."""
 
     connector: ClassVar[str] = "text"
@@ -156,21 +179,6 @@ class TextSettings(TransformerSettings):
         width = self.hidden_size // self.heads
         require(width % 2 == 0, "heads", self.heads, "rotary positions need an even hidden_size / heads")
         return self
-
-    @property
-    def kind(self) -> DataKind:
-        tokens = (self.sequence_length,)
-        return DataKind(
-            inputs=tokens, input_classes=self.vocabulary, targets=tokens, target_classes=self.vocabulary
-        )
-
-    @property
-    def data_words(self) -> str:
-        return f"sequences of {self.sequence_length} tokens out of {self.vocabulary}"
-
-    @property
-    def unit_words(self) -> str:
-        return f"one window of {self.sequence_length} tokens, of which a document may have many"
 
     def network_options(self) -> dict[str, Any]:
         return self.model_dump(exclude={"family", "blocks", "tokenizer", "sequence_length"})

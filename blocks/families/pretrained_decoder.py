@@ -17,11 +17,11 @@ from ..pretrained.settings import PretrainedSettings
 from ..pretrained.small import small_model
 from ..pretrained.trunk import Trunk
 from ..sampler import sample_chain
-from ..settings import DataKind, require
+from ..settings import TokenWindows, require
 from . import Family
 
 
-class PretrainedDecoderSettings(PretrainedSettings):
+class PretrainedDecoderSettings(TokenWindows, PretrainedSettings):
     """`sequence_length`: tokens of an example."""
 
     connector: ClassVar[str] = "text"
@@ -46,21 +46,6 @@ class PretrainedDecoderSettings(PretrainedSettings):
         )
         require(self.personal != "head", "personal", self.personal, rule)
         return self
-
-    @property
-    def kind(self) -> DataKind:
-        tokens = (self.sequence_length,)
-        return DataKind(
-            inputs=tokens, input_classes=self.vocabulary, targets=tokens, target_classes=self.vocabulary
-        )
-
-    @property
-    def data_words(self) -> str:
-        return f"sequences of {self.sequence_length} tokens out of {self.vocabulary}"
-
-    @property
-    def unit_words(self) -> str:
-        return f"one window of {self.sequence_length} tokens, of which a document may have many"
 
 
 class PretrainedDecoder(PretrainedDenoiser):
