@@ -173,6 +173,12 @@ class Denoiser(nn.Module, ABC):
                 total[b] += self.score(prediction, y).double().sum().cpu()
         return [float(v) for v in total / len(targets)]
 
+    def measure(self, block: int, inputs: Tensor, before: Tensor | None = None) -> None:
+        """Keep what a block needs of public data's statistics, before it is trained on them; mostly nothing.
+
+        inputs (N, ...) on the model's device; `before` as in `context`.
+        """
+
     # What all families share.
 
     def part(self, block: int) -> Block:

@@ -1,7 +1,7 @@
 """An adapted model in the formats of others: a checkpoint of transformers, or an adapter of peft.
 
-A vision transformer whose class has such a head is written as that class. Other classifiers' heads, a norm and a
-linear map after the pooled tokens, are in head.safetensors, which README.md has the code for.
+A vision transformer whose class has such a head is written as that class. Other classifiers' heads, a linear map of
+the pooled tokens, mostly after a norm, are in head.safetensors, which README.md has the code for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .model_file import ModelCard
@@ -21,6 +21,7 @@ from .pretrained.architectures import architecture
 from .pretrained.card import ConvertedCard
 from .pretrained.denoiser import PretrainedDenoiser
 from .pretrained.export import ClassHead, export
+from .pretrained.whitening import Whitening
 
 Form = Literal["checkpoint", "adapter"]
 HEAD_FILE = "head.safetensors"
@@ -56,10 +57,18 @@ def class_head(model: PretrainedDenoiser, card: ConvertedCard, about: ModelCard)
 
 
 def head_tensors(model: PretrainedDenoiser) -> dict[str, Tensor]:
-    """What the last block reads a class with: a linear map "head", mostly after a "norm"; a decoder has none."""
-    own = model.block(len(model.blocks) - 1).interface.state_dict()
-    return {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in own.items()
+    """What the last block reads a class with: a linear map "head", mostly after a "norm"; a decoder has none.
+
+    A map before the head that never changes is written as part of it.
+    """
+    interface = model.block(len(model.blocks) - 1).interface
+    own = {
+        name: tensor
+        for name, tensor in interface.state_dict().items()
         if name.partition(".")[0] in ("norm", "head")
     }
+    if own and isinstance(whitening := interface["norm"], Whitening):
+        head = interface["head"]
+        assert isinstance(head, nn.Linear)
+        own = dict(zip(("head.weight", "head.bias"), whitening.folded(head), strict=True))
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}

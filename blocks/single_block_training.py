@@ -90,6 +90,7 @@ def train_single_block(
     before = streamed_features(model, folder, block, inputs) if model.features == "prefix" and block else None
     if job.schedule.schedule == "stacked" and block:
         merge(model, _moved(load_file(_file(folder, block - 1)), block))
+    model.measure(block, inputs, before)
     model.freeze_all_but(block).train()
     trainer = BlockTrainer(model, block, job.schedule)
     generator = torch.Generator().manual_seed(job.seed * 64 + block)

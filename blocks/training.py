@@ -171,13 +171,17 @@ def train(
             trainers[b - 1].finish()
             model.blocks[b].load_state_dict(model.blocks[b - 1].state_dict())
             trainers[b] = BlockTrainer(model, b, schedule)
+        if not trainers[b].taken:
+            model.measure(b, inputs)
         model.freeze_all_but(b)
         index = torch.randint(len(targets), (schedule.batch_size,), generator=generator).to(inputs.device)
         curve.add(*trainers[b].step(inputs[index], targets[index], objective, generator))
         if refit_every and taken % refit_every == 0 and taken <= total // 2 and curve.ready:
             model.partition = refitted(model.partition, curve)
         on_step(taken)
-    for trainer in trainers:
+    for b, trainer in enumerate(trainers):
+        if not trainer.taken:
+            model.measure(b, inputs)
         trainer.finish()
     model.requires_grad_(False).eval()
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from ..pretrained.classifier import PretrainedClassifier
-from ..pretrained.settings import PretrainedSettings
+from ..pretrained.settings import PretrainedClassifierSettings
 from ..pretrained.small import small_model
 from ..settings import ImageSettings
 from . import Family
 
 
-class PretrainedImageClassifierSettings(PretrainedSettings, ImageSettings):
-    """`pooling`: what an image's prediction is read from, the first token (the class token) or the mean of all."""
+class PretrainedImageClassifierSettings(PretrainedClassifierSettings, ImageSettings):
+    """An image's first token is the class token."""
 
     label_side = "targets"
     kind_of_model = "vision"

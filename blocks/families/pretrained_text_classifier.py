@@ -9,17 +9,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..pretrained.classifier import PretrainedClassifier
-from ..pretrained.settings import PretrainedSettings
+from ..pretrained.settings import PretrainedClassifierSettings
 from ..pretrained.small import small_model
 from ..settings import DataKind, require
 from . import Family
 
 
-class PretrainedTextClassifierSettings(PretrainedSettings):
-    """`sequence_length`: tokens of a text, longer ones are cut. `pad`: the token that fills short ones up.
-
-    `pooling`: what a text's prediction is read from, the mean of its tokens or the first.
-    """
+class PretrainedTextClassifierSettings(PretrainedClassifierSettings):
+    """`sequence_length`: tokens of a text, longer ones are cut. `pad`: the token that fills short ones up."""
 
     connector: ClassVar[str] = "labelled-text"
     label_side = "targets"
@@ -31,7 +28,6 @@ class PretrainedTextClassifierSettings(PretrainedSettings):
     pad: int = Field(ge=0)
     sequence_length: int = Field(64, ge=2, le=65536)
     classes: int = Field(2, ge=2, le=100_000)
-    pooling: Literal["mean", "first"] = "mean"
 
     @classmethod
     def sizes(cls) -> tuple[str, ...]:

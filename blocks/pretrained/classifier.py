@@ -7,9 +7,13 @@ from torch import Tensor, nn
 
 from ..denoiser import Metric
 from .block import wide
-from .denoiser import PretrainedDenoiser
-from .settings import PretrainedSettings
+from .denoiser import PretrainedDenoiser, parted
+from .settings import PretrainedClassifierSettings, PretrainedSettings
 from .trunk import Trunk
+from .whitening import Whitening
+
+# As many public examples, at even distances, are enough for a covariance of some hundred features.
+_MEASURED, _AT_ONCE = 4096, 100
 
 
 class PretrainedClassifier(PretrainedDenoiser):
@@ -27,11 +31,7 @@ class PretrainedClassifier(PretrainedDenoiser):
         head = nn.Linear(settings.hidden_size, _classes(settings))
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
-        # The last block's first token of a vision transformer is normalised by the original's own norm.
-        last = block + 1 == settings.blocks
-        plain = last and settings.kind_of_model == "vision" and getattr(settings, "pooling") == "first"  # noqa: B009
-        norm = nn.Identity() if plain else nn.LayerNorm(settings.hidden_size)
-        return nn.ModuleDict({"norm": norm, "head": head})
+        return nn.ModuleDict({"norm": _before_head(settings, block), "head": head})
 
     def attends(self, present: Tensor) -> Tensor:
         t = present.shape[1]
@@ -64,13 +64,41 @@ class PretrainedClassifier(PretrainedDenoiser):
     def _head(self, block: int, pooled: Tensor) -> Tensor:
         return self.own(block, "head", self.own(block, "norm", pooled))
 
+    @torch.no_grad()
+    def measure(self, block: int, inputs: Tensor, before: Tensor | None = None) -> None:
+        norm = self.block(block).interface["norm"]
+        if not isinstance(norm, Whitening):
+            return
+        chosen = torch.arange(min(len(inputs), _MEASURED)) * len(inputs) // min(len(inputs), _MEASURED)
+        pooled = []
+        for index in chosen.split(_AT_ONCE):
+            index = index.to(inputs.device)
+            context = self.context(block, inputs[index], None if before is None else before[index])
+            x, present = parted(context.to(self.device))
+            pooled.append(self._pooled(block, self.clean_stream(block, x, present), present))
+        norm.measure(torch.cat(pooled))
+
     def score(self, prediction: Tensor, targets: Tensor) -> Tensor:
         return (prediction.argmax(dim=1) == targets).float()
 
     @property
     def pooling(self) -> str:
-        found: str = getattr(self.settings, "pooling")  # noqa: B009
-        return found
+        return _classifier(self.settings).pooling
+
+
+def _classifier(settings: PretrainedSettings) -> PretrainedClassifierSettings:
+    assert isinstance(settings, PretrainedClassifierSettings)
+    return settings
+
+
+def _before_head(settings: PretrainedSettings, block: int) -> nn.Module:
+    own = _classifier(settings)
+    if own.readout == "whitened":
+        return Whitening(settings.hidden_size)
+    # The last block's first token of a vision transformer is normalised by the original's own norm.
+    last = block + 1 == settings.blocks
+    plain = last and settings.kind_of_model == "vision" and own.pooling == "first"
+    return nn.Identity() if plain else nn.LayerNorm(settings.hidden_size)
 
 
 def _classes(settings: PretrainedSettings) -> int:

@@ -125,3 +125,15 @@ class PretrainedSettings(TransformerSettings):
 
     def network_options(self) -> dict[str, Any]:
         return {"settings": self}
+
+
+class PretrainedClassifierSettings(PretrainedSettings):
+    """`pooling`: what a prediction is read from, the mean of all tokens or the first one.
+
+    `readout`: how the linear head reads it: "norm", after a layer norm that trains with it (the last block of a
+    vision transformer whose first token is read has the original's own norm instead); "whitened", after a fixed
+    linear map by which public data vary alike in all directions. Noise costs a whitened head less.
+    """
+
+    pooling: Literal["mean", "first"] = "mean"
+    readout: Literal["norm", "whitened"] = "norm"
