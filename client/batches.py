@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser
 from ..blocks.examples import Examples
+from ..errors import PolicyRefusal
 from ..privacy.clipping import PerExampleClipping, examples_within, pass_size
 from ..privacy.invariance import check_batch_invariance
 from ..privacy.randomness import Randomness
@@ -32,6 +33,7 @@ def examples_at_once(model: Denoiser, block: int, plan: Plan, policy: Policy) ->
     """The size of every pass that trains this block, found and checked once for each process and kind of pass.
 
     Raises:
+        PolicyRefusal: "memory_mb", a pass of a single example keeps more than the company allows.
         PrivacyError: an example's gradient depends on the rest of its batch (see `privacy.invariance`).
     """
     t = plan.training
@@ -53,7 +55,13 @@ def _found(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
     source = CryptographicSource(Randomness.from_entropy())
     with random_weights(model, source):
         few = fixed_losses(model, block, plan, policy.data, 2, source)
-        fit = examples_within(policy.memory_mb << 20, active, few)
+        # All weights are in memory anyway, also those of later blocks that a loss reads.
+        fit = examples_within(policy.memory_mb << 20, model, few)
+        if fit < 1:
+            what = (
+                f"one example with noise_draws={draws} keeps more than memory_mb={policy.memory_mb} in a pass"
+            )
+            raise PolicyRefusal("memory_mb", what)
         size = pass_size(plan.training.expected_batch_size, fit)
         losses = fixed_losses(model, block, plan, policy.data, 2 * size, source)
         with PerExampleClipping(

@@ -120,6 +120,8 @@ class RunSettings(Part):
 
         check_mechanism(self.training, self.privacy, "privacy.")
         self.training.check_blocks(self.model.blocks)
+        for part, draws in (("pretraining", self.pretraining), ("training", self.training)):
+            self.model.check_draws(f"{part}.noise_draws", draws.noise_draws)
         if self.evaluation is not None:
             epsilon = self.privacy.epsilon
             require(

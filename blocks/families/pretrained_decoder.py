@@ -20,6 +20,9 @@ from ..sampler import sample_chain
 from ..settings import TokenWindows, require
 from . import Family
 
+# That attend to each other: their mask alone takes 256 MiB in single precision.
+MOST_TOKENS = 8192
+
 
 class PretrainedDecoderSettings(TokenWindows, PretrainedSettings):
     """`sequence_length`: tokens of an example."""
@@ -46,6 +49,13 @@ class PretrainedDecoderSettings(TokenWindows, PretrainedSettings):
         )
         require(self.personal != "head", "personal", self.personal, rule)
         return self
+
+    def check_draws(self, field: str, draws: int) -> None:
+        if self.denoises:
+            length = self.sequence_length
+            tokens = length + draws * (length - 1)  # each draw has a noisy copy of every token but the last
+            rule = f"with sequence_length={length} an example is {tokens:,} tokens at once, at most {MOST_TOKENS:,}"
+            require(tokens <= MOST_TOKENS, field, draws, rule)
 
 
 class PretrainedDecoder(PretrainedDenoiser):
