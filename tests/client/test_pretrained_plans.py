@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from fedblocks.blocks.pretrained.convert import convert
 from fedblocks.blocks.pretrained.small import random_model, small_model
 from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.blocks.size import parameters_of
-from fedblocks.client import delivery
+from fedblocks.client import delivery, readiness
 from fedblocks.client.company import Company
 from fedblocks.client.delivery import checked_card
 from fedblocks.client.doctor.findings import Findings
@@ -322,19 +323,40 @@ def test_a_shorter_vector_is_noised_as_the_one_that_it_is_accounted_as(own: int)
         noise(largest + 1, largest)
 
 
-def test_a_model_that_comes_days_later_is_taken_by_a_process_that_has_seen_no_plan(
-    encoder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Would catch a delivery that is refused after a restart, as only a plan's check made the model known."""
-    c = Coordinator(RunFolder(Path(shutil.copytree(encoder.path, tmp_path / "run"))))
-    c.channels()
+def unchanged(c: Coordinator) -> DeliverRequest:
+    """The delivery, in one part, of a final model that is the public one."""
     joined = JoinRequest(c.plan, c.model.shared).digest()
     whole = dict(c.model.shared) | c.model.blocks[0] | c.model.blocks[1]
     card = ModelCard(
         version="0", run=c.plan.run, round=2, rounds=2, plan=c.plan.digest().hex(), digest=digest(whole).hex(),
         guarantee="", model=c.plan.model, noise=c.plan.noise, metric="accuracy",
     )  # fmt: skip
-    request = DeliverRequest(joined, card.model_dump_json(), 0, 1, dict(enumerate(c.model.blocks)), {})
+    return DeliverRequest(joined, card.model_dump_json(), 0, 1, dict(enumerate(c.model.blocks)), {})
+
+
+def test_a_disk_needs_room_for_what_is_delivered_alone(
+    encoder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a final model that is refused for want of room for the pretrained one, which does not travel."""
+    c = Coordinator(RunFolder(Path(shutil.copytree(encoder.path, tmp_path / "run"))))
+    c.channels()
+    request = unchanged(c).to_record()
+    sent = sum(tensor.nbytes for block in c.model.blocks for tensor in block.values())
+    everything = build_model(c.plan.model, c.plan.noise).state_dict().values()
+    assert 4 * sent < sum(tensor.nbytes for tensor in everything)
+    for free, code in ((-1, "no_room"), (0, None)):
+        left = SimpleNamespace(free=readiness.LEAST_FREE + 4 * sent + free)
+        monkeypatch.setattr(readiness.shutil, "disk_usage", lambda path, left=left: left)
+        assert refused(c.ask(1, DELIVER, request)) == code
+
+
+def test_a_model_that_comes_days_later_is_taken_by_a_process_that_has_seen_no_plan(
+    encoder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a delivery that is refused after a restart, as only a plan's check made the model known."""
+    c = Coordinator(RunFolder(Path(shutil.copytree(encoder.path, tmp_path / "run"))))
+    c.channels()
+    request = unchanged(c)
     monkeypatch.setenv(places.VARIABLE, "")
     parameters_of.cache_clear()  # as in a process that begins
     delivery._shapes.cache_clear()
