@@ -101,6 +101,9 @@ class TransformerSettings(Part):
         """Whether a block's loss is also one of the whole model, through the blocks after it."""
         return False
 
+    def check_draws(self, field: str, draws: int) -> None:
+        """Refuse so many noise draws of an example, in this field, where it would be too large for a pass."""
+
     def network_options(self) -> dict[str, Any]:
         """What the family's network is built with, besides its noise."""
         return self.model_dump(exclude={"family", "blocks"})

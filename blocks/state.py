@@ -54,6 +54,11 @@ def _parts(model: Denoiser) -> list[State]:
     ]
 
 
+def state_bytes(model: Denoiser) -> int:
+    """Of all parts of a model's state together; the model may be one without values (on "meta")."""
+    return sum(tensor.nbytes for part in _parts(model) for tensor in part.values())
+
+
 def merge(model: Denoiser, *parts: State) -> None:
     """Load parts back into the model, in place; a name or shape that no state of the model has is refused."""
     own = {name: tensor for part in _parts(model) for name, tensor in part.items()}

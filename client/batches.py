@@ -7,7 +7,7 @@ shapes, and the machine is tested with random weights and examples.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..blocks import BlockObjective, Denoiser
 from ..blocks.examples import Examples
+from ..errors import PolicyRefusal
 from ..privacy.clipping import PerExampleClipping, examples_within, pass_size
 from ..privacy.invariance import check_batch_invariance
 from ..privacy.randomness import Randomness
@@ -22,6 +23,8 @@ from ..privacy.source import CryptographicSource
 from ..settings import DataKind, Plan
 from .policy import Policy
 
+_DRAWN_AT_ONCE = 1 << 20
+_LINE, _PLACES = 64, 256 * 64  # bytes
 _checked: dict[tuple[object, ...], int] = {}
 _checking = threading.Lock()
 
@@ -30,6 +33,7 @@ def examples_at_once(model: Denoiser, block: int, plan: Plan, policy: Policy) ->
     """The size of every pass that trains this block, found and checked once for each process and kind of pass.
 
     Raises:
+        PolicyRefusal: "memory_mb", a pass of a single example keeps more than the company allows.
         PrivacyError: an example's gradient depends on the rest of its batch (see `privacy.invariance`).
     """
     t = plan.training
@@ -51,7 +55,13 @@ def _found(model: Denoiser, block: int, plan: Plan, policy: Policy) -> int:
     source = CryptographicSource(Randomness.from_entropy())
     with random_weights(model, source):
         few = fixed_losses(model, block, plan, policy.data, 2, source)
-        fit = examples_within(policy.memory_mb << 20, active, few)
+        # All weights are in memory anyway, also those of later blocks that a loss reads.
+        fit = examples_within(policy.memory_mb << 20, model, few)
+        if fit < 1:
+            what = (
+                f"one example with noise_draws={draws} keeps more than memory_mb={policy.memory_mb} in a pass"
+            )
+            raise PolicyRefusal("memory_mb", what)
         size = pass_size(plan.training.expected_batch_size, fit)
         losses = fixed_losses(model, block, plan, policy.data, 2 * size, source)
         with PerExampleClipping(
@@ -107,15 +117,55 @@ def _filled_up(texts: Examples, pad: int, source: CryptographicSource) -> Exampl
 
 @contextmanager
 def random_weights(model: Denoiser, source: CryptographicSource) -> Iterator[None]:
-    """Replaces the weights by random ones meanwhile: the model's own may be chosen to hide how kernels behave."""
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
+    """Replaces the weights by random ones meanwhile: the model's own may be chosen to hide how kernels behave.
+
+    A pretrained model's too: the plan's digest pins them, but a company may have the folder from whoever wrote the
+    plan. What has no gradient shares its random values, a tensor each at another place of them, so a large model
+    takes little memory more; and its own weights are put aside, not copied, so those mapped from files stay so.
+    """
+    own = {p: p.data for p in model.parameters()}
+    shared = _SharedValues([p for p in own if not p.requires_grad], source)
     try:
-        with torch.no_grad():
-            for p in model.parameters():
-                drawn = source.normal(*p.shape).to(p)
-                p.copy_(drawn / max(1, p.shape[-1]) ** 0.5 if p.dim() > 1 else drawn)
+        for p in own:
+            p.data = _drawn(p, p.numel(), source).view(p.shape) if p.requires_grad else shared.of(p)
         yield
     finally:
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                p.copy_(own[name])
+        for p, values in own.items():
+            p.data = values
+
+
+class _SharedValues:
+    """Random values for many parameters: as many as the largest has, of those alike in width, type and device."""
+
+    def __init__(self, parameters: Sequence[Tensor], source: CryptographicSource) -> None:
+        largest: dict[object, Tensor] = {}
+        for p in parameters:
+            largest[self._kind(p)] = max(largest.get(self._kind(p), p), p, key=Tensor.numel)
+        self._values = {
+            kind: _drawn(p, p.numel() + (_PLACES + _LINE) // p.element_size(), source)
+            for kind, p in largest.items()
+        }
+        self._given = 0
+
+    def of(self, p: Tensor) -> Tensor:
+        values, self._given = self._values[self._kind(p)], self._given + 1
+        # Begins where `p` does in a cache line: kernels may depend on that.
+        first = (p.data_ptr() - values.data_ptr()) % _LINE + self._given * _LINE % _PLACES  # in bytes
+        start = first // p.element_size()
+        return values[start : start + p.numel()].view(p.shape)
+
+    @staticmethod
+    def _kind(p: Tensor) -> object:
+        return _inputs(p), p.dtype, p.device
+
+
+def _drawn(like: Tensor, count: int, source: CryptographicSource) -> Tensor:
+    """(count,) random values of the scale of a linear map like this one; a few at a time are in double precision."""
+    values = torch.empty(count, dtype=like.dtype, device=like.device)
+    for part in values.split(_DRAWN_AT_ONCE):
+        part.copy_(source.normal(len(part)))
+    return values.div_(_inputs(like) ** 0.5)
+
+
+def _inputs(p: Tensor) -> int:
+    return max(1, p.shape[-1]) if p.dim() > 1 else 1

@@ -35,7 +35,7 @@ from .. import atomic_file
 from ..blocks import Denoiser, build_model, metric_of
 from ..blocks.model_file import ModelCard, places
 from ..blocks.size import parameters_of
-from ..blocks.state import State, check_part, digest
+from ..blocks.state import State, check_part, digest, state_bytes
 from ..errors import FedblocksError, PolicyRefusal, ProtocolError, RunError
 from ..protocol import private_file
 from ..protocol.messages import DeliverRequest
@@ -145,8 +145,7 @@ def _check_limits(company: Company, plan: Plan) -> None:
         raise PolicyRefusal("largest_model", text)
     if len(kept_folders(company.home)) >= MOST_MODELS:
         raise ProtocolError("too_many", f"{company.home / MODELS} holds {MOST_MODELS} models: remove some")
-    state = _shapes(plan).state_dict().values()
-    check_room(company, _COPIES * sum(tensor.numel() * tensor.element_size() for tensor in state))
+    check_room(company, _COPIES * state_bytes(_shapes(plan)))
 
 
 @lru_cache(maxsize=4)

@@ -81,14 +81,14 @@ def clip_factors(
 def examples_within(
     memory_budget: int, block: nn.Module, losses: Callable[[Tensor], Tensor], examples: int = 2
 ) -> int:
-    """The most examples, at least 1, for which a pass over `block` keeps at most `memory_budget` bytes for backward.
+    """The most examples for which a pass over `block` keeps at most `memory_budget` bytes for backward; may be 0.
 
-    Measured by one forward pass of the first example, repeated `examples` times; only shapes matter. `losses` as in
-    `PerExampleClipping.sum`.
+    Beside the parameters of `block`. Measured by one forward pass of the first example, repeated `examples` times;
+    only shapes matter. `losses` as in `PerExampleClipping.sum`.
     """
     with torch.enable_grad(), saved_bytes(block.parameters()) as saved:
         losses(torch.zeros(examples, dtype=torch.long))
-    return max(1, memory_budget * examples // max(1, saved.bytes))
+    return memory_budget * examples // max(1, saved.bytes)
 
 
 def pass_size(expected_batch_size: float, most: int = 1 << 16) -> int:

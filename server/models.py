@@ -15,7 +15,6 @@ from ..blocks.pretrained.settings import PretrainedSettings
 from ..blocks.state import State, check_part
 from ..errors import FedblocksError, InputError, RunError
 from ..settings import RunSettings, is_simulation
-from ..settings.contract import ImageContract, LabelledTextContract, TableContract
 from .checkpoint import Checkpoint, saved_rounds
 from .own_account import guarantee_sentence
 from .run_folder import RunFolder
@@ -166,7 +165,7 @@ def card_of(run: RunFolder, round_: int | None = None) -> tuple[Checkpoint, Mode
         metric=metric_of(plan.model).name,
         quality=_quality(rows.get(checkpoint.round, {}), simulated=False)[1],
         match_contrast=settings.data.match_contrast and plan.model.connector == "images",
-        labels=_labels(settings),
+        labels=settings.data.public.class_names,
         contract=None if contract is None else contract.model_dump(mode="json", exclude_none=True),
     )
 
@@ -175,15 +174,6 @@ def _sentence(run: RunFolder, settings: RunSettings, round_: int) -> str:
     if round_ == 0:
         return "Trained on public data alone: no company's data entered."
     return guarantee_sentence(run.plan(), settings.smallest_group, run.simulated())
-
-
-def _labels(settings: RunSettings) -> tuple[str, ...] | None:
-    contract = settings.data.public.contract
-    return (
-        contract.labels
-        if isinstance(contract, TableContract | ImageContract | LabelledTextContract)
-        else None
-    )
 
 
 Format = Literal["safetensors", "checkpoint", "adapter"]

@@ -93,6 +93,7 @@ class Plan(MechanismSettings, _Job):
         require(z == 0 or z >= LEAST_NOISE, "noise_multiplier", z, f"expected 0 or at least {LEAST_NOISE}")
         check_mechanism(self.training, self)
         self.training.check_blocks(self.model.blocks)
+        self.model.check_draws("training.noise_draws", self.training.noise_draws)
         if self.evaluation is not None:
             require(
                 z > 0,

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from ..blocks.families import ModelSettings, family
 from ..blocks.settings import NoiseSettings, Part, require
+from .built_in import CLASS_NAMES
 from .contract import DataContract
 from .drawn import DrawnCohorts
 from .evaluation import EvaluationSettings
@@ -26,6 +27,12 @@ class DataSource(Part):
     label: str = "label"
     columns: tuple[str, ...] | None = None
     contract: DataContract | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes in order, where the contract or the built-in source names them."""
+        told: tuple[str, ...] | None = getattr(self.contract, "labels", None)
+        return CLASS_NAMES.get(self.source) if told is None else told
 
 
 class PublicDataSettings(Part):
@@ -120,6 +127,8 @@ class RunSettings(Part):
 
         check_mechanism(self.training, self.privacy, "privacy.")
         self.training.check_blocks(self.model.blocks)
+        for part, draws in (("pretraining", self.pretraining), ("training", self.training)):
+            self.model.check_draws(f"{part}.noise_draws", draws.noise_draws)
         if self.evaluation is not None:
             epsilon = self.privacy.epsilon
             require(

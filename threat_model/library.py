@@ -30,8 +30,10 @@ class Library:
         drawn = [problem.sample(known, generator) for _ in range(model.steps)]
         nuisance = {n: torch.cat([each[n] for each in drawn], dim=1) for n in ("level", "noise")}
         self.guess = layout.guess(known | nuisance)
+        # Their number is told: where nothing is noised, noise has no values to tell it by.
         values = {
-            n: v.view(size, model.steps, -1, *v.shape[1:]) for n, v in layout.draws_of(self.guess).items()
+            n: v.view(size, model.steps, len(v) // (size * model.steps), *v.shape[1:])
+            for n, v in layout.draws_of(self.guess).items()
         }
         steps = [
             self._clipped(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,18 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..denoiser import Metric
+from ..pretrained.architectures.common import DecoderTrunk
 from ..pretrained.block import wide
-from ..pretrained.denoiser import PretrainedDenoiser, parted
+from ..pretrained.denoiser import PretrainedDenoiser
 from ..pretrained.settings import PretrainedSettings
 from ..pretrained.small import small_model
 from ..pretrained.trunk import Trunk
 from ..sampler import sample_chain
 from ..settings import TokenWindows, require
 from . import Family
+
+# That attend to each other: their mask alone takes 256 MiB in single precision.
+MOST_TOKENS = 8192
 
 
 class PretrainedDecoderSettings(TokenWindows, PretrainedSettings):
@@ -46,6 +50,13 @@ class PretrainedDecoderSettings(TokenWindows, PretrainedSettings):
         )
         require(self.personal != "head", "personal", self.personal, rule)
         return self
+
+    def check_draws(self, field: str, draws: int) -> None:
+        if self.denoises:
+            length = self.sequence_length
+            tokens = length + draws * (length - 1)  # each draw has a noisy copy of every token but the last
+            rule = f"with sequence_length={length} an example is {tokens:,} tokens at once, at most {MOST_TOKENS:,}"
+            require(tokens <= MOST_TOKENS, field, draws, rule)
 
 
 class PretrainedDecoder(PretrainedDenoiser):
@@ -93,15 +104,28 @@ class PretrainedDecoder(PretrainedDenoiser):
         logits = wide(self.trunk.logits(self.finished(out)))
         return F.pad(logits, (0, 0, 1, 0))  # all alike of the first token, which nothing predicts
 
+    def new_cache(self) -> Any:
+        """Where layers keep keys and values of a text that grows, for `next_logits`; none for a chain of denoising
+        blocks, which begins anew with every token."""
+        from transformers import DynamicCache
+
+        return None if self.settings.objective == "denoise" else DynamicCache()
+
     @torch.no_grad()
-    def next_logits(self, tokens: Tensor, generator: torch.Generator) -> Tensor:
-        """Of the token after tokens (N, T), T at least 1: (N, V)."""
+    def next_logits(self, tokens: Tensor, generator: torch.Generator, cache: Any = None) -> Tensor:
+        """Of the token after tokens (N, T), T at least 1: (N, V). `cache`: has seen the first of them, or none."""
         if self.settings.objective == "denoise":
             one_more = torch.cat([tokens, tokens[:, :1]], dim=1)  # whatever it is, it is not read
             return sample_chain(self, one_more, one_more, generator)[-1][:, -1]
-        last = len(self.blocks) - 1
-        x, present = parted(self.features_before(last, tokens))
-        return self._logits(last, self.clean_stream(last, x, present)[:, -1:])[:, -1]
+        assert isinstance(self.trunk, DecoderTrunk)
+        known = 0 if cache is None else cache.get_seq_length()
+        x = self.trunk.embed(tokens)[:, known:]
+        allowed = self.attends(self.present(tokens, tokens.shape[1]))[:, :, known:]
+        positions = torch.arange(known, tokens.shape[1], device=tokens.device)
+        for b in range(len(self.blocks)):
+            part = self.block(b)
+            x = self.trunk.run(part.layers, x.to(part.dtype), allowed, positions, b * self.each, cache)
+        return self._logits(len(self.blocks) - 1, x[:, -1:])[:, -1]
 
     def loss(self, prediction: Tensor, targets: Tensor) -> Tensor:
         """Nats a token, but for the first: prediction (N, T, V), targets (N, T) -> (N,)."""
@@ -120,9 +144,9 @@ def go_on(
     temperature: float = 1.0,
 ) -> Tensor:
     """prompt (N, T), T at least 1, and `length` tokens that the model goes on with: (N, T + length)."""
-    found = prompt
+    found, cache = prompt, model.new_cache()
     for _ in range(length):
-        likely = (model.next_logits(found, generator).cpu() / temperature).softmax(dim=-1)
+        likely = (model.next_logits(found, generator, cache).cpu() / temperature).softmax(dim=-1)
         token = torch.multinomial(likely, 1, generator=generator)  # (N, 1)
         found = torch.cat([found, token.to(found.device)], dim=1)
     return found

@@ -13,11 +13,28 @@ from fedblocks.client.data.labelled_text import documentation
 from fedblocks.client.data.labelled_text.built_in import BUILT_IN
 from fedblocks.client.data.labelled_text.documentation import docstrings, mask, prose
 from fedblocks.errors import InputError
+from fedblocks.settings import DataSource
+from fedblocks.settings.built_in import CLASS_NAMES
+from fedblocks.settings.contract import LabelledTextContract
 
 SENTENCES = (
     "Every worker keeps a queue of the tasks that it was given, and takes the next one as soon as it is idle, so "
     "that no task waits for a worker that is busy."
 )
+
+
+def test_classes_have_names_wherever_no_text_is_read() -> None:
+    """As in a model's card and a report: would catch a list of names that is not the source's own, or another order,
+    and a contract's names that are passed over."""
+    assert set(CLASS_NAMES) == set(BUILT_IN)
+    for source, names in CLASS_NAMES.items():
+        assert names == documentation.NAMES
+        assert DataSource(source=source).class_names == names
+        by_group = LabelledTextContract(group="document")
+        assert DataSource(source=source, contract=by_group).class_names == names
+    told = LabelledTextContract(labels=("a", "b"))
+    assert DataSource(source="documentation-public", contract=told).class_names == ("a", "b")
+    assert DataSource(source="texts.jsonl").class_names is None
 
 
 def test_only_strings_that_begin_a_line_are_read() -> None:

@@ -160,6 +160,27 @@ def test_a_continuation_is_drawn_by_its_seed(tmp_path: Path) -> None:
         asked(model, card, source=str(tmp_path / "one.txt"), score=True)
 
 
+@pytest.mark.parametrize(
+    "tiny", ["gpt2", "llama", "llama-tied", "llama-3", "qwen2", "qwen3", "mistral", "gemma", "gemma3"]
+)
+@torch.no_grad()
+def test_kept_keys_and_values_change_no_continuation(tiny: str, tmp_path: Path) -> None:
+    """Oracle: the whole text at once, as in training. It is longer than windows; one step is of three tokens. Would
+    catch rotations, windows, positions or masks of new tokens that begin at zero, blocks that share a layer's keys,
+    and a cache that is never used."""
+    model, _ = made("pretrained-decoder", tiny, tmp_path, sequence_length=17, lora_rank=2)
+    assert isinstance(model, PretrainedDecoder)
+    tokens = torch.randint(1, 61, (2, 17), generator=torch.Generator().manual_seed(0))
+    wanted = model.predict(1, torch.zeros(2, 0), torch.ones(2), model.context(1, tokens))
+    seen: list[int] = []
+    model.block(1).layers[0].register_forward_hook(lambda *args: seen.append(args[1][0].shape[1]))
+    generator, cache = torch.Generator(), model.new_cache()
+    for length in (4, 5, 6, 9, *range(10, 17)):
+        found = model.next_logits(tokens[:, :length], generator, cache)
+        torch.testing.assert_close(found, wanted[:, length], rtol=1e-4, atol=1e-4)
+    assert seen == [4, 1, 1, 3, *[1] * 7]
+
+
 def test_one_that_denoises_continues_by_its_chain(tmp_path: Path) -> None:
     """The next token's place is predicted from those before it; would catch an answer that depends on what is put
     there meanwhile."""

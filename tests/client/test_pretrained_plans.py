@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,17 +22,18 @@ from fedblocks.blocks.families import family
 from fedblocks.blocks.model_file import ModelCard
 from fedblocks.blocks.pretrained import places
 from fedblocks.blocks.pretrained.convert import convert
-from fedblocks.blocks.pretrained.small import small_model
+from fedblocks.blocks.pretrained.small import random_model, small_model
 from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.blocks.size import parameters_of
-from fedblocks.client import delivery
+from fedblocks.client import delivery, readiness
 from fedblocks.client.company import Company
 from fedblocks.client.delivery import checked_card
 from fedblocks.client.doctor.findings import Findings
 from fedblocks.client.doctor.plan import check_plan
 from fedblocks.client.policy import Policy, load_policy
+from fedblocks.client.rehearsal import rehearse
 from fedblocks.errors import InputError, PolicyRefusal, ProtocolError
-from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.experiments.simulation.preparation import make_plan, prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.mechanisms.skellam import SkellamNoise, default_scale
 from fedblocks.protocol.messages import (
@@ -45,7 +47,7 @@ from fedblocks.protocol.messages import (
 from fedblocks.protocol.release import block_size, blocks_read, largest_block, planned_size
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.server.run_folder import RunFolder
-from fedblocks.settings import Plan, TrainingSettings, validated_json
+from fedblocks.settings import Plan, SimulationSettings, TrainingSettings, validated, validated_json
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +168,57 @@ def test_a_large_rank_takes_no_memory_before_it_is_refused(encoder: RunFolder) -
     assert parameters_of(model) > 2 * 256 * 12 * len(adapters) // 2
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> SimulationSettings:
+    """Of a decoder that denoises texts of 128 tokens, with one noise draw."""
+    sizes = {
+        "layers": 2,
+        "blocks": 2,
+        "hidden_size": 32,
+        "heads": 2,
+        "intermediate_size": 64,
+        "positions": 128,
+    }
+    model = {"pretrained": str(random_model("decoder", **sizes)), "sequence_length": 128}  # type: ignore[arg-type]
+    return pretrained_run("decoder", tmp_path_factory.mktemp("long"), objective="denoise", model=model)
+
+
+def planned(settings: SimulationSettings) -> Plan:
+    return make_plan(settings, build_model(settings.model, settings.noise), "run")
+
+
+def test_more_noise_draws_than_fit_into_a_pass_are_refused(long: SimulationSettings) -> None:
+    """The attack: a plan by which every company's machine runs out of memory as soon as it tries. Also would catch
+    settings that are prepared and paid for before somebody notices."""
+    for part in ("training", "pretraining"):
+        raw = long.model_dump()
+        raw[part]["noise_draws"] = 63
+        validated(SimulationSettings, raw)
+        raw[part]["noise_draws"] = 64
+        with pytest.raises(InputError, match=rf"{part}\.noise_draws=64: .*sequence_length=128.*8,256 tokens"):
+            validated(SimulationSettings, raw)
+    raw = json.loads(planned(long).model_dump_json())
+    raw["training"]["noise_draws"] = 64
+    with pytest.raises(InputError, match=r"training\.noise_draws=64"):
+        validated_json(Plan, json.dumps(raw))
+    raw["model"]["objective"] = "task"
+    validated_json(Plan, json.dumps(raw))
+
+
+def test_a_plan_of_which_one_example_takes_too_much_memory_is_refused_before_the_charge(
+    long: SimulationSettings,
+) -> None:
+    """Would catch a pass of a single example that is made whatever the company allows."""
+    raw = long.model_dump()
+    raw["training"]["noise_draws"] = 24
+    many = planned(validated(SimulationSettings, raw))
+    policy = Policy(company="acme", epsilon_ceiling=1, delta=1e-3, data=long.model.kind, memory_mb=2)
+    with pytest.raises(PolicyRefusal, match=r"noise_draws=24.*memory_mb=2 ") as caught:
+        rehearse(many, 0, 3, policy)
+    assert caught.value.rule == "memory_mb"
+    rehearse(planned(long), 0, 3, policy.model_copy(update={"memory_mb": 64}))
+
+
 def test_what_the_check_of_a_home_says_of_a_missing_model(
     encoder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,19 +323,40 @@ def test_a_shorter_vector_is_noised_as_the_one_that_it_is_accounted_as(own: int)
         noise(largest + 1, largest)
 
 
-def test_a_model_that_comes_days_later_is_taken_by_a_process_that_has_seen_no_plan(
-    encoder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Would catch a delivery that is refused after a restart, as only a plan's check made the model known."""
-    c = Coordinator(RunFolder(Path(shutil.copytree(encoder.path, tmp_path / "run"))))
-    c.channels()
+def unchanged(c: Coordinator) -> DeliverRequest:
+    """The delivery, in one part, of a final model that is the public one."""
     joined = JoinRequest(c.plan, c.model.shared).digest()
     whole = dict(c.model.shared) | c.model.blocks[0] | c.model.blocks[1]
     card = ModelCard(
         version="0", run=c.plan.run, round=2, rounds=2, plan=c.plan.digest().hex(), digest=digest(whole).hex(),
         guarantee="", model=c.plan.model, noise=c.plan.noise, metric="accuracy",
     )  # fmt: skip
-    request = DeliverRequest(joined, card.model_dump_json(), 0, 1, dict(enumerate(c.model.blocks)), {})
+    return DeliverRequest(joined, card.model_dump_json(), 0, 1, dict(enumerate(c.model.blocks)), {})
+
+
+def test_a_disk_needs_room_for_what_is_delivered_alone(
+    encoder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a final model that is refused for want of room for the pretrained one, which does not travel."""
+    c = Coordinator(RunFolder(Path(shutil.copytree(encoder.path, tmp_path / "run"))))
+    c.channels()
+    request = unchanged(c).to_record()
+    sent = sum(tensor.nbytes for block in c.model.blocks for tensor in block.values())
+    everything = build_model(c.plan.model, c.plan.noise).state_dict().values()
+    assert 4 * sent < sum(tensor.nbytes for tensor in everything)
+    for free, code in ((-1, "no_room"), (0, None)):
+        left = SimpleNamespace(free=readiness.LEAST_FREE + 4 * sent + free)
+        monkeypatch.setattr(readiness.shutil, "disk_usage", lambda path, left=left: left)
+        assert refused(c.ask(1, DELIVER, request)) == code
+
+
+def test_a_model_that_comes_days_later_is_taken_by_a_process_that_has_seen_no_plan(
+    encoder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a delivery that is refused after a restart, as only a plan's check made the model known."""
+    c = Coordinator(RunFolder(Path(shutil.copytree(encoder.path, tmp_path / "run"))))
+    c.channels()
+    request = unchanged(c)
     monkeypatch.setenv(places.VARIABLE, "")
     parameters_of.cache_clear()  # as in a process that begins
     delivery._shapes.cache_clear()

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.private_training import FAMILIES, setting
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedblocks.blocks import build_model
+from fedblocks.blocks.families.pretrained_decoder import PretrainedDecoderSettings
+from fedblocks.blocks.pretrained.small import random_model
+from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.client import batches
 from fedblocks.errors import PrivacyError
 from fedblocks.privacy.clipping import PerExampleClipping, pass_size
 from fedblocks.privacy.invariance import check_batch_invariance
+from fedblocks.privacy.randomness import Randomness
+from fedblocks.privacy.source import CryptographicSource
 
 CLIPPINGS = ("flat", "per-layer", "automatic")
 
@@ -127,6 +136,46 @@ def test_training_asks_the_machine_before_it_trains(monkeypatch: pytest.MonkeyPa
     assert batches.examples_at_once(s.model, 0, s.plan, s.policy) == size
     assert len(asked) == 1
     assert all(torch.equal(p, before[name]) for name, p in s.model.named_parameters())
+
+
+class _Made(TorchDispatchMode):
+    """Counts the bytes of all tensors in single precision that operations make, views apart."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+        if (
+            isinstance(out, Tensor)
+            and out.dtype == torch.float32
+            and out.untyped_storage().data_ptr() not in known
+        ):
+            self.bytes += out.nbytes
+        return out
+
+
+def test_a_pretrained_models_weights_are_all_replaced_in_little_memory() -> None:
+    """What is pinned is most of a model, and may come from whoever wrote the plan. Would catch weights that stay as
+    they are, copies of them all, equal weights in two layers, and a model that is another one afterwards."""
+    folder = random_model(
+        "decoder", layers=12, blocks=2, hidden_size=64, heads=2, intermediate_size=192, positions=16
+    )
+    settings = PretrainedDecoderSettings.model_validate({"pretrained": str(folder), "sequence_length": 8})
+    model = build_model(settings, NoiseSettings())
+    model.freeze_all_but(1)
+    own = {name: (p.detach().clone(), p.data_ptr()) for name, p in model.named_parameters()}
+    total = sum(p.nbytes for p in model.parameters())
+    maps = [p for p in model.parameters() if p.dim() == 2]
+    with _Made() as made, batches.random_weights(model, CryptographicSource(Randomness.from_entropy())):
+        assert 0 < made.bytes < total / 4
+        assert all(not torch.equal(p, own[name][0]) for name, p in model.named_parameters())
+        assert len({tuple(p.flatten()[:9].tolist()) for p in maps}) == len(maps)
+        assert all(0.6 < float(p.detach().std()) * p.shape[1] ** 0.5 < 1.6 for p in maps)
+        pinned = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+        assert all(p.data_ptr() % 64 == own[name][1] % 64 for name, p in pinned)
+    assert all(torch.equal(p, own[name][0]) for name, p in model.named_parameters())
+    assert all(p.data_ptr() == own[name][1] for name, p in model.named_parameters())
 
 
 def test_the_size_of_a_pass_comes_from_public_numbers_alone() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.pretrained_runs import FAMILIES, pretrained_run
@@ -19,11 +20,14 @@ from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.randomness import Randomness
 from fedblocks.settings import NoiseSettings
 from fedblocks.threat_model.adversaries import ADVERSARIES
-from fedblocks.threat_model.attacks import conformance, token_span
+from fedblocks.threat_model.attacks import conformance, lm_map, token_span
+from fedblocks.threat_model.auditing import AuditDesign, audit_run
 from fedblocks.threat_model.block_problem import BlockProblem, example_fields
 from fedblocks.threat_model.clock import Clock
+from fedblocks.threat_model.epsilon import checks
 from fedblocks.threat_model.epsilon.recording import OwnStep, record
 from fedblocks.threat_model.jobs import jobs_of
+from fedblocks.threat_model.report.write import render
 from fedblocks.threat_model.results import Result
 from fedblocks.threat_model.subject import Subject
 from fedblocks.threat_model.tokens.span import Span
@@ -111,6 +115,40 @@ def test_what_cannot_be_mounted_says_why(kind: str, tmp_path: Path) -> None:
     assert (set(searches) <= set(named)) == (kind != "vision")
     assert {job.attack for job in jobs} >= {"conformance", "epsilon-certificate", "sum-membership"}
     assert all(reason for reason in named.values())
+
+
+def test_candidates_are_made_where_nothing_is_noised(tmp_path: Path) -> None:
+    """An image's label is searched for in such a run too: would catch draws counted by the noise's values."""
+    subject = Subject.of(prepare(pretrained_run("vision", tmp_path), tmp_path / "run"))
+    found = list(lm_map.ATTACK.run(replace(subject, blocks=(0,), clock=Clock(1e-9))))
+    assert {r.outcome for r in found if isinstance(r, Result)} == {"inconclusive"}
+
+
+def test_noise_that_blocks_of_unequal_sizes_share_is_found() -> None:
+    """Would catch an audit that ends at the first sum of another size, and one that compares no two sizes."""
+    draw = np.random.default_rng(0)
+    series = [draw.normal(size=n) for n in (5000, 4000, 5000)]
+    assert checks.correlation(series, 1e-3, "x").held
+    assert not checks.correlation([*series, series[0][:4500]], 1e-3, "x").held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [(0,), None], ids=["one", "all"])
+def test_a_whole_audit_of_blocks_of_unequal_sizes_ends_in_a_report(
+    blocks: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """With shares of noise, all attacks: would catch one that takes every block to be as large as the first."""
+    training = {} if blocks is None else {"blocks": blocks}
+    privacy = {"mode": "secure_step", "epsilon": 8.0, "delta": 1e-3}
+    run = prepare(pretrained_run("vision", tmp_path, privacy=privacy, training=training), tmp_path / "run")
+    simulate(run)
+    audit = audit_run(run, AuditDesign(minutes=0.2, workers=1))
+    assert {r.block for r in audit.results} - {None} == set(blocks or (0, 1))
+    assert "refuted" not in {r.outcome for r in audit.results}
+    held = {r.attack for r in audit.results if r.outcome == "held"}
+    assert {"released-sums", "conformance"} <= held
+    report = render(run, drawn=False).report
+    assert all(check.agrees for check in report.checks)
 
 
 def test_an_objective_without_noise_is_not_refuted_for_noise_that_it_does_not_draw(done: Subject) -> None:

@@ -109,8 +109,9 @@ def shifted_correlation(series: list[Array], level: float, name: str) -> Check:
 
 
 def correlation(series: list[Array], level: float, name: str) -> Check:
-    """The largest correlation of two of the series (n,)."""
-    unit = np.stack([each / max(float(np.linalg.norm(each)), 1e-300) for each in series])
+    """The largest correlation of two of the series (n,); of blocks of unequal sizes, as far as the shortest goes."""
+    length = min(map(len, series))
+    unit = np.stack([each[:length] / max(float(np.linalg.norm(each[:length])), 1e-300) for each in series])
     found = np.triu(np.abs(unit @ unit.T), 1)
     pairs = len(series) * (len(series) - 1) // 2
     return _largest(found, unit.shape[1], level, name, "number {} with number {}", pairs)

@@ -49,7 +49,8 @@ def subgroups(run: RunFolder, measure: Measure) -> tuple[Subgroups, ...]:
         judge = _Judge(*models, measure, run.settings().seed)
         found = []
         if (classes := plan.model.kind.labels) is not None:
-            parts = {f"class {c}": heldout[heldout.targets == c] for c in range(classes)}
+            names = run.settings().data.public.class_names or [f"class {c}" for c in range(classes)]
+            parts = {name: heldout[heldout.targets == c] for c, name in enumerate(names)}
             found.append(judge.of("class", "examples that companies held out", parts))
         own = bool(list(run.own_heldout.glob("*.npz")))
         found.append(judge.of("company", *_companies(run), most=_MOST_EXAMPLES if own else _MOST_TRAINED))

@@ -99,6 +99,25 @@ class Trunk(nn.Module, ABC):
             raise InputError("sequence_length", inputs.shape[1], f"the model has {longest} positions")
 
 
+class DecoderTrunk(Trunk):
+    """What predicts the next token; its layers can keep keys and values of the tokens before (`cache`)."""
+
+    kind = "decoder"
+
+    @abstractmethod
+    def run(
+        self,
+        layers: Iterable[nn.Module],
+        x: Tensor,
+        allowed: Tensor | None,
+        positions: Tensor,
+        first: int,
+        cache: Any = None,
+    ) -> Tensor:
+        """As of any trunk. `cache`: transformers' own, for all layers; x (N, t, D) are then the tokens after those
+        that it has seen, at `positions` (t,) from there on, and `allowed` (1, 1, t, T) has a column for each."""
+
+
 class VisionTrunk(Trunk):
     """What the architectures that see images share; their tokens all attend to each other."""
 

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import InputError
-from .common import Trunk
+from .common import DecoderTrunk
 from .llama import everywhere
 
 
-class GPT2Trunk(Trunk):
+class GPT2Trunk(DecoderTrunk):
     package = "gpt2"
     config_class = "GPT2Config"
     classes = ("GPT2Model", "GPT2LMHeadModel")
     layers_at = "h"
     parts = ("wte", "wpe", "ln_f")
-    kind = "decoder"
 
     wte: nn.Embedding
     wpe: nn.Embedding
@@ -37,11 +36,17 @@ class GPT2Trunk(Trunk):
         return cast(Tensor, self.wte(inputs) + self.wpe(positions))
 
     def run(
-        self, layers: Iterable[nn.Module], x: Tensor, allowed: Tensor | None, positions: Tensor, first: int
+        self,
+        layers: Iterable[nn.Module],
+        x: Tensor,
+        allowed: Tensor | None,
+        positions: Tensor,
+        first: int,
+        cache: Any = None,
     ) -> Tensor:
         mask = everywhere(x) if allowed is None else allowed
         for layer in layers:
-            x = layer(x, attention_mask=mask)
+            x = layer(x, attention_mask=mask, cache=cache)
         return x
 
     def finish(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import InputError
-from .common import Trunk
+from .common import DecoderTrunk
 from .positions import FULL, SLIDING, refuse_rope, refuse_windows, within
 
 
@@ -18,13 +18,12 @@ def everywhere(x: Tensor) -> Tensor:
     return torch.ones(1, 1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
 
 
-class LlamaTrunk(Trunk):
+class LlamaTrunk(DecoderTrunk):
     package = "llama"
     config_class = "LlamaConfig"
     classes = ("LlamaModel", "LlamaForCausalLM")
     layers_at = "layers"
     parts = ("embed_tokens", "norm", "rotary_emb")
-    kind = "decoder"
 
     embed_tokens: nn.Embedding
     norm: nn.Module
@@ -50,18 +49,24 @@ class LlamaTrunk(Trunk):
         return cast(Tensor, self.embed_tokens(inputs))
 
     def run(
-        self, layers: Iterable[nn.Module], x: Tensor, allowed: Tensor | None, positions: Tensor, first: int
+        self,
+        layers: Iterable[nn.Module],
+        x: Tensor,
+        allowed: Tensor | None,
+        positions: Tensor,
+        first: int,
+        cache: Any = None,
     ) -> Tensor:
         layers = list(layers)
         kinds = self.layer_kinds(self.config)[first : first + len(layers)]
         rotations = {kind: self.rotations(x, positions, kind) for kind in set(kinds)}
         masks = {FULL: everywhere(x) if allowed is None else allowed}
         if SLIDING in kinds:
-            masks[SLIDING] = cast(
-                Tensor, within(masks[FULL], positions, self.config.sliding_window, x.device)
-            )
+            seen = positions if cache is None else torch.arange(masks[FULL].shape[3])
+            window = self.config.sliding_window
+            masks[SLIDING] = cast(Tensor, within(masks[FULL], positions, window, x.device, seen))
         for kind, layer in zip(kinds, layers, strict=True):
-            x = layer(x, attention_mask=masks[kind], position_embeddings=rotations[kind])
+            x = layer(x, attention_mask=masks[kind], position_embeddings=rotations[kind], cache=cache)
         return x
 
     def finish(self, x: Tensor) -> Tensor:

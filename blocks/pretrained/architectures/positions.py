@@ -32,13 +32,21 @@ def refuse_windows(kinds: Collection[str], window: int | None) -> None:
         raise InputError("config.json: sliding_window", window, "must be at least 1")
 
 
-def within(allowed: Tensor | None, positions: Tensor, window: int, device: torch.device) -> Tensor | None:
+def within(
+    allowed: Tensor | None,
+    positions: Tensor,
+    window: int,
+    device: torch.device,
+    seen: Tensor | None = None,
+) -> Tensor | None:
     """`allowed` where two positions are less than `window` apart; itself where all are.
 
-    The window is applied to both sides: in a causal model `allowed` has no later token anyway.
+    `seen`: the positions of the columns, where they are not those of the rows. The window is applied to both sides:
+    in a causal model `allowed` has no later token anyway.
     """
-    if int(positions.max() - positions.min()) < window:
+    apart = (positions[:, None] - (positions if seen is None else seen.to(positions.device))[None, :]).abs()
+    if int(apart.max()) < window:
         return allowed
-    near = (positions[:, None] - positions[None, :]).abs() < window
+    near = apart < window
     near = near.to(device)[None, None]
     return near if allowed is None else allowed & near
