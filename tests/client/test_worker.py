@@ -56,7 +56,9 @@ def with_a_worker(run: RunFolder, worker: Worker, killed_after: set[str]) -> Ite
             pid = worker.pid
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # all its threads: its first one is a zombie before
+            os.waitid(
+                os.P_PID, pid, os.WEXITED | os.WNOWAIT
+            )  # all its threads: its first one is a zombie before
         return Message(decode(content), reply_to=message)
 
     grid = InProcessGrid(routed, 3, {"run-dir": str(run.path)})  # type: ignore[arg-type]
