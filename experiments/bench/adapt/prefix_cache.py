@@ -1,9 +1,9 @@
 """What a round costs where companies keep what the blocks before the trained one make of their examples.
 
-The preset `minilm-text`, which trains the last of three blocks, with three companies. The same run twice, with and
-without the file (`client.kept_prefix`): processor time of the whole process, coordinator and masks included, between
-rounds. The file fills up in the first rounds; the first one of each run does not count, nor does the last, which
-judges the model.
+The preset `minilm-text`, which trains the last of three blocks, with three companies of 1,280 texts. The same run
+twice, with and without the file (`client.kept_prefix`): processor time of the whole process, coordinator and masks
+included, between rounds. The file fills up in the first rounds; the first one of each run does not count, nor does
+the last, which judges the model.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ...simulation.preparation import prepare, read_inputs
 from ...simulation.simulate import simulate
 
 CHANGES = (
-    "companies.count=3", "training.rounds=12", "training.evaluate_every=12", "pretraining.steps=1",
-    "data.test_examples=50",
+    "companies.count=3", "companies.examples=1280", "training.rounds=12", "training.evaluate_every=12",
+    "pretraining.steps=1", "data.test_examples=50",
 )  # fmt: skip
 _LIMITS = (1024, 0)
 
@@ -84,12 +84,11 @@ class _Rounds:
     def __call__(self, event: Event) -> None:
         if not isinstance(event, RoundFinished):
             return
-        now = time.process_time()
-        if event.round:
-            self.seconds.append(now - self._last)
-        homes = self._run.homes()
-        self.sizes += [path.stat().st_size for home in homes if (path := home / PREFIX_FILE).exists()]
-        said = [f"{PREFIX_FILE} is whole" in (home / "company.log").read_text() for home in homes]
-        if not self.whole_after and all(said):
-            self.whole_after = event.round
+        if event.round:  # else the public model before any
+            self.seconds.append(time.process_time() - self._last)
+            homes = self._run.homes()
+            self.sizes += [path.stat().st_size for home in homes if (path := home / PREFIX_FILE).exists()]
+            said = [f"{PREFIX_FILE} is whole" in (home / "company.log").read_text() for home in homes]
+            if not self.whole_after and all(said):
+                self.whole_after = event.round
         self._last = time.process_time()
