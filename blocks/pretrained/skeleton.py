@@ -33,6 +33,7 @@ _OLDER = {
     "sliding_window_pattern", "global_attn_every_n_layers", "head_dim", "partial_rotary_factor",
     "original_max_position_embeddings",
 }  # fmt: skip
+_QUIET = threading.RLock()
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -188,32 +189,46 @@ def _refused(class_name: str, error: Exception) -> InputError:
 def quiet() -> Iterator[None]:
     """Without the progress bars and reports that transformers prints: what is wrong is raised."""
     logging: Any = import_module("transformers.utils.logging")
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(50)  # nothing but what is critical
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _QUIET:  # else one thread would keep another's silence as what was before
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity(50)  # nothing but what is critical
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
+
+
+class _Making(threading.local):
+    """Whether this thread makes modules without tensors."""
+
+    without_tensors = False
+
+
+_making = _Making()
+
+
+def _on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta or not _making.without_tensors:
+        return None
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+
+
+# Once and for good: PyTorch calls all such hooks in every thread that makes a module, and must not find their list
+# changed meanwhile.
+register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type]  # it may return one
 
 
 @contextmanager
 def _without_tensors() -> Iterator[None]:
     """Parameters of modules made in this thread are on the meta device: none is allocated or drawn."""
-    mine = threading.get_ident()
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta or threading.get_ident() != mine:
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-
-    handle = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]  # it may return one
+    _making.without_tensors = True
     try:
         yield
     finally:
-        handle.remove()
+        _making.without_tensors = False
 
 
 def _replace(module: nn.Module, offset: bool) -> None:
