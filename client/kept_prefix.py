@@ -5,9 +5,9 @@ run, the earlier ones give the same in every round, and HOME/prefix.bin keeps it
 
 The file is filled by the passes of training themselves. A pass that would run the earlier blocks runs them on as many
 examples as ever: on those of its own that are not kept yet, and else on others, until the file is whole. So no round
-takes longer than without the file, none waits for it to be made, and the time of a pass depends on how much is kept,
-never on whose it is. Features have the same bits either way: they are made by the function that the loss calls, in
-passes of the one constant shape, in which a row depends on nothing but its own example (`privacy.invariance`).
+makes more passes than without the file, none waits for it to be made, and the time of a pass depends on how much is
+kept, never on whose it is. Features have the same bits either way: they are made by the function that the loss calls,
+in passes of the one constant shape, in which a row depends on nothing but its own example (`privacy.invariance`).
 
     header    JSON, 512 bytes: format, key, number of examples, shape and type of an example's features
     table     32 bytes an example: SHA-256 of the header, its place and its row; zeros where it is not kept
