@@ -9,31 +9,24 @@ makes more passes than without the file, none waits for it to be made, and the t
 kept, never on whose it is. Features have the same bits either way: they are made by the function that the loss calls,
 in passes of the one constant shape, in which a row depends on nothing but its own example (`privacy.invariance`).
 
-    header    JSON, 512 bytes: format, key, number of examples, shape and type of an example's features
-    table     32 bytes an example: SHA-256 of the header, its place and its row; zeros where it is not kept
-    rows      an example's features each, (Tc, D)
-
-The key is a digest of all that the features depend on: model, states of the earlier blocks, data, machine, shape of a
-pass. A file with another key, or that is not whole, is replaced; a row whose digest does not fit is made again. Rows
-are read, not mapped: a file that is cut short meanwhile is an error that can be handled.
+The file's key is a digest of all that the features depend on: model, states of the earlier blocks, data, machine,
+shape of a pass. A file with another key, or that is not whole, is replaced; a row whose digest does not fit is made
+again (`prefix_file`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -42,13 +35,12 @@ from ..blocks import Denoiser
 from ..blocks.examples import Examples
 from ..blocks.state import State, digest
 from ..settings import Plan
+from .prefix_file import Places, PrefixFile, header_of, size_of
 from .units import units
 
 PREFIX_FILE = "prefix.bin"
-_FORMAT, _HEADER, _DIGEST = 1, 512, 32
 _SPARE = 256 << 20  # bytes that stay free on the disk, so that the file is no reason to refuse a round
 _told: set[tuple[Path, str]] = set()
-_Places = npt.NDArray[np.int64]
 Before = Callable[[Tensor], Tensor | None]
 
 
@@ -109,7 +101,7 @@ class _Reader:
     def __init__(self, kept: KeptPrefix, model: Denoiser, block: int, data: Examples, plan: Plan) -> None:
         self._kept, self._model, self._block, self._data, self._plan = kept, model, block, data, plan
         self._key = ""
-        self._file: _File | None = None
+        self._file: PrefixFile | None = None
         self._usable = True
 
     def close(self) -> None:
@@ -129,7 +121,7 @@ class _Reader:
         wanted, order = np.unique(places.numpy(), return_inverse=True)
         if not self._key:
             self._key = _key(self._model, self._block, self._data, self._plan, len(places))
-            self._file = _File.found(self._kept.home / PREFIX_FILE, self._key, len(self._data))
+            self._file = PrefixFile.found(self._kept.home / PREFIX_FILE, self._key, len(self._data))
         good = np.zeros(len(wanted), dtype=bool)
         if self._file is not None:
             rows, good = self._file.read(wanted)
@@ -147,25 +139,25 @@ class _Reader:
         found = rows[torch.from_numpy(order.reshape(-1))].view(dtype)
         return found.view(len(places), *shape).to(self._model.device)
 
-    def _next(self, own: _Places, most: int) -> _Places:
+    def _next(self, own: Places, most: int) -> Places:
         """The places that this pass computes: its own that are missing, then others, as many as it has room for."""
         missing = np.arange(len(self._data)) if self._file is None else np.flatnonzero(~self._file.held)
         return np.concatenate([own, np.setdiff1d(missing, own, assume_unique=True)])[:most]
 
-    def _keep(self, file: _File, places: _Places, computed: Tensor) -> None:
+    def _keep(self, file: PrefixFile, places: Places, computed: Tensor) -> None:
         file.write(places, computed)
         if file.whole:
             self._kept.log(f"{PREFIX_FILE} is whole: trainings of block {self._block} run that block alone")
 
     @torch.no_grad()
-    def _made(self, places: _Places) -> Tensor:
+    def _made(self, places: Places) -> Tensor:
         inputs = self._data[torch.from_numpy(places)].inputs.to(self._model.device)
         return self._model.features_before(self._block, inputs).contiguous()
 
-    def _created(self, made: Tensor) -> _File | None:
+    def _created(self, made: Tensor) -> PrefixFile | None:
         """A file without rows yet, all of whose room on the disk is taken; none where the rules leave it no room."""
-        header = _header(self._key, len(self._data), made)
-        size = _size(len(self._data), made[0].numel() * made.element_size())
+        header = header_of(self._key, len(self._data), made)
+        size = size_of(len(self._data), made[0].numel() * made.element_size())
         allowed = self._kept.megabytes
         named = f"what the blocks before block {self._block} make of all examples takes {-(-size >> 20)} MB"
         if size > allowed << 20:
@@ -185,111 +177,11 @@ class _Reader:
             file.truncate(size)
             file.write(header)
         self._kept.log(f"{named}: computed once, and kept in {PREFIX_FILE} until the run is over")
-        return _File.found(path, self._key, len(self._data))
+        return PrefixFile.found(path, self._key, len(self._data))
 
     def _give_up(self, why: str) -> None:
         self._usable = False
         self._kept.say_once(f"{why}: trainings of block {self._block} compute it in every pass")
-
-
-@dataclass
-class _File:
-    """An open file, also where another takes its name meanwhile. Its methods raise OSError on faults of the disk."""
-
-    descriptor: int
-    header: bytes
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    row_bytes: int
-    digests: npt.NDArray[np.uint8]  # (N, 32)
-    held: npt.NDArray[np.bool_] = field(init=False)  # (N,)
-
-    def __post_init__(self) -> None:
-        self.held = (self.digests != 0).any(axis=1)
-        self._hash = hashlib.sha256(self.header)
-
-    @classmethod
-    def found(cls, path: Path, key: str, count: int) -> _File | None:
-        """The file of this key, of so many examples; none where there is no such file, or it is not whole."""
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:  # also a link
-            return None
-        try:
-            opened = cls._read(descriptor, key, count)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            opened = None
-        if opened is None:
-            os.close(descriptor)
-        return opened
-
-    @classmethod
-    def _read(cls, descriptor: int, key: str, count: int) -> _File | None:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
-            return None
-        header = os.pread(descriptor, _HEADER, 0)
-        told = json.loads(header)
-        dtype, shape = getattr(torch, told["dtype"]), tuple(told["shape"])
-        row_bytes = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
-        if (told["format"], told["key"], told["examples"]) != (_FORMAT, key, count):
-            return None
-        if state.st_size != _size(count, row_bytes):
-            return None
-        table = os.pread(descriptor, count * _DIGEST, _HEADER)
-        digests = np.frombuffer(table, np.uint8).reshape(count, _DIGEST)
-        return cls(descriptor, header, dtype, shape, row_bytes, digests.copy())
-
-    @property
-    def whole(self) -> bool:
-        return bool(self.held.all())
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-    def read(self, places: _Places) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """The rows (k, bytes) at these places, and which of them are good (k,); the others are no longer kept."""
-        rows = torch.empty(len(places), self.row_bytes, dtype=torch.uint8)
-        for row, place in zip(rows.numpy(), places, strict=True):
-            if self.held[place]:
-                got = os.preadv(self.descriptor, [row], self._offset(place))
-                digest = np.frombuffer(self._digest(place, row), np.uint8)
-                self.held[place] = got == self.row_bytes and np.array_equal(digest, self.digests[place])
-        return rows, self.held[places]
-
-    def write(self, places: _Places, rows: Tensor) -> None:
-        """Keep rows (k or more, bytes) at these places (k,)."""
-        for place, row in zip(places, rows.numpy(), strict=False):
-            digest = self._digest(place, row)
-            self._put(row.data, self._offset(place))
-            self._put(digest, _HEADER + int(place) * _DIGEST)
-            self.digests[place], self.held[place] = np.frombuffer(digest, np.uint8), True
-
-    def _put(self, content: bytes | memoryview, offset: int) -> None:
-        if os.pwrite(self.descriptor, content, offset) != len(content):
-            raise OSError("not all of it was written")
-
-    def _offset(self, place: np.int64) -> int:
-        return _HEADER + len(self.held) * _DIGEST + int(place) * self.row_bytes
-
-    def _digest(self, place: np.int64, row: npt.NDArray[np.uint8]) -> bytes:
-        # Without the place, a row would pass for another example's.
-        found = self._hash.copy()
-        found.update(int(place).to_bytes(8, "big"))
-        found.update(row.data)
-        return found.digest()
-
-
-def _size(count: int, row_bytes: int) -> int:
-    return _HEADER + count * (_DIGEST + row_bytes)
-
-
-def _header(key: str, count: int, made: Tensor) -> bytes:
-    told = {
-        "format": _FORMAT, "key": key, "examples": count, "dtype": str(made.dtype).removeprefix("torch."),
-        "shape": list(made.shape[1:]),
-    }  # fmt: skip
-    return json.dumps(told).encode().ljust(_HEADER)
 
 
 def _key(model: Denoiser, block: int, data: Examples, plan: Plan, at_once: int) -> str:

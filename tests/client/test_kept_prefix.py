@@ -28,6 +28,7 @@ from fedblocks.client.batches import random_examples
 from fedblocks.client.company import Company
 from fedblocks.client.kept_prefix import KeptPrefix, draws_all
 from fedblocks.client.policy import Policy, load_policy
+from fedblocks.client.prefix_file import PrefixFile
 from fedblocks.client.training import train_block
 from fedblocks.errors import PrivacyError
 from fedblocks.experiments.simulation.preparation import make_plan, prepare
@@ -280,7 +281,7 @@ def test_what_an_interrupted_training_has_kept_is_used(tmp_path: Path, monkeypat
     class Killed(BaseException):
         pass
 
-    original = kept_prefix._File._put
+    original = PrefixFile._put
 
     def put(self: Any, content: Any, offset: int) -> None:
         wrote.append(offset)
@@ -288,7 +289,7 @@ def test_what_an_interrupted_training_has_kept_is_used(tmp_path: Path, monkeypat
             raise Killed
         original(self, content, offset)
 
-    monkeypatch.setattr(kept_prefix._File, "_put", put)
+    monkeypatch.setattr(PrefixFile, "_put", put)
     with pytest.raises(Killed):
         found.round(0)
     monkeypatch.undo()
@@ -324,7 +325,7 @@ def test_the_companys_limit_holds(tmp_path: Path, monkeypatch: Any) -> None:
     found.megabytes = 0
     assert found.agrees()
     assert list(found.home.iterdir()) == []
-    monkeypatch.setattr(kept_prefix, "_size", lambda count, row: (16 << 20) + 1)
+    monkeypatch.setattr(kept_prefix, "size_of", lambda count, row: (16 << 20) + 1)
     found.megabytes, found.lines[:] = 16, []
     assert found.agrees()
     assert found.agrees()
