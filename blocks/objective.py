@@ -39,9 +39,13 @@ class BlockObjective:
         targets: Tensor,
         source: Source,
         draws: int = 1,
+        before: Tensor | None = None,
     ) -> Tensor:
-        """Loss of each example and draw, draws of one example side by side: (N draws,)."""
-        context = model.context(block, inputs)
+        """Loss of each example and draw, draws of one example side by side: (N draws,).
+
+        `before` as in `Denoiser.context`.
+        """
+        context = model.context(block, inputs, before)
         repeated = targets.repeat_interleave(draws, dim=0)
         draw = model.draw(block, repeated, source).to(context.device)
         return self.at(model, block, context, repeated, draw)

@@ -154,7 +154,7 @@ def adapt(
     seeds: Seeds = 3,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="exactness, minilm, private, lora or decoder; repeatable"),
+        typer.Option("--only", help="exactness, minilm, private, lora, prefix_cache or decoder; repeatable"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

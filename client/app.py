@@ -175,6 +175,7 @@ def _join(request: JoinRequest, context: Context, company: Company) -> RecordDic
     company.ready(plan, joining=True)  # last: from here on the run has these data
     joined = request.digest()
     company.save_shared(joined, request.shared)
+    company.prefix.forget()  # of the run that was joined before
     channel = ChannelKeys.generate()
     context.state["run"] = ConfigRecord(
         {
@@ -336,7 +337,8 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         company.count_round()
         company.count_steps(plan)
         _watch(context, company, model, request, data, plan)
-        return train_block(model, request.block, data, plan, companies, randomness, company.policy)
+        policy, kept = company.policy, company.prefix
+        return train_block(model, request.block, data, plan, companies, randomness, policy, kept)
 
     residues = _released(company, plan, session, labels, (plan.run, terms), trained)
     masked = party.mask(residues, request.adverts)
@@ -504,7 +506,7 @@ _POLICY_BESIDE = {
     "allow_interface", "i_accept_no_dp", "allow_shared_noise", "least_colluders", "composition", "most_joins",
     "most_new_plans", "answer_seconds", "epsilon_ceiling_run", "epsilon_ceiling_year", "plans", "shared_states",
     "most_rounds_a_day", "most_attempts", "hours", "zone", "approval", "largest_predicted_gain", "group",
-    "pretrained",
+    "pretrained", "prefix_cache_mb",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ company-0/
     joined.json           what was joined, until the run is over; see `joined`
     models/               the final models of joined runs; see `delivery`, `models` and `awaited`
     release-*.bin         releases of a round that may be begun anew; see `kept_releases`
+    prefix.bin            what blocks that a run leaves as they are make of the examples; see `kept_prefix`
     company.log           what happened and why; texts of errors stay here
 
 The folder is of mode 700 and its files of mode 600 (`private_file`).
@@ -54,6 +55,7 @@ from .company_log import close_log, company_logger
 from .decisions import LEDGER_FILE, Decisions
 from .held_out import HELD_OUT_FILE
 from .joined import JOINED_FILE, JoinedFile
+from .kept_prefix import KeptPrefix
 from .kept_releases import KeptReleases
 from .policy import Policy, load_policy
 from .readiness import ready, startable
@@ -254,6 +256,10 @@ class Company:
         return KeptReleases(self.home)
 
     @property
+    def prefix(self) -> KeptPrefix:
+        return KeptPrefix(self.home, self.policy.prefix_cache_mb, self.log)
+
+    @property
     def requests(self) -> Requests:
         """What coordinators have asked for, and what people of the company have decided."""
         return Requests(self.home, self.clock)
@@ -265,6 +271,7 @@ class Company:
             return False
         self.joined.remove()
         self.releases.forget()
+        self.prefix.forget()
         if channel is not None:
             with suppress(LedgerError):  # a full disk: the steps stay, and the agent goes on
                 self.steps.forget_sessions(channel)

@@ -151,6 +151,12 @@ class Policy(BaseModel):
     memory_mb: int = Field(
         512, ge=1, description="megabytes that a training pass may keep; less means smaller passes"
     )
+    prefix_cache_mb: int = Field(
+        1024,
+        ge=0,
+        description="megabytes on this disk for what blocks that a run leaves as they are make of the examples, so "
+        "that a round does not compute it again; kept until the run is over; 0 keeps nothing",
+    )
     answer_seconds: float | None = Field(
         None,
         gt=0,

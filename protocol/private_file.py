@@ -30,6 +30,7 @@ _OURS = (
     "joined.json",
     "release-*.bin",
     "release.lock",
+    "prefix.bin",
     "personal.safetensors",
 )
 _THEIRS = (

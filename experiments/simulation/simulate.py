@@ -11,6 +11,7 @@ from typing import Any
 from ...blocks.build import metric_of
 from ...client.app import app as client_app
 from ...client.company import Company
+from ...client.kept_prefix import forget
 from ...client.policy import load_policy
 from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
@@ -61,15 +62,19 @@ def _simulate(
         raise RunError(f"{heldout} is missing; put it back from a copy")
     settings = read_simulation(run.path)
     at_once, over_grpc = workers or settings.workers, transport == "grpc"
-    if settings.protocol == "off":
-        with unprotected(run, at_once, processes=engine == "processes") as sums:
-            coordinate(sums, run, subscribers)
-    else:
-        companies = loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once)
-        with computed_once(), companies as grid:
-            dropout = settings.companies.dropout
-            lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
-            coordinate(lossy, run, subscribers)
+    try:
+        if settings.protocol == "off":
+            with unprotected(run, at_once, processes=engine == "processes") as sums:
+                coordinate(sums, run, subscribers)
+        else:
+            companies = loopback_grid(run, client_app) if over_grpc else grid_of(run, engine, at_once)
+            with computed_once(), companies as grid:
+                dropout = settings.companies.dropout
+                lossy = LossyGrid(grid, dropout, settings.seed) if dropout.rate > 0 else grid
+                coordinate(lossy, run, subscribers)
+    finally:
+        for home in run.homes():
+            forget(home)  # a deployed company does at the end of a run
     result = summary(run) | personalised(run)
     result["seconds"] = round(time.perf_counter() - started, 2)
     earlier = run.read_json("result.json") or {}

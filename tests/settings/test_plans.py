@@ -180,7 +180,7 @@ def test_a_policys_fields_that_are_no_part_of_the_noise_change_no_bit(raw: dict[
         "most_new_plans": 2, "answer_seconds": 9.0, "epsilon_ceiling_run": 1.0, "epsilon_ceiling_year": 1.0,
         "plans": ("0" * 64,), "shared_states": ("0" * 64,), "most_rounds_a_day": 1, "most_attempts": 3,
         "hours": ("08:00", "09:00"), "zone": "Europe/Berlin", "approval": "always", "largest_predicted_gain": 1.0,
-        "group": "author", "pretrained": ("models",),
+        "group": "author", "pretrained": ("models",), "prefix_cache_mb": 0,
     }  # fmt: skip
     plan = validated(Plan, changed(raw, MODES[mode]))
     free = {n for n, v in others.items() if labels(plan, POLICY.model_copy(update={n: v})) == labels(plan)}

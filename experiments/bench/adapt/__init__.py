@@ -1,10 +1,11 @@
 """Adapting pretrained models, each figure beside its alternative in the same run; a part a file.
 
-exactness   what a converted model computes, of every architecture, against transformers
-minilm      MiniLM in three blocks against end-to-end fine-tuning, without privacy: accuracy and memory
-private     what privacy leaves of the gain of adapting, in the preset `minilm-text`
-lora        time and memory of a private step on low-rank adapters, against the plain step and Opacus
-decoder     next-token loss of the small Llama after adaptation in blocks, against full fine-tuning
+exactness     what a converted model computes, of every architecture, against transformers
+minilm        MiniLM in three blocks against end-to-end fine-tuning, without privacy: accuracy and memory
+private       what privacy leaves of the gain of adapting, in the preset `minilm-text`
+lora          time and memory of a private step on low-rank adapters, against the plain step and Opacus
+prefix_cache  what a round costs where companies keep the features of the blocks before the trained one
+decoder       next-token loss of the small Llama after adaptation in blocks, against full fine-tuning
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from ....errors import InputError
 
-PARTS = ("exactness", "minilm", "private", "lora", "decoder")
+PARTS = ("exactness", "minilm", "private", "lora", "prefix_cache", "decoder")
 
 
 def measure(
