@@ -21,6 +21,7 @@ from fedblocks.blocks.hand_back import Form, hand_back
 from fedblocks.blocks.pretrained import adapters
 from fedblocks.blocks.pretrained.convert import convert
 from fedblocks.blocks.pretrained.denoiser import PretrainedDenoiser
+from fedblocks.blocks.pretrained.whitening import Whitening
 from fedblocks.blocks.settings import NoiseSettings
 from fedblocks.client.data.text.own_tokenizer import OwnTokenizer
 from fedblocks.errors import InputError
@@ -158,6 +159,28 @@ def test_what_was_trained_without_adapters_goes_back_as_a_checkpoint_alone(
     folder = adapted.handed_back(tmp_path / "out")
     told = by_its_own_code(folder, adapted.original, adapted.inputs(), monkeypatch)
     assert (told["logits"] - adapted.logits()[:1]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "dinov2"])
+def test_a_whitened_head_goes_back_as_one_that_reads_the_features_themselves(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a map that is left out, transposed, or folded without the mean."""
+    adapted = Adapted(name, tmp_path, readout="whitened")
+    last = adapted.model.block(1).interface["norm"]
+    assert isinstance(last, Whitening)
+    last.mean.normal_(generator=torch.Generator().manual_seed(3))
+    last.map.normal_(generator=torch.Generator().manual_seed(4))
+    folder = adapted.handed_back(tmp_path / "out")
+    told = by_its_own_code(folder, adapted.original, adapted.inputs(), monkeypatch)
+    if "logits" in told:
+        assert set(load_file(folder / "head.safetensors")) == {"head.weight", "head.bias"}
+        found = told["logits"]
+    else:
+        with torch.no_grad():
+            found = told["model"](pixel_values=adapted.inputs()).logits
+    wanted = adapted.logits()[: len(found)]
+    assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_the_model_card_says_what_was_trained_and_under_which_guarantee(tmp_path: Path) -> None:

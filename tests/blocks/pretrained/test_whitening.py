@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.pretrained_runs import pretrained_run
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ from fedblocks.blocks.single_block_training import train_single_block
 from fedblocks.experiments.simulation.preparation import fresh_model, prepare, read_public, schedule_of
 from fedblocks.experiments.simulation.pretraining import job_of
 from fedblocks.experiments.simulation.simulate import simulate
+from fedblocks.server.checkpoint import Checkpoint
+from fedblocks.server.run_folder import RunFolder
 from fedblocks.settings import SimulationSettings
 
 
@@ -55,50 +58,70 @@ def test_folded_into_the_head_it_computes_the_same(features: Tensor) -> None:
     whitening.measure(features)
     weight, bias = whitening.folded(head)
     wanted = head(whitening(features))
-    assert (nn.functional.linear(features.double(), weight.double(), bias.double()) - wanted).abs().max() < 1e-4
+    assert (
+        nn.functional.linear(features.double(), weight.double(), bias.double()) - wanted
+    ).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["encoder", "vision"])
-def test_each_block_measures_public_data_once_before_it_is_trained(
-    kind: Literal["encoder", "vision"], tmp_path: Path
-) -> None:
-    """Block by block, in one process and in one for each; would catch a block whose map is that of another, of
-    another stage of the blocks before it, or none, and a map that training moves."""
+def test_each_block_measures_public_data_before_it_is_trained(kind: str, tmp_path: Path) -> None:
+    """Together, and block by block in files of their own; would catch a block that measures what another reads, one
+    that never does, or again once it is trained, and a map that training moves."""
     settings = whitened(kind, tmp_path)
     public, _ = read_public(settings)
+    expected = measured(fresh_model(settings), 0, public.inputs)
     model = fresh_model(settings)
-    untrained = [norm_of(model, b).map.clone() for b in range(2)]
-    expected = measured(model, 0, public.inputs)
+    untouched = norm_of(model, 1).map.clone()
     train(
         model, public.inputs, public.targets, objective=BlockObjective(), schedule=schedule_of(settings),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert torch.equal(norm_of(model, 0).map, expected)
-    assert not any(torch.equal(norm_of(model, b).map, untrained[b]) for b in range(2))
-    assert torch.equal(norm_of(model, 1).map, measured(model, 1, public.inputs, fresh=True))
-
+    assert not torch.equal(norm_of(model, 1).map, untouched)
+    assert not torch.equal(norm_of(model, 1).map, expected)
     folder = tmp_path / "blocks"
-    alone = fresh_model(settings)
-    save_state(split(alone), folder)
+    save_state(split(fresh_model(settings)), folder)
     train_single_block(folder, 0, public.inputs, public.targets, job=job_of(settings))
-    from safetensors.torch import load_file
-
     stored = load_file(folder / "block-0.safetensors")
-    assert torch.equal(next(v for k, v in stored.items() if k.endswith("norm.map")), expected)
+    (found,) = (tensor for name, tensor in stored.items() if name.endswith("norm.map"))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_model_that_public_data_do_not_train_is_measured_all_the_same(tmp_path: Path) -> None:
+    settings = whitened("encoder", tmp_path)
+    public, _ = read_public(settings)
+    model = fresh_model(settings)
+    schedule = replace(schedule_of(settings), steps=0)
+    generator = torch.Generator().manual_seed(0)
+    train(
+        model,
+        public.inputs,
+        public.targets,
+        objective=BlockObjective(),
+        schedule=schedule,
+        generator=generator,
+    )
+    for b in range(2):
+        assert torch.equal(norm_of(model, b).map, measured(fresh_model(settings), b, public.inputs))
 
 
 @pytest.mark.parametrize("mode", ["local", "secure_step"])
 @pytest.mark.parametrize("kind", ["encoder", "vision"])
-def test_rounds_leave_it_as_it_is(kind: Literal["encoder", "vision"], mode: str, tmp_path: Path) -> None:
+def test_rounds_leave_it_as_it_is(kind: str, mode: str, tmp_path: Path) -> None:
     """Over the whole protocol. Would catch a map that is part of an update, or that a company has not."""
     run = prepare(whitened(kind, tmp_path, privacy={"mode": mode, "colluders": 1}), tmp_path / "runs")
-    before = [{k: v for k, v in part.items() if ".norm." in k} for part in run.load_state().blocks]
+    before = maps_of(run)
     result = simulate(run)
     assert (result["rounds_done"], result["rounds_failed"], result["refusals"]) == (2, {}, {})
-    after = run.load_state().blocks
-    for then, now in zip(before, after, strict=True):
-        assert len(then) == 2
-        assert all(torch.equal(now[name], tensor) for name, tensor in then.items())
+    after = maps_of(run)
+    assert len(before) == 2 * 2
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def maps_of(run: RunFolder) -> dict[str, Tensor]:
+    """Means and maps in the newest checkpoint, by their names."""
+    parts = Checkpoint.load(run.checkpoints).model.blocks
+    return {name: tensor for part in parts for name, tensor in part.items() if ".norm." in name}
 
 
 def whitened(kind: str, folder: Path, **parts: dict[str, object]) -> SimulationSettings:
@@ -116,11 +139,7 @@ def norm_of(model: Denoiser, block: int) -> Whitening:
     return norm
 
 
-def measured(model: Denoiser, block: int, inputs: Tensor, fresh: bool = False) -> Tensor:
-    """The map by the pooled features that `block` has now; `fresh`: as it was before it was trained."""
-    assert isinstance(model, PretrainedClassifier)
-    other = model
-    if fresh:
-        raise NotImplementedError
-    other.measure(block, inputs)
-    return norm_of(other, block).map.clone()
+def measured(model: Denoiser, block: int, inputs: Tensor) -> Tensor:
+    """The map by the pooled features that the block has now."""
+    model.measure(block, inputs)
+    return norm_of(model, block).map.clone()
