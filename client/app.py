@@ -337,8 +337,9 @@ def train(message: Message, context: Context, company: Company) -> RecordDict:
         company.count_round()
         company.count_steps(plan)
         _watch(context, company, model, request, data, plan)
-        policy, kept = company.policy, company.prefix
-        return train_block(model, request.block, data, plan, companies, randomness, policy, kept)
+        policy, block = company.policy, request.block
+        with company.prefix.before(model, block, data, plan) as before:
+            return train_block(model, block, data, plan, companies, randomness, policy, before)
 
     residues = _released(company, plan, session, labels, (plan.run, terms), trained)
     masked = party.mask(residues, request.adverts)

@@ -44,6 +44,10 @@ _told: set[tuple[Path, str]] = set()
 Before = Callable[[Tensor], Tensor | None]
 
 
+def nothing_kept(places: Tensor) -> None:
+    """Of no example is anything kept: the earlier blocks run in every pass."""
+
+
 def draws_all(plan: Plan, block: int, data: Examples) -> bool:
     """Whether the blocks before this one stay as they are, and the run draws more examples than the company has."""
     training, trained = plan.training, plan.trained_blocks
@@ -79,7 +83,7 @@ class KeptPrefix:
             with suppress(OSError):
                 forget(self.home)
         if self.megabytes == 0 or not draws_all(plan, block, data):
-            yield lambda places: None
+            yield nothing_kept
             return
         reader = _Reader(self, model, block, data, plan)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..privacy.source import CryptographicSource
 from ..protocol.release import block_size, codec, mechanism, secure_step
 from ..settings import Plan
 from .batches import examples_at_once
-from .kept_prefix import Before, KeptPrefix
+from .kept_prefix import Before, nothing_kept
 from .policy import Policy
 from .units import drawn_records, groups_of
 
@@ -56,36 +55,18 @@ def train_block(
     companies: int,
     randomness: Randomness,
     policy: Policy,
-    kept: KeptPrefix | None = None,
+    before: Before = nothing_kept,
 ) -> npt.NDArray[np.uint32]:
     """The company's input to the secure sum, (P,) residues: its block's update, or its noisy sum of gradients.
 
     Where the plan's unit is a group of records, the mechanism's examples are the data's groups (see `units`).
-    `kept`: where features of the earlier blocks are kept from round to round; the residues do not depend on it.
+    `before`: what is kept of the earlier blocks' features (see `KeptPrefix`); the residues do not depend on it.
 
     Raises:
         ProtocolError: "no_data", where the data do not name the plan's groups.
         PrivacyError: the machine does not meet the proof's assumptions (see `batches`, `privacy.denormals`).
         UnsupportedLayer: a layer of the block has no per-example gradients.
     """
-    with nullcontext(_not_kept) if kept is None else kept.before(model, block, data, plan) as before:
-        return _trained(model, block, data, plan, companies, randomness, policy, before)
-
-
-def _not_kept(places: Tensor) -> None:
-    """Of no example is there anything to begin with."""
-
-
-def _trained(
-    model: Denoiser,
-    block: int,
-    data: Examples,
-    plan: Plan,
-    companies: int,
-    randomness: Randomness,
-    policy: Policy,
-    before: Before,
-) -> npt.NDArray[np.uint32]:
     active = model.freeze_all_but(block, plan.training.interface).train()
     objective = BlockObjective(weight=plan.noise.weight)
     device, source = model.device, CryptographicSource(randomness)

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from fedblocks.blocks.examples import Examples, Groups
 from fedblocks.client import kept_prefix
 from fedblocks.client.batches import random_examples
 from fedblocks.client.company import Company
-from fedblocks.client.kept_prefix import KeptPrefix, draws_all
+from fedblocks.client.kept_prefix import KeptPrefix, draws_all, nothing_kept
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.client.prefix_file import PrefixFile
 from fedblocks.client.training import train_block
@@ -76,12 +77,14 @@ class Training:
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 p.copy_(self.begun[name])
-        prefix = KeptPrefix(self.home, self.megabytes, self.lines.append) if kept else None
+        prefix = KeptPrefix(self.home, self.megabytes, self.lines.append)
+        given = prefix.before(self.model, 1, self.data, self.plan) if kept else nullcontext(nothing_kept)
         randomness = Randomness.from_seed(number, "round")
         train_block(self.model, 1, self.data[:2], self.plan, 3, randomness, policy)  # passes are tested once
         self.ran.clear()
         randomness = Randomness.from_seed(number, "round")
-        return train_block(self.model, 1, self.data, self.plan, 3, randomness, policy, prefix).tobytes()
+        with given as before:
+            return train_block(self.model, 1, self.data, self.plan, 3, randomness, policy, before).tobytes()
 
     def filled(self) -> Training:
         for number in range(6):

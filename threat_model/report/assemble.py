@@ -12,7 +12,7 @@ from ...errors import RunError
 from ...privacy.accounting import Guarantee, finite
 from ...privacy.events import Event
 from ...privacy.group_privacy import group_epsilon
-from ...protocol.release import run_terms
+from ...protocol.release import planned_size, run_terms
 from ...server.own_account import planned
 from ...server.representation import Representation
 from ...server.run_folder import RunFolder
@@ -20,7 +20,7 @@ from ...settings import Plan
 from .adapted import adapted
 from .answers import answers, not_tested
 from .audited import Audited
-from .costs import block_values, costs, largest_state, megabytes
+from .costs import costs, largest_state, megabytes
 from .diagnosed import Diagnosed
 from .document import (
     Account,
@@ -62,7 +62,7 @@ class Judged:
 
 def judge(run: RunFolder, facts: Facts, audit: Audited | None) -> Judged:
     """Raises: RunError, LedgerError where a file of the run cannot be read."""
-    promise, accounts = _promise(facts, block_values(facts.plan)), accounts_of(facts.spending)
+    promise, accounts = _promise(facts, planned_size(facts.plan)), accounts_of(facts.spending)
     checks = cross_checks(run, facts, audit)
     return Judged(promise, accounts, checks, verdict_of(facts, promise, accounts, audit, checks))
 
@@ -78,7 +78,7 @@ def assemble(
 
     Raises: RunError, LedgerError where a file of the run cannot be read.
     """
-    size = block_values(facts.plan)
+    size = planned_size(facts.plan)
     judged = judge(run, facts, audit)
     promise, accounts, checks = judged.promise, judged.accounts, judged.checks
     attackers = answers(audit)

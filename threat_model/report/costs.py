@@ -9,14 +9,9 @@ from typing import Any
 
 from ...blocks import build_model
 from ...blocks.size import parameters_of
-from ...protocol.release import blocks_read, planned_size
+from ...protocol.release import blocks_read
 from ...settings import Plan
 from .document import Costs
-
-
-def block_values(plan: Plan) -> int:
-    """Values in an update of the largest block that the run trains."""
-    return planned_size(plan)
 
 
 def state_bytes(plan: Plan) -> int:
