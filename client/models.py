@@ -27,7 +27,6 @@ from ..protocol import private_file
 from .company import Company
 from .model_folders import METRICS_FILE, PUBLIC_FILE, kept_folders
 from .personal import PERSONAL_FILE, laid_over, mark_of
-from .policy_file import know_pretrained
 from .quality import quality_of, spread
 
 
@@ -58,7 +57,7 @@ def kept_models(company: Company) -> list[KeptModel]:
     """Every model in the home, with its figures, which are computed where they are not yet there."""
     found = []
     with suppress(InputError):  # where a converted model is missing, the models that need it say so
-        know_pretrained(company.home)
+        company.policy.know_pretrained()
     for folder in kept_folders(company.home):
         try:
             found.append(_kept(company, folder))
@@ -73,7 +72,6 @@ def kept_models(company: Company) -> list[KeptModel]:
 
 
 def _kept(company: Company, folder: Path) -> KeptModel:
-    company.policy.know_pretrained()
     model, card = load_model(folder)
     data = company.held_out()
     figures = _read(folder, card, data) or _measured(company, folder, model, card, data)
