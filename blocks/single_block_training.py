@@ -54,7 +54,10 @@ class Job:
     def record(self, block: int) -> dict[str, Any]:
         """As plain values; stored with a checkpoint, so that no other job resumes it."""
         model, noise = self.model.model_dump(mode="json"), self.noise.model_dump(mode="json")
-        return asdict(self) | {"model": model, "noise": noise, "block": block}
+        record = asdict(self) | {"model": model, "noise": noise, "block": block}
+        if self.schedule.blocks is None:
+            del record["schedule"]["blocks"]  # the record that it was before blocks could be chosen
+        return record
 
     def digest(self, block: int) -> str:
         """SHA-256 of the record, in hexadecimal."""
@@ -74,7 +77,7 @@ def train_single_block(
     """Train block-<block>.safetensors of `folder` in place, from its last checkpoint if there is one.
 
     inputs (N, ...), targets (N, ...) on the CPU. The noise partition is that of the settings throughout.
-    Does nothing if the job has trained the block already.
+    Does nothing if the job has trained the block already. A block that the schedule leaves out is only measured.
 
     Raises:
         InputError: there is no such block.
@@ -97,11 +100,12 @@ def train_single_block(
     checkpoint = folder / f"training-{block}.pt"
     if checkpoint.is_file():
         _resume(checkpoint, model, trainer, generator, job)
-    while trainer.taken < job.schedule.steps:
+    steps = job.schedule.steps_of(block)
+    while trainer.taken < steps:
         index = torch.randint(len(targets), (job.schedule.batch_size,), generator=generator)
         features = None if before is None else before[index]
         trainer.step(inputs[index], targets[index], job.objective, generator, features)
-        if trainer.taken % checkpoint_every == 0 and trainer.taken < job.schedule.steps:
+        if trainer.taken % checkpoint_every == 0 and trainer.taken < steps:
             saved = {
                 "job": job.record(block), "block": _own(model), "trainer": trainer.state(),
                 "generator": generator.get_state(),

@@ -38,16 +38,26 @@ class Schedule:
     precision: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     compile: bool = False
+    blocks: tuple[int, ...] | None = None
+
+    def trained(self, blocks: int) -> tuple[int, ...]:
+        """The blocks that are trained, of a model of so many."""
+        return tuple(range(blocks)) if self.blocks is None else self.blocks
+
+    def steps_of(self, block: int) -> int:
+        """How long this block is trained."""
+        return self.steps if self.blocks is None or block in self.blocks else 0
 
     def order(self, blocks: int, generator: torch.Generator) -> Iterator[int]:
-        """The block of every step; each block has `steps` steps ("random": on average)."""
+        """The block of every step; each block that is trained has `steps` steps ("random": on average)."""
+        trained = self.trained(blocks)
         if self.schedule in ("sequential", "stacked"):
-            yield from (b for b in range(blocks) for _ in range(self.steps))
+            yield from (b for b in trained for _ in range(self.steps))
         elif self.schedule == "random":
-            for _ in range(self.steps * blocks):
-                yield int(torch.randint(blocks, (1,), generator=generator))
+            for _ in range(self.steps * len(trained)):
+                yield trained[int(torch.randint(len(trained), (1,), generator=generator))]
         else:
-            yield from (b for _ in range(self.steps) for b in range(blocks))
+            yield from (b for _ in range(self.steps) for b in trained)
 
 
 def optimizer_of(parameters: Iterable[nn.Parameter], schedule: Schedule) -> tuple[AdamW, OneCycleLR]:
@@ -154,7 +164,7 @@ def train(
     refit_every: int | None = None,
     on_step: OnStep = lambda step: None,
 ) -> None:
-    """Train all blocks in place; inputs (N, ...), targets (N, ...) on the model's device.
+    """Train the schedule's blocks in place; inputs (N, ...), targets (N, ...) on the model's device.
 
     Each step draws one batch with replacement. `refit_every`: after every so many steps of the first half of the
     training, the noise range is divided again, at equal shares of the measured loss curve.
@@ -164,7 +174,7 @@ def train(
     """
     trainers = [BlockTrainer(model, b, schedule) for b in range(model.partition.blocks)]
     curve = LossCurve(model.partition.law)
-    total = schedule.steps * len(trainers)
+    total = schedule.steps * len(schedule.trained(len(trainers)))
     model.train()
     for taken, b in enumerate(schedule.order(len(trainers), generator), start=1):
         if schedule.schedule == "stacked" and b and not trainers[b].taken:

@@ -93,7 +93,7 @@ def plan(
 
     settings = for_companies(chosen, roster)
     with one_core(), progress_on(people) as progress:
-        total = settings.pretraining.steps * settings.model.blocks
+        total = settings.pretraining.total_steps(settings.model.blocks)
         task = progress.add_task("Public pretraining", total=total, note="")
         made = plan_run(
             settings,

@@ -75,7 +75,7 @@ def prepare_with_progress(settings: SimulationSettings, runs: Path, console: Con
         _say(console, side, findings)
     with progress_on(console) as progress:
         task = progress.add_task(
-            "Public pretraining", total=settings.pretraining.steps * settings.model.blocks, note=""
+            "Public pretraining", total=settings.pretraining.total_steps(settings.model.blocks), note=""
         )
         return prepare(
             settings,

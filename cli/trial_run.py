@@ -59,7 +59,7 @@ def run(
     started = time.monotonic()
     make_folder(folder)
     with exclusive(folder, _LOCK), terminated_as_interrupted(), progress_on(console) as progress:
-        pretraining = settings.pretraining.steps * settings.model.blocks
+        pretraining = settings.pretraining.total_steps(settings.model.blocks)
         view = View(progress, approves=approves, pretraining=pretraining)
         try:
             made = _prepared(folder, names, wish, port or PORT, view)

@@ -126,8 +126,8 @@ class RunSettings(Part):
         from ..privacy.secure_aggregation import MAX_COHORT, lowest_threshold
 
         check_mechanism(self.training, self.privacy, "privacy.")
-        self.training.check_blocks(self.model.blocks)
         for part, draws in (("pretraining", self.pretraining), ("training", self.training)):
+            draws.check_blocks(self.model.blocks, part)
             self.model.check_draws(f"{part}.noise_draws", draws.noise_draws)
         if self.evaluation is not None:
             epsilon = self.privacy.epsilon

@@ -9,10 +9,34 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from ..blocks.settings import MOST_BLOCKS, Part, require
 
 
-class PretrainingSettings(Part):
-    """Public pretraining of all blocks. `schedule`: every step trains all blocks ("together"), one at random
-    ("random"), or the blocks one after another, `steps` each ("sequential"), each starting from the weights of
-    the one before ("stacked")."""
+class _OfBlocks(Part):
+    """A training of all blocks of a model, or of some."""
+
+    blocks: tuple[Annotated[int, Field(ge=0, lt=MOST_BLOCKS)], ...] | None = Field(
+        None, description="the blocks that are trained; none: all. The others stay as they were"
+    )
+
+    @model_validator(mode="after")
+    def _blocks_once(self) -> Self:
+        if self.blocks is not None:
+            rule, chosen = "expected at least one block, each once and in order", self.blocks
+            require(bool(chosen) and [*chosen] == sorted({*chosen}), "blocks", chosen, rule)
+        return self
+
+    def trained(self, blocks: int) -> tuple[int, ...]:
+        """The blocks that are trained, of a model of so many."""
+        return tuple(range(blocks)) if self.blocks is None else self.blocks
+
+    def check_blocks(self, blocks: int, part: str = "training") -> None:
+        """Refuse settings that train a block which a model of so many has not; `part`: what they are called."""
+        last = self.trained(blocks)[-1]
+        require(last < blocks, f"{part}.blocks", self.blocks, f"the model has the blocks 0 to {blocks - 1}")
+
+
+class PretrainingSettings(_OfBlocks):
+    """Public pretraining. `schedule`: every step trains all blocks ("together"), one at random ("random"), or the
+    blocks one after another, `steps` each ("sequential"), each starting from the weights of the one before
+    ("stacked")."""
 
     steps: int = Field(500, ge=0)
     batch_size: int = Field(128, ge=1)
@@ -28,19 +52,33 @@ class PretrainingSettings(Part):
         None, description="take the model that `fedblocks pretrain` left in this folder, and train nothing"
     )
 
+    @model_validator(mode="after")
+    def _stacks_all(self) -> Self:
+        rule = 'with schedule = "stacked" a block starts from the one before it; leave it out'
+        require(self.schedule != "stacked" or self.blocks is None, "blocks", self.blocks, rule)
+        return self
+
+    def total_steps(self, blocks: int) -> int:
+        """Steps of the whole training, of a model of so many blocks."""
+        return self.steps * len(self.trained(blocks))
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings that choose no blocks have the digests that they had before blocks could be chosen."""
+        found: dict[str, Any] = dump(self)
+        if self.blocks is None:
+            found.pop("blocks", None)
+        return found
+
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class TrainingSettings(Part):
+class TrainingSettings(_OfBlocks):
     """What every company does in a round, and how the coordinator applies the sum."""
 
     rounds: int = Field(60, ge=1, le=1_000_000)
     assignment: Literal["sequential", "parallel", "all"] = "sequential"
-    blocks: tuple[Annotated[int, Field(ge=0, lt=MOST_BLOCKS)], ...] | None = Field(
-        None,
-        description="the blocks that rounds train; none: all. The others stay as the public model has them",
-    )
     interface: bool = Field(False, description="also train the blocks' embeddings and readouts")
     local_steps: int = Field(1, ge=1, le=10_000)
     local_learning_rate: float = Field(1.0, ge=1e-6, le=1e4)
@@ -132,22 +170,6 @@ class TrainingSettings(Part):
         if self.group is None:
             return None
         return f"one group (all records with the same value in column {self.group!r})"
-
-    @model_validator(mode="after")
-    def _blocks_once(self) -> Self:
-        if self.blocks is not None:
-            rule, chosen = "expected at least one block, each once and in order", self.blocks
-            require(bool(chosen) and [*chosen] == sorted({*chosen}), "blocks", chosen, rule)
-        return self
-
-    def trained(self, blocks: int) -> tuple[int, ...]:
-        """The blocks that rounds train, of a model of so many."""
-        return tuple(range(blocks)) if self.blocks is None else self.blocks
-
-    def check_blocks(self, blocks: int) -> None:
-        """Refuse settings that train a block which a model of so many has not."""
-        last = self.trained(blocks)[-1]
-        require(last < blocks, "training.blocks", self.blocks, f"the model has the blocks 0 to {blocks - 1}")
 
     @model_validator(mode="after")
     def _pulls_something(self) -> Self:

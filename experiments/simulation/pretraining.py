@@ -72,13 +72,14 @@ def pretrain(
         if processes > 1 and len(wanted) > 1:
             train_in_processes(
                 folder, wanted, data.inputs, data.targets, job=job, workers=processes,
-                on_block=lambda b: on_step(b, job.schedule.steps),
+                on_block=lambda b: on_step(b, job.schedule.steps_of(b)),
             )  # fmt: skip
         else:
             for b in wanted:
                 train_single_block(folder, b, data.inputs, data.targets, job=job, on_step=partial(on_step, b))
     missing = [b for b in left if b not in wanted]
-    result: dict[str, Any] = {"folder": str(folder), "trained": wanted, "untrained": missing}
+    trained = [b for b in wanted if job.schedule.steps_of(b)]
+    result: dict[str, Any] = {"folder": str(folder), "trained": trained, "untrained": missing}
     if not missing:
         model = pretrained(settings, folder)
         result["metric"] = metric_of(settings.model).name

@@ -123,7 +123,9 @@ class _Training:
             self.plan, session, session.model_digest, self.shared_digest, data.digest, company.policy
         )
         _, randomness = company.randomness(*labels)
-        return train_block(model, block, data, self.plan, len(session.cohort), randomness, company.policy)
+        cohort, policy = len(session.cohort), company.policy
+        with company.prefix.before(model, block, data, self.plan) as before:
+            return train_block(model, block, data, self.plan, cohort, randomness, policy, before)
 
 
 @lru_cache(maxsize=1)

@@ -187,7 +187,7 @@ def _work(job: Job, news: Connection) -> None:
 
     try:
         if job.run is None:
-            steps = job.cell.settings.pretraining.steps * job.cell.settings.model.blocks
+            steps = job.cell.settings.pretraining.total_steps(job.cell.settings.model.blocks)
             start(job.started, job.cell, lambda step: tell(step / max(steps, 1)))
             news.send((None, "", ""))
         else:

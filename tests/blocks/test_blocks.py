@@ -243,6 +243,17 @@ def test_a_schedule_gives_every_block_its_steps(schedule: str) -> None:
     assert counts.min() >= (30 if schedule == "random" else 50)
 
 
+@pytest.mark.parametrize("schedule", ["together", "random", "sequential"])
+def test_only_the_chosen_blocks_are_trained(schedule: str) -> None:
+    """Would catch a step of another block, or that of a chosen one left out."""
+    s = Schedule(steps=50, batch_size=1, learning_rate=1.0, schedule=schedule, blocks=(0, 2))  # type: ignore[arg-type]
+    counts = np.bincount(list(s.order(3, torch.Generator().manual_seed(0))), minlength=3)
+    assert counts.sum() == 100
+    assert counts[1] == 0
+    assert counts[[0, 2]].min() >= (30 if schedule == "random" else 50)
+    assert [s.steps_of(b) for b in range(3)] == [50, 0, 50]
+
+
 @pytest.mark.parametrize("steps", range(1, 31))
 def test_the_learning_rate_lasts_for_any_number_of_steps(steps: int) -> None:
     """Would catch a warm-up of exactly one step (nine steps), by which torch's schedule divides."""

@@ -27,7 +27,7 @@ from fedblocks.blocks.training import BlockTrainer
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.memory import training_memory
 from fedblocks.experiments.presets import load_settings
-from fedblocks.experiments.simulation.preparation import prepare
+from fedblocks.experiments.simulation.preparation import fresh_model, prepare, public_model, read_public
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.settings import NoiseSettings
@@ -272,6 +272,46 @@ def test_a_folder_of_pretrained_blocks_is_filled_in_any_order_and_a_run_starts_f
     started = load_settings("digits", (*PRESET, f"pretraining.folder={one}"))
     run = prepare(started, tmp_path / "run")
     assert digest(*Checkpoint.load(run.checkpoints, 0).model.blocks) == digest(*load_state(both).blocks)
+
+
+@pytest.mark.parametrize("features", ["raw", "prefix"])
+def test_public_data_train_the_chosen_blocks_alone(features: str, tmp_path: Path) -> None:
+    """In memory and block by block in files; would catch a block that moves although it was left out, one that was
+    chosen and does not, and progress that counts steps which nobody takes."""
+    settings = load_settings("digits", (*PRESET, f"model.features={features}", "pretraining.blocks=[1]"))
+    initial = split(fresh_model(settings)).blocks
+    steps: list[int] = []
+    trained = split(public_model(settings, read_public(settings)[0], steps.append)).blocks
+    assert steps == list(range(1, 9))
+    assert settings.pretraining.total_steps(3) == 8
+    done = pretrain(settings, tmp_path / "model")
+    assert done["trained"] == [1]
+    assert len(done["after_each_block"]) == 3
+    for found in (trained, load_state(tmp_path / "model").blocks):
+        assert [digest(part) == digest(own) for part, own in zip(found, initial, strict=True)] == [
+            True, False, True,
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ("pretraining.blocks=[]", "at least one block"),
+        ("pretraining.blocks=[1,0]", "in order"),
+        ("pretraining.blocks=[1,3]", "the blocks 0 to 2"),
+        ("training.blocks=[3]", "the blocks 0 to 2"),
+    ],
+)
+def test_blocks_that_are_none_are_refused_by_name(change: str, rule: str) -> None:
+    with pytest.raises(InputError, match=rule) as refused:
+        load_settings("digits", (*PRESET, change))
+    assert change.split("=")[0] in str(refused.value)
+
+
+def test_stacked_blocks_are_trained_all() -> None:
+    """A block that starts from the one before it would start from one that nothing has trained."""
+    with pytest.raises(InputError, match=r"pretraining\.blocks.*stacked"):
+        load_settings("digits", (*PRESET, "pretraining.schedule=stacked", "pretraining.blocks=[1]"))
 
 
 def test_pretrained_folders_of_other_settings_are_refused(tmp_path: Path) -> None:
