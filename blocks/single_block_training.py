@@ -55,8 +55,9 @@ class Job:
         """As plain values; stored with a checkpoint, so that no other job resumes it."""
         model, noise = self.model.model_dump(mode="json"), self.noise.model_dump(mode="json")
         record = asdict(self) | {"model": model, "noise": noise, "block": block}
-        if self.schedule.blocks is None:
-            del record["schedule"]["blocks"]  # the record that it was before blocks could be chosen
+        for name, usual in (("blocks", None), ("rate_decay", 1.0)):
+            if record["schedule"][name] == usual:
+                del record["schedule"][name]  # the record that it was before there was a choice
         return record
 
     def digest(self, block: int) -> str:

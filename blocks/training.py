@@ -7,7 +7,7 @@ trained together, in random order, one after another, or in separate processes (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -39,6 +39,11 @@ class Schedule:
     gradient_checkpointing: bool = False
     compile: bool = False
     blocks: tuple[int, ...] | None = None
+    rate_decay: float = 1.0
+
+    def of(self, block: int, blocks: int) -> Schedule:
+        """The same at the learning rate of this block, of so many: the last one has the whole rate."""
+        return replace(self, learning_rate=self.learning_rate * self.rate_decay ** (blocks - 1 - block))
 
     def trained(self, blocks: int) -> tuple[int, ...]:
         """The blocks that are trained, of a model of so many."""
@@ -89,7 +94,8 @@ class BlockTrainer:
             part.compile(dynamic=False)
         trained = set(model.trainable(block, interface=True))
         self.parameters = {name: p for name, p in part.named_parameters() if name in trained}
-        self.optimizer, self.rate = optimizer_of(self.parameters.values(), schedule)
+        own = schedule.of(block, len(model.blocks))
+        self.optimizer, self.rate = optimizer_of(self.parameters.values(), own)
         self.average = (
             {name: p.detach().clone() for name, p in self.parameters.items()} if schedule.ema else None
         )

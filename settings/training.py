@@ -41,6 +41,13 @@ class PretrainingSettings(_OfBlocks):
     steps: int = Field(500, ge=0)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
+    rate_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="a block's learning rate is this share of the next one's, and the last one's is learning_rate "
+        "(discriminative fine-tuning, Howard and Ruder 2018, section 3.2)",
+    )
     weight_decay: float = Field(0.01, ge=0)
     schedule: Literal["together", "random", "sequential", "stacked"] = "together"
     noise_draws: int = Field(1, ge=1, le=64)
@@ -64,10 +71,12 @@ class PretrainingSettings(_OfBlocks):
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings that choose no blocks have the digests that they had before blocks could be chosen."""
+        """Settings with neither have the digests that they had before blocks and rates could be chosen."""
         found: dict[str, Any] = dump(self)
         if self.blocks is None:
             found.pop("blocks", None)
+        if self.rate_decay == 1.0:
+            found.pop("rate_decay", None)
         return found
 
 

@@ -25,7 +25,7 @@ from fedblocks.blocks import (
 from fedblocks.blocks.families.vit import ViTClassifier, ViTSettings
 from fedblocks.blocks.information import LossCurve, posterior_entropy
 from fedblocks.blocks.noise import Seeded
-from fedblocks.blocks.training import optimizer_of
+from fedblocks.blocks.training import BlockTrainer, optimizer_of
 from fedblocks.errors import RunError
 
 
@@ -252,6 +252,15 @@ def test_only_the_chosen_blocks_are_trained(schedule: str) -> None:
     assert counts[1] == 0
     assert counts[[0, 2]].min() >= (30 if schedule == "random" else 50)
     assert [s.steps_of(b) for b in range(3)] == [50, 0, 50]
+
+
+def test_earlier_blocks_learn_at_lower_rates() -> None:
+    """Would catch rates in another order, or the first block at the whole one."""
+    net = model(3)
+    schedule = Schedule(steps=5, batch_size=8, learning_rate=0.1, rate_decay=0.5)
+    rates = [BlockTrainer(net, b, schedule).rate.get_last_lr()[0] for b in range(3)]
+    assert rates == pytest.approx([rates[2] / 4, rates[2] / 2, rates[2]])
+    assert 0.09 < rates[2] <= 0.1
 
 
 @pytest.mark.parametrize("steps", range(1, 31))
