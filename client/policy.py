@@ -271,9 +271,7 @@ class Policy(BaseModel):
         """Raises: InputError unless the model is one of `pretrained`, with the sizes of its card."""
         accepted = [places.register(Path(folder)) for folder in self.pretrained]
         if model.pretrained not in accepted:
-            rule = (
-                f"the plan adapts the converted model {model.pretrained}, which is not one of this company's"
-            )
+            rule = "is the converted model that the plan adapts, and not one of this company's"
             raise InputError("model.pretrained", model.pretrained, rule)
         model.check_sizes()
 

@@ -41,9 +41,12 @@ _TOP = """\
 """
 
 
-def first_policy(company: str, epsilon_ceiling: float, delta: float) -> str:
-    """The text of a first policy.toml, [data] left open. Raises: InputError where a value is not allowed."""
-    given = {"company": company, "epsilon_ceiling": epsilon_ceiling, "delta": delta}
+def first_policy(company: str, epsilon_ceiling: float, delta: float, **others: object) -> str:
+    """The text of a first policy.toml, [data] left open; `others`: rules that are not as usual, by field.
+
+    Raises: InputError where a value is not allowed.
+    """
+    given = {"company": company, "epsilon_ceiling": epsilon_ceiling, "delta": delta, **others}
     rules = validated(Policy, given | {"data": _ANYTHING})
     text = _TOP.format(company=company) + commented(rules, examples=_EXAMPLES, left_out=_LEFT_OUT)
     return text + f"\n# [data]: {Policy.model_fields['data'].description}.\n"

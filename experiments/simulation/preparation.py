@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -313,25 +314,31 @@ def write_home(home: Path, company: str, settings: RunSettings, data: Examples) 
 
 def policy_of(settings: RunSettings, company: str) -> Policy:
     """The rules that a willing company would write."""
-    pretrained: tuple[str, ...] = ()
-    if isinstance(settings.model, PretrainedSettings):
-        pretrained = (str(places.converted(settings.model.pretrained)[0]),)
     return Policy(
         company=company,
         epsilon_ceiling=settings.privacy.epsilon or 0.0,
         delta=settings.privacy.delta,
         data=settings.model.kind,
-        allow_interface=settings.training.interface,
-        minimum_cohort=settings.secure_aggregation.minimum_cohort,
-        pretrained=pretrained,
-        largest_model=max(LARGEST_MODEL, parameters_of(settings.model)),
-        i_accept_no_dp=settings.privacy.i_accept_no_dp,
-        allow_shared_noise=settings.privacy.mode == "secure_step",
-        least_colluders=settings.privacy.colluders,
         approval="never",
-        device=settings.device,
         simulation_seed=settings.seed,
+        **asked_of_companies(settings),
     )
+
+
+def asked_of_companies(settings: RunSettings) -> dict[str, Any]:
+    """What a run of these settings asks of a company's rules, but for its budget: field of `Policy` to value."""
+    found: dict[str, Any] = {
+        "allow_interface": settings.training.interface,
+        "minimum_cohort": settings.secure_aggregation.minimum_cohort,
+        "largest_model": max(LARGEST_MODEL, parameters_of(settings.model)),
+        "i_accept_no_dp": settings.privacy.i_accept_no_dp,
+        "allow_shared_noise": settings.privacy.mode == "secure_step",
+        "least_colluders": settings.privacy.colluders,
+        "device": settings.device,
+    }
+    if isinstance(settings.model, PretrainedSettings):
+        found["pretrained"] = (str(places.converted(settings.model.pretrained)[0]),)
+    return found
 
 
 def save_policy(home: Path, policy: Policy, *, ledger: bool = True) -> None:

@@ -13,11 +13,13 @@ Every step is skipped whose file is there already, so whatever interrupted it, t
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +29,7 @@ from ...client.decisions import LEDGER_FILE
 from ...client.doctor import examine
 from ...client.home import make_home
 from ...client.importing import DATA_FILE, import_data
+from ...client.policy import Policy
 from ...client.policy_file import POLICY_FILE
 from ...errors import InputError
 from ...protocol import fingerprints, private_file
@@ -39,7 +42,7 @@ from ...server.run_folder import RunFolder
 from ...settings import SimulationSettings, parsed_toml, read_text, validated
 from ..presets import load_settings
 from ..simulation.planning import for_companies, plan_run
-from ..simulation.preparation import OnStep, new_run
+from ..simulation.preparation import OnStep, asked_of_companies, new_run
 from .sources import write_sources
 
 TRIAL_FILE = "trial.toml"
@@ -155,9 +158,13 @@ def make_companies(
         make_folder(folder / DATA)
         sources = write_sources(settings, list(trial.homes), folder / DATA)
     ceiling, delta = settings.privacy.epsilon or 0.0, settings.privacy.delta
+    others = _not_as_usual(settings)
     for name, home in trial.homes.items():
         if not os.path.lexists(home / POLICY_FILE):
-            make_home(home, name, epsilon_ceiling=ceiling, delta=delta)
+            make_home(home, name, epsilon_ceiling=ceiling, delta=delta, **others)
+            if others:
+                rules = ", ".join(f"{rule} = {json.dumps(value)}" for rule, value in others.items())
+                say(f"{name}'s policy.toml allows what the preset asks for, beside the usual: {rules}")
         if home in lacking:
             found = import_data(
                 home, sources[name], settings.model, settings.data.match_contrast,
@@ -169,6 +176,12 @@ def make_companies(
             )
         if not os.path.lexists(home / LEDGER_FILE):
             Company.deployed(home).create_ledger()
+
+
+def _not_as_usual(settings: SimulationSettings) -> dict[str, Any]:
+    """The rules that the run needs and a first policy does not have. A real company decides on each by itself."""
+    asked = asked_of_companies(settings).items()
+    return {rule: value for rule, value in asked if value != Policy.model_fields[rule].default}
 
 
 def _run(

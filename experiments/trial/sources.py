@@ -11,22 +11,26 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...blocks.examples import Examples
+from ...blocks.pretrained.settings import PretrainedSettings
 from ...blocks.settings import ImageSettings, TextSettings
 from ...client.data import load_examples
 from ...client.data.findings import Findings
 from ...client.data.images.load import read_arrays
 from ...client.data.images.tally import Target
+from ...client.data.labelled_text.rows import rows_of
 from ...client.data.tables.load import rows_as_read
+from ...client.data.text.own_tokenizer import OwnTokenizer, folder_of
 from ...client.data.text.tokenizer import Tokenizer
 from ...errors import InputError
 from ...protocol import private_file
 from ...settings import DataSource, SimulationSettings
-from ...settings.contract import ImageContract, TableContract, TextContract
+from ...settings.contract import ImageContract, LabelledTextContract, TableContract, TextContract
 from ..simulation.preparation import Inputs, read_inputs
 
 FIELD = "data.private.source"
@@ -117,22 +121,60 @@ def _tables(settings: SimulationSettings, inputs: Inputs) -> Writer:
 
 def _text(settings: SimulationSettings, inputs: Inputs) -> Writer:
     model, contract = settings.model, settings.data.private.contract
-    assert isinstance(model, TextSettings)
-    tokenizer = Tokenizer.of("model.tokenizer", model.tokenizer)
+    tokenizer: Tokenizer | OwnTokenizer
+    if isinstance(model, PretrainedSettings):
+        tokenizer = OwnTokenizer.of("model.pretrained", folder_of(model.pretrained))
+    else:
+        assert isinstance(model, TextSettings)
+        tokenizer = Tokenizer.of("model.tokenizer", model.tokenizer)
     field = contract.field if isinstance(contract, TextContract) else TextContract().field
 
     def write(rows: Rows, examples: Examples) -> tuple[str, bytes]:
         # Windows follow one another in a stretch, so as one document they are cut at the same places again.
-        found: object = tokenizer.decode(examples.inputs.numpy().reshape(-1))
-        for key in reversed(field.split(".")):
-            found = {key: found}
-        return ".jsonl", f"{json.dumps(found)}\n".encode()
+        text = tokenizer.decode(examples.inputs.numpy().reshape(-1))
+        return ".jsonl", _line({field: text}).encode()
 
     return write
 
 
+def _labelled_text(settings: SimulationSettings, inputs: Inputs) -> Writer:
+    source = settings.data.private
+    told = source.contract
+    known = told if isinstance(told, LabelledTextContract) else LabelledTextContract(label=source.label)
+    every = list(rows_of(FIELD, source.source, known, Findings(source.source)))
+    if len(every) != inputs.private:
+        left = len(every) - inputs.private
+        rule = f"{left} rows are left out by the contract: cannot be cut up; {_OWN}"
+        raise InputError(FIELD, source.source, rule)
+
+    def write(rows: Rows, examples: Examples) -> tuple[str, bytes]:
+        lines = []
+        for row, number in zip(rows.tolist(), examples.targets.tolist(), strict=True):
+            label = number if known.labels is None else known.labels[number]
+            fields = {known.text: every[row].text, known.label: label}
+            if known.group is not None:
+                fields[known.group] = every[row].group
+            lines.append(_line(fields))
+        return ".jsonl", "".join(lines).encode()
+
+    return write
+
+
+def _line(fields: dict[str, object]) -> str:
+    """A line of JSON lines; a field is named by its path, as "body.text"."""
+    record: dict[str, Any] = {}
+    for path, value in fields.items():
+        *above, last = path.split(".")
+        at = record
+        for key in above:
+            at = at.setdefault(key, {})
+        at[last] = value
+    return f"{json.dumps(record)}\n"
+
+
 _WRITERS: dict[str, Callable[[SimulationSettings, Inputs], Writer]] = {
     "images": _images,
+    "labelled-text": _labelled_text,
     "tables": _tables,
     "text": _text,
 }
