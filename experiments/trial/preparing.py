@@ -158,7 +158,7 @@ def make_companies(
         make_folder(folder / DATA)
         sources = write_sources(settings, list(trial.homes), folder / DATA)
     ceiling, delta = settings.privacy.epsilon or 0.0, settings.privacy.delta
-    others = _not_as_usual(settings)
+    others = loosened_rules(settings)
     for name, home in trial.homes.items():
         if not os.path.lexists(home / POLICY_FILE):
             make_home(home, name, epsilon_ceiling=ceiling, delta=delta, **others)
@@ -178,7 +178,7 @@ def make_companies(
             Company.deployed(home).create_ledger()
 
 
-def _not_as_usual(settings: SimulationSettings) -> dict[str, Any]:
+def loosened_rules(settings: SimulationSettings) -> dict[str, Any]:
     """The rules that the run needs and a first policy does not have. A real company decides on each by itself."""
     asked = asked_of_companies(settings).items()
     return {rule: value for rule, value in asked if value != Policy.model_fields[rule].default}

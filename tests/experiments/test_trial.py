@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,19 +11,23 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from support.presets import without_training
+from support.pretrained_runs import pretrained_run
 from support.processes import until
 from support.trials import living, rows_of
 
 from fedblocks.blocks.examples import Examples
 from fedblocks.client.home import make_home
 from fedblocks.client.importing import import_data
+from fedblocks.client.policy import Policy, load_policy
 from fedblocks.errors import InputError
 from fedblocks.experiments.presets import load_settings
 from fedblocks.experiments.simulation.preparation import read_inputs
 from fedblocks.experiments.trial import sources
-from fedblocks.experiments.trial.preparing import Wish, named, prepare_trial, wished
+from fedblocks.experiments.trial.preparing import Wish, loosened_rules, named, prepare_trial, wished
 from fedblocks.experiments.trial.processes import Processes
 from fedblocks.experiments.trial.sources import write_sources
+from fedblocks.settings import SimulationSettings
 
 NAMES = ["charlie", "acme", "bravo"]
 
@@ -33,6 +38,7 @@ NAMES = ["charlie", "acme", "bravo"]
         ("digits", ('data.private.source="digits"',), ".npz"),
         ("tabular-cancer", (), ".parquet"),
         ("ar-text", ('data.private.source="python-topics"',), ".jsonl"),
+        ("minilm-text", tuple(without_training("minilm-text")), ".jsonl"),
     ],
 )
 def test_companies_import_the_very_examples_of_the_simulation(
@@ -41,7 +47,10 @@ def test_companies_import_the_very_examples_of_the_simulation(
     """Bit for bit, by the importer that a real company uses, which holds some of them out. Would catch a part that is
     another company's, a file that is read differently than the whole, and examples that a simulation never trains on.
     """
-    settings = Wish(preset=preset, changes=changes).settings(NAMES)
+    _import_the_very_examples(tmp_path, Wish(preset=preset, changes=changes).settings(NAMES), suffix)
+
+
+def _import_the_very_examples(tmp_path: Path, settings: SimulationSettings, suffix: str) -> None:
     files = write_sources(settings, NAMES, tmp_path)
     dealt = list(read_inputs(settings).companies.values())
     for name, expected in zip(sorted(NAMES), dealt, strict=True):
@@ -49,12 +58,50 @@ def test_companies_import_the_very_examples_of_the_simulation(
         assert path.name == f"{name}{suffix}"
         assert path.stat().st_mode & 0o077 == 0
         home = tmp_path / f"home-{name}"
-        make_home(home, name, epsilon_ceiling=8.0, delta=1e-5)
+        make_home(home, name, epsilon_ceiling=8.0, delta=1e-5, **loosened_rules(settings))
         model, contrast = settings.model, settings.data.match_contrast
         found = import_data(home, files[name], model, contrast, held_out=0.1)
         assert 0 < found.held_out < found.examples
         parts = [Examples.load(home / file) for file in ("data.npz", "held_out.npz")]
         assert rows_of(*parts) == rows_of(expected)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_texts_for_pretrained_models_are_dealt_as_the_simulation_deals_them(
+    kind: str, tmp_path: Path
+) -> None:
+    """A contract that names the classes; a decoder's own tokenizer. Would catch a class that is written as another's
+    name, and a stretch of text that the tokenizer cuts at other places."""
+    _import_the_very_examples(tmp_path, pretrained_run(kind, tmp_path), ".jsonl")
+
+
+def test_fields_are_written_where_a_contract_finds_them() -> None:
+    line = sources._line({"body.text": "a", "body.kind.label": 1, "who": "b"})
+    assert json.loads(line) == {"body": {"text": "a", "kind": {"label": 1}}, "who": "b"}
+
+
+def test_rules_allow_what_the_preset_asks_for_and_say_so(tmp_path: Path) -> None:
+    """Of a pretrained model, heads and shared noise. Would catch companies that refuse the preset which they are
+    made for, and a rule that is loosened without a word."""
+    folder, lines = tmp_path / "trial", list[str]()
+    changes = (*without_training("vit-hf-digits"), "data.private.source=digits", "pretraining.steps=1",
+               "training.rounds=1", "training.evaluate_every=1")  # fmt: skip
+    wish = Wish(preset="vit-hf-digits", changes=changes)
+    made = prepare_trial(folder, NAMES, wish, port=19443, say=lines.append)
+    said = "\n".join(lines)
+    usual = Policy.model_fields
+    for name, home in made.trial.homes.items():
+        policy = load_policy(home / "policy.toml")
+        assert list(policy.broken(made.run.plan())) == []
+        loosened = {
+            rule
+            for rule in loosened_rules(wish.settings(NAMES))
+            if getattr(policy, rule) != usual[rule].default
+        }
+        assert loosened == {"allow_interface", "allow_shared_noise", "pretrained"}
+        for rule in loosened:
+            assert f"{name}'s policy.toml" in said
+            assert f"{rule} = " in said
 
 
 def test_files_that_are_read_as_other_examples_are_refused(

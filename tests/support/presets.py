@@ -22,10 +22,11 @@ _LAYERS = 6
 
 def quick_settings(name: str, overrides: Sequence[str] = ()) -> SimulationSettings:
     """As `load_settings`, without training anything first."""
-    return load_settings(name, [*_instead(name), *overrides])
+    return load_settings(name, [*without_training(name), *overrides])
 
 
-def _instead(name: str) -> list[str]:
+def without_training(name: str) -> list[str]:
+    """Changes of the preset by which its model is of random weights."""
     raw = tomllib.loads(resources.files(presets).joinpath(f"{name}.toml").read_text("utf-8"))
     model = raw.get("model", {})
     if not str(model.get("pretrained", "")).startswith(PREFIX):
