@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "lora": ("model.trains=lora", "model.lora_rank=4", "model.lora_alpha=4.0"),
     "block": ("model.trains=block", "pretraining.learning_rate=2e-4", "training.server_learning_rate=0.001"),
 }
-_UTILITY_ALONE = "protocol=off"
+_UTILITY_ALONE = ("protocol=off", "training.evaluate_every=30")
 Found = dict[str, float]
 
 
@@ -85,4 +85,4 @@ class _Seed:
         return found
 
     def _settings(self, *changes: str) -> Any:
-        return load_settings(PRESET, [f"seed={self._seed}", _UTILITY_ALONE, *changes])
+        return load_settings(PRESET, [f"seed={self._seed}", *_UTILITY_ALONE, *changes])
