@@ -40,7 +40,7 @@ from .prefix_file import Places, PrefixFile, header_of, size_of
 from .units import units
 
 PREFIX_FILE = "prefix.bin"
-_SPARE = 256 << 20  # bytes that stay free on the disk, so that the file is no reason to refuse a round
+_SPARE = 256 << 20  # bytes that stay free on the disk; where these are used up later, the file gives way
 _told: set[tuple[Path, str]] = set()
 Before = Callable[[Tensor], Tensor | None]
 
@@ -93,7 +93,7 @@ class KeptPrefix:
             reader.close()
 
     def forget(self) -> None:
-        """The run is over, or another one begins."""
+        """The run is over, another one begins, or the disk has no room."""
         forget(self.home)
 
     def say_once(self, text: str) -> None:

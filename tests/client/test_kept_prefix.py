@@ -30,8 +30,9 @@ from fedblocks.client.company import Company
 from fedblocks.client.kept_prefix import KeptPrefix, draws_all, nothing_kept
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.client.prefix_file import PrefixFile
+from fedblocks.client.readiness import LEAST_FREE, check_room
 from fedblocks.client.training import train_block
-from fedblocks.errors import PrivacyError
+from fedblocks.errors import PrivacyError, ProtocolError
 from fedblocks.experiments.simulation.preparation import make_plan, prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.randomness import Randomness
@@ -361,6 +362,24 @@ def test_a_disk_that_fills_up_meanwhile_costs_no_round(filled: Training, monkeyp
     assert filled.agrees()
     assert "No space left" in filled.lines[-1]
     assert list(filled.home.iterdir()) == []
+
+
+def test_a_disk_that_is_full_later_takes_its_room_back(filled: Training, tmp_path: Path) -> None:
+    """Would catch a round, or a final model, that is refused for want of the room that the file takes."""
+    policy = Policy(company="acme", epsilon_ceiling=1.0, delta=1e-3, data=filled.plan.model.kind)
+    with small_disk(tmp_path / "disk", 100) as disk:
+        company = Company(disk.folder / "home", policy)
+        company.home.mkdir(mode=0o700)
+        path = company.home / "prefix.bin"
+        path.write_bytes(bytes(20 << 20))
+        check_room(company)
+        assert path.exists()
+        disk.fill(LEAST_FREE - (10 << 20))
+        check_room(company)
+        assert not path.exists()
+        disk.fill(LEAST_FREE - 1)
+        with pytest.raises(ProtocolError, match="no_room"):
+            check_room(company)
 
 
 def test_the_companys_limit_holds(tmp_path: Path, monkeypatch: Any) -> None:
