@@ -57,6 +57,11 @@ def pretrain(
     blocks, job = settings.model.blocks, job_of(settings)
     if block is not None and not 0 <= block < blocks:
         raise InputError("--block", block, f"expected 0 to {blocks - 1}")
+    if settings.model.reads_to_the_end:
+        rule = (
+            "a block's loss reads the blocks after it, of which none is in memory; train all in a simulation"
+        )
+        raise InputError("model.objective", "mixed", rule)
     findings = Findings(settings.data.public.source)
     data, test = read_public(settings, findings=findings)
     on_data(findings)
