@@ -167,7 +167,9 @@ class RunSettings(Part):
         # Of classes there is a closed form.
         measured = noise.partition == "equi-information" and model.kind.target_classes is None
         whole = own.folder is not None or len(own.trained(model.blocks)) == model.blocks
-        rule = 'noise.partition = "equi-information" is fitted to the loss of all blocks; train all, or set noise.edges'
+        rule = (
+            'noise.partition = "equi-information" is fitted to the loss of all: train all, or set noise.edges'
+        )
         fits = whole or not measured or noise.edges is not None
         require(fits, "pretraining.blocks", own.blocks, rule)
 

@@ -77,7 +77,7 @@ def pretrain(
         if processes > 1 and len(wanted) > 1:
             train_in_processes(
                 folder, wanted, data.inputs, data.targets, job=job, workers=processes,
-                on_block=lambda b: on_step(b, job.schedule.steps_of(b)),
+                on_block=lambda b: on_step(b, steps) if (steps := job.schedule.steps_of(b)) else None,
             )  # fmt: skip
         else:
             for b in wanted:
