@@ -62,6 +62,8 @@ class TransformerSettings(Part):
     connector: ClassVar[str]
     # Where examples have a class, by which they can be dealt to companies; none: their order is that of time or text.
     label_side: ClassVar[Literal["inputs", "targets"] | None] = None
+    # Whether a block can start from the weights of another.
+    blocks_alike: ClassVar[bool] = True
 
     if TYPE_CHECKING:
         family: (

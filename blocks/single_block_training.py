@@ -32,8 +32,10 @@ from .denoiser import Denoiser
 from .families import ModelSettings
 from .groups import Absent
 from .objective import BlockObjective
+from .pretrained.settings import PretrainedSettings
 from .settings import NoiseSettings
-from .state import check_part, merge, split
+from .state import check_part, merge, read_part, split
+from .streamed_prefix import streamed_context
 from .training import BlockTrainer, OnStep, Schedule
 from .transformer import Block
 
@@ -91,7 +93,13 @@ def train_single_block(
     model = build_model(job.model, job.noise, only=block)
     _load(model, folder / "shared.safetensors", None)
     _load(model, _file(folder, block), block)
-    before = streamed_features(model, folder, block, inputs) if model.features == "prefix" and block else None
+    before = None
+    if model.features == "prefix" and block:
+        if isinstance(job.model, PretrainedSettings):
+            earlier = {b: read_part(_file(folder, b)) for b in range(block)}
+            before = streamed_context(job.model, inputs, block, earlier)
+        else:
+            before = streamed_features(model, folder, block, inputs)
     if job.schedule.schedule == "stacked" and block:
         merge(model, _moved(load_file(_file(folder, block - 1)), block))
     model.measure(block, inputs, before)

@@ -458,7 +458,10 @@ def deliver(message: Message, context: Context, company: Company) -> RecordDict:
     awaited = _awaited(context, company, request.joined)
     if isinstance(awaited.plan.model, PretrainedSettings):
         know_pretrained(company.home)  # it may come days after this process has seen a plan
-    return DeliverReply(receive(request, awaited, company)).to_record()
+    kept = receive(request, awaited, company)
+    if kept and company.joined.run() == awaited.plan.run:
+        company.prefix.forget()  # the run is over, which over Flower alone nothing else tells
+    return DeliverReply(kept).to_record()
 
 
 def _awaited(context: Context, company: Company, joined: bytes) -> Awaited:

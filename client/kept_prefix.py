@@ -24,6 +24,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ from .prefix_file import Places, PrefixFile, header_of, size_of
 from .units import units
 
 PREFIX_FILE = "prefix.bin"
-_SPARE = 256 << 20  # bytes that stay free on the disk, so that the file is no reason to refuse a round
+_SPARE = 256 << 20  # bytes that stay free on the disk; where these are used up later, the file gives way
 _told: set[tuple[Path, str]] = set()
 Before = Callable[[Tensor], Tensor | None]
 
@@ -92,7 +93,7 @@ class KeptPrefix:
             reader.close()
 
     def forget(self) -> None:
-        """The run is over, or another one begins."""
+        """The run is over, another one begins, or the disk has no room."""
         forget(self.home)
 
     def say_once(self, text: str) -> None:
@@ -122,26 +123,44 @@ class _Reader:
             return None
 
     def _features(self, places: Tensor) -> Tensor:
-        wanted, order = np.unique(places.numpy(), return_inverse=True)
+        wanted = places.numpy()
         if not self._key:
-            self._key = _key(self._model, self._block, self._data, self._plan, len(places))
-            self._file = PrefixFile.found(self._kept.home / PREFIX_FILE, self._key, len(self._data))
-        good = np.zeros(len(wanted), dtype=bool)
+            self._key = _key(self._model, self._block, self._data, self._plan, len(wanted))
+            self._file = self._found()
+        # All are read, those that fill up a pass too: the time it takes does not tell how many these are.
         if self._file is not None:
             rows, good = self._file.read(wanted)
-            dtype, shape = self._file.dtype, self._file.shape
-        if self._file is None or not self._file.whole:
-            fresh = self._next(wanted[~good], len(places))
-            made = self._made(np.resize(fresh, len(places)))  # as any pass, filled up by repetition
-            dtype, shape = made.dtype, made.shape[1:]
-            computed = made.cpu().reshape(len(made), -1).view(torch.uint8)
-            if self._file is None:
-                self._file, rows = self._created(made), computed.new_empty(len(wanted), computed.shape[1])
-            if self._file is not None:
-                self._keep(self._file, fresh, computed)
-            rows[torch.from_numpy(~good)] = computed[: int((~good).sum())]
-        found = rows[torch.from_numpy(order.reshape(-1))].view(dtype)
-        return found.view(len(places), *shape).to(self._model.device)
+            if self._file.whole:
+                return self._given(rows.view(self._file.dtype), self._file.shape)
+        else:
+            good = np.zeros(len(wanted), dtype=bool)
+        own = np.unique(wanted[~good])
+        fresh = self._next(own, len(wanted))
+        made = self._made(np.resize(fresh, len(wanted)))  # as any pass, filled up by repetition
+        computed = made.cpu().reshape(len(made), -1).view(torch.uint8)
+        if self._file is None:
+            self._file, rows = self._created(made), computed
+        elif (self._file.dtype, self._file.shape) != (made.dtype, made.shape[1:]):
+            self._drop()  # as somebody has made it
+            return self._features(places)
+        if self._file is not None:
+            self._keep(self._file, fresh, computed)
+        index = np.where(good, np.arange(len(wanted)), len(wanted) + np.searchsorted(own, wanted))
+        return self._given(
+            torch.cat([rows, computed])[torch.from_numpy(index)].view(made.dtype), made.shape[1:]
+        )
+
+    def _given(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return rows.view(len(rows), *shape).to(self._model.device)
+
+    def _found(self) -> PrefixFile | None:
+        most = self._kept.megabytes << 20
+        return PrefixFile.found(self._kept.home / PREFIX_FILE, self._key, len(self._data), most)
+
+    def _drop(self) -> None:
+        self.close()
+        self._file = None
+        forget(self._kept.home)
 
     def _next(self, own: Places, most: int) -> Places:
         """The places that this pass computes: its own that are missing, then others, as many as it has room for."""
@@ -163,11 +182,11 @@ class _Reader:
         header = header_of(self._key, len(self._data), made)
         size = size_of(len(self._data), made[0].numel() * made.element_size())
         allowed = self._kept.megabytes
+        forget(self._kept.home)  # one of another key, or that is larger; its room is free again
         named = f"what the blocks before block {self._block} make of all examples takes {-(-size >> 20)} MB"
         if size > allowed << 20:
             self._give_up(f"{named}, prefix_cache_mb allows {allowed}")
             return None
-        forget(self._kept.home)  # one of another key; its room is free again
         if shutil.disk_usage(self._kept.home).free < size + _SPARE:
             self._give_up(f"{named}, for which this disk has no room")
             return None
@@ -181,7 +200,7 @@ class _Reader:
             file.truncate(size)
             file.write(header)
         self._kept.log(f"{named}: computed once, and kept in {PREFIX_FILE} until the run is over")
-        return PrefixFile.found(path, self._key, len(self._data))
+        return self._found()
 
     def _give_up(self, why: str) -> None:
         self._usable = False
@@ -192,7 +211,7 @@ def _key(model: Denoiser, block: int, data: Examples, plan: Plan, at_once: int) 
     """Digest of all that decides the bits of the features."""
     device = model.device
     told = {
-        "fedblocks": __version__, "torch": torch.__version__,
+        "fedblocks": __version__, "torch": torch.__version__, "transformers": _installed("transformers"),
         "machine": [platform.node(), platform.machine(), torch.backends.cpu.get_cpu_capability()],
         "device": [str(device), torch.cuda.get_device_name(device) if device.type == "cuda" else ""],
         "threads": torch.get_num_threads(), "precision": torch.get_float32_matmul_precision(),
@@ -201,6 +220,14 @@ def _key(model: Denoiser, block: int, data: Examples, plan: Plan, at_once: int) 
         "data": data.digest.hex(), "at_once": at_once,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _installed(package: str) -> str:
+    """The version of a package whose code computes some models' layers; empty where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _earlier(model: Denoiser, block: int) -> State:

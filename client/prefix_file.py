@@ -44,14 +44,15 @@ class PrefixFile:
         self._hash = hashlib.sha256(self.header)
 
     @classmethod
-    def found(cls, path: Path, key: str, count: int) -> PrefixFile | None:
-        """The file of this key, of so many examples; none where there is no such file, or it is not whole."""
+    def found(cls, path: Path, key: str, count: int, most: int) -> PrefixFile | None:
+        """The file of this key, of so many examples; none where there is no such file of at most `most` bytes, or it
+        is not whole."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:  # also a link
             return None
         try:
-            opened = cls._read(descriptor, key, count)
+            opened = cls._read(descriptor, key, count, most)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             opened = None
         if opened is None:
@@ -59,17 +60,19 @@ class PrefixFile:
         return opened
 
     @classmethod
-    def _read(cls, descriptor: int, key: str, count: int) -> PrefixFile | None:
+    def _read(cls, descriptor: int, key: str, count: int, most: int) -> PrefixFile | None:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
             return None
         header = os.pread(descriptor, _HEADER, 0)
         told = json.loads(header)
         dtype, shape = getattr(torch, told["dtype"]), tuple(told["shape"])
-        row_bytes = math.prod(shape) * torch.empty(0, dtype=dtype).element_size()
+        if not isinstance(dtype, torch.dtype) or any(type(size) is not int or size < 1 for size in shape):
+            return None
+        row_bytes = math.prod(shape) * dtype.itemsize
         if (told["format"], told["key"], told["examples"]) != (_FORMAT, key, count):
             return None
-        if state.st_size != size_of(count, row_bytes):
+        if state.st_size != size_of(count, row_bytes) or state.st_size > most:
             return None
         table = os.pread(descriptor, count * _DIGEST, _HEADER)
         digests = np.frombuffer(table, np.uint8).reshape(count, _DIGEST)
@@ -83,13 +86,15 @@ class PrefixFile:
         os.close(self.descriptor)
 
     def read(self, places: Places) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-        """The rows (k, bytes) at these places, and which of them are good (k,); the others are no longer kept."""
+        """The rows (k, bytes) at these places, and which of them are good (k,); the others are no longer kept.
+
+        As much work for a row that is not kept, and for one that is asked for again.
+        """
         rows = torch.empty(len(places), self.row_bytes, dtype=torch.uint8)
         for row, place in zip(rows.numpy(), places, strict=True):
-            if self.held[place]:
-                got = os.preadv(self.descriptor, [row], self._offset(place))
-                digest = np.frombuffer(self._digest(place, row), np.uint8)
-                self.held[place] = got == self.row_bytes and np.array_equal(digest, self.digests[place])
+            got = os.preadv(self.descriptor, [row], self._offset(place))
+            digest = np.frombuffer(self._digest(place, row), np.uint8)
+            self.held[place] = got == self.row_bytes and np.array_equal(digest, self.digests[place])
         return rows, self.held[places]
 
     def write(self, places: Places, rows: Tensor) -> None:

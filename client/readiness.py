@@ -144,8 +144,14 @@ def _explained(company: Company) -> Iterator[None]:
 
 
 def check_room(company: Company, more: int = 0) -> None:
-    """ProtocolError("no_room") if the disk has no room for so many bytes, and for what a round writes."""
+    """ProtocolError("no_room") if the disk has no room for so many bytes, and for what a round writes.
+
+    What is kept to save time gives way.
+    """
     free, needed = shutil.disk_usage(company.home).free, LEAST_FREE + more
+    if free < needed:
+        company.prefix.forget()
+        free = shutil.disk_usage(company.home).free
     if free < needed:
         text = f"{company.home}: {free >> 20} MB are free on this disk, at least {needed >> 20} are needed"
         raise ProtocolError("no_room", text)

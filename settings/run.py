@@ -129,6 +129,7 @@ class RunSettings(Part):
         for part, draws in (("pretraining", self.pretraining), ("training", self.training)):
             draws.check_blocks(self.model.blocks, part)
             self.model.check_draws(f"{part}.noise_draws", draws.noise_draws)
+        self._check_pretraining()
         if self.evaluation is not None:
             epsilon = self.privacy.epsilon
             require(
@@ -158,6 +159,19 @@ class RunSettings(Part):
             needed = group - dropouts
             require(t is None or t >= needed, "secure_aggregation.threshold", t, f"expected {needed} or more")
         return self
+
+    def _check_pretraining(self) -> None:
+        own, model, noise = self.pretraining, self.model, self.noise
+        rule = "a block of a pretrained model has weights of its own; expected another schedule"
+        require(own.schedule != "stacked" or model.blocks_alike, "pretraining.schedule", own.schedule, rule)
+        # Of classes there is a closed form.
+        measured = noise.partition == "equi-information" and model.kind.target_classes is None
+        whole = own.folder is not None or len(own.trained(model.blocks)) == model.blocks
+        rule = (
+            'noise.partition = "equi-information" is fitted to the loss of all: train all, or set noise.edges'
+        )
+        fits = whole or not measured or noise.edges is not None
+        require(fits, "pretraining.blocks", own.blocks, rule)
 
     @property
     def largest_group(self) -> int:

@@ -49,6 +49,7 @@ class PretrainedSettings(TransformerSettings):
     """
 
     kind_of_model: ClassVar[Literal["encoder", "vision", "decoder"]]
+    blocks_alike: ClassVar[bool] = False
 
     features: Literal["raw", "prefix"] = "prefix"
     pretrained: str

@@ -57,6 +57,11 @@ def pretrain(
     blocks, job = settings.model.blocks, job_of(settings)
     if block is not None and not 0 <= block < blocks:
         raise InputError("--block", block, f"expected 0 to {blocks - 1}")
+    if settings.model.reads_to_the_end:
+        rule = (
+            "a block's loss reads the blocks after it, of which none is in memory; train all in a simulation"
+        )
+        raise InputError("model.objective", "mixed", rule)
     findings = Findings(settings.data.public.source)
     data, test = read_public(settings, findings=findings)
     on_data(findings)
@@ -72,7 +77,7 @@ def pretrain(
         if processes > 1 and len(wanted) > 1:
             train_in_processes(
                 folder, wanted, data.inputs, data.targets, job=job, workers=processes,
-                on_block=lambda b: on_step(b, job.schedule.steps_of(b)),
+                on_block=lambda b: on_step(b, steps) if (steps := job.schedule.steps_of(b)) else None,
             )  # fmt: skip
         else:
             for b in wanted:

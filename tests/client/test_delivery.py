@@ -132,6 +132,19 @@ def test_the_model_is_the_one_that_export_writes(coordinator: Coordinator, tmp_p
     assert (told["run"], told["digest"]) == (coordinator.plan.run, card.digest)
 
 
+def test_what_was_kept_of_earlier_blocks_goes_as_the_run_is_over(coordinator: Coordinator) -> None:
+    """Over Flower alone nothing else says so. Would catch derived private data that stay, and those of a later run
+    that go with an old one's model."""
+    path, requests = home_of(coordinator) / "prefix.bin", requests_of(coordinator)
+    path.touch(mode=0o600)
+    assert sent(coordinator, requests) == "kept"
+    assert not path.exists()
+    assert refused(coordinator.ask(1, JOIN, joining(coordinator, run="another"))) is None
+    path.touch(mode=0o600)
+    assert sent(coordinator, requests) == "kept"
+    assert path.exists()
+
+
 def test_predict_works_on_it_and_models_shows_what_it_is_worth(coordinator: Coordinator) -> None:
     """From delivery to a person's screen: would catch a folder that `predict` cannot read, and figures of training
     examples, of other models, or that are not kept."""

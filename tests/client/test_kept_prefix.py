@@ -30,8 +30,9 @@ from fedblocks.client.company import Company
 from fedblocks.client.kept_prefix import KeptPrefix, draws_all, nothing_kept
 from fedblocks.client.policy import Policy, load_policy
 from fedblocks.client.prefix_file import PrefixFile
+from fedblocks.client.readiness import LEAST_FREE, check_room
 from fedblocks.client.training import train_block
-from fedblocks.errors import PrivacyError
+from fedblocks.errors import PrivacyError, ProtocolError
 from fedblocks.experiments.simulation.preparation import make_plan, prepare
 from fedblocks.experiments.simulation.simulate import simulate
 from fedblocks.privacy.randomness import Randomness
@@ -195,6 +196,13 @@ def _reshape(path: Path) -> None:
     _change_header(path, shape=shape[::-1])
 
 
+def _longer(path: Path, **told: Any) -> None:
+    """The file is as long as the changed header says."""
+    length = _row(path, 0)[1]
+    _change_header(path, **told)
+    os.truncate(path, HEADER + COUNT * (DIGEST + (2 * length if "dtype" in told else 0)))
+
+
 def _link(path: Path) -> None:
     path.rename(path.with_name("elsewhere"))
     path.symlink_to("elsewhere")
@@ -208,6 +216,9 @@ TAMPERED: dict[str, Callable[[Path], None]] = {
     "longer": lambda path: os.truncate(path, path.stat().st_size + 1),
     "empty": lambda path: os.truncate(path, 0),
     "shape": _reshape,
+    "shape in fractions": lambda path: _change_header(path, shape=[5.0, 13.0]),
+    "rows twice as long": lambda path: _longer(path, dtype="float64"),
+    "rows of nothing": lambda path: _longer(path, shape=[0]),
     "type": lambda path: _change_header(path, dtype="int32"),
     "no type": lambda path: _change_header(path, dtype="nn"),
     "no JSON": lambda path: _change(path, 0, b"\xff" * HEADER),
@@ -267,6 +278,37 @@ def test_another_companys_or_runs_file_is_replaced(filled: Training, tmp_path: P
     assert filled.path.read_bytes()[:HEADER] != before
 
 
+def test_another_version_of_transformers_makes_them_anew(filled: Training, monkeypatch: Any) -> None:
+    """Its code computes the layers; would catch features of before an upgrade in the middle of a run."""
+    monkeypatch.setattr(kept_prefix, "version", lambda package: "0.0")
+    assert filled.agrees()
+    assert filled.ran
+
+
+def test_a_pass_reads_as_much_whatever_was_drawn(tmp_path: Path, monkeypatch: Any) -> None:
+    """Would catch a time that tells how many examples of a pass only fill it up, or were drawn before."""
+    found, hashed = training("vision", tmp_path / "home"), []
+    original = PrefixFile._digest
+    monkeypatch.setattr(PrefixFile, "_digest", lambda *args: (hashed.append(1), original(*args))[1])
+
+    def rows_of(places: Tensor) -> int:
+        hashed.clear()
+        prefix = KeptPrefix(found.home, found.megabytes, found.lines.append)
+        with prefix.before(found.model, 1, found.data, found.plan) as before:
+            before(places)
+        return len(hashed)
+
+    drawn = [torch.arange(20, 52).clamp(max=20 + distinct) for distinct in (0, 7, 31)]
+    assert rows_of(torch.arange(32)) == 32  # those that it keeps
+    begun = found.path.read_bytes()
+    for places in drawn:
+        _change(found.path, 0, begun)
+        assert rows_of(places) == 32 + 32
+    for _ in range(2):
+        rows_of(drawn[0])
+    assert [rows_of(places) for places in drawn] == [32] * 3
+
+
 @pytest.mark.parametrize("trains", ["lora", "block"])
 def test_a_changed_earlier_block_is_noticed(trains: str, tmp_path: Path) -> None:
     """Would catch a key of the plan alone: the public state differs from run to run of the same plan."""
@@ -322,6 +364,24 @@ def test_a_disk_that_fills_up_meanwhile_costs_no_round(filled: Training, monkeyp
     assert list(filled.home.iterdir()) == []
 
 
+def test_a_disk_that_is_full_later_takes_its_room_back(filled: Training, tmp_path: Path) -> None:
+    """Would catch a round, or a final model, that is refused for want of the room that the file takes."""
+    policy = Policy(company="acme", epsilon_ceiling=1.0, delta=1e-3, data=filled.plan.model.kind)
+    with small_disk(tmp_path / "disk", 100) as disk:
+        company = Company(disk.folder / "home", policy)
+        company.home.mkdir(mode=0o700)
+        path = company.home / "prefix.bin"
+        path.write_bytes(bytes(20 << 20))
+        check_room(company)
+        assert path.exists()
+        disk.fill(LEAST_FREE - (10 << 20))
+        check_room(company)
+        assert not path.exists()
+        disk.fill(LEAST_FREE - 1)
+        with pytest.raises(ProtocolError, match="no_room"):
+            check_room(company)
+
+
 def test_the_companys_limit_holds(tmp_path: Path, monkeypatch: Any) -> None:
     """0 keeps nothing and removes what there is; a file above the limit is never begun, and the log says so once."""
     found = training("vision", tmp_path / "home").filled()
@@ -335,6 +395,18 @@ def test_the_companys_limit_holds(tmp_path: Path, monkeypatch: Any) -> None:
     assert list(found.home.iterdir()) == []
     assert len(found.lines) == 1
     assert "prefix_cache_mb allows 16" in found.lines[0]
+
+
+def test_a_lowered_limit_removes_a_larger_file(tmp_path: Path) -> None:
+    """Would catch a limit that is looked at only when a file is begun."""
+    found = training("vision", tmp_path / "home")
+    randomness = Randomness.from_seed(0, "many")
+    found.data = random_examples(found.plan.model.kind, 4000, CryptographicSource(randomness))
+    found.round(0)
+    assert found.path.stat().st_size > 1 << 20
+    found.megabytes = 1
+    assert found.agrees()
+    assert not found.path.exists()
 
 
 def test_only_what_stays_and_is_drawn_is_kept(tmp_path: Path) -> None:

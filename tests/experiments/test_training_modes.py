@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.pretrained_runs import pretrained_run
 from torch import Tensor
 
 from fedblocks.blocks import (
@@ -27,7 +28,13 @@ from fedblocks.blocks.training import BlockTrainer
 from fedblocks.errors import InputError, RunError
 from fedblocks.experiments.memory import training_memory
 from fedblocks.experiments.presets import load_settings
-from fedblocks.experiments.simulation.preparation import fresh_model, prepare, public_model, read_public
+from fedblocks.experiments.simulation.preparation import (
+    fresh_model,
+    prepare,
+    public_model,
+    read_public,
+    schedule_of,
+)
 from fedblocks.experiments.simulation.pretraining import pretrain
 from fedblocks.server.checkpoint import Checkpoint
 from fedblocks.settings import NoiseSettings
@@ -333,3 +340,54 @@ def test_pretrained_folders_of_other_settings_are_refused(tmp_path: Path) -> Non
     (tmp_path / "m" / "block-1.safetensors").write_bytes(b"broken")
     with pytest.raises(InputError, match=r"pretraining\.folder"):
         prepare(load_settings("digits", (*PRESET, f"pretraining.folder={tmp_path / 'm'}")), tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["encoder", "vision", "decoder"])
+def test_blocks_of_a_pretrained_model_are_not_stacked(kind: str, tmp_path: Path) -> None:
+    """Would catch pinned tensors that are overwritten by those of another block: companies have them as they were."""
+    with pytest.raises(InputError, match=r"pretraining.schedule.*weights of its own"):
+        pretrained_run(kind, tmp_path, pretraining={"schedule": "stacked"})
+
+
+def test_a_partition_is_not_fitted_to_the_loss_of_some_blocks() -> None:
+    """Would catch edges that all lie within the interval of the block that is trained."""
+    some = ("noise.partition=equi-information", "pretraining.blocks=[0]")
+    with pytest.raises(InputError, match=r"pretraining.blocks.*fitted to the loss of all"):
+        load_settings("forecast-series", some)
+    load_settings("digits", some)  # classes: a closed form, which no loss decides
+    load_settings("forecast-series", (some[0],))
+    edges = load_settings("forecast-series", ()).model.blocks - 1
+    levels = [20.0, *(1.0 / (i + 1) for i in range(edges)), 0.03]
+    load_settings("forecast-series", (*some, f"noise.edges={levels}"))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "vision", "decoder"])
+def test_a_pretrained_model_is_trained_block_by_block_as_in_memory(kind: str, tmp_path: Path) -> None:
+    """The second block reads what the first, as it was trained, makes of the public examples. Would catch features of
+    the converted model, and a training that cannot stream them."""
+    parts = {"schedule": "sequential", "steps": 3, "learning_rate": 1e-1}
+    settings = pretrained_run(kind, tmp_path, pretraining=parts)
+    result = pretrain(settings, tmp_path / "model")
+    assert (result["trained"], result["untrained"]) == ([0, 1], [])
+    public, _ = read_public(settings)
+    generator = torch.Generator().manual_seed(settings.seed * 64 + 1)
+    model, first = fresh_model(settings), load_state(tmp_path / "model").blocks[0]
+    merge(model, first)
+    model.measure(1, public.inputs)
+    model.freeze_all_but(1).train()
+    trainer = BlockTrainer(model, 1, schedule_of(settings))
+    for _ in range(3):
+        rows = torch.randint(len(public), (8,), generator=generator)
+        trainer.step(public.inputs[rows], public.targets[rows], BlockObjective(), generator)
+    found = load_state(tmp_path / "model").blocks[1]
+    wanted = split(model).blocks[1]
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_that_reads_to_the_end_is_not_trained_block_by_block(tmp_path: Path) -> None:
+    settings = pretrained_run("encoder", tmp_path, objective="mixed")
+    with pytest.raises(InputError, match=r"model.objective.*blocks after it"):
+        pretrain(settings, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
