@@ -1,10 +1,10 @@
 """MiniLM taught to tell 12 subjects apart: in three blocks, each trained alone, against end-to-end fine-tuning.
 
 1,200 public texts of `documentation`, judged on 2,000 of the others. End to end, all of the encoder trains with the
-same kind of head; each block takes as many steps, with the same batches. `last_block` trains that alone, and
-`linear_probe` nothing but a head on the frozen encoder. Memory is that of a step, by part (`experiments.memory`):
-parameters, gradients, AdamW's state and activations; beside the active block the frozen rest of the model is counted
-too, though it could be left on disk.
+same kind of head; each block takes as many steps, with the same batches, at a tenth of the next one's rate, or at one
+rate for all (`blocks_at_one_rate`). `last_block` trains that alone, and `linear_probe` nothing but a head on the
+frozen encoder. Memory is that of a step, by part (`experiments.memory`): parameters, gradients, AdamW's state and
+activations; beside the active block the frozen rest of the model is counted too, though it could be left on disk.
 """
 
 from __future__ import annotations
@@ -84,18 +84,20 @@ def _model(seed: int, objective: str = "task") -> PretrainedTextClassifier:
     return model
 
 
-def blocks(train: Examples, test: Examples, seed: int, first: int = 0) -> tuple[float, int]:
+def blocks(
+    train: Examples, test: Examples, seed: int, first: int = 0, schedule: Schedule = SCHEDULE
+) -> tuple[float, int]:
     """Every block alone, one after another, each on what those before it have become."""
     model, generator = _model(seed), torch.Generator().manual_seed(seed)
     total = 0
     for b in range(first, BLOCKS):
         model.requires_grad_(False)
-        trainer = BlockTrainer(model, b, SCHEDULE)
+        trainer = BlockTrainer(model, b, schedule)
         active = model.freeze_all_but(b).train()
         features = _features(model, b, train.inputs)
         objective = BlockObjective()
-        for step in range(SCHEDULE.steps):
-            rows = torch.randint(len(train), (SCHEDULE.batch_size,), generator=generator)
+        for step in range(schedule.steps):
+            rows = torch.randint(len(train), (schedule.batch_size,), generator=generator)
             take = partial(
                 trainer.step, train.inputs[rows], train.targets[rows], objective, generator, features[rows]
             )
@@ -163,6 +165,7 @@ def linear_probe(train: Examples, test: Examples, seed: int) -> tuple[float, int
 _METHODS: dict[str, Callable[[Examples, Examples, int], tuple[float, int]]] = {
     "end_to_end": end_to_end,
     "blocks": blocks,
+    "blocks_at_one_rate": partial(blocks, schedule=replace(SCHEDULE, rate_decay=1.0)),
     "last_block": partial(blocks, first=BLOCKS - 1),
     "linear_probe": linear_probe,
 }
