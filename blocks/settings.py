@@ -18,6 +18,11 @@ def require(holds: bool, field: str, value: object, rule: str) -> None:
         raise PydanticCustomError("rule", "{field}: {rule}", {"field": field, "value": value, "rule": rule})
 
 
+def chosen_of(chosen: tuple[int, ...] | None, blocks: int) -> tuple[int, ...]:
+    """The blocks that are chosen, of a model of so many; none: all."""
+    return tuple(range(blocks)) if chosen is None else chosen
+
+
 class Part(BaseModel):
     # Built at first use: the model families are looked up then, not when settings are imported.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)

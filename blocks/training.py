@@ -20,6 +20,7 @@ from .groups import GroupedModule
 from .information import LossCurve
 from .noise import Partition, Seeded
 from .objective import BlockObjective
+from .settings import chosen_of
 
 OnStep = Callable[[int], None]
 
@@ -47,7 +48,7 @@ class Schedule:
 
     def trained(self, blocks: int) -> tuple[int, ...]:
         """The blocks that are trained, of a model of so many."""
-        return tuple(range(blocks)) if self.blocks is None else self.blocks
+        return chosen_of(self.blocks, blocks)
 
     def steps_of(self, block: int) -> int:
         """How long this block is trained."""
@@ -178,11 +179,12 @@ def train(
     "stacked" is progressive stacking (Gong et al. 2019, ICML) block by block: a block that uses the features of the
     blocks before it has a similar task, so it starts from the weights of the last of them.
     """
-    trainers = [BlockTrainer(model, b, schedule) for b in range(model.partition.blocks)]
+    blocks = model.partition.blocks
+    trainers = {b: BlockTrainer(model, b, schedule) for b in schedule.trained(blocks)}
     curve = LossCurve(model.partition.law)
-    total = schedule.steps * len(schedule.trained(len(trainers)))
+    total = schedule.steps * len(trainers)
     model.train()
-    for taken, b in enumerate(schedule.order(len(trainers), generator), start=1):
+    for taken, b in enumerate(schedule.order(blocks, generator), start=1):
         if schedule.schedule == "stacked" and b and not trainers[b].taken:
             trainers[b - 1].finish()
             model.blocks[b].load_state_dict(model.blocks[b - 1].state_dict())
@@ -195,10 +197,12 @@ def train(
         if refit_every and taken % refit_every == 0 and taken <= total // 2 and curve.ready:
             model.partition = refitted(model.partition, curve)
         on_step(taken)
-    for b, trainer in enumerate(trainers):
-        if not trainer.taken:
+    for b in range(blocks):
+        trainer = trainers.get(b)
+        if trainer is None or not trainer.taken:
             model.measure(b, inputs)
-        trainer.finish()
+        if trainer is not None:
+            trainer.finish()
     model.requires_grad_(False).eval()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from ..blocks.settings import MOST_BLOCKS, Part, require
+from ..blocks.settings import MOST_BLOCKS, Part, chosen_of, require
 
 
 class _OfBlocks(Part):
@@ -25,7 +25,7 @@ class _OfBlocks(Part):
 
     def trained(self, blocks: int) -> tuple[int, ...]:
         """The blocks that are trained, of a model of so many."""
-        return tuple(range(blocks)) if self.blocks is None else self.blocks
+        return chosen_of(self.blocks, blocks)
 
     def check_blocks(self, blocks: int, part: str = "training") -> None:
         """Refuse settings that train a block which a model of so many has not; `part`: what they are called."""
