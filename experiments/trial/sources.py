@@ -11,7 +11,6 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,11 +104,7 @@ def _tables(settings: SimulationSettings, inputs: Inputs) -> Writer:
     contract = source.contract
     assert isinstance(contract, TableContract)
     table = rows_as_read(FIELD, source.source, contract)
-    if table.num_rows != inputs.private:
-        rule = (
-            f"{table.num_rows - inputs.private} rows are left out by the contract: cannot be cut up; {_OWN}"
-        )
-        raise InputError(FIELD, source.source, rule)
+    _check_rows(source, table.num_rows, inputs)
 
     def write(rows: Rows, examples: Examples) -> tuple[str, bytes]:
         content = io.BytesIO()
@@ -117,6 +112,14 @@ def _tables(settings: SimulationSettings, inputs: Inputs) -> Writer:
         return ".parquet", content.getvalue()
 
     return write
+
+
+def _check_rows(source: DataSource, found: int, inputs: Inputs) -> None:
+    """Raises: InputError where the source has rows that are no examples: positions would not be those of rows."""
+    if found != inputs.private:
+        left = found - inputs.private
+        rule = f"{left} rows are left out by the contract: cannot be cut up; {_OWN}"
+        raise InputError(FIELD, source.source, rule)
 
 
 def _text(settings: SimulationSettings, inputs: Inputs) -> Writer:
@@ -132,7 +135,7 @@ def _text(settings: SimulationSettings, inputs: Inputs) -> Writer:
     def write(rows: Rows, examples: Examples) -> tuple[str, bytes]:
         # Windows follow one another in a stretch, so as one document they are cut at the same places again.
         text = tokenizer.decode(examples.inputs.numpy().reshape(-1))
-        return ".jsonl", _line({field: text}).encode()
+        return ".jsonl", f"{json.dumps({field: text})}\n".encode()
 
     return write
 
@@ -142,10 +145,7 @@ def _labelled_text(settings: SimulationSettings, inputs: Inputs) -> Writer:
     told = source.contract
     known = told if isinstance(told, LabelledTextContract) else LabelledTextContract(label=source.label)
     every = list(rows_of(FIELD, source.source, known, Findings(source.source)))
-    if len(every) != inputs.private:
-        left = len(every) - inputs.private
-        rule = f"{left} rows are left out by the contract: cannot be cut up; {_OWN}"
-        raise InputError(FIELD, source.source, rule)
+    _check_rows(source, len(every), inputs)
 
     def write(rows: Rows, examples: Examples) -> tuple[str, bytes]:
         lines = []
@@ -154,22 +154,10 @@ def _labelled_text(settings: SimulationSettings, inputs: Inputs) -> Writer:
             fields = {known.text: every[row].text, known.label: label}
             if known.group is not None:
                 fields[known.group] = every[row].group
-            lines.append(_line(fields))
+            lines.append(f"{json.dumps(fields)}\n")
         return ".jsonl", "".join(lines).encode()
 
     return write
-
-
-def _line(fields: dict[str, object]) -> str:
-    """A line of JSON lines; a field is named by its path, as "body.text"."""
-    record: dict[str, Any] = {}
-    for path, value in fields.items():
-        *above, last = path.split(".")
-        at = record
-        for key in above:
-            at = at.setdefault(key, {})
-        at[last] = value
-    return f"{json.dumps(record)}\n"
 
 
 _WRITERS: dict[str, Callable[[SimulationSettings, Inputs], Writer]] = {

@@ -75,9 +75,17 @@ def test_texts_for_pretrained_models_are_dealt_as_the_simulation_deals_them(
     _import_the_very_examples(tmp_path, pretrained_run(kind, tmp_path), ".jsonl")
 
 
-def test_fields_are_written_where_a_contract_finds_them() -> None:
-    line = sources._line({"body.text": "a", "body.kind.label": 1, "who": "b"})
-    assert json.loads(line) == {"body": {"text": "a", "kind": {"label": 1}}, "who": "b"}
+def test_fields_are_written_where_a_contract_finds_them(tmp_path: Path) -> None:
+    """Would catch a field that is named by a path and written under another name."""
+    lines = [
+        {"body": {"text": f"w{2 + i % 20} w{2 + i % 7}", "kind": {"label": "abc"[i % 3]}}} for i in range(240)
+    ]
+    source = tmp_path / "named.jsonl"
+    source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
+    named = {"kind": "labelled-text", "text": "body.text", "label": "body.kind.label", "labels": [*"abc"]}
+    plain = pretrained_run("encoder", tmp_path)
+    data = plain.data.model_dump() | {"private": {"source": str(source), "contract": named}}
+    _import_the_very_examples(tmp_path, pretrained_run("encoder", tmp_path, data=data), ".jsonl")
 
 
 def test_rules_allow_what_the_preset_asks_for_and_say_so(tmp_path: Path) -> None:
